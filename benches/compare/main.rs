@@ -1,0 +1,298 @@
+//! pulsegate beside other proxies: the same load, the same service, the same machine, one run,
+//! one table. Everything happens in a private network namespace. See benches/README.md.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "measures real time, beside the processes that it compares"
+)]
+
+#[path = "../common/arguments.rs"]
+mod arguments;
+mod backend;
+mod load;
+mod table;
+mod target;
+#[path = "../common/usage.rs"]
+mod usage;
+
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+use std::{env, fs, io};
+
+use arguments::Arguments;
+use load::Tally;
+use pulsegate::sys::netns::{self, Namespace};
+use table::Table;
+use target::{Place, Target};
+
+const USAGE: &str = "cargo bench --bench compare -- [flags]
+  --targets LIST    of direct,pulsegate,haproxy,haproxy-splice,haproxy-threads,nginx,envoy (all)
+                    and other: another build of pulsegate, by the variable OTHER
+  --scenarios LIST  of ping,rate,upload,download,connect,mixed,idle (all)
+  --secs S          seconds measured in each run (1)
+  --repeats N       runs of each scenario and target (3)
+  --sessions N      sessions held by the scenario idle (2000)
+  --idle-secs S     for so long (5)";
+
+const SCENARIOS: &str = "ping,rate,upload,download,connect,mixed,idle";
+const WARM_UP: Duration = Duration::from_millis(300);
+
+/// What a run has shown. Times are of the proxy's processes.
+struct Run {
+    units: f64,
+    bytes: f64,
+    secs: f64,
+    cpu: Duration,
+    micros: Vec<u32>,
+    errors: u64,
+    others: f64,
+}
+
+struct Plan {
+    secs: Duration,
+    idle_secs: Duration,
+    sessions: usize,
+}
+
+fn main() -> ExitCode {
+    let Some(arguments) = Arguments::read(USAGE) else {
+        return ExitCode::SUCCESS;
+    };
+    let descriptors = usage::raise_descriptor_limit().min(1 << 20);
+    if let Err(reason) = private_network() {
+        eprintln!("no network namespaces here (root or user namespaces are needed): {reason}");
+        return ExitCode::FAILURE;
+    }
+    let place = Place {
+        backend: SocketAddr::from(([127, 0, 0, 1], 19_000)),
+        directory: env::temp_dir().join(format!("pulsegate-compare-{}", std::process::id())),
+        descriptors,
+        threads: thread::available_parallelism().map_or(1, Into::into),
+    };
+    let compared = compare(&arguments, &place);
+    let _ = fs::remove_dir_all(&place.directory);
+    match compared {
+        Ok(table) => {
+            println!("{table}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare(arguments: &Arguments, place: &Place) -> io::Result<Table> {
+    fs::create_dir_all(&place.directory)?;
+    target::end_with_this_process(place.directory.clone());
+    backend::start(place.backend);
+    let half = usize::try_from(place.descriptors / 2).unwrap_or(usize::MAX);
+    let plan = Plan {
+        secs: Duration::from_secs_f64(arguments.get("secs", 1.0)),
+        idle_secs: Duration::from_secs_f64(arguments.get("idle-secs", 5.0)),
+        sessions: arguments
+            .get("sessions", 2000)
+            .min(half.saturating_sub(200)),
+    };
+    let mut targets = start_all(&arguments.list("targets", target::NAMES), place);
+    let mut table = Table::new(&targets);
+    let repeats = arguments.get("repeats", 3);
+    let begin = Instant::now();
+    for repeat in 0..repeats {
+        for scenario in arguments.list("scenarios", SCENARIOS) {
+            let elapsed = begin.elapsed().as_secs();
+            eprintln!("[{elapsed:>4} s] {scenario}, {} of {repeats}", repeat + 1);
+            // Whoever comes first in one round is not the first in the next.
+            for n in 0..targets.len() {
+                let at = (n + repeat) % targets.len();
+                run(
+                    &scenario,
+                    &mut targets[at],
+                    &plan,
+                    |row, value, others, errors| {
+                        table.add(row, at, value, others, errors);
+                    },
+                )?;
+            }
+        }
+    }
+    Ok(table)
+}
+
+fn start_all(names: &[String], place: &Place) -> Vec<Target> {
+    let mut targets = Vec::new();
+    for (name, number) in names.iter().zip(0..) {
+        let started = Target::new(name, number, place)
+            .and_then(|mut t| t.start().map(|()| t).map_err(|e| e.to_string()));
+        match started {
+            Ok(target) => targets.push(target),
+            Err(reason) => eprintln!("{name} is left out: {reason}"),
+        }
+    }
+    targets
+}
+
+/// A network of this process and its children alone, tuned alike for all.
+fn private_network() -> io::Result<()> {
+    netns::prepare()?;
+    Namespace::new()?.enter()?;
+    let settings = [
+        ("ip_local_port_range", "21000 65535"),
+        ("tcp_max_tw_buckets", "4096"),
+        ("tcp_max_syn_backlog", "8192"),
+        ("../core/somaxconn", "4096"),
+    ];
+    for (name, value) in settings {
+        if let Err(error) = fs::write(format!("/proc/sys/net/ipv4/{name}"), value) {
+            eprintln!("{name} stays as it is: {error}");
+        }
+    }
+    // One that paces (BBR) limits bulk on loopback and hides what a proxy costs.
+    let congestion = "/proc/sys/net/ipv4/tcp_congestion_control";
+    fs::write(congestion, "cubic").or_else(|_| fs::write(congestion, "reno"))
+}
+
+/// Runs a scenario and gives its figures to `note`.
+fn run(
+    scenario: &str,
+    target: &mut Target,
+    plan: &Plan,
+    mut note: impl FnMut(&'static str, f64, f64, u64),
+) -> io::Result<()> {
+    if scenario == "idle" {
+        // A fresh process: what others have left in its pools must not hide what this costs.
+        target.stop();
+        target.start()?;
+    }
+    let to = target.address;
+    let run = match scenario {
+        "ping" => measure(target, plan.secs, |t| load::ping(to, 64, t)),
+        "rate" => measure(target, plan.secs, |t| load::rate(to, 64, 5000, t)),
+        "upload" => measure(target, plan.secs, |t| load::upload(to, 4, None, t)),
+        "download" => measure(target, plan.secs, |t| load::download(to, 4, t)),
+        "connect" => measure(target, plan.secs, |t| load::connect(to, 32, t)),
+        "mixed" => measure(target, plan.secs, |t| mixed(to, t)),
+        "idle" => return idle(target, plan, note),
+        _ => return Err(io::Error::other(format!("no scenario {scenario}"))),
+    };
+    let per_unit = run.cpu.as_secs_f64() * 1e6 / run.units.max(1.0);
+    let per_gb = run.cpu.as_secs_f64() * 1e9 / run.bytes.max(1.0);
+    let (per_second, gb) = (run.units / run.secs, run.bytes / run.secs / 1e9);
+    let p99 = f64::from(usage::quantile(&mut run.micros.clone(), 0.99));
+    let rows: &[(&'static str, f64)] = match scenario {
+        "ping" => &[
+            ("ping, 64 connections: messages/s", per_second),
+            ("ping: CPU us/message", per_unit),
+            ("ping: p99 us", p99),
+        ],
+        "rate" => &[
+            ("5000 messages/s: CPU us/message", per_unit),
+            ("5000 messages/s: p99 us", p99),
+        ],
+        "upload" => &[("upload: GB/s", gb), ("upload: CPU s/GB", per_gb)],
+        "download" => &[("download: GB/s", gb), ("download: CPU s/GB", per_gb)],
+        "connect" => &[
+            ("connect, message, FIN: connections/s", per_second),
+            ("connect: CPU us/connection", per_unit),
+            ("connect: p99 us", p99),
+        ],
+        _ => &[
+            ("2000 messages/s beside 400 MB/s: p99 us", p99),
+            ("beside: CPU s/GB", per_gb),
+        ],
+    };
+    for (row, value) in rows {
+        // There is no process whose time could be measured.
+        if row.contains("CPU") && target.pid().is_none() {
+            continue;
+        }
+        note(row, *value, run.others, run.errors);
+    }
+    Ok(())
+}
+
+fn mixed(to: SocketAddr, tally: &Arc<Tally>) {
+    thread::scope(|scope| {
+        scope.spawn(|| load::upload(to, 2, Some(400_000_000), tally));
+        load::rate(to, 16, 2000, tally);
+    });
+}
+
+/// Measures while a load runs: after the warm-up, for so long, until it is told to stop.
+fn measure(target: &Target, secs: Duration, load: impl FnOnce(&Arc<Tally>) + Send) -> Run {
+    let tally = Arc::new(Tally::default());
+    thread::scope(|scope| {
+        scope.spawn(|| load(&tally));
+        thread::sleep(WARM_UP);
+        let look = || {
+            (
+                Instant::now(),
+                target.pid().map(usage::cpu).unwrap_or_default(),
+                tally.units.load(Ordering::Relaxed),
+                backend::ARRIVED.load(Ordering::Relaxed),
+                usage::machine_busy(),
+                usage::cpu(std::process::id()),
+            )
+        };
+        tally.recording.store(true, Ordering::Relaxed);
+        let before = look();
+        thread::sleep(secs);
+        let after = look();
+        tally.recording.store(false, Ordering::Relaxed);
+        tally.stop.store(true, Ordering::Relaxed);
+        let took = after.0.duration_since(before.0).as_secs_f64();
+        let ours = after.5.saturating_sub(before.5);
+        let others = after
+            .4
+            .saturating_sub(before.4)
+            .saturating_sub(ours)
+            .as_secs_f64();
+        let processors = thread::available_parallelism().map_or(1, Into::into);
+        Run {
+            units: (after.2 - before.2) as f64,
+            bytes: (after.3 - before.3) as f64,
+            secs: took,
+            cpu: after.1.saturating_sub(before.1),
+            micros: tally.take(),
+            errors: tally.errors.load(Ordering::Relaxed),
+            others: others / took / processors as f64,
+        }
+    })
+}
+
+/// Memory of sessions on which nothing happens, and the CPU time of watching them.
+fn idle(
+    target: &Target,
+    plan: &Plan,
+    mut note: impl FnMut(&'static str, f64, f64, u64),
+) -> io::Result<()> {
+    let Some(pid) = target.pid() else {
+        return Ok(());
+    };
+    let (to, tally) = (target.address, Arc::new(Tally::default()));
+    thread::sleep(WARM_UP);
+    let empty = usage::memory(pid);
+    thread::scope(|scope| {
+        scope.spawn(|| load::hold(to, plan.sessions, &tally));
+        let done = || tally.units.load(Ordering::Relaxed) + tally.errors.load(Ordering::Relaxed);
+        while done() < plan.sessions as u64 {
+            thread::sleep(Duration::from_millis(20));
+        }
+        // What opening them costs is over by then.
+        thread::sleep(Duration::from_secs(1));
+        let before = usage::cpu(pid);
+        thread::sleep(plan.idle_secs);
+        let cpu = usage::cpu(pid).saturating_sub(before).as_secs_f64() * 1e3;
+        let each = usage::memory(pid).saturating_sub(empty) as f64 / plan.sessions as f64;
+        tally.stop.store(true, Ordering::Relaxed);
+        let errors = tally.errors.load(Ordering::Relaxed);
+        note("idle sessions: B/session", each, 0.0, errors);
+        note("idle sessions: CPU ms in all", cpu, 0.0, errors);
+    });
+    Ok(())
+}

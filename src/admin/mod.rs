@@ -1,0 +1,56 @@
+//! The HTTP endpoint for metrics and administration.
+//!
+//! It is meant for operators, probes and Prometheus, so it bounds everything a stranger at the
+//! port could hold: connections, header size and time, request bodies, the age of a connection.
+//! It runs on a thread of its own and never waits for the data plane longer than [`Control`]
+//! does.
+
+pub mod client;
+mod guard;
+mod query;
+mod routes;
+mod server;
+mod table;
+pub use crate::view;
+
+pub use server::serve;
+
+use std::pin::Pin;
+
+use view::{ConnectionView, VerifiedSession};
+
+/// Whether the process takes new clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    /// Listening.
+    Ready,
+    /// Not listening yet.
+    Starting,
+    /// Draining; no way back.
+    Draining,
+}
+
+/// What the endpoint needs of the rest of the process. Methods may block for some milliseconds;
+/// they are called on a thread that moves no client bytes.
+pub trait Control: Send + Sync + 'static {
+    /// Fresh figures in the Prometheus text format.
+    fn metrics(&self) -> String;
+    /// Whether the process takes new clients.
+    fn readiness(&self) -> Readiness;
+    /// Every session, in no order.
+    fn connections(&self) -> Vec<ConnectionView>;
+    /// Ends a session; false if there is none with this id.
+    fn close(&self, id: u64) -> bool;
+    /// Asks the peers of these sessions; with `quick`, ends the sessions whose peer is proven
+    /// gone. Ids that no session has, and sessions whose turn did not come in time, are left out.
+    /// The order is not that of `ids`. Takes some seconds at most.
+    fn verify(
+        &self,
+        ids: &[u64],
+        quick: bool,
+    ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>>;
+    /// The running configuration as YAML, defaults filled in.
+    fn config(&self) -> String;
+    /// Starts the drain, like SIGTERM.
+    fn drain(&self);
+}

@@ -1,0 +1,275 @@
+//! The HTTP server: connections and what they may hold.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::time::{sleep, timeout};
+use tower::load_shed::error::Overloaded;
+use tower::{BoxError, Service, ServiceBuilder, service_fn};
+use tracing::debug;
+
+use super::Control;
+use super::guard::Mutations;
+use super::routes::{Reply, Router, text};
+
+/// Connections at once. Each is a descriptor that the data plane cannot have.
+const MAX_CONNECTIONS: usize = 64;
+/// For a request line with headers, and for the silence between two requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+/// A connection that is older answers what it has begun, for at most [`GRACE`].
+const MAX_AGE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_secs(30);
+/// The same when the whole endpoint ends.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// accept() fails when descriptors run out; trying again at once would only burn the processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Requests that are answered at once, over all connections, and for how long each.
+const MAX_REQUESTS: usize = 32;
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves the endpoint until `shutdown` resolves; answers begun by then are finished, within a
+/// second. Changes (POST, DELETE) are refused unless `listener` is on a loopback address.
+///
+/// It calls [`Control`], which may block, on the thread that polls it: give it a runtime of its
+/// own.
+pub async fn serve(listener: TcpListener, control: Arc<dyn Control>, shutdown: impl Future) {
+    let mutations = match listener.local_addr() {
+        Ok(address) => Mutations::on(address.ip()),
+        Err(_) => Mutations::Refused,
+    };
+    let mut connections = Connections::new(Router::new(control, mutations));
+    tokio::pin!(shutdown);
+    loop {
+        tokio::select! {
+            biased;
+            _ = &mut shutdown => break,
+            () = connections.reap() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => connections.start(stream),
+                Err(error) => {
+                    debug!(%error, "admin: accept failed");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    connections.finish().await;
+}
+
+/// The open connections, at most [`MAX_CONNECTIONS`].
+struct Connections {
+    router: Router,
+    tasks: JoinSet<()>,
+    open: HashMap<Id, Slot>,
+    /// Counts connections and requests; tells which came last.
+    clock: Arc<AtomicU64>,
+    stop: watch::Sender<()>,
+}
+
+struct Slot {
+    abort: AbortHandle,
+    born: u64,
+    /// The clock at the last request; 0 before the first one.
+    active: Arc<AtomicU64>,
+}
+
+impl Connections {
+    fn new(router: Router) -> Self {
+        Self {
+            router,
+            tasks: JoinSet::new(),
+            open: HashMap::new(),
+            clock: Arc::default(),
+            stop: watch::Sender::new(()),
+        }
+    }
+
+    fn start(&mut self, stream: TcpStream) {
+        if self.open.len() >= MAX_CONNECTIONS {
+            self.evict();
+        }
+        let active = Arc::new(AtomicU64::new(0));
+        let (seen, clock) = (Arc::clone(&active), Arc::clone(&self.clock));
+        let router = self.router.clone();
+        let inner = service_fn(move |request: Request<Incoming>| {
+            seen.store(clock.fetch_add(1, Relaxed) + 1, Relaxed);
+            let answer = router.answer(&request);
+            async { Ok::<_, Infallible>(answer.await) }
+        });
+        let task = serve_connection(stream, layered(inner), self.stop.subscribe());
+        let abort = self.tasks.spawn(task);
+        let born = self.clock.fetch_add(1, Relaxed) + 1;
+        self.open.insert(
+            abort.id(),
+            Slot {
+                abort,
+                born,
+                active,
+            },
+        );
+    }
+
+    /// Makes room: whoever asks nothing cannot keep out those who do.
+    fn evict(&mut self) {
+        let least = self
+            .open
+            .iter()
+            .min_by_key(|(_, slot)| (slot.active.load(Relaxed), slot.born))
+            .map(|(id, _)| *id);
+        if let Some(slot) = least.and_then(|id| self.open.remove(&id)) {
+            debug!("admin: too many connections, the least active one is closed");
+            slot.abort.abort();
+        }
+    }
+
+    /// Waits for a connection to end; forever if there is none.
+    async fn reap(&mut self) {
+        let id = match self.tasks.join_next_with_id().await {
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => error.id(),
+            None => return std::future::pending().await,
+        };
+        self.open.remove(&id);
+    }
+
+    async fn finish(mut self) {
+        self.stop.send_replace(());
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        // What is left is aborted with the JoinSet.
+        let _ = timeout(SHUTDOWN_GRACE, all).await;
+    }
+}
+
+/// One connection, to its end.
+async fn serve_connection<T, S>(stream: T, service: S, mut stop: watch::Receiver<()>)
+where
+    T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: Service<Request<Incoming>, Response = Reply, Error = BoxError, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES)
+        .max_headers(MAX_HEADERS)
+        // `printf 'GET ...' | nc` ends its side right after the request.
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        result = connection.as_mut() => Some(result),
+        _ = stop.changed() => None,
+        () = sleep(MAX_AGE) => None,
+    };
+    let result = if let Some(result) = ended {
+        result
+    } else {
+        connection.as_mut().graceful_shutdown();
+        timeout(GRACE, connection).await.unwrap_or(Ok(()))
+    };
+    // Port scanners, TLS clients and the like end here.
+    if let Err(error) = result {
+        debug!(%error, "admin: connection failed");
+    }
+}
+
+/// Bounds what requests may take together. Only verifying takes a while.
+fn layered<R, S>(
+    inner: S,
+) -> impl Service<R, Response = Reply, Error = BoxError, Future: Send> + Clone + Send
+where
+    S: Service<R, Response = Reply, Error = Infallible, Future: Send> + Clone + Send,
+{
+    ServiceBuilder::new()
+        .map_result(answered)
+        .load_shed()
+        .concurrency_limit(MAX_REQUESTS)
+        .timeout(REQUEST_TIMEOUT)
+        .service(inner)
+}
+
+/// Turns the errors of the layers into answers; none is left.
+fn answered(result: Result<Reply, BoxError>) -> Result<Reply, BoxError> {
+    Ok(result.unwrap_or_else(|error| {
+        if error.is::<Overloaded>() {
+            text(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many requests at once\n",
+            )
+        } else {
+            text(StatusCode::GATEWAY_TIMEOUT, format!("no answer: {error}\n"))
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::time::Instant;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_is_left_after_a_while() {
+        let (mut client, server) = duplex(1024);
+        let large = service_fn(|_: Request<Incoming>| async {
+            Ok::<_, Infallible>(text(StatusCode::OK, vec![b'x'; 1 << 20]))
+        });
+        let stop = watch::Sender::new(());
+        let start = Instant::now();
+        let task = tokio::spawn(serve_connection(server, layered(large), stop.subscribe()));
+        let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        client.write_all(request).await.expect("written");
+        task.await.expect("no panic");
+        assert_eq!(start.elapsed().as_secs(), (MAX_AGE + GRACE).as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_says_nothing_is_left_sooner() {
+        let (_client, server) = duplex(1024);
+        let idle = service_fn(|_: Request<Incoming>| async {
+            Ok::<_, Infallible>(text(StatusCode::OK, ""))
+        });
+        let stop = watch::Sender::new(());
+        let start = Instant::now();
+        serve_connection(server, layered(idle), stop.subscribe()).await;
+        assert_eq!(start.elapsed().as_secs(), HEADER_TIMEOUT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_answer_is_cut_and_too_many_are_shed() {
+        let stuck = service_fn(|()| std::future::pending::<Result<Reply, Infallible>>());
+        let service = layered(stuck);
+        let mut waiting = JoinSet::new();
+        for _ in 0..MAX_REQUESTS {
+            waiting.spawn(service.clone().oneshot(()));
+        }
+        tokio::task::yield_now().await;
+
+        let shed = service.clone().oneshot(()).await.expect("answered");
+        assert_eq!(shed.status(), StatusCode::SERVICE_UNAVAILABLE);
+        while let Some(cut) = waiting.join_next().await {
+            let cut = cut.expect("no panic").expect("answered");
+            assert_eq!(cut.status(), StatusCode::GATEWAY_TIMEOUT);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! `/connections` for people: two lines for each session, one for each leg, in the spirit of
+//! `ss -o`. And the same for what verifying found.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+use super::view::{
+    ConnectionList, ConnectionView, LegView, TimerView, VerifiedLeg, VerifiedSession, VerifyList,
+};
+
+const COLUMNS: usize = 17;
+const HEAD: [&str; COLUMNS] = [
+    "ID",
+    "LISTENER",
+    "PHASE",
+    "AGE",
+    "IDLE",
+    "LEG",
+    "LOCAL",
+    "PEER",
+    "STATE",
+    "CONDITION",
+    "LIFE",
+    "RECEIVED",
+    "SENT",
+    "UNACKED",
+    "NOTSENT",
+    "RETR/PROBE",
+    "RTT",
+];
+
+type Row<const N: usize> = [String; N];
+
+/// The table, and a last line that says how many sessions it leaves out.
+pub(super) fn list(list: &ConnectionList) -> String {
+    let mut text = rows(&list.connections);
+    let shown = list.connections.len();
+    let ConnectionList { matched, total, .. } = list;
+    let _ = writeln!(text, "{shown} shown, {matched} matched, {total} in all");
+    text
+}
+
+/// The table without that line.
+pub(super) fn rows(connections: &[ConnectionView]) -> String {
+    let mut table = vec![(HEAD.map(str::to_owned), String::new())];
+    for c in connections {
+        let (first, second) = pair(c);
+        let word = |name, t: Option<&TimerView>| {
+            t.map(|t| format!("{name}:({},{})", t.reason, age(t.in_ms)))
+        };
+        let upstream = c.upstream.as_ref().and_then(|leg| leg.timer.as_ref());
+        let end = [
+            word("timer", c.downstream.timer.as_ref()),
+            word("next", c.timer.as_ref()),
+            c.verdict.map(|reason| format!("verdict:({reason})")),
+        ];
+        table.push((
+            first,
+            end.into_iter().flatten().collect::<Vec<_>>().join(" "),
+        ));
+        table.push((second, word("timer", upstream).unwrap_or_default()));
+    }
+    aligned(&table)
+}
+
+/// What asking the peers of these sessions found.
+pub(super) fn verified(sessions: &[VerifiedSession]) -> String {
+    let head = [
+        "ID", "LISTENER", "CLOSED", "LEG", "ANSWER", "SILENT", "EVIDENCE", "TOOK",
+    ];
+    let mut table = vec![(head.map(str::to_owned), String::new())];
+    for session in sessions {
+        let closed = if session.closed { "yes" } else { "no" };
+        let own = [
+            session.id.to_string(),
+            session.listener.clone(),
+            closed.to_owned(),
+        ];
+        let blank = [const { String::new() }; 3];
+        let downstream = verified_leg("downstream", Some(&session.downstream));
+        let upstream = verified_leg("upstream", session.upstream.as_ref());
+        table.push((row(own, downstream), String::new()));
+        table.push((row(blank, upstream), String::new()));
+    }
+    aligned(&table)
+}
+
+/// The same, and a last line that counts.
+pub(super) fn verify_list(list: &VerifyList) -> String {
+    let mut text = verified(&list.sessions);
+    let _ = writeln!(
+        text,
+        "{} asked: {} alive, {} silent, {} unknown, {} over; {} closed, {} skipped",
+        list.asked, list.alive, list.silent, list.unknown, list.over, list.closed, list.skipped
+    );
+    text
+}
+
+fn verified_leg(name: &str, leg: Option<&VerifiedLeg>) -> [String; 5] {
+    let cells = leg.map(|leg| {
+        [
+            leg.answer.as_str().to_owned(),
+            leg.silent_ms.map_or_else(|| "-".to_owned(), age),
+            leg.evidence.clone().unwrap_or_else(|| "-".to_owned()),
+            format!("{}ms", leg.took_ms),
+        ]
+    });
+    let [answer, silent, evidence, took] =
+        cells.unwrap_or_else(|| [const { String::new() }; 4].map(|_| "-".to_owned()));
+    [name.to_owned(), answer, silent, evidence, took]
+}
+
+/// Columns as wide as they must be, and what stands behind the last one.
+fn aligned<const N: usize>(table: &[(Row<N>, String)]) -> String {
+    let width = |i: usize| table.iter().map(|(row, _)| row[i].len()).max();
+    let widths: [usize; N] = std::array::from_fn(|i| width(i).unwrap_or(0));
+    let mut text = String::new();
+    for (row, end) in table {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        line.push_str(end);
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// The session's own cells stand on the first line only.
+fn pair(c: &ConnectionView) -> (Row<COLUMNS>, Row<COLUMNS>) {
+    let session = [
+        c.id.to_string(),
+        c.listener.clone(),
+        c.phase.to_owned(),
+        age(c.age_ms),
+        age(c.idle_ms),
+    ];
+    let blank = [const { String::new() }; 5];
+    (
+        row(session, leg("downstream", Some(&c.downstream))),
+        row(blank, leg("upstream", c.upstream.as_ref())),
+    )
+}
+
+fn row<const A: usize, const B: usize, const N: usize>(
+    session: [String; A],
+    leg: [String; B],
+) -> Row<N> {
+    let mut cells = session.into_iter().chain(leg);
+    std::array::from_fn(|_| cells.next().unwrap_or_default())
+}
+
+fn leg(name: &str, leg: Option<&LegView>) -> [String; 12] {
+    let Some(leg) = leg else {
+        let mut cells = [(); 12].map(|()| "-".to_owned());
+        name.clone_into(&mut cells[0]);
+        return cells;
+    };
+    let address = |a: Option<SocketAddr>| a.map_or_else(|| "-".to_owned(), |a| a.to_string());
+    [
+        name.to_owned(),
+        address(leg.local),
+        address(leg.peer),
+        leg.state.to_owned(),
+        leg.condition.to_owned(),
+        age(leg.last_life_ms),
+        leg.received_bytes.to_string(),
+        leg.sent_bytes.to_string(),
+        leg.unacked.to_string(),
+        leg.notsent_bytes.to_string(),
+        format!("{}/{}", leg.retransmits, leg.probes),
+        format!("{}.{}ms", leg.rtt_us / 1000, leg.rtt_us % 1000 / 100),
+    ]
+}
+
+/// Three digits or so, whatever the size.
+fn age(ms: u64) -> String {
+    let s = ms / 1000;
+    match s {
+        0..60 => format!("{s}.{}s", ms % 1000 / 100),
+        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
+        3600..86_400 => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d{:02}h", s / 86_400, s % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::view::AnswerWord;
+    use super::*;
+
+    fn timer(reason: &'static str, in_ms: u64) -> Option<TimerView> {
+        Some(TimerView { reason, in_ms })
+    }
+
+    fn leg_view(peer: &str) -> LegView {
+        LegView {
+            local: Some("10.0.0.5:9000".parse().expect("valid")),
+            peer: Some(peer.parse().expect("valid")),
+            state: "ESTAB",
+            condition: "alive",
+            last_life_ms: 400,
+            received_bytes: 10,
+            sent_bytes: 20,
+            unacked: 1,
+            notsent_bytes: 0,
+            retransmits: 2,
+            probes: 3,
+            rtt_us: 250,
+            timer: None,
+        }
+    }
+
+    /// A plain open session.
+    pub(crate) fn session(id: u64) -> ConnectionView {
+        ConnectionView {
+            id,
+            listener: "db".into(),
+            phase: "open",
+            age_ms: 3_723_000,
+            idle_ms: 400,
+            downstream: leg_view("192.0.2.7:51234"),
+            upstream: Some(leg_view("127.0.0.1:5432")),
+            timer: None,
+            verdict: None,
+        }
+    }
+
+    #[test]
+    fn what_verifying_found() {
+        let leg = VerifiedLeg {
+            answer: AnswerWord::Alive,
+            silent_ms: Some(2),
+            evidence: Some("answered".into()),
+            took_ms: 3,
+        };
+        let session = |id, upstream: Option<VerifiedLeg>| VerifiedSession {
+            id,
+            listener: "db".into(),
+            downstream: leg.clone(),
+            closed: upstream.is_some(),
+            upstream,
+        };
+        let gone = VerifiedLeg {
+            answer: AnswerWord::Silent,
+            silent_ms: Some(4321),
+            evidence: Some("keepalive".into()),
+            took_ms: 802,
+        };
+        let list = VerifyList::of(vec![session(7, Some(gone)), session(8, None)], 3);
+        let expected = "\
+ID  LISTENER  CLOSED  LEG         ANSWER  SILENT  EVIDENCE   TOOK
+7   db        yes     downstream  alive   0.0s    answered   3ms
+                      upstream    silent  4.3s    keepalive  802ms
+8   db        no      downstream  alive   0.0s    answered   3ms
+                      upstream    -       -       -          -
+2 asked: 1 alive, 1 silent, 0 unknown, 0 over; 1 closed, 1 skipped
+";
+        let text = verify_list(&list);
+        assert_eq!(text, expected, "\n{text}");
+    }
+
+    #[test]
+    fn two_lines_for_each_session() {
+        let mut first = session(7);
+        first.timer = timer("idle_timeout", 2000);
+        first.downstream.timer = timer("downstream_dead", 12_345);
+        first.upstream.as_mut().expect("connected").timer = timer("upstream_dead", 14_000);
+        first.downstream.condition = "suspect";
+        let mut second = session(8);
+        second.upstream = None;
+        second.verdict = Some("admin");
+        let text = list(&ConnectionList {
+            total: 9,
+            matched: 3,
+            connections: vec![first, second],
+        });
+        let expected = "\
+ID  LISTENER  PHASE  AGE    IDLE  LEG         LOCAL          PEER             STATE  CONDITION  LIFE  RECEIVED  SENT  UNACKED  NOTSENT  RETR/PROBE  RTT
+7   db        open   1h02m  0.4s  downstream  10.0.0.5:9000  192.0.2.7:51234  ESTAB  suspect    0.4s  10        20    1        0        2/3         0.2ms  timer:(downstream_dead,12.3s) next:(idle_timeout,2.0s)
+                                  upstream    10.0.0.5:9000  127.0.0.1:5432   ESTAB  alive      0.4s  10        20    1        0        2/3         0.2ms  timer:(upstream_dead,14.0s)
+8   db        open   1h02m  0.4s  downstream  10.0.0.5:9000  192.0.2.7:51234  ESTAB  alive      0.4s  10        20    1        0        2/3         0.2ms  verdict:(admin)
+                                  upstream    -              -                -      -          -     -         -     -        -        -           -
+2 shown, 3 matched, 9 in all
+";
+        assert_eq!(text, expected, "\n{text}");
+    }
+
+    #[test]
+    fn ages() {
+        for (ms, text) in [
+            (0, "0.0s"),
+            (59_999, "59.9s"),
+            (60_000, "1m00s"),
+            (3_600_000, "1h00m"),
+            (90_000_000, "1d01h"),
+        ] {
+            assert_eq!(age(ms), text);
+        }
+    }
+}

@@ -1,0 +1,414 @@
+//! The composition root: the only module that may see every other.
+
+mod surroundings;
+
+use std::collections::HashSet;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use crate::admin::{self, Control, Readiness};
+use crate::config::{self, Config, Listener, OnFull};
+use crate::exit::Exit;
+use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
+use crate::liveness::{Close, CloseHow, CloseReason};
+use crate::metrics::Metrics;
+use crate::relay;
+use crate::server::{Entrance, Gate, Hooks, Listening, StartError, Workers};
+use crate::session::{self, Service, Session};
+use crate::view::{ConnectionView, VerifiedSession};
+use crate::{sys, telemetry};
+
+use tracing_appender::non_blocking::ErrorCounter;
+
+/// Descriptors that are no sessions': listeners, runtimes, admin connections, log, clients that
+/// wait for descriptors, margin. The pipes of bulk streams come on top.
+const RESERVED_DESCRIPTORS: u64 = 96;
+
+/// Descriptors that are no sessions' under a limit.
+#[must_use]
+pub fn reserved_descriptors(limit: u64, workers: usize) -> u64 {
+    RESERVED_DESCRIPTORS + 2 * relay::most_pipes(limit) as u64 * workers as u64
+}
+/// Sessions whose peers are asked at a time, over all requests: each is looked at some hundred
+/// times in a second until it answers.
+const VERIFIED_AT_ONCE: usize = 512;
+
+/// A running proxy without its signals: what [`run`] and the demo have in common.
+#[derive(Debug)]
+pub struct App {
+    config: Config,
+    metrics: Arc<Metrics>,
+    workers: Workers,
+    entrances: Vec<Arc<Entrance>>,
+    readiness: AtomicU8,
+    drain: DrainRequest,
+    descriptor_limit: u64,
+    dropped_lines: Option<ErrorCounter>,
+    verifying: Arc<tokio::sync::Semaphore>,
+}
+
+/// Why the process could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// A listener or worker could not be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The admin endpoint could not be opened.
+    #[error(
+        "admin: cannot listen on {address}: {error}; choose another with --admin or switch it off with --admin off"
+    )]
+    Admin {
+        /// Its address.
+        address: SocketAddr,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// A descriptor limit that cannot hold what was asked for.
+    #[error(
+        "the descriptor limit is {limit}, and {sessions} sessions need {needed}: raise `ulimit -n` \
+         (systemd: LimitNOFILE=) or lower limits.max_connections"
+    )]
+    Descriptors {
+        /// The hard limit.
+        limit: u64,
+        /// What `limits.max_connections` add up to.
+        sessions: u64,
+        /// Descriptors for them.
+        needed: u64,
+    },
+    /// Anything else the system refused.
+    #[error("cannot start: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl App {
+    /// Starts the data plane; every listener listens when it returns.
+    ///
+    /// # Errors
+    /// The first thing that could not be started; nothing is left running.
+    pub fn start(
+        config: Config,
+        dropped_lines: Option<ErrorCounter>,
+        hooks: &Hooks,
+    ) -> Result<Arc<Self>, AppError> {
+        let metrics = Arc::new(Metrics::new());
+        let descriptor_limit = raise_descriptor_limit();
+        let count = config
+            .workers
+            .map_or_else(default_workers, std::num::NonZeroUsize::get);
+        let capacity = session_capacity(&config, descriptor_limit, count)?;
+        let descriptors = Arc::new(Gate::new(Some(capacity)));
+        let entrances: Vec<_> = config
+            .listeners
+            .iter()
+            .enumerate()
+            .map(|(index, l)| Arc::new(entrance(index, l, config.relay.low_water, &metrics)))
+            .collect();
+        let workers = Workers::start(count, &entrances, descriptors, &metrics, hooks)?;
+        for listener in &config.listeners {
+            tracing::info!(
+                listener = listener.name,
+                address = %listener.address,
+                upstream = %listener.upstream.address,
+                detect_within_ms = listener.liveness.detect_within.as_millis() as u64,
+                probe_interval_ms = listener.liveness.probe_interval.as_millis() as u64,
+                workers = count,
+                "listening"
+            );
+        }
+        surroundings::try_on_demand_probe(metrics.clone());
+        Ok(Arc::new(Self {
+            config,
+            metrics,
+            workers,
+            entrances,
+            readiness: AtomicU8::new(Readiness::Ready as u8),
+            drain: DrainRequest::default(),
+            descriptor_limit,
+            dropped_lines,
+            verifying: Arc::new(tokio::sync::Semaphore::new(VERIFIED_AT_ONCE)),
+        }))
+    }
+
+    /// Opens the admin endpoint.
+    ///
+    /// # Errors
+    /// When its address cannot be listened on.
+    pub async fn open_admin(&self) -> Result<Option<tokio::net::TcpListener>, AppError> {
+        let Some(admin) = &self.config.admin else {
+            return Ok(None);
+        };
+        let address = admin.address;
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => Ok(Some(listener)),
+            Err(error) => Err(AppError::Admin { address, error }),
+        }
+    }
+
+    /// Serves until a signal or the admin endpoint asks for the end, then drains.
+    ///
+    /// # Errors
+    /// When signals or the admin endpoint cannot be set up.
+    pub async fn serve(self: &Arc<Self>) -> Result<Drained, AppError> {
+        let mut signals = EndSignals::new()?;
+        let (done, is_done) = tokio::sync::oneshot::channel::<()>();
+        let mut endpoint = None;
+        if let Some(listener) = self.open_admin().await? {
+            let control: Arc<dyn Control> = self.clone();
+            endpoint = Some(tokio::spawn(admin::serve(listener, control, async {
+                let _dropped = is_done.await;
+            })));
+        }
+        tokio::select! {
+            name = signals.next() => tracing::info!("{name}: draining"),
+            () = self.drain.asked() => tracing::info!("the admin endpoint asks: draining"),
+        }
+        let drained = lifecycle::drain(&self.config.drain, &**self, &mut signals).await;
+        drop(done);
+        if let Some(endpoint) = endpoint {
+            let limit = std::time::Duration::from_millis(200);
+            let _answered_or_not = tokio::time::timeout(limit, endpoint).await;
+        }
+        Ok(drained)
+    }
+
+    fn for_each_session(&self, mut each: impl FnMut(&Arc<Session>)) {
+        self.workers
+            .tables()
+            .for_each(|table| table.for_each(&mut each));
+    }
+
+    fn order_all(&self, reason: CloseReason, how: CloseHow) {
+        let close = Close {
+            reason,
+            how,
+            evidence: None,
+            silent_for: 0,
+        };
+        self.for_each_session(|session| session.order(close));
+    }
+}
+
+/// Runs the proxy until it is told to end.
+#[must_use]
+pub fn run(config: Config) -> ExitCode {
+    match run_logging(config) {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => {
+            // The log may be JSON, or be read by nobody: the operator's terminal gets it.
+            eprintln!("pulsegate: {error}");
+            error.exit().into()
+        }
+    }
+}
+
+fn run_logging(config: Config) -> Result<(), AppError> {
+    let log = telemetry::init(&config.log).map_err(io::Error::other)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let app = App::start(config, Some(log.drops()), &Hooks::default())?;
+    let drained = runtime.block_on(app.serve())?;
+    match drained {
+        Drained::Clean => tracing::info!("drained: every session has finished"),
+        Drained::TimedOut(left) => tracing::warn!(sessions = left, "drained by drain.timeout"),
+        Drained::Forced(left) => tracing::warn!(sessions = left, "ended by force"),
+    }
+    Ok(())
+}
+
+impl AppError {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Admin { .. } | Self::Start(StartError::Listen { .. }) => Exit::CannotListen,
+            _ => Exit::Failure,
+        }
+    }
+}
+
+fn entrance(index: usize, listener: &Listener, low_water: bool, metrics: &Metrics) -> Entrance {
+    let limit = listener.limits.max_connections.map(|n| n as usize);
+    Entrance {
+        address: listener.address,
+        bound: OnceLock::new(),
+        backlog: listener.backlog,
+        sockets: Arc::new(Listening::default()),
+        service: Arc::new(Service {
+            name: listener.name.as_str().into(),
+            upstream: listener.upstream.clone(),
+            policy: listener.liveness.policy(),
+            on_dead: listener.liveness.on_dead,
+            metrics: metrics.listener(&listener.name),
+            queue_timeout: listener.limits.queue_timeout,
+            low_water,
+            index,
+            reconnect_delay: listener.limits.reconnect_delay,
+            sheds: listener.limits.on_full == OnFull::Shed,
+            sessions: AtomicUsize::new(0),
+            last_end: AtomicU8::default(),
+        }),
+        limits: listener.limits.clone(),
+        gate: Arc::new(Gate::new(limit)),
+        making_room: tokio::sync::Mutex::new(()),
+    }
+}
+
+/// The processors that the process may use, cgroup quota included.
+#[must_use]
+pub fn default_workers() -> usize {
+    thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+}
+
+/// Raises the soft descriptor limit to the hard one; returns it.
+fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("cannot raise the descriptor limit: {error}");
+        return limit.current.unwrap_or(u64::MAX);
+    }
+    limit.maximum.unwrap_or(u64::MAX)
+}
+
+/// How many sessions the descriptors allow: two each.
+fn session_capacity(config: &Config, limit: u64, workers: usize) -> Result<usize, AppError> {
+    let reserved = reserved_descriptors(limit, workers);
+    let capacity = limit.saturating_sub(reserved) / 2;
+    let asked: u64 = config
+        .listeners
+        .iter()
+        .filter_map(|l| l.limits.max_connections)
+        .map(u64::from)
+        .sum();
+    if asked > capacity {
+        let needed = asked * 2 + reserved;
+        return Err(AppError::Descriptors {
+            limit,
+            sessions: asked,
+            needed,
+        });
+    }
+    Ok(usize::try_from(capacity).unwrap_or(usize::MAX))
+}
+
+impl Drainable for App {
+    fn refuse_readiness(&self) {
+        self.readiness
+            .store(Readiness::Draining as u8, Ordering::Relaxed);
+        self.metrics.set_draining(true);
+    }
+
+    fn stop_accepting(&self) {
+        self.workers.stop_accepting();
+    }
+
+    fn sessions(&self) -> usize {
+        self.workers.sessions()
+    }
+
+    fn finish_all(&self) {
+        self.order_all(CloseReason::Drain, CloseHow::Finish);
+    }
+
+    fn abort_all(&self) {
+        self.order_all(CloseReason::Drain, CloseHow::Abort);
+    }
+}
+
+impl Control for App {
+    fn metrics(&self) -> String {
+        let now = sys::now();
+        let services = || self.entrances.iter().map(|entrance| &entrance.service);
+        let mut moved: Vec<_> = services().map(|s| s.metrics.settled()).collect();
+        self.for_each_session(|session| {
+            session.refresh(now);
+            moved[session.service.index] += session.traffic();
+        });
+        for (service, moved) in services().zip(&moved) {
+            service
+                .metrics
+                .set_active(service.sessions.load(Ordering::Relaxed));
+            service.metrics.set_bytes(moved);
+        }
+        for entrance in &self.entrances {
+            entrance.service.metrics.set_queued(entrance.gate.queued());
+        }
+        surroundings::refresh(&self.entrances, self.metrics.host());
+        self.metrics
+            .set_descriptors(open_descriptors(), self.descriptor_limit);
+        if let Some(dropped) = &self.dropped_lines {
+            self.metrics
+                .set_log_lines_dropped(dropped.dropped_lines() as u64);
+        }
+        self.metrics.render()
+    }
+
+    fn readiness(&self) -> Readiness {
+        if self.readiness.load(Ordering::Relaxed) == Readiness::Draining as u8 {
+            Readiness::Draining
+        } else {
+            Readiness::Ready
+        }
+    }
+
+    fn connections(&self) -> Vec<ConnectionView> {
+        let now = sys::now();
+        let mut views = Vec::new();
+        self.for_each_session(|session| views.push(session.view(now)));
+        views
+    }
+
+    fn close(&self, id: u64) -> bool {
+        let close = Close {
+            reason: CloseReason::Admin,
+            how: CloseHow::Finish,
+            evidence: None,
+            silent_for: 0,
+        };
+        let mut found = false;
+        self.for_each_session(|session| {
+            if session.id == id {
+                session.order(close);
+                found = true;
+            }
+        });
+        found
+    }
+
+    fn verify(
+        &self,
+        ids: &[u64],
+        quick: bool,
+    ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
+        let ids: HashSet<u64> = ids.iter().copied().collect();
+        let mut sessions = Vec::new();
+        self.for_each_session(|session| {
+            if ids.contains(&session.id) {
+                sessions.push(session.clone());
+            }
+        });
+        Box::pin(session::verify_all(sessions, quick, self.verifying.clone()))
+    }
+
+    fn config(&self) -> String {
+        config::to_yaml(&self.config)
+    }
+
+    fn drain(&self) {
+        self.drain.ask();
+    }
+}
+
+/// Descriptors that the process holds.
+fn open_descriptors() -> u64 {
+    std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
+}

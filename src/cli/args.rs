@@ -1,0 +1,123 @@
+//! Where the configuration comes from: a file, or flags made from the key table.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
+
+use crate::config::keys::{Default, KEYS, Key, Kind};
+use crate::config::{self, Config, ConfigErrors};
+
+/// The configuration of `run`, `check`, `explain` and `doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Read everything from this YAML file
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl RunArgs {
+    /// The configuration, checked.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with the file or the flags.
+    pub fn load(&self) -> Result<Config, ConfigErrors> {
+        let path = match &self.config {
+            Some(path) if self.flags.0.is_empty() => return config::load_file(path),
+            Some(path) => path.display(),
+            None if self.flags.0.is_empty() => {
+                let line = "give --config FILE, or --listen ADDR and --upstream ADDR";
+                return Err(ConfigErrors::one(line.to_owned()));
+            }
+            None => return config::from_flags(&self.flags.0),
+        };
+        let names: Vec<String> = self
+            .flags
+            .0
+            .iter()
+            .map(|(flag, _)| format!("--{flag}"))
+            .collect();
+        let names = names.join(", ");
+        let line = format!("--config excludes {names}: set these in {path}");
+        Err(ConfigErrors::one(line))
+    }
+
+    /// Whether neither a file nor a flag was given.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.config.is_none() && self.flags.0.is_empty()
+    }
+
+    /// The file, or `flags`.
+    #[must_use]
+    pub fn source(&self) -> String {
+        self.config
+            .as_ref()
+            .map_or_else(|| "flags".to_owned(), |path| path.display().to_string())
+    }
+}
+
+/// The flags that were given, unread. Their values are checked together with everything else, so
+/// that all errors are found at once.
+#[derive(Clone, Debug)]
+struct Flags(Vec<(&'static str, String)>);
+
+fn flagged() -> impl Iterator<Item = (&'static str, &'static Key)> {
+    KEYS.iter().filter_map(|key| Some((key.flag?, key)))
+}
+
+impl Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        flagged().fold(command, |command, (flag, key)| {
+            command.arg(
+                Arg::new(flag)
+                    .long(flag)
+                    .value_name(value_name(key))
+                    .help(help(key)),
+            )
+        })
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |(flag, _)| Some((flag, matches.get_one::<String>(flag)?.clone()));
+        Ok(Self(flagged().filter_map(given).collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+fn value_name(key: &Key) -> String {
+    match (key.kind, key.section_word()) {
+        (Kind::Listen, Some(word)) => format!("ADDR|{word}"),
+        (Kind::Listen | Kind::Dial, _) => "ADDR".to_owned(),
+        (Kind::Span { .. }, _) => "DURATION".to_owned(),
+        (Kind::Count { or: Some(word), .. }, _) => format!("N|{word}"),
+        (Kind::Count { or: None, .. }, _) => "N".to_owned(),
+        (Kind::Words(words), _) => words.join("|"),
+        (Kind::Switch, _) => "true|false".to_owned(),
+        _ => "TEXT".to_owned(),
+    }
+}
+
+fn help(key: &Key) -> String {
+    let doc = key.doc.trim_end_matches('.');
+    match key.default {
+        Default::Value("0s") if matches!(key.kind, Kind::Span { off: true, .. }) => {
+            format!("{doc} [default: 0s, off]")
+        }
+        Default::Value(text) => format!("{doc} [default: {text}]"),
+        Default::Derived(words) => format!("{doc} [default: {}]", words.replace('`', "")),
+        Default::Required | Default::Keys => doc.to_owned(),
+    }
+}

@@ -1,0 +1,171 @@
+//! `pulsegate doctor`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use clap::Args;
+use rustix::process::{Resource, getrlimit};
+use serde_json::json;
+
+use super::{RunArgs, refuse, write_out};
+use crate::app;
+use crate::config::keys::{Default, KEYS};
+use crate::config::{self, Config, UpstreamAddress};
+use crate::exit::Exit;
+use crate::host::checks::{self, Check, Demands, Facts, Status, Upstream};
+
+pub(super) const ABOUT: &str = "\
+With a configuration (--config, or the flags of run) the host is judged by it, else by the
+defaults. Each line: ok, info, unknown, warn or fail; what was looked at; what was read; what it
+means; the setting to change. unknown: a container or sandbox hides it. Takes about a second, for
+a connection to itself must become quiet.
+
+Run it where pulsegate runs: same container, same user, same limits.
+
+Exit codes:
+  0  nothing fails; there may be warnings
+  1  the promise, or what the configuration asks for, cannot be kept on this host
+  2  flags or configuration are wrong";
+
+/// `pulsegate doctor`.
+#[derive(Args)]
+pub(super) struct Doctor {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+pub(super) fn doctor(args: &Doctor) -> ExitCode {
+    let config = if args.run.is_empty() {
+        None
+    } else {
+        match args.run.load() {
+            Ok(config) => Some(config),
+            Err(errors) => return refuse(&errors),
+        }
+    };
+    let checks = checks::all(&Facts::find(), &demands(config.as_ref()));
+    let worst = checks.iter().map(|check| check.status).max();
+    let printed = write_out(&if args.json {
+        as_json(&checks)
+    } else {
+        as_text(&checks)
+    });
+    if worst == Some(Status::Fail) {
+        return Exit::Failure.into();
+    }
+    printed
+}
+
+fn as_text(checks: &[Check]) -> String {
+    checks.iter().fold(String::new(), |mut out, check| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "{check}");
+        out
+    })
+}
+
+fn as_json(checks: &[Check]) -> String {
+    let worst = checks.iter().map(|check| check.status).max();
+    let checks: Vec<_> = checks
+        .iter()
+        .map(|check| {
+            json!({
+                "check": check.name,
+                "status": check.status.as_str(),
+                "found": check.found,
+                "meaning": check.meaning,
+                "setting": check.setting,
+            })
+        })
+        .collect();
+    let worst = worst.unwrap_or(Status::Ok).as_str();
+    format!("{:#}\n", json!({ "worst": worst, "checks": checks }))
+}
+
+fn demands(config: Option<&Config>) -> Demands {
+    let listeners = config.map_or(&[][..], |config| &config.listeners);
+    let backlog = listeners.iter().map(|l| u64::from(l.backlog)).max();
+    let limits = listeners.iter().map(|l| l.limits.max_connections);
+    let configured = config.and_then(|config| config.workers);
+    let workers = configured.map_or_else(app::default_workers, std::num::NonZeroUsize::get);
+    let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    Demands {
+        backlog: backlog.unwrap_or_else(default_backlog),
+        // Without a configuration there is nothing to add up, and no limit.
+        sessions: limits
+            .map(|limit| limit.map(u64::from))
+            .sum::<Option<u64>>()
+            .filter(|_| !listeners.is_empty()),
+        reserved_descriptors: app::reserved_descriptors(limit, workers),
+        workers: workers as u64,
+        upstreams: upstreams(listeners),
+    }
+}
+
+/// As the key table has it.
+fn default_backlog() -> u64 {
+    let key = KEYS.iter().find(|key| key.path == "listeners[].backlog");
+    match key.map(|key| key.default) {
+        Some(Default::Value(text)) => text.parse().unwrap_or_default(),
+        _ => 0,
+    }
+}
+
+/// Each service once, with the sessions of all listeners that lead there.
+fn upstreams(listeners: &[config::Listener]) -> Vec<Upstream> {
+    let mut upstreams = BTreeMap::new();
+    for listener in listeners {
+        let address = &listener.upstream.address;
+        let sessions = listener.limits.max_connections.map(u64::from);
+        upstreams
+            .entry(address.to_string())
+            .and_modify(|known: &mut Upstream| {
+                known.sessions = known.sessions.zip(sessions).map(|(a, b)| a + b);
+            })
+            .or_insert_with_key(|name| Upstream {
+                name: name.clone(),
+                sessions,
+                queue: match address {
+                    UpstreamAddress::Socket(address) => checks::visible_queue(Some(*address)),
+                    UpstreamAddress::Name { .. } => None,
+                },
+            });
+    }
+    upstreams.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demands_of(yaml: &str) -> Demands {
+        demands(Some(&config::load("f", yaml.as_bytes()).expect("valid")))
+    }
+
+    #[test]
+    fn sessions_are_added_up_where_all_are_limited() {
+        let yaml = "\
+listeners:
+  - {name: a, address: '127.0.0.1:9001', backlog: 7, upstream: {address: 'db:1'}, limits: {max_connections: 10}}
+  - {name: b, address: '127.0.0.1:9002', backlog: 9, upstream: {address: 'db:1'}, limits: {max_connections: 5}}
+  - {name: c, address: '127.0.0.1:9003', backlog: 8, upstream: {address: 'db:2'}}
+";
+        let demands = demands_of(yaml);
+        assert_eq!((demands.backlog, demands.sessions), (9, None));
+        let found: Vec<_> = demands.upstreams.iter().map(|u| u.sessions).collect();
+        assert_eq!(found, [Some(15), None]);
+        let two = yaml.lines().take(3).collect::<Vec<_>>().join("\n");
+        assert_eq!(demands_of(&two).sessions, Some(15));
+    }
+
+    #[test]
+    fn without_a_configuration_the_defaults_are_judged() {
+        let demands = demands(None);
+        assert_eq!((demands.backlog, demands.sessions), (4096, None));
+        assert!(demands.upstreams.is_empty() && demands.workers > 0);
+    }
+}

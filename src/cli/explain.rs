@@ -1,0 +1,268 @@
+//! What follows from a configuration: derived values, and the worst case of each fault.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use crate::config::{Config, Listener, Liveness, show};
+use crate::liveness::{CloseReason, Evidence, Millis};
+
+/// What `check` prints.
+pub(super) fn summary(source: &str, config: &Config) -> String {
+    let listeners = config.listeners.len();
+    let plural = if listeners == 1 { "" } else { "s" };
+    let mut out = format!("ok: {source}: {listeners} listener{plural}\n");
+    for listener in &config.listeners {
+        out += &heading(listener);
+        out += &derived(&listener.liveness);
+    }
+    out + &process(config)
+}
+
+/// What `explain` prints.
+pub(super) fn explain(config: &Config) -> String {
+    let mut out = String::new();
+    for listener in &config.listeners {
+        out += &heading(listener);
+        out += &derived(&listener.liveness);
+        out.push('\n');
+        out += &table(&rows(listener));
+        out.push('\n');
+        out += &notes(&listener.liveness);
+        out.push('\n');
+    }
+    out + &process(config)
+}
+
+fn heading(listener: &Listener) -> String {
+    let Listener {
+        name,
+        address,
+        upstream,
+        limits,
+        ..
+    } = listener;
+    let limits = match limits.max_connections {
+        Some(n) => format!("at most {n} sessions, then {}", limits.on_full),
+        None => "no limit of sessions".to_owned(),
+    };
+    format!("{name}: {address} -> {}, {limits}\n", upstream.address)
+}
+
+fn process(config: &Config) -> String {
+    let admin = config
+        .admin
+        .as_ref()
+        .map_or_else(|| "off".to_owned(), |a| a.address.to_string());
+    let workers = config
+        .workers
+        .map_or_else(|| "auto".to_owned(), |n| n.to_string());
+    let (delay, timeout) = (show(config.drain.delay), show(config.drain.timeout));
+    let ends = show(config.drain.delay + config.drain.timeout);
+    format!(
+        "admin {admin}; workers {workers}; drain: {delay} delay, then {timeout} for the sessions: \
+         the process ends within about {ends} of SIGTERM\n"
+    )
+}
+
+fn derived(liveness: &Liveness) -> String {
+    let policy = liveness.policy();
+    let detect = policy.detect_within;
+    let values = [
+        ("detect_within", show(liveness.detect_within)),
+        ("probe_interval", show(liveness.probe_interval)),
+        (
+            "kernel keepalive",
+            format!(
+                "idle {}, interval {}",
+                show(liveness.keepalive_idle()),
+                show(liveness.keepalive_interval())
+            ),
+        ),
+        (
+            "suspect after",
+            format!("{} of silence", human(policy.suspect_after())),
+        ),
+        (
+            "last questions from",
+            format!("{} of silence", human(detect - policy.final_phase())),
+        ),
+        (
+            "dead after",
+            format!("{} of silence", human(detect + policy.grace())),
+        ),
+        (
+            "survives",
+            format!(
+                "every outage shorter than {}",
+                human(detect - policy.probe_interval)
+            ),
+        ),
+    ];
+    values.iter().fold(String::new(), |mut out, (name, value)| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "  {name:<20} {value}");
+        out
+    })
+}
+
+/// A fault: on which leg, what proves it or which limit ends it, how the session is recorded,
+/// and after what time at the latest.
+type Row = [String; 5];
+
+fn rows(listener: &Listener) -> Vec<Row> {
+    let liveness = &listener.liveness;
+    let idle = limit(CloseReason::IdleTimeout, liveness.idle_timeout);
+    let half_close = limit(CloseReason::HalfCloseTimeout, liveness.half_close_timeout);
+    let first = limit(
+        CloseReason::FirstResponseTimeout,
+        liveness.first_response_timeout,
+    );
+    let phantom = limit(
+        CloseReason::UpstreamPhantom,
+        liveness.first_response_timeout,
+    );
+    let stall = limit_of("*_stalled", liveness.stall_timeout);
+    let connect = Some(listener.upstream.connect_timeout);
+    let duration = limit(CloseReason::MaxDuration, liveness.max_connection_duration);
+    let mut rows = vec![head()];
+    rows.extend(vanished(liveness, idle, half_close));
+    rows.push(row("either", "sent RST", "-", "*_reset", "at once"));
+    rows.push(row(
+        "either",
+        "forgot the connection (restart)",
+        Evidence::Reset.as_str(),
+        "*_dead",
+        &format!("{} and a round trip", show(liveness.probe_interval)),
+    ));
+    rows.extend([
+        ended("either", "alive, takes no data", &[stall, idle]),
+        ended("upstream", "no answer to a request", &[first, idle]),
+        ended("upstream", "connected, never accepted", &[phantom, idle]),
+        ended("either", "said FIN, then silence", &[half_close, idle]),
+        ended("both", "silent, both alive", &[idle]),
+        ended("both", "session too old", &[duration]),
+        ended(
+            "upstream",
+            "no answer to connect",
+            &[limit(CloseReason::ConnectTimeout, connect)],
+        ),
+    ]);
+    rows
+}
+
+fn head() -> Row {
+    row(
+        "LEG",
+        "FAULT",
+        "EVIDENCE",
+        "CLOSED AS",
+        "AT THE LATEST AFTER",
+    )
+}
+
+/// The peer is gone without a word; only what the connection was doing differs. Limits that count
+/// from the last byte come first only where no byte moves: data in flight keeps them waiting.
+fn vanished(liveness: &Liveness, idle: Limit, half_close: Limit) -> Vec<Row> {
+    let policy = liveness.policy();
+    let dead = Duration::from_millis(policy.detect_within + policy.grace());
+    let found = limit_of("*_dead", Some(dead));
+    let cases: [(&str, Evidence, &[Limit]); 4] = [
+        ("vanished, idle", Evidence::Keepalive, &[found, idle]),
+        ("vanished, data in flight", Evidence::Retransmit, &[found]),
+        ("vanished, window closed", Evidence::WindowProbe, &[found]),
+        (
+            "vanished, half-closed",
+            Evidence::Keepalive,
+            &[found, half_close, idle],
+        ),
+    ];
+    cases
+        .iter()
+        .map(|(fault, evidence, limits)| match first_of(limits) {
+            Some((reason, span)) if reason == "*_dead" => {
+                row("either", fault, evidence.as_str(), reason, &human_of(span))
+            }
+            _ => ended("either", fault, limits),
+        })
+        .collect()
+}
+
+/// The reason a limit closes with, and the limit if it is on.
+type Limit = (&'static str, Option<Duration>);
+
+fn limit(reason: CloseReason, span: Option<Duration>) -> Limit {
+    limit_of(reason.as_str(), span)
+}
+
+fn limit_of(reason: &'static str, span: Option<Duration>) -> Limit {
+    (reason, span)
+}
+
+/// The limit that ends it first; of equal ones the first.
+fn first_of(limits: &[Limit]) -> Option<(&'static str, Duration)> {
+    let on = limits
+        .iter()
+        .filter_map(|(reason, span)| Some((*reason, (*span)?)));
+    on.min_by_key(|(_, span)| *span)
+}
+
+fn ended(leg: &str, fault: &str, limits: &[Limit]) -> Row {
+    match first_of(limits) {
+        Some((reason, span)) => row(leg, fault, "-", reason, &human_of(span)),
+        None => row(leg, fault, "-", "-", "never (off)"),
+    }
+}
+
+fn row(leg: &str, fault: &str, evidence: &str, reason: &str, after: &str) -> Row {
+    [leg, fault, evidence, reason, after].map(str::to_owned)
+}
+
+fn table(rows: &[Row]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths = [0, 1, 2, 3].map(width);
+    let mut out = String::new();
+    for [leg, fault, evidence, reason, after] in rows {
+        let [a, b, c, d] = widths;
+        let _ = writeln!(
+            out,
+            "  {leg:a$}  {fault:b$}  {evidence:c$}  {reason:d$}  {after}"
+        );
+    }
+    out
+}
+
+fn notes(liveness: &Liveness) -> String {
+    let policy = liveness.policy();
+    let interval = show(liveness.probe_interval);
+    let dead = human(policy.detect_within + policy.grace());
+    let soonest = human(policy.detect_within + policy.grace() - policy.probe_interval);
+    let half = human(policy.detect_within / 2);
+    format!(
+        "  * is the leg at fault: downstream or upstream. A vanished peer is closed {dead} after its\n  \
+         last sign of life. On a quiet connection that lies up to {interval} before it vanished, so\n  \
+         that it is closed between {soonest} and {dead} after vanishing.\n  \
+         A timeout counts from the last byte; where bytes still move the other way, idle_timeout\n  \
+         waits for them.\n  \
+         Answers come from the next TCP endpoint. A load balancer, tunnel or mesh that ends TCP and\n  \
+         answers keepalives by itself hides a peer that vanished behind it: put pulsegate between\n  \
+         it and the peer, or let first_response_timeout and stall_timeout judge the application.\n  \
+         A NAT or firewall forgets quiet connections: keep probe_interval ({interval}) below its time.\n  \
+         Linux before 6.15 has no TCP_RTO_MAX_MS: with data in flight or a closed window the\n  \
+         kernel's questions back off. A vanished peer is found in the same time, but behind a closed\n  \
+         window up to minutes later; and after an outage longer than about {half} the next question\n  \
+         may come too late for a peer that is back, and it is closed as dead.\n"
+    )
+}
+
+fn human_of(span: Duration) -> String {
+    human(Millis::try_from(span.as_millis()).unwrap_or(Millis::MAX))
+}
+
+/// As [`show`], with fractions of a second where that is shorter.
+fn human(ms: Millis) -> String {
+    if ms < 1000 || ms.is_multiple_of(1000) {
+        return show(Duration::from_millis(ms));
+    }
+    let fraction = format!("{:03}", ms % 1000);
+    format!("{}.{}s", ms / 1000, fraction.trim_end_matches('0'))
+}

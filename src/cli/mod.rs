@@ -1,0 +1,142 @@
+//! Flags and subcommands.
+
+mod args;
+mod doctor;
+mod explain;
+mod remote;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigErrors, schema};
+use crate::exit::Exit;
+
+pub use args::RunArgs;
+use doctor::Doctor;
+use remote::{Conns, Drain, Healthcheck, Kill, Verify};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done as asked
+  1  failed while running
+  2  flags or configuration are wrong
+  3  an address could not be listened on
+  4  verify: a peer did not answer, or could not be asked enough to tell";
+
+const ABOUT_SETTINGS: &str = "\
+Either --config, or --listen and --upstream with any of the other flags.
+Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.";
+
+const ABOUT_VERIFY: &str = "\
+Nothing is written into a connection. A live peer answers in a round trip; one that is silent is
+proven so in about 0.8 s, with data in flight in up to 1.3 s. A peer that was heard within the last
+second is not asked. Without --quick nothing is ended.
+
+Exit codes: 0 every peer answered; 1 failed, or no such session; 4 a peer did not answer, or could
+not be asked enough to tell.";
+
+#[derive(Parser)]
+#[command(name = "pulsegate", version, about, after_help = EXIT_CODES)]
+#[command(disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy
+    #[command(after_help = ABOUT_SETTINGS)]
+    Run(RunArgs),
+    /// Check a configuration and print what follows from it
+    #[command(after_help = ABOUT_SETTINGS)]
+    Check(RunArgs),
+    /// Print which fault is found how, and after what time at the latest
+    #[command(after_help = ABOUT_SETTINGS)]
+    Explain(RunArgs),
+    /// Judge this host: what bounds the promise here, and what to change
+    #[command(after_help = doctor::ABOUT)]
+    Doctor(Doctor),
+    /// Print the JSON Schema of the configuration file
+    Schema,
+    /// Ask a running pulsegate whether it lives
+    Healthcheck(Healthcheck),
+    /// Have a running pulsegate drain and end
+    Drain(Drain),
+    /// Print the sessions of a running pulsegate
+    Conns(Conns),
+    /// Ask the peers of sessions now whether they live
+    #[command(after_help = ABOUT_VERIFY)]
+    Verify(Verify),
+    /// End sessions: FIN to both peers, RST to one that does not answer it
+    Kill(Kill),
+    /// Watch a client vanish and be found: everything in one process, nothing to set up
+    Demo(crate::demo::Options),
+}
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output, errors to standard error; a closed one is no failure.
+            let _ = error.print();
+            let usage = error.use_stderr();
+            return if usage { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    match cli.command {
+        Command::Run(args) => match args.load() {
+            Ok(config) => crate::app::run(config),
+            Err(errors) => refuse(&errors),
+        },
+        Command::Check(args) => print(&args, |config| explain::summary(&args.source(), config)),
+        Command::Explain(args) => print(&args, explain::explain),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Schema => write_out(&format!("{:#}\n", schema::json())),
+        Command::Healthcheck(args) => remote::healthcheck(&args),
+        Command::Drain(args) => remote::drain(&args),
+        Command::Conns(args) => remote::conns(&args),
+        Command::Verify(args) => remote::verify(&args),
+        Command::Kill(args) => remote::kill(&args),
+        Command::Demo(options) => crate::demo::run(&options),
+    }
+}
+
+fn print(args: &RunArgs, text: impl FnOnce(&Config) -> String) -> ExitCode {
+    match args.load() {
+        Ok(config) => write_out(&text(&config)),
+        Err(errors) => refuse(&errors),
+    }
+}
+
+fn refuse(errors: &ConfigErrors) -> ExitCode {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(io::stderr(), "{errors}");
+    Exit::Usage.into()
+}
+
+/// A reader that has seen enough (`pulsegate schema | head`) is no failure.
+fn write_out(text: &str) -> ExitCode {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr(), "cannot write to standard output: {error}");
+            Exit::Failure.into()
+        }
+        _ => Exit::Ok.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

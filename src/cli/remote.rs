@@ -1,0 +1,212 @@
+//! Subcommands that ask a running pulsegate through its admin endpoint.
+
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::write_out;
+use crate::admin::client::{self, Format, Health, Which};
+use crate::config;
+use crate::exit::Exit;
+
+const DEFAULT_ADMIN: &str = "127.0.0.1:9900";
+
+/// `pulsegate healthcheck`.
+#[derive(Args)]
+pub(super) struct Healthcheck {
+    /// Admin address of the running pulsegate
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
+    admin: SocketAddr,
+    /// How long the answer may take
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = config::duration)]
+    timeout: Duration,
+    /// Ask whether it takes new clients, too
+    #[arg(long)]
+    ready: bool,
+}
+
+/// `pulsegate drain`.
+#[derive(Args)]
+pub(super) struct Drain {
+    /// Admin address of the running pulsegate
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
+    admin: SocketAddr,
+    /// Return only when no session is left, or the process has gone
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = config::duration)]
+    timeout: Duration,
+}
+
+/// `pulsegate conns`.
+#[derive(Args)]
+pub(super) struct Conns {
+    /// Admin address of the running pulsegate
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
+    admin: SocketAddr,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    filters: Filters,
+}
+
+/// `pulsegate verify`.
+#[derive(Args)]
+pub(super) struct Verify {
+    /// Sessions by the number that `conns` prints
+    #[arg(
+        value_name = "ID",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
+    ids: Vec<u64>,
+    /// All sessions, or those that the filters leave
+    #[arg(long)]
+    all: bool,
+    /// End a session at once if one of its peers is proven gone
+    #[arg(long)]
+    quick: bool,
+    /// Admin address of the running pulsegate
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
+    admin: SocketAddr,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    filters: Filters,
+}
+
+/// `pulsegate kill`.
+#[derive(Args)]
+pub(super) struct Kill {
+    /// Sessions by the number that `conns` prints
+    #[arg(value_name = "ID", required = true)]
+    ids: Vec<u64>,
+    /// Admin address of the running pulsegate
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
+    admin: SocketAddr,
+}
+
+/// Which sessions, and in which order.
+#[derive(Args)]
+struct Filters {
+    /// Only this listener's sessions
+    #[arg(long)]
+    listener: Option<String>,
+    /// Only sessions with a leg in this condition: alive, quiet, suspect, stalled, phantom
+    #[arg(long)]
+    condition: Option<String>,
+    /// Only sessions in this phase: queued, connecting, open, half_closed, closing
+    #[arg(long)]
+    phase: Option<String>,
+    /// Only sessions with this address (IP or IP:PORT) at either end
+    #[arg(long)]
+    peer: Option<String>,
+    /// Only sessions that have moved no byte for this long
+    #[arg(long, value_name = "DURATION")]
+    min_idle: Option<String>,
+    /// Order: age, idle, id, received, sent, last_life
+    #[arg(long)]
+    sort: Option<String>,
+    /// At most this many
+    #[arg(long, value_name = "N")]
+    limit: Option<String>,
+}
+
+pub(super) fn healthcheck(args: &Healthcheck) -> ExitCode {
+    let health = if args.ready {
+        Health::Ready
+    } else {
+        Health::Live
+    };
+    report(client::healthcheck(args.admin, args.timeout, health).map(|()| "ok\n".to_owned()))
+}
+
+pub(super) fn drain(args: &Drain) -> ExitCode {
+    report(client::drain(args.admin, args.wait.then_some(args.timeout)))
+}
+
+impl Filters {
+    /// Those that are given, as the endpoint names them.
+    fn query(&self) -> Vec<(&'static str, &str)> {
+        let given = [
+            ("listener", &self.listener),
+            ("condition", &self.condition),
+            ("phase", &self.phase),
+            ("peer", &self.peer),
+            ("min_idle", &self.min_idle),
+            ("sort", &self.sort),
+            ("limit", &self.limit),
+        ];
+        let given = given.into_iter();
+        given
+            .filter_map(|(name, value)| Some((name, value.as_deref()?)))
+            .collect()
+    }
+}
+
+fn format(json: bool) -> Format {
+    if json { Format::Json } else { Format::Text }
+}
+
+pub(super) fn conns(args: &Conns) -> ExitCode {
+    let query = args.filters.query();
+    report(client::connections(args.admin, &query, format(args.json)))
+}
+
+pub(super) fn verify(args: &Verify) -> ExitCode {
+    let filters = args.filters.query();
+    if !args.all && !filters.is_empty() {
+        complain("filters go with --all");
+        return Exit::Usage.into();
+    }
+    let which = if args.all {
+        Which::All(&filters)
+    } else {
+        Which::Ids(&args.ids)
+    };
+    let found = match client::verify(args.admin, which, args.quick, format(args.json)) {
+        Ok(found) => found,
+        Err(error) => return report(Err(error)),
+    };
+    let written = write_out(&found.text);
+    found.errors.iter().for_each(|error| complain(error));
+    if !found.errors.is_empty() {
+        Exit::Failure.into()
+    } else if !found.answered {
+        Exit::Unanswered.into()
+    } else {
+        written
+    }
+}
+
+pub(super) fn kill(args: &Kill) -> ExitCode {
+    let mut exit = Exit::Ok.into();
+    for id in &args.ids {
+        match client::kill(args.admin, *id) {
+            Ok(text) => drop(write_out(&text)),
+            Err(error) => exit = report(Err(error)),
+        }
+    }
+    exit
+}
+
+fn report(answer: Result<String, String>) -> ExitCode {
+    match answer {
+        Ok(text) => write_out(&text),
+        Err(error) => {
+            complain(&error);
+            Exit::Failure.into()
+        }
+    }
+}
+
+fn complain(error: &str) {
+    // Nobody is left to tell if standard error is closed.
+    let _ = writeln!(io::stderr(), "pulsegate: {error}");
+}

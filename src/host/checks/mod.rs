@@ -1,0 +1,179 @@
+//! Judges a host by what pulsegate is to do on it: pure, from facts and demands to one line for
+//! each check.
+
+mod accepting;
+mod kernel;
+mod resources;
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use super::{Abilities, AcceptQueue, Counters, Limits, Sockets};
+
+/// What pulsegate is to do.
+#[derive(Clone, Debug, Default)]
+pub struct Demands {
+    /// The longest accept queue of any listener.
+    pub backlog: u64,
+    /// Sessions of all listeners together; `None` where one has no limit.
+    pub sessions: Option<u64>,
+    /// Descriptors that are no sessions'.
+    pub reserved_descriptors: u64,
+    /// Data-plane threads.
+    pub workers: u64,
+    /// Each service once.
+    pub upstreams: Vec<Upstream>,
+}
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// As the operator writes it.
+    pub name: String,
+    /// Sessions of all listeners that lead there; `None` where one has no limit.
+    pub sessions: Option<u64>,
+    /// For a literal address that this network namespace listens on.
+    pub queue: Option<AcceptQueue>,
+}
+
+/// What the host is like now.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Settings.
+    pub limits: Limits,
+    /// `None`: hidden.
+    pub counters: Option<Counters>,
+    /// `None`: hidden.
+    pub sockets: Option<Sockets>,
+    /// Found by trying.
+    pub abilities: Abilities,
+    /// Handshakes in progress in the namespace; `None`: the kernel or a sandbox does not say.
+    pub handshakes: Option<u64>,
+}
+
+impl Facts {
+    /// Finds them; takes 1.1 s.
+    #[must_use]
+    pub fn find() -> Self {
+        let handshakes = crate::sys::sock_diag::handshakes();
+        Self {
+            limits: Limits::read(),
+            counters: Counters::read().ok(),
+            sockets: Sockets::read().ok(),
+            abilities: Abilities::find(),
+            handshakes: handshakes.ok().map(|ports| ports.values().sum()),
+        }
+    }
+}
+
+/// The queue of a service, where it can be seen.
+#[must_use]
+pub fn visible_queue(address: Option<SocketAddr>) -> Option<AcceptQueue> {
+    super::accept_queue(address?).ok()?
+}
+
+/// How a check ended, from good to bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    /// Nothing to do.
+    Ok,
+    /// Does not bound the promise, and may explain what is observed.
+    Info,
+    /// Could not be read.
+    Unknown,
+    /// Bounds the promise, or what the host can carry.
+    Warn,
+    /// What was asked for cannot be kept.
+    Fail,
+}
+
+impl Status {
+    /// The word that is printed.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Info => "info",
+            Self::Unknown => "unknown",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What was looked at, one word.
+    pub name: &'static str,
+    /// How it ended.
+    pub status: Status,
+    /// What was read.
+    pub found: String,
+    /// What that means for the promise.
+    pub meaning: String,
+    /// What to change.
+    pub setting: Option<String>,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name,
+            found,
+            meaning,
+            ..
+        } = self;
+        let status = self.status.as_str();
+        write!(f, "{status:<8}{name:<20}{found}: {meaning}")?;
+        match &self.setting {
+            Some(setting) => write!(f, "; set: {setting}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Check {
+    fn new(name: &'static str, status: Status, found: String, meaning: &str) -> Self {
+        Self {
+            name,
+            status,
+            found,
+            meaning: meaning.to_owned(),
+            setting: None,
+        }
+    }
+
+    fn set(mut self, setting: String) -> Self {
+        self.setting = Some(setting);
+        self
+    }
+
+    fn unknown(name: &'static str, found: &str) -> Self {
+        let meaning = "cannot be read here";
+        Self::new(name, Status::Unknown, found.to_owned(), meaning)
+    }
+}
+
+/// Every check, always in the same order.
+#[must_use]
+pub fn all(facts: &Facts, demands: &Demands) -> Vec<Check> {
+    let mut checks = kernel::abilities(&facts.abilities);
+    checks.extend(resources::all(facts, demands));
+    checks.extend(accepting::all(facts, demands));
+    checks.extend(kernel::settings(&facts.limits));
+    checks
+}
+
+/// A check of one value, which may be unknown.
+fn of<T>(
+    name: &'static str,
+    what: &str,
+    value: Option<T>,
+    judge: impl FnOnce(T) -> Check,
+) -> Check {
+    value.map_or_else(|| Check::unknown(name, what), judge)
+}
+
+#[cfg(test)]
+mod tests;

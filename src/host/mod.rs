@@ -1,0 +1,15 @@
+//! The host as far as it bounds the promise: counters of the network namespace, limits, and what
+//! the kernel is able to do. Read by `pulsegate doctor` and, in part, when metrics are served.
+//!
+//! What cannot be read is unknown, not an error of pulsegate: containers hide much of it.
+
+pub mod checks;
+pub mod limits;
+pub mod netns;
+mod probe;
+mod queue;
+
+pub use limits::Limits;
+pub use netns::{Counters, Sockets};
+pub use probe::{Abilities, probe_on_demand};
+pub use queue::{AcceptQueue, accept_queue};

@@ -1,0 +1,24 @@
+//! pulsegate: a layer-4 (TCP) reverse proxy that enforces liveness in front of legacy services.
+//!
+//! Reading order, from the bottom: [`liveness`] decides (pure), [`sys`] touches the kernel (the
+//! only `unsafe`), [`net`] and [`relay`] hold and move bytes, [`host`] reads what bounds the
+//! promise on this machine, [`session`] ties one connection
+//! pair together, [`server`] accepts, [`app`] composes.
+
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod demo;
+pub mod exit;
+pub mod host;
+pub mod lifecycle;
+pub mod liveness;
+pub mod metrics;
+pub mod net;
+pub mod relay;
+pub mod server;
+pub mod session;
+pub mod sys;
+pub mod telemetry;
+pub mod view;

@@ -1,0 +1,134 @@
+//! Signals and the phases of the process: serving, draining, ended.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::config::Drain;
+
+/// What makes the process end.
+#[derive(Debug)]
+pub struct EndSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl EndSignals {
+    /// Listens for SIGTERM and SIGINT.
+    ///
+    /// # Errors
+    /// When a handler cannot be installed.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the next one; returns its name.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// What a drain acts on.
+pub trait Drainable {
+    /// Says "not ready" to whoever asks.
+    fn refuse_readiness(&self);
+    /// Stops accepting.
+    fn stop_accepting(&self);
+    /// How many sessions are left.
+    fn sessions(&self) -> usize;
+    /// Ends every session: FIN, bounded, then RST.
+    fn finish_all(&self);
+    /// Ends every session by RST.
+    fn abort_all(&self);
+}
+
+/// How a drain ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Every session finished by itself.
+    Clean,
+    /// The time ran out; this many sessions were ended.
+    TimedOut(usize),
+    /// A second signal ended this many sessions.
+    Forced(usize),
+}
+
+/// How long sessions that were told to end may take before the process goes.
+const LAST_MOMENT: Duration = Duration::from_secs(2);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Drains: not ready, `drain.delay`, no more accepting, sessions finish, `drain.timeout`.
+pub async fn drain(limits: &Drain, process: &impl Drainable, signals: &mut EndSignals) -> Drained {
+    process.refuse_readiness();
+    let ended = tokio::select! {
+        ended = wait_for_sessions(limits, process) => ended,
+        name = signals.next() => {
+            tracing::warn!("{name} during the drain: ending every session now");
+            process.stop_accepting();
+            Drained::Forced(process.sessions())
+        }
+    };
+    match ended {
+        Drained::Clean => return ended,
+        Drained::TimedOut(left) => {
+            tracing::warn!(
+                sessions = left,
+                "drain.timeout is over: ending what is left"
+            );
+            process.finish_all();
+        }
+        Drained::Forced(_) => process.abort_all(),
+    }
+    let gone = async {
+        while process.sessions() > 0 {
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(LAST_MOMENT, gone) => {}
+        _ = signals.next() => process.abort_all(),
+    }
+    ended
+}
+
+async fn wait_for_sessions(limits: &Drain, process: &impl Drainable) -> Drained {
+    tokio::time::sleep(limits.delay).await;
+    process.stop_accepting();
+    let finished = async {
+        // Clients that were queued are still taken: look only after a moment.
+        loop {
+            tokio::time::sleep(POLL).await;
+            if process.sessions() == 0 {
+                return;
+            }
+        }
+    };
+    match tokio::time::timeout(limits.timeout, finished).await {
+        Ok(()) => Drained::Clean,
+        Err(_) => Drained::TimedOut(process.sessions()),
+    }
+}
+
+/// A drain asked for by the admin endpoint.
+#[derive(Debug, Default)]
+pub struct DrainRequest(Notify);
+
+impl DrainRequest {
+    /// Asks for it.
+    pub fn ask(&self) {
+        self.0.notify_one();
+    }
+
+    /// Waits until somebody asks.
+    pub async fn asked(&self) {
+        self.0.notified().await;
+    }
+}

@@ -1,0 +1,61 @@
+//! Decides whether the two peers of a session live. **Pure**: no I/O, no clock, no tokio, no
+//! serialisation; what the kernel says about each leg comes in as [`LegSample`]s together with
+//! the time, and a [`Verdict`] with the time of the next look comes out.
+//!
+//! # The promise
+//!
+//! With `detect_within` = D and `probe_interval` = I:
+//!
+//! * a peer that vanished is found D after its *last sign of life*, which lies at most I before
+//!   it vanished; nothing but a sign of life restarts that clock;
+//! * it is never found earlier, and never unless a question (keepalive probe, retransmission,
+//!   window probe) was asked inside the budget and stayed unanswered, as told by a sample taken
+//!   at the moment of the verdict;
+//! * a peer whose kernel answers but which takes no data is *stalled*: another word, another
+//!   clock (`stall_timeout`), never dead.
+//!
+//! # What it costs
+//!
+//! * An outage kills nothing if it is shorter than D - I, less a round trip and the lateness of
+//!   the kernel's keepalive timer (up to an eighth of I). A leg that was quiet and got data to
+//!   carry during the outage needs up to a second more, because then the kernel's
+//!   retransmissions, at most a second apart, are the only questions.
+//! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the
+//!   peer's own keepalive or window probes); only their count moves. Such a segment is a sign of
+//!   life *as of the previous look*, the earliest time it can have come: later would find a peer
+//!   that vanished right after it up to D too late. The price is paid in a one-way cut (ours is
+//!   lost, theirs arrives): there a peer can be closed up to one look interval sooner than D after
+//!   its last segment, though never sooner than D after its last *answer*. Under suspicion, looks
+//!   are at most a second apart.
+//! * Without TCP_RTO_MAX_MS (Linux < 6.15) the kernel backs off: an outage with data in flight is
+//!   survived if it is shorter than about (D - I) / 2; a peer that vanished while stalled is found
+//!   at the second unanswered window probe, and one that spoke without acknowledging at the next
+//!   retransmission, up to minutes later.
+//! * Where 1.5 round trips are longer than 100 ms, the last answer is awaited that long (at most
+//!   1 s).
+//!
+//! # How it is driven
+//!
+//! The machine is not called for each packet. The monitor calls [`Machine::look`] when the time
+//! that the previous look asked for has come (or when somebody wants fresh figures); every clock
+//! here is reconstructed from the ages the kernel keeps (`tcpi_last_ack_recv` and friends), so a
+//! late look loses no precision and the byte path needs no timestamps. One thing has no age: the
+//! half-close clock starts at the look that first sees a FIN, so whoever passes a FIN on should
+//! look at once.
+
+mod inquiry;
+mod machine;
+mod policy;
+mod reason;
+mod sample;
+mod shed;
+#[cfg(test)]
+mod tests;
+
+pub use inquiry::{Answer, Inquiry, Method, Step};
+pub use machine::{Ask, Close, Condition, Fault, LegView, Machine, Timer, Verdict};
+pub use policy::{Millis, Policy};
+pub(crate) use reason::vocabulary;
+pub use reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
+pub use sample::{LegSample, Look, TcpState, Traffic};
+pub use shed::{Candidate, Rank};

@@ -1,0 +1,57 @@
+//! What the operator promised, as plain numbers.
+
+/// Milliseconds since an arbitrary epoch (as a point in time) or a span of milliseconds.
+pub type Millis = u64;
+
+/// Validated limits of one listener. All spans in milliseconds; `None` is off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// D: a dead peer is closed this long after its last sign of life. At least 2000.
+    pub detect_within: Millis,
+    /// I: a quiet peer is asked this often. At least 1000 and below `detect_within`.
+    pub probe_interval: Millis,
+    /// A session without a byte for this long is ended.
+    pub idle_timeout: Option<Millis>,
+    /// A session with one FIN and without a byte for this long is ended.
+    pub half_close_timeout: Option<Millis>,
+    /// A live peer that takes no data for this long is ended.
+    pub stall_timeout: Option<Millis>,
+    /// A request without an answer byte for this long ends the session.
+    pub first_response_timeout: Option<Millis>,
+    /// A session is ended at this age.
+    pub max_duration: Option<Millis>,
+}
+
+impl Policy {
+    /// When the kernel is to ask a quiet peer: whole seconds, in ms. A second sooner than
+    /// promised, where that is possible: after an outage of nearly D - I the kernel's next
+    /// question is up to a second away when data was written meanwhile, and its longer timers
+    /// are late by up to 1/8.
+    #[must_use]
+    pub const fn keepalive_idle(&self) -> Millis {
+        let promised = self.probe_interval / 1000;
+        1000 * if promised > 2 { promised - 1 } else { 1 }
+    }
+
+    /// How long after D the last question may still be answered: half of the tolerance that the
+    /// promise allows (5 %, at least 300 ms). The other half is for the monitor and the kernel.
+    #[must_use]
+    pub fn grace(&self) -> Millis {
+        (self.detect_within / 20).max(300) / 2
+    }
+
+    /// How long before D a silent leg is looked at for the last questions. The keepalive answer
+    /// of a live quiet peer, due `probe_interval` after its last one, has come by then.
+    #[must_use]
+    pub fn final_phase(&self) -> Millis {
+        let after_probe = self.detect_within.saturating_sub(self.probe_interval + 200);
+        after_probe.min(1200)
+    }
+
+    /// A quiet leg is suspected when it has said nothing for this long: one probe interval, and
+    /// a second for the first unanswered probe.
+    #[must_use]
+    pub fn suspect_after(&self) -> Millis {
+        self.probe_interval + 1000
+    }
+}

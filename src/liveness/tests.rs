@@ -1,0 +1,878 @@
+//! One table for each rule. Times in milliseconds; sessions start at `T0`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const T0: Millis = 1_000_000;
+
+/// D = 30 s, I = 6 s: the last questions from 28.8 s, the verdict at 30.2 s.
+fn policy() -> Policy {
+    Policy {
+        detect_within: 30_000,
+        probe_interval: 6000,
+        idle_timeout: None,
+        half_close_timeout: None,
+        stall_timeout: None,
+        first_response_timeout: None,
+        max_duration: None,
+    }
+}
+
+/// A leg that was heard `age` ago and has nothing under way.
+fn heard(age: Millis, segs_in: u32) -> LegSample {
+    LegSample {
+        last_ack_age: age,
+        last_data_age: Millis::MAX,
+        last_sent_age: Millis::MAX,
+        segs_in,
+        bytes_acked: 1,
+        rtt_us: 1000,
+        ..LegSample::default()
+    }
+}
+
+/// A quiet leg with unanswered keepalive probes.
+fn probed(age: Millis, probes: u32) -> LegSample {
+    LegSample {
+        probes,
+        ..heard(age, 1)
+    }
+}
+
+/// A leg with unacknowledged data, retransmitted, the last time a second ago.
+fn retransmitting(age: Millis) -> LegSample {
+    LegSample {
+        unacked: 1,
+        retransmits: 3,
+        last_sent_age: 1000,
+        ..heard(age, 1)
+    }
+}
+
+/// A leg whose peer takes no data, with so many unanswered window probes.
+fn shut(age: Millis, sent: Millis, probes: u32) -> LegSample {
+    LegSample {
+        zero_window: true,
+        notsent: 1000,
+        probes,
+        last_sent_age: sent,
+        ..heard(age, 1)
+    }
+}
+
+/// A session of which only the downstream leg is told; upstream has just been heard.
+struct Session {
+    machine: Machine,
+    policy: Policy,
+    traffic: Traffic,
+    segs: u32,
+}
+
+impl Session {
+    fn new(policy: Policy) -> Self {
+        let machine = Machine::new(T0);
+        Self {
+            machine,
+            policy,
+            traffic: Traffic::default(),
+            segs: 1,
+        }
+    }
+
+    fn look(&mut self, after: Millis, down: LegSample) -> Verdict {
+        self.segs += 1;
+        self.both(after, Some(down), Some(heard(0, self.segs)))
+    }
+
+    fn both(&mut self, after: Millis, down: Option<LegSample>, up: Option<LegSample>) -> Verdict {
+        let look = Look {
+            legs: [down, up],
+            traffic: self.traffic,
+        };
+        self.machine.look(T0 + after, &self.policy, &look)
+    }
+
+    /// Looks whenever one is due, from `from` on, at a leg that stays as it is but for its ages,
+    /// until the verdict.
+    fn until_closed(&mut self, from: Millis, at: impl Fn(Millis) -> LegSample) -> (Millis, Close) {
+        let mut after = from;
+        for _ in 0..1000 {
+            let verdict = self.look(after, at(after));
+            if let Some(close) = verdict.close {
+                return (after, close);
+            }
+            after = verdict.next - T0;
+        }
+        panic!("never closed");
+    }
+}
+
+fn reason(verdict: &Verdict) -> Option<CloseReason> {
+    verdict.close.map(|c| c.reason)
+}
+
+#[test]
+fn a_machine_is_small() {
+    assert!(
+        size_of::<Machine>() <= 120,
+        "{} bytes for each session",
+        size_of::<Machine>()
+    );
+}
+
+#[test]
+fn a_silent_peer_is_dead_d_after_its_last_sign_of_life() {
+    let evidence = [
+        (
+            Evidence::Keepalive,
+            (|at| probed(at, 20)) as fn(Millis) -> LegSample,
+        ),
+        (Evidence::Retransmit, retransmitting),
+        (Evidence::WindowProbe, |at| shut(at, at, 20)),
+    ];
+    for (expected, sample) in evidence {
+        let mut session = Session::new(policy());
+        session.look(1, heard(0, 1));
+        let (at, close) = session.until_closed(10_000, |at| sample(at - 1));
+        assert!(
+            (30_000..=30_850).contains(&at),
+            "{expected}: closed after {at}"
+        );
+        assert_eq!(close.reason, CloseReason::DownstreamDead);
+        assert_eq!(close.evidence, Some(expected));
+        assert_eq!(close.how, CloseHow::AbortAfterFlush(Leg::Downstream));
+        assert_eq!(close.silent_for, at - 1);
+    }
+}
+
+#[test]
+fn a_late_write_does_not_restart_the_clock() {
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    session.look(29_000, probed(28_999, 20));
+    let (at, _) = session.until_closed(29_500, |at| LegSample {
+        last_sent_age: at - 29_400,
+        unacked: 1,
+        retransmits: 1,
+        ..probed(at - 1, 20)
+    });
+    assert!(at <= 30_850, "closed after {at}");
+}
+
+#[test]
+fn any_sign_of_life_restarts_the_clock() {
+    let signs = [
+        ("acknowledgement", heard(0, 2)),
+        (
+            "data",
+            LegSample {
+                last_data_age: 0,
+                ..heard(29_000, 2)
+            },
+        ),
+        ("segment without a date", heard(29_000, 2)),
+    ];
+    for (name, sign) in signs {
+        let mut session = Session::new(policy());
+        session.look(1, heard(0, 1));
+        session.look(28_999, probed(28_998, 20));
+        session.look(29_000, sign);
+        let last_life = session.machine.leg(Leg::Downstream).last_life;
+        assert!(last_life >= T0 + 28_996, "{name}: {last_life}");
+        assert_eq!(
+            reason(&session.look(31_000, probed(31_000, 20))),
+            None,
+            "{name}"
+        );
+    }
+}
+
+/// An undated segment came at some time since the last look. To believe "just now" would find a
+/// peer that vanished right after it a whole look interval too late.
+#[test]
+fn an_undated_segment_counts_from_the_last_look() {
+    let mut session = Session::new(policy());
+    session.look(100, heard(100, 1));
+    session.look(28_000, probed(28_000, 20));
+    let moved = LegSample {
+        segs_in: 2,
+        ..probed(28_900, 21)
+    };
+    session.look(28_900, moved);
+    assert_eq!(session.machine.leg(Leg::Downstream).last_life, T0 + 28_000);
+}
+
+#[test]
+fn no_verdict_without_an_unanswered_question() {
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    for at in [28_900, 30_000, 30_800, 40_000, 90_000] {
+        let verdict = session.look(at, heard(at - 1, 1));
+        assert_eq!(verdict.close, None, "at {at}");
+        assert_eq!(verdict.ask[0], Some(Ask::Probe), "at {at}");
+    }
+}
+
+#[test]
+fn no_verdict_without_a_sample_of_that_moment() {
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    session.look(29_900, probed(29_899, 20));
+    session.look(30_000, probed(29_999, 20));
+    let verdict = session.both(30_800, None, Some(heard(0, 99)));
+    assert_eq!(verdict.close, None);
+    assert!(verdict.next <= T0 + 31_800);
+    assert_eq!(reason(&session.look(31_000, heard(900, 2))), None);
+}
+
+#[test]
+fn the_last_question_is_asked_at_d_and_has_its_time() {
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    assert_eq!(
+        session.look(29_900, probed(29_899, 3)).ask[0],
+        Some(Ask::Probe)
+    );
+    let at_d = session.look(30_001, probed(30_000, 4));
+    assert_eq!(
+        at_d.ask[0],
+        Some(Ask::Probe),
+        "100 ms after the one before, but the last"
+    );
+    let late = session.look(30_001 + 50, probed(30_050, 5));
+    assert_eq!(late.close, None);
+    // The paused monitor has asked nothing: its first look asks, it does not judge.
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    let late = session.look(50_000, probed(49_999, 20));
+    assert_eq!((late.close, late.ask[0]), (None, Some(Ask::Probe)));
+    let verdict = session.look(late.next - T0, probed(50_099, 21));
+    assert_eq!(reason(&verdict), Some(CloseReason::DownstreamDead));
+}
+
+#[test]
+fn a_slow_path_has_one_and_a_half_round_trips_for_its_answer() {
+    let slow = |age, probes| LegSample {
+        rtt_us: 400_000,
+        ..probed(age, probes)
+    };
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    session.look(30_001, slow(30_000, 4));
+    assert_eq!(session.look(30_500, slow(30_499, 5)).close, None);
+    assert!(session.look(30_800, slow(30_799, 6)).close.is_some());
+}
+
+#[test]
+fn one_lost_window_probe_proves_nothing() {
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    for at in [30_000, 40_000, 60_000] {
+        let verdict = session.look(at, shut(at, at, 1));
+        assert_eq!(verdict.close, None, "at {at}");
+        assert_eq!(
+            session.machine.leg(Leg::Downstream).condition,
+            Condition::Stalled
+        );
+    }
+    assert_eq!(
+        reason(&session.look(90_000, shut(90_000, 90_000, 2))),
+        Some(CloseReason::DownstreamDead)
+    );
+}
+
+#[test]
+fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    let old = |at: Millis| LegSample {
+        last_sent_age: at,
+        ..retransmitting(at - 500)
+    };
+    for at in [10_000, 30_000, 31_000, 60_000] {
+        assert_eq!(session.look(at, old(at)).close, None, "at {at}");
+    }
+    let asked = LegSample {
+        last_sent_age: 200,
+        ..old(70_000)
+    };
+    let verdict = session.look(70_000, asked);
+    assert_eq!(reason(&verdict), Some(CloseReason::DownstreamDead));
+    // Of a bare FIN only the count tells.
+    let fin = |at: Millis, retransmits| LegSample {
+        state: TcpState::FinWait1,
+        last_sent_age: Millis::MAX,
+        retransmits,
+        ..retransmitting(at - 500)
+    };
+    let mut session = Session::new(policy());
+    session.look(600, fin(600, 8));
+    session.look(30_700, fin(30_700, 8));
+    assert_eq!(session.look(30_900, fin(30_900, 8)).close, None);
+    assert!(session.look(31_500, fin(31_500, 9)).close.is_some());
+}
+
+#[test]
+fn stalled_is_not_dead_and_has_its_own_clock() {
+    let stall_timeout = Some(60_000);
+    let mut session = Session::new(Policy {
+        stall_timeout,
+        ..policy()
+    });
+    session.look(1, heard(0, 1));
+    let answering = |at: Millis| LegSample {
+        segs_in: 1 + at as u32 / 1000,
+        ..shut(at % 1000, at, 0)
+    };
+    let (at, close) = session.until_closed(500, answering);
+    assert_eq!(close.reason, CloseReason::DownstreamStalled);
+    assert_eq!(close.evidence, None);
+    assert!((60_000..=60_010).contains(&at), "closed after {at}");
+    let mut session = Session::new(policy());
+    for at in 1..200 {
+        let verdict = session.look(at * 1000, shut(0, at * 1000, 0));
+        assert_eq!(
+            verdict.close, None,
+            "without stall_timeout it may stall for ever"
+        );
+    }
+}
+
+#[test]
+fn a_window_that_was_closed_while_nothing_waited_is_no_stall() {
+    let stall_timeout = Some(60_000);
+    let mut session = Session::new(Policy {
+        stall_timeout,
+        ..policy()
+    });
+    let idle = LegSample {
+        zero_window: true,
+        notsent: 0,
+        ..heard(0, 2)
+    };
+    session.look(
+        299_000,
+        LegSample {
+            last_sent_age: 299_000,
+            ..idle
+        },
+    );
+    assert_eq!(reason(&session.look(300_000, shut(0, 300_000, 0))), None);
+    assert_eq!(reason(&session.look(358_900, shut(0, 358_900, 0))), None);
+    assert_eq!(
+        reason(&session.look(359_001, shut(0, 359_001, 0))),
+        Some(CloseReason::DownstreamStalled)
+    );
+}
+
+#[test]
+fn a_suspect_is_not_called_stalled() {
+    let stall_timeout = Some(5000);
+    let mut session = Session::new(Policy {
+        stall_timeout,
+        ..policy()
+    });
+    session.look(1, heard(0, 1));
+    let (at, close) = session.until_closed(3000, |at| shut(at, at, 5));
+    assert_eq!(close.reason, CloseReason::DownstreamDead);
+    assert!((30_000..=30_850).contains(&at), "closed after {at}");
+}
+
+#[test]
+fn conditions() {
+    let table = [
+        (1000, heard(999, 1), Condition::Alive),
+        (6900, heard(6899, 1), Condition::Alive),
+        (7100, heard(7099, 1), Condition::Quiet),
+        // Its answer may be on its way.
+        (7100, probed(7099, 1), Condition::Quiet),
+        (7100, probed(7099, 2), Condition::Suspect),
+        (900, retransmitting(899), Condition::Alive),
+        (1100, retransmitting(1099), Condition::Suspect),
+        (1100, shut(1099, 1099, 1), Condition::Stalled),
+        (2100, shut(2099, 2099, 2), Condition::Suspect),
+    ];
+    for (at, sample, expected) in table {
+        let mut session = Session::new(policy());
+        session.look(1, heard(0, 1));
+        session.look(at, sample);
+        let condition = session.machine.leg(Leg::Downstream).condition;
+        assert_eq!(condition, expected, "{sample:?}");
+    }
+}
+
+#[test]
+fn rest_follows_the_answer_once() {
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    assert_eq!(
+        session.look(29_000, heard(28_999, 1)).ask[0],
+        Some(Ask::Probe)
+    );
+    assert_eq!(session.look(29_100, heard(90, 2)).ask[0], Some(Ask::Rest));
+    assert_eq!(session.look(29_200, heard(190, 2)).ask[0], None);
+}
+
+#[test]
+fn half_close_is_rearmed_by_bytes() {
+    let half_close_timeout = Some(10_000);
+    let mut session = Session::new(Policy {
+        half_close_timeout,
+        ..policy()
+    });
+    let fin = |sent, segs| LegSample {
+        state: TcpState::CloseWait,
+        last_sent_age: sent,
+        ..heard(0, segs)
+    };
+    assert!(!session.machine.is_half_closed());
+    session.look(5000, fin(5000, 2));
+    assert!(session.machine.is_half_closed());
+    assert_eq!(session.look(14_999, fin(1000, 3)).close, None);
+    assert_eq!(session.look(23_998, fin(9999, 4)).close, None);
+    let close = session.look(23_999, fin(10_000, 5)).close.unwrap();
+    assert_eq!(
+        (close.reason, close.how),
+        (CloseReason::HalfCloseTimeout, CloseHow::Abort)
+    );
+}
+
+#[test]
+fn idle_counts_from_the_last_byte() {
+    let idle_timeout = Some(20_000);
+    let mut session = Session::new(Policy {
+        idle_timeout,
+        ..policy()
+    });
+    let last = |data, segs| LegSample {
+        last_data_age: data,
+        ..heard(0, segs)
+    };
+    assert_eq!(session.look(19_999, last(19_999, 2)).close, None);
+    let verdict = session.look(20_000, last(5000, 3));
+    assert_eq!((verdict.close, verdict.next), (None, T0 + 35_000));
+    assert_eq!(session.machine.last_activity(), T0 + 15_000);
+    // Bytes may have passed on a leg that could not be asked.
+    let blind = session.both(35_000, None, Some(heard(0, 99)));
+    assert_eq!(blind.close, None);
+    let close = session.look(35_001, last(20_001, 5)).close.unwrap();
+    assert_eq!(
+        (close.reason, close.how),
+        (CloseReason::IdleTimeout, CloseHow::Finish)
+    );
+}
+
+#[test]
+fn a_request_waits_for_its_first_response() {
+    let first_response_timeout = Some(5000);
+    let request = LegSample {
+        last_sent_age: 1000,
+        ..heard(0, 2)
+    };
+    let table = [
+        (
+            "answered",
+            LegSample {
+                last_data_age: 500,
+                bytes_received: 9,
+                ..request
+            },
+            None,
+        ),
+        ("no answer", request, Some(T0 + 2000 - 1000 + 5000)),
+        (
+            "connected in the same tick",
+            LegSample {
+                last_data_age: 1000,
+                ..request
+            },
+            Some(T0 + 6000),
+        ),
+        (
+            "unacknowledged",
+            LegSample {
+                unacked: 1,
+                ..request
+            },
+            None,
+        ),
+        (
+            "said FIN",
+            LegSample {
+                state: TcpState::CloseWait,
+                ..request
+            },
+            None,
+        ),
+    ];
+    for (name, up, expected) in table {
+        let mut session = Session::new(Policy {
+            first_response_timeout,
+            ..policy()
+        });
+        session.traffic.sent[1] = 10;
+        session.both(2000, Some(heard(0, 2)), Some(up));
+        let timer = session.machine.next_timer(&session.policy);
+        let timer = timer.filter(|t| t.reason == CloseReason::FirstResponseTimeout);
+        assert_eq!(timer.map(|t| t.at), expected, "{name}");
+    }
+}
+
+#[test]
+fn a_session_ends_at_its_greatest_age_whatever_it_does() {
+    let max_duration = Some(60_000);
+    let mut session = Session::new(Policy {
+        max_duration,
+        ..policy()
+    });
+    assert_eq!(session.look(59_999, heard(0, 2)).close, None);
+    let close = session.both(60_000, None, None).close.unwrap();
+    assert_eq!(
+        (close.reason, close.how),
+        (CloseReason::MaxDuration, CloseHow::Finish)
+    );
+}
+
+#[test]
+fn ties_go_to_the_gravest_and_the_longest_silent() {
+    let all = Policy {
+        idle_timeout: Some(30_000),
+        half_close_timeout: Some(30_000),
+        max_duration: Some(30_000),
+        ..policy()
+    };
+    let mut session = Session::new(all);
+    session.look(1, heard(0, 1));
+    let dead = |age| probed(age, 20);
+    session.both(29_000, Some(dead(28_999)), Some(dead(28_500)));
+    session.both(29_999, Some(dead(29_998)), Some(dead(29_499)));
+    session.both(30_600, Some(dead(30_599)), Some(dead(30_100)));
+    let verdict = session.both(30_800, Some(dead(30_799)), Some(dead(30_300)));
+    assert_eq!(reason(&verdict), Some(CloseReason::DownstreamDead));
+    let mut session = Session::new(Policy {
+        idle_timeout: Some(60_000),
+        max_duration: Some(60_000),
+        ..policy()
+    });
+    assert_eq!(
+        reason(&session.look(60_000, heard(0, 2))),
+        Some(CloseReason::IdleTimeout)
+    );
+}
+
+#[test]
+fn time_that_runs_backwards_stands_still() {
+    let mut session = Session::new(policy());
+    session.look(20_000, heard(0, 2));
+    let verdict = session.look(5000, heard(15_000, 2));
+    assert_eq!(verdict.close, None);
+    assert!(verdict.next > T0 + 20_000);
+    assert_eq!(session.machine.leg(Leg::Downstream).last_life, T0 + 20_000);
+}
+
+/// What never happened has the age of the host.
+#[test]
+fn ages_reach_back_to_the_start_at_most() {
+    let idle_timeout = Some(10_000);
+    let mut session = Session::new(Policy {
+        idle_timeout,
+        ..policy()
+    });
+    let verdict = session.look(100, heard(Millis::MAX, 1));
+    assert_eq!(verdict.close, None);
+    assert_eq!(session.machine.last_activity(), T0);
+    assert_eq!(session.machine.leg(Leg::Downstream).last_life, T0);
+}
+
+#[test]
+fn a_session_may_live_for_years() {
+    let year = 365 * 24 * 3_600_000;
+    let mut session = Session::new(policy());
+    session.look(2 * year, heard(0, 2));
+    assert_eq!(
+        session.machine.leg(Leg::Downstream).last_life,
+        T0 + 2 * year
+    );
+    // Even a leg that gives no sign of life and is never asked.
+    session.look(3 * year, heard(year, 2));
+    session.look(4 * year, heard(2 * year, 2));
+    let (at, close) = session.until_closed(4 * year + 1000, |at| LegSample {
+        segs_in: 2,
+        ..probed(at - 2 * year, 20)
+    });
+    assert_eq!(close.silent_for, at - 2 * year);
+}
+
+#[test]
+fn faults() {
+    let asked = probed(3000, 1);
+    let table = [
+        (
+            Fault::Reset,
+            heard(3000, 1),
+            CloseReason::UpstreamReset,
+            None,
+        ),
+        (
+            Fault::Reset,
+            asked,
+            CloseReason::UpstreamDead,
+            Some(Evidence::Reset),
+        ),
+        (
+            Fault::TimedOut,
+            asked,
+            CloseReason::UpstreamDead,
+            Some(Evidence::KernelTimeout),
+        ),
+        (
+            Fault::Unreachable,
+            asked,
+            CloseReason::UpstreamDead,
+            Some(Evidence::Unreachable),
+        ),
+    ];
+    for (fault, sample, reason, evidence) in table {
+        let mut machine = Machine::new(T0);
+        let close = machine.fault(T0 + 5000, Leg::Upstream, fault, Some(&sample));
+        assert_eq!((close.reason, close.evidence), (reason, evidence));
+        assert_eq!(close.how, CloseHow::AbortAfterFlush(Leg::Upstream));
+        assert_eq!(close.silent_for, 3000);
+    }
+}
+
+/// The reset arrives, a look comes before the error is read: the suspicion must survive it.
+#[test]
+fn a_closed_socket_keeps_what_was_known() {
+    let mut session = Session::new(policy());
+    session.look(1, heard(0, 1));
+    session.look(8000, retransmitting(7999));
+    let closed = LegSample {
+        state: TcpState::Closed,
+        ..heard(8000, 2)
+    };
+    session.look(8001, closed);
+    let close = session
+        .machine
+        .fault(T0 + 8002, Leg::Downstream, Fault::Reset, Some(&closed));
+    assert_eq!(close.evidence, Some(Evidence::Reset));
+}
+
+#[test]
+fn derived_spans() {
+    let table = [
+        // D, I, grace, final phase
+        (2000, 1000, 150, 800),
+        (2000, 1999, 150, 0),
+        (8000, 1600, 200, 1200),
+        (30_000, 6000, 750, 1200),
+        (60_000, 59_000, 1500, 800),
+    ];
+    for (detect_within, probe_interval, grace, final_phase) in table {
+        let policy = Policy {
+            detect_within,
+            probe_interval,
+            ..policy()
+        };
+        assert_eq!((policy.grace(), policy.final_phase()), (grace, final_phase));
+        assert!(
+            policy.grace() <= (detect_within / 20).max(300),
+            "within the tolerance"
+        );
+        assert_eq!(policy.suspect_after(), probe_interval + 1000);
+    }
+}
+
+fn any_sample() -> impl Strategy<Value = LegSample> {
+    let states = prop::sample::select(vec![
+        TcpState::Established,
+        TcpState::CloseWait,
+        TcpState::FinWait1,
+        TcpState::FinWait2,
+        TcpState::LastAck,
+        TcpState::Closed,
+    ]);
+    let age = prop_oneof![0..100_000u64, Just(0), Just(u64::MAX), any::<u64>()];
+    let count = prop_oneof![Just(0u32), 0..5u32, any::<u32>()];
+    let ages = [age.clone(), age.clone(), age];
+    let counts = [
+        count.clone(),
+        count.clone(),
+        count.clone(),
+        count.clone(),
+        count,
+    ];
+    (states, ages, counts, any::<bool>(), any::<u64>()).prop_map(
+        |(state, ages, counts, zero_window, bytes)| LegSample {
+            state,
+            unacked: counts[0],
+            retransmits: counts[1],
+            probes: counts[2],
+            notsent: counts[3],
+            busy_ms: 0,
+            segs_in: counts[4],
+            rtt_us: counts[4],
+            zero_window,
+            last_ack_age: ages[0],
+            last_data_age: ages[1],
+            last_sent_age: ages[2],
+            bytes_acked: bytes,
+            bytes_received: bytes,
+        },
+    )
+}
+
+fn any_policy() -> impl Strategy<Value = Policy> {
+    let span = || {
+        prop::option::of(prop_oneof![
+            1000..100_000u64,
+            Just(u64::from(u32::MAX) * 100)
+        ])
+    };
+    (
+        2000..60_000u64,
+        0..1000u64,
+        [span(), span(), span(), span(), span()],
+    )
+        .prop_map(|(d, i, spans)| Policy {
+            detect_within: d,
+            probe_interval: 1000 + (d - 1001) * i / 1000,
+            idle_timeout: spans[0],
+            half_close_timeout: spans[1],
+            stall_timeout: spans[2],
+            first_response_timeout: spans[3],
+            max_duration: spans[4],
+        })
+}
+
+fn any_look() -> impl Strategy<Value = (Millis, Look)> {
+    let leg = || prop::option::weighted(0.9, any_sample());
+    let time = prop_oneof![T0..T0 + 200_000, 0..T0, Just(u64::from(u32::MAX) * 1000)];
+    (time, [leg(), leg()], any::<u64>()).prop_map(|(now, legs, bytes)| {
+        let traffic = Traffic {
+            received: [bytes; 2],
+            sent: [bytes; 2],
+        };
+        (now, Look { legs, traffic })
+    })
+}
+
+proptest! {
+    /// Whatever the kernel claims and whichever way the clock goes: no panic, time goes on, a
+    /// verdict of death has evidence and D of silence, and the same inputs give the same outputs.
+    #[test]
+    fn survives_any_samples(policy in any_policy(), looks in prop::collection::vec(any_look(), 1..60)) {
+        let mut machine = Machine::new(T0);
+        let mut last = T0;
+        prop_assert!(machine.first_look(&policy) > T0);
+        for (now, look) in looks {
+            last = last.max(now);
+            let mut twin = machine.clone();
+            let verdict = machine.look(now, &policy, &look);
+            prop_assert_eq!(verdict, twin.look(now, &policy, &look));
+            prop_assert!(verdict.next > last);
+            if let Some(close) = verdict.close {
+                let dead = LEGS.map(CloseReason::dead).contains(&close.reason);
+                prop_assert_eq!(dead, close.evidence.is_some());
+                prop_assert!(!dead || close.silent_for >= policy.detect_within);
+            }
+            for leg in LEGS {
+                prop_assert!(machine.leg(leg).last_life <= last);
+                let fault = machine.fault(now, leg, Fault::Reset, look.legs[leg as usize].as_ref());
+                prop_assert!(fault.silent_for <= last);
+            }
+        }
+    }
+
+    /// A peer that is heard at every look is never dead, and suspected of nothing.
+    #[test]
+    fn a_heard_peer_lives(policy in any_policy(), ages in prop::collection::vec(0..500u64, 1..100)) {
+        let policy = Policy { max_duration: None, ..policy };
+        let mut machine = Machine::new(T0);
+        let mut now = machine.first_look(&policy);
+        for (count, age) in ages.into_iter().enumerate() {
+            let look = Look { legs: [Some(heard(age, 2 + count as u32)); 2], ..Look::default() };
+            let verdict = machine.look(now, &policy, &look);
+            prop_assert!(verdict.close.is_none_or(|c| c.evidence.is_none()));
+            prop_assert_eq!(machine.leg(Leg::Upstream).condition, Condition::Alive);
+            now = verdict.next;
+        }
+    }
+}
+
+/// An upstream whose accept queue was full: the handshake was completed on our side only. The
+/// server repeats its SYN-ACK at 1, 3, 7, 15 s, which is a sign of life of its kernel.
+#[test]
+fn a_service_that_never_accepted_is_a_phantom() {
+    let phantom = |at: Millis| {
+        let heard = [1, 1000, 3000, 7000, 15_000]
+            .into_iter()
+            .rfind(|t| *t <= at)
+            .unwrap_or(0);
+        LegSample {
+            unacked: 1,
+            retransmits: u32::try_from(at / 1000).expect("small"),
+            bytes_acked: 1,
+            segs_in: 1 + u32::try_from(at / 1000).expect("small").min(4),
+            last_ack_age: at - heard,
+            last_data_age: at,
+            last_sent_age: at % 1000,
+            busy_ms: at - 500,
+            ..LegSample::default()
+        }
+    };
+    let traffic = Traffic {
+        sent: [0, 10],
+        received: [10, 0],
+    };
+    let policy = Policy {
+        first_response_timeout: Some(5000),
+        ..policy()
+    };
+    let mut machine = Machine::new(0);
+    let client = LegSample {
+        last_ack_age: 100,
+        segs_in: 9,
+        ..LegSample::default()
+    };
+    for at in [2500, 3500, 4500, 5400] {
+        let look = Look {
+            legs: [Some(client), Some(phantom(at))],
+            traffic,
+        };
+        let verdict = machine.look(at, &policy, &look);
+        assert_eq!(verdict.close, None, "at {at}");
+        assert_eq!(
+            machine.leg(Leg::Upstream).condition,
+            Condition::Phantom,
+            "at {at}"
+        );
+    }
+    let look = Look {
+        legs: [Some(client), Some(phantom(5500))],
+        traffic,
+    };
+    let close = machine.look(5500, &policy, &look).close.expect("in time");
+    assert_eq!(
+        (close.reason, close.evidence),
+        (CloseReason::UpstreamPhantom, None)
+    );
+    // A host that vanished before the first request says nothing after it.
+    let vanished = LegSample {
+        segs_in: 0,
+        last_ack_age: 2600,
+        last_data_age: 2600,
+        ..phantom(3000)
+    };
+    let mut machine = Machine::new(0);
+    machine.look(
+        3000,
+        &policy,
+        &Look {
+            legs: [Some(client), Some(vanished)],
+            traffic,
+        },
+    );
+    assert_ne!(machine.leg(Leg::Upstream).condition, Condition::Phantom);
+}

@@ -1,0 +1,308 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use super::*;
+
+const DOCS: &str = include_str!("../../docs/METRICS.md");
+
+/// Whether the line `series value` is served.
+fn has(metrics: &Metrics, line: &str) -> bool {
+    metrics.render().lines().any(|l| l == line)
+}
+
+#[test]
+fn every_series_exists_at_zero() {
+    let metrics = Metrics::new();
+    let _listener = metrics.listener("db");
+    for reason in CloseReason::ALL {
+        let labels = format!(
+            "initiator=\"{}\",listener=\"db\",reason=\"{reason}\"",
+            reason.initiator()
+        );
+        let line = format!("pulsegate_connections_closed_total{{{labels}}} 0");
+        assert!(has(&metrics, &line), "{line}");
+    }
+    for (leg, evidence) in LEGS
+        .iter()
+        .flat_map(|l| Evidence::ALL.iter().map(move |e| (l, e)))
+    {
+        let labels = format!(
+            "evidence=\"{evidence}\",leg=\"{}\",listener=\"db\"",
+            leg.as_str()
+        );
+        let line = format!("pulsegate_half_open_detected_total{{{labels}}} 0");
+        assert!(has(&metrics, &line), "{line}");
+    }
+}
+
+#[test]
+fn events_reach_their_series() {
+    let metrics = Metrics::new();
+    let db = metrics.listener("db");
+    db.accepted();
+    db.rejected(RejectReason::Descriptors);
+    let moved = Traffic {
+        received: [10, 0],
+        sent: [20, 0],
+    };
+    db.closed(CloseReason::UpstreamDead, Duration::from_secs(90), &moved);
+    db.half_open_found(
+        Leg::Upstream,
+        Evidence::Retransmit,
+        Duration::from_millis(29_900),
+    );
+    db.set_bytes(&db.settled());
+    db.connect_failed(ConnectFailure::Refused);
+    db.accept_error(AcceptErrorClass::Memory);
+    db.socket_option_failed();
+    db.set_listen_queue(3, 128);
+    db.reset_sent(Leg::Downstream);
+    db.probe_sent(Leg::Upstream);
+    db.connected(Duration::from_millis(3));
+    metrics.looks(7);
+    metrics.set_draining(true);
+    metrics.set_descriptors(12, u64::MAX);
+    for line in [
+        "pulsegate_connections_accepted_total{listener=\"db\"} 1",
+        "pulsegate_connections_rejected_total{listener=\"db\",reason=\"descriptors\"} 1",
+        "pulsegate_connections_closed_total{initiator=\"upstream\",listener=\"db\",reason=\"upstream_dead\"} 1",
+        "pulsegate_half_open_detected_total{evidence=\"retransmit\",leg=\"upstream\",listener=\"db\"} 1",
+        "pulsegate_half_open_detection_delay_seconds_bucket{leg=\"upstream\",listener=\"db\",le=\"20\"} 0",
+        "pulsegate_half_open_detection_delay_seconds_bucket{leg=\"upstream\",listener=\"db\",le=\"30\"} 1",
+        "pulsegate_connection_duration_seconds_sum{listener=\"db\"} 90",
+        "pulsegate_received_bytes_total{leg=\"downstream\",listener=\"db\"} 10",
+        "pulsegate_sent_bytes_total{leg=\"downstream\",listener=\"db\"} 20",
+        "pulsegate_sent_bytes_total{leg=\"upstream\",listener=\"db\"} 0",
+        "pulsegate_upstream_connect_failures_total{listener=\"db\",reason=\"refused\"} 1",
+        "pulsegate_accept_errors_total{class=\"memory\",listener=\"db\"} 1",
+        "pulsegate_socket_option_errors_total{listener=\"db\"} 1",
+        "pulsegate_listen_queue_length{listener=\"db\"} 3",
+        "pulsegate_listen_queue_limit{listener=\"db\"} 128",
+        "pulsegate_resets_sent_total{leg=\"downstream\",listener=\"db\"} 1",
+        "pulsegate_probes_sent_total{leg=\"upstream\",listener=\"db\"} 1",
+        "pulsegate_upstream_connect_duration_seconds_count{listener=\"db\"} 1",
+        "pulsegate_liveness_looks_total 7",
+        "pulsegate_draining 1",
+        "pulsegate_open_descriptors 12",
+    ] {
+        assert!(has(&metrics, line), "{line}\n{}", metrics.render());
+    }
+}
+
+#[test]
+fn gauges_follow_what_is_known() {
+    let metrics = Metrics::new();
+    let db = metrics.listener("db");
+    let moved = |leg, was, is| db.condition_changed(leg, was, is);
+    moved(Leg::Upstream, Condition::Quiet, Condition::Suspect);
+    moved(Leg::Downstream, Condition::Alive, Condition::Stalled);
+    db.half_closed_changed(1);
+    db.set_active(1);
+    let lines = |n: u8| {
+        [
+            format!("pulsegate_connections_active{{listener=\"db\"}} {n}"),
+            format!("pulsegate_half_closed_connections{{listener=\"db\"}} {n}"),
+            format!("pulsegate_half_open_connections{{leg=\"upstream\",listener=\"db\"}} {n}"),
+            format!("pulsegate_stalled_connections{{leg=\"downstream\",listener=\"db\"}} {n}"),
+        ]
+    };
+    lines(1)
+        .iter()
+        .for_each(|l| assert!(has(&metrics, l), "{l}"));
+    moved(Leg::Upstream, Condition::Suspect, Condition::Alive);
+    moved(Leg::Downstream, Condition::Stalled, Condition::Quiet);
+    db.half_closed_changed(-1);
+    db.set_active(0);
+    lines(0)
+        .iter()
+        .for_each(|l| assert!(has(&metrics, l), "{l}"));
+}
+
+#[test]
+fn the_same_name_gives_the_same_series() {
+    let metrics = Metrics::new();
+    metrics.listener("db").accepted();
+    metrics.listener("db").accepted();
+    assert!(has(
+        &metrics,
+        "pulsegate_connections_accepted_total{listener=\"db\"} 2"
+    ));
+}
+
+#[test]
+fn dropped_log_lines_only_grow() {
+    let metrics = Metrics::new();
+    for total in [3, 5, 4] {
+        metrics.set_log_lines_dropped(total);
+    }
+    assert!(has(&metrics, "pulsegate_log_lines_dropped_total 5"));
+}
+
+/// With every series that is absent while its value is unknown.
+fn complete() -> Metrics {
+    let metrics = Metrics::new();
+    metrics.listener("db").set_upstream_queue(Some((2, 1)));
+    let host = metrics.host();
+    for counter in [
+        NetnsCounter::ListenOverflows,
+        NetnsCounter::ListenDrops,
+        NetnsCounter::SyncookiesSent,
+        NetnsCounter::SyncookiesReceived,
+        NetnsCounter::RequestQueueFullCookies,
+    ] {
+        host.set_counter(counter, Some(counter as u64 + 1));
+    }
+    for gauge in [
+        NetnsGauge::SynRecv,
+        NetnsGauge::TimeWait,
+        NetnsGauge::Orphans,
+    ] {
+        host.set_gauge(gauge, Some(gauge as u64 + 1));
+    }
+    host.set_on_demand_probe(true);
+    metrics
+}
+
+#[test]
+fn the_host_is_told_apart_by_name() {
+    let metrics = complete();
+    metrics.host().read_failed(HostSource::SockDiag);
+    for line in [
+        "pulsegate_upstream_listen_queue_length{listener=\"db\"} 2",
+        "pulsegate_upstream_listen_queue_limit{listener=\"db\"} 1",
+        "pulsegate_netns_listen_overflows_total 1",
+        "pulsegate_netns_listen_drops_total 2",
+        "pulsegate_netns_syncookies_sent_total 3",
+        "pulsegate_netns_syncookies_received_total 4",
+        "pulsegate_netns_request_queue_full_cookies_total 5",
+        "pulsegate_netns_syn_recv 1",
+        "pulsegate_netns_time_wait 2",
+        "pulsegate_netns_orphans 3",
+        "pulsegate_host_read_errors_total{source=\"netstat\"} 0",
+        "pulsegate_host_read_errors_total{source=\"sock_diag\"} 1",
+        "pulsegate_on_demand_probe 1",
+    ] {
+        assert!(has(&metrics, line), "{line}\n{}", metrics.render());
+    }
+}
+
+#[test]
+fn what_is_unknown_of_the_host_has_no_series() {
+    let unknown = [
+        "pulsegate_upstream_listen_queue",
+        "pulsegate_netns_",
+        "pulsegate_on_demand_probe",
+    ];
+    let fresh = Metrics::new();
+    let listener = fresh.listener("db");
+    listener.set_upstream_queue(None);
+    assert!(!unknown.iter().any(|name| fresh.render().contains(name)));
+    let metrics = complete();
+    metrics.listener("db").set_upstream_queue(None);
+    metrics.host().set_gauge(NetnsGauge::SynRecv, None);
+    metrics
+        .host()
+        .set_counter(NetnsCounter::ListenDrops, Some(1));
+    let text = metrics.render();
+    assert!(!text.contains("upstream_listen_queue") && !text.contains("syn_recv"));
+    assert!(has(&metrics, "pulsegate_netns_listen_drops_total 2"));
+}
+
+/// name -> (type, labels), as served.
+fn served(metrics: &Metrics) -> BTreeMap<String, (String, BTreeSet<String>)> {
+    metrics
+        .registry
+        .gather()
+        .iter()
+        .map(|family| {
+            let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+            let labels = family.get_metric()[0].get_label().iter();
+            let labels = labels.map(|l| l.name().to_owned()).collect();
+            (family.name().to_owned(), (kind, labels))
+        })
+        .collect()
+}
+
+/// The words in backquotes of one cell.
+fn quoted(cell: &str) -> BTreeSet<String> {
+    cell.split('`')
+        .skip(1)
+        .step_by(2)
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn docs_list_what_is_served() {
+    let metrics = complete();
+    let mut documented = BTreeMap::new();
+    for line in DOCS.lines().filter(|l| l.starts_with("| `pulsegate_")) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let name = cells[1].trim_matches('`').to_owned();
+        assert!(
+            cells[4].len() > 5,
+            "{name} has no meaning in docs/METRICS.md"
+        );
+        let row = (cells[2].to_owned(), quoted(cells[3]));
+        assert!(documented.insert(name, row).is_none(), "twice: {line}");
+    }
+    assert_eq!(documented, served(&metrics));
+}
+
+#[test]
+fn docs_list_every_label_value() {
+    let metrics = complete();
+    for family in metrics.registry.gather() {
+        let labels = family
+            .get_metric()
+            .iter()
+            .flat_map(prometheus::proto::Metric::get_label);
+        let mut values: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+        for label in labels {
+            let known = values.entry(label.name()).or_default();
+            known.insert(label.value().to_owned());
+        }
+        values.retain(|label, _| !matches!(*label, "listener" | "version"));
+        for (label, values) in values {
+            let plain = format!("| `{label}` |");
+            let specific = format!("| `{label}` of `{}` |", family.name());
+            let row = DOCS
+                .lines()
+                .find(|l| l.starts_with(&specific) || l.starts_with(&plain))
+                .unwrap_or_else(|| panic!("no row for {label} of {}", family.name()));
+            let documented = quoted(row.splitn(3, '|').last().unwrap_or_default());
+            assert_eq!(documented, values, "{label} of {}", family.name());
+        }
+    }
+}
+
+#[test]
+fn promtool_has_no_objection() {
+    let metrics = complete();
+    metrics.listener("db").closed(
+        CloseReason::Finished,
+        Duration::from_secs(1),
+        &Traffic::default(),
+    );
+    let found = ["promtool", "/opt/promtool/promtool"].iter().find_map(|p| {
+        let mut command = Command::new(p);
+        command.args(["check", "metrics"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stderr(Stdio::piped()).spawn().ok()
+    });
+    let Some(mut promtool) = found else {
+        assert!(std::env::var_os("CI").is_none(), "CI needs promtool");
+        eprintln!("SKIPPED: promtool is not installed; the metrics were not linted");
+        return;
+    };
+    let mut input = promtool.stdin.take().expect("piped");
+    input
+        .write_all(metrics.render().as_bytes())
+        .expect("written");
+    drop(input);
+    let output = promtool.wait_with_output().expect("ended");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}");
+}

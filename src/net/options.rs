@@ -1,0 +1,98 @@
+//! The socket options of a watched leg.
+//!
+//! The kernel asks the questions (keepalive probes, retransmissions, window probes); the verdict
+//! is made in [`crate::liveness`]. So the kernel must keep asking, about every second once a
+//! question is unanswered, and must not give up by itself before the verdict:
+//!
+//! * `TCP_RTO_MAX_MS` = 1000 keeps retransmissions and window probes from backing off;
+//! * `TCP_USER_TIMEOUT` = 2^31-1 ms replaces `tcp_retries2` and `TCP_KEEPCNT` as the kernel's
+//!   own end (net/ipv4/tcp_timer.c), which else comes after some 15 s in flight. As a verdict
+//!   it would be wrong: it kills live peers that do not read.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use crate::liveness::Policy;
+use crate::sys::sockopt::{self, IntOption};
+
+/// The longest gap between two questions of the kernel, ms.
+const QUESTION_GAP_MS: i32 = 1000;
+/// The kernel's own value of the same.
+const KERNEL_RTO_MAX_MS: i32 = 120_000;
+/// Unsent bytes per leg in the kernel: bounds what a stalled peer makes us hold.
+const NOTSENT_BYTES: i32 = 256 * 1024;
+
+/// Options that a listener hands down to the sockets it accepts, at no cost for each.
+///
+/// # Errors
+/// The option that could not be set, with the kernel's reason.
+pub fn prepare_listener(fd: RawFd) -> io::Result<()> {
+    set(fd, sockopt::NODELAY, 1)?;
+    set(fd, sockopt::NOTSENT_LOWAT, NOTSENT_BYTES)?;
+    sockopt::arm_abort(fd)
+}
+
+/// What a dialled socket needs before it connects; the rest waits for [`watch`] and, for
+/// `TCP_NODELAY`, for the second write: a short session does not pay for it.
+///
+/// # Errors
+/// The option that could not be set, with the kernel's reason.
+pub fn prepare_dialled(fd: RawFd) -> io::Result<()> {
+    sockopt::arm_abort(fd)
+}
+
+/// Puts a connected leg under watch: keepalive from now on, and no verdict by the kernel.
+///
+/// # Errors
+/// The option that could not be set, with the kernel's reason. `TCP_RTO_MAX_MS` is best effort.
+pub fn watch(fd: RawFd, policy: &Policy) -> io::Result<()> {
+    set(fd, sockopt::USER_TIMEOUT, i32::MAX)?;
+    set(fd, sockopt::KEEPINTVL, 1)?;
+    set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))?;
+    set(fd, sockopt::KEEPALIVE, 1)?;
+    set(fd, sockopt::NOTSENT_LOWAT, NOTSENT_BYTES)?;
+    // Not before: behind the close(2) of a short session the kernel would give up its FIN after
+    // some 3 s.
+    let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, QUESTION_GAP_MS);
+    Ok(())
+}
+
+/// Has the kernel send a keepalive probe now, if the leg was quiet for a second and nothing of
+/// ours is in flight.
+///
+/// # Errors
+/// The option that could not be set, with the kernel's reason.
+pub fn probe_now(fd: RawFd) -> io::Result<()> {
+    set(fd, sockopt::KEEPIDLE, 1)
+}
+
+/// Returns to the normal probe interval.
+///
+/// # Errors
+/// The option that could not be set, with the kernel's reason.
+pub fn probe_later(fd: RawFd, policy: &Policy) -> io::Result<()> {
+    set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))
+}
+
+/// Gives a leg back to the kernel before close(2) leaves a FIN to it. With our limits the kernel
+/// would repeat it for weeks if the leg was watched, and else give up after about 3 s, so that a
+/// short outage cuts off the end of a complete stream; with its own ones it tries for 100 s.
+///
+/// # Errors
+/// The option that could not be set, with the kernel's reason. `TCP_RTO_MAX_MS` is best effort.
+pub fn unwatch(fd: RawFd) -> io::Result<()> {
+    let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, KERNEL_RTO_MAX_MS);
+    set(fd, sockopt::USER_TIMEOUT, 0)
+}
+
+fn keepalive_idle_seconds(policy: &Policy) -> i32 {
+    // The configuration allows what the kernel does, 1 to 32767 s (tcp(7)).
+    i32::try_from(policy.keepalive_idle() / 1000)
+        .unwrap_or(32767)
+        .clamp(1, 32767)
+}
+
+fn set(fd: RawFd, option: IntOption, value: i32) -> io::Result<()> {
+    sockopt::set_int(fd, option, value)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", option.label)))
+}

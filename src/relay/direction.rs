@@ -1,0 +1,372 @@
+//! One direction of a session: from one leg to the other.
+//!
+//! The pump has one shape: what is held goes first, then the FIN, then the next bytes. How bytes
+//! are moved is chosen below it: copied through the thread's scratch buffer, or, while they come
+//! in bulk, spliced through a pipe.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::Sleep;
+
+use super::Counters;
+use super::pipe::Pipe;
+use crate::net::stream::TcpStream;
+
+/// Read at once when copying, per thread. A read that fills it makes the direction bulk.
+const SCRATCH_BYTES: usize = 64 * 1024;
+/// Moved per wake-up before others get their turn.
+const WAKE_UP_BYTES: usize = 1024 * 1024;
+/// In bulk the source wakes the task only when this much has come (`SO_RCVLOWAT`): five times
+/// fewer wake-ups for each MB.
+const LOW_WATER: i32 = 512 * 1024;
+/// How long a tail shorter than the low-water mark may have to wait for it.
+const TAIL_WAIT: Duration = Duration::from_millis(2);
+/// The mark is set once this much has come without a byte in the other direction: requests and
+/// answers never wait for it.
+const STEADY_BYTES: usize = 2 * 1024 * 1024;
+/// A wake-up that moved less than this ends bulk.
+const BULK_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH_BYTES].into());
+}
+
+/// What a direction holds, which is nothing while it is quiet.
+#[derive(Debug, Default)]
+pub(super) enum Held {
+    #[default]
+    Nothing,
+    /// Copied bytes that the destination has not taken.
+    Rest(Box<Rest>),
+    /// In bulk.
+    Bulk(Box<Bulk>),
+}
+
+/// Never empty.
+#[derive(Debug)]
+pub(super) struct Rest {
+    bytes: Box<[u8]>,
+    written: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Bulk {
+    pipe: Pipe,
+    /// Bounds the wait for the low-water mark, and for more at all.
+    tail: Pin<Box<Sleep>>,
+    /// Bytes moved since the other direction last moved any.
+    steady: usize,
+    /// What the other direction had moved then.
+    answers: u64,
+    /// The low-water mark is set.
+    marked: bool,
+}
+
+/// One direction.
+#[derive(Debug, Default)]
+pub(super) struct Direction {
+    pub held: Held,
+    /// The source has said FIN.
+    pub eof: bool,
+    /// Writes to the destination before it gets `TCP_NODELAY`, and 0 from then on. The first
+    /// write is sent at once with or without it, so that a short session does not pay for it.
+    pub writes_to_nodelay: u8,
+    /// In bulk, let the source wait for [`LOW_WATER`].
+    pub low_water: bool,
+    /// The FIN was passed on, or is owed by whoever closes the destination.
+    pub done: bool,
+}
+
+/// Why a direction stopped.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The source said FIN, and everything before it has been written.
+    Eof,
+    SourceFailed(io::Error),
+    DestinationFailed(io::Error),
+}
+
+/// The two legs and counters of one direction.
+#[derive(Clone, Copy)]
+pub(super) struct Route<'a> {
+    pub from: &'a TcpStream,
+    pub to: &'a TcpStream,
+    pub received: &'a AtomicU64,
+    pub sent: &'a AtomicU64,
+    /// Received in the other direction.
+    pub answers: &'a AtomicU64,
+}
+
+impl Direction {
+    /// Whether bytes wait here for the destination.
+    pub fn owes(&self) -> bool {
+        match &self.held {
+            Held::Nothing => false,
+            Held::Rest(_) => true,
+            Held::Bulk(bulk) => bulk.pipe.held() > 0,
+        }
+    }
+
+    /// Moves bytes until the source has none or the destination takes none.
+    pub fn poll(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<Stop> {
+        let mut moved = 0;
+        loop {
+            if let Err(error) = ready!(self.poll_held(route, cx)) {
+                return Poll::Ready(Stop::DestinationFailed(error));
+            }
+            if self.eof {
+                return Poll::Ready(Stop::Eof);
+            }
+            if moved >= WAKE_UP_BYTES {
+                yield_now(cx);
+                return Poll::Pending;
+            }
+            match self.poll_next(route, moved, cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(n)) => moved += n,
+                Poll::Ready(Err(stop)) => return Poll::Ready(stop),
+            }
+        }
+    }
+
+    /// Reads once without waiting to be told that there is something, and writes it. True if
+    /// the destination took anything, an error if it cannot.
+    pub fn try_early(&mut self, route: Route<'_>) -> io::Result<bool> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            // What is wrong with the source is found again by the next read.
+            let Ok(n @ 1..) = route.from.try_read(scratch) else {
+                return Ok(false);
+            };
+            Counters::add(route.received, n);
+            self.count_to_nodelay(route);
+            let written = match route.to.try_write(&scratch[..n]) {
+                Ok(written) => written,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+                Err(error) => return Err(error),
+            };
+            Counters::add(route.sent, written);
+            if written < n {
+                self.keep(&scratch[written..n]);
+            }
+            Ok(written > 0)
+        })
+    }
+
+    /// Moves everything the source has, whatever its readiness says; ready when that is written,
+    /// or cannot be.
+    pub fn poll_drain(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if ready!(self.poll_held(route, cx)).is_err() {
+                return Poll::Ready(());
+            }
+            self.held = Held::Nothing;
+            let read = SCRATCH.with_borrow_mut(|scratch| {
+                let n = route.from.try_read(scratch)?;
+                Counters::add(route.received, n);
+                self.keep(&scratch[..n]);
+                Ok::<_, io::Error>(n)
+            });
+            if !matches!(read, Ok(1..)) {
+                self.held = Held::Nothing;
+                return Poll::Ready(());
+            }
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.held = Held::Rest(Box::new(Rest {
+            bytes: bytes.into(),
+            written: 0,
+        }));
+    }
+
+    /// Gives the destination what is held.
+    fn poll_held(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.held {
+            Held::Nothing => return Poll::Ready(Ok(())),
+            Held::Rest(rest) => {
+                while rest.written < rest.bytes.len() {
+                    let n = ready!(route.to.poll_write(cx, &rest.bytes[rest.written..]))?;
+                    Counters::add(route.sent, n);
+                    rest.written += n;
+                }
+            }
+            Held::Bulk(bulk) => {
+                while bulk.pipe.held() > 0 {
+                    let n = ready!(route.to.poll_splice_from(
+                        cx,
+                        bulk.pipe.outlet(),
+                        bulk.pipe.held()
+                    ))?;
+                    Counters::add(route.sent, n);
+                    bulk.pipe.drained(n);
+                }
+                return Poll::Ready(Ok(()));
+            }
+        }
+        self.held = Held::Nothing;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Moves the next bytes. `Ok(0)` is the FIN.
+    fn poll_next(
+        &mut self,
+        route: Route<'_>,
+        moved: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize, Stop>> {
+        let n = match &mut self.held {
+            Held::Bulk(bulk) => match bulk.poll_fill(route, moved, self.low_water, cx) {
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Stop::SourceFailed(error))),
+                Poll::Ready(Ok(Some(n))) => n,
+                Poll::Ready(Ok(None)) => {
+                    self.end_bulk(route);
+                    return self.poll_next(route, moved, cx);
+                }
+                Poll::Pending => return Poll::Pending,
+            },
+            Held::Nothing | Held::Rest(_) => match ready!(self.poll_copy(route, cx)) {
+                Ok(n) => n,
+                Err(stop) => return Poll::Ready(Err(stop)),
+            },
+        };
+        self.eof = n == 0;
+        if self.eof && matches!(self.held, Held::Bulk(_)) {
+            self.held = Held::Nothing;
+        }
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_copy(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<Result<usize, Stop>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            let n = match ready!(route.from.poll_read(cx, scratch)) {
+                Ok(n) => n,
+                Err(error) => return Poll::Ready(Err(Stop::SourceFailed(error))),
+            };
+            Counters::add(route.received, n);
+            self.count_to_nodelay(route);
+            let mut written = 0;
+            while written < n {
+                match route.to.poll_write(cx, &scratch[written..n]) {
+                    Poll::Ready(Ok(more)) => {
+                        Counters::add(route.sent, more);
+                        written += more;
+                    }
+                    Poll::Ready(Err(error)) => {
+                        return Poll::Ready(Err(Stop::DestinationFailed(error)));
+                    }
+                    Poll::Pending => {
+                        self.keep(&scratch[written..n]);
+                        break;
+                    }
+                }
+            }
+            if n == scratch.len() && written == n {
+                self.begin_bulk();
+            }
+            Poll::Ready(Ok(n))
+        })
+    }
+
+    #[inline]
+    fn count_to_nodelay(&mut self, route: Route<'_>) {
+        if self.writes_to_nodelay > 0 {
+            self.writes_to_nodelay -= 1;
+            if self.writes_to_nodelay == 0 {
+                route.to.set_nodelay();
+            }
+        }
+    }
+
+    fn begin_bulk(&mut self) {
+        let Some(pipe) = Pipe::take() else { return };
+        let tail = Box::pin(tokio::time::sleep(TAIL_WAIT));
+        let bulk = Bulk {
+            pipe,
+            tail,
+            steady: 0,
+            answers: 0,
+            marked: false,
+        };
+        self.held = Held::Bulk(Box::new(bulk));
+    }
+
+    fn end_bulk(&mut self, route: Route<'_>) {
+        if let Held::Bulk(bulk) = &mut self.held {
+            bulk.unmark(route);
+        }
+        self.held = Held::Nothing;
+    }
+}
+
+impl Bulk {
+    /// Fills the empty pipe. `None`: the stream is not bulk any more.
+    fn poll_fill(
+        &mut self,
+        route: Route<'_>,
+        moved: usize,
+        may_mark: bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<Option<usize>>> {
+        if let Poll::Ready(filled) = route.from.poll_splice_into(cx, self.pipe.inlet()) {
+            return Poll::Ready(self.took(route, filled));
+        }
+        // The source is below the low-water mark and will say when it is not. What is there may
+        // be the tail of the stream.
+        if moved >= BULK_BYTES {
+            self.tail.set(tokio::time::sleep(TAIL_WAIT));
+            if may_mark {
+                self.mark(route);
+            }
+        } else if moved > 0 {
+            return Poll::Ready(Ok(None));
+        }
+        ready!(self.tail.as_mut().poll(cx));
+        Poll::Ready(self.took(route, route.from.try_splice_into(self.pipe.inlet())))
+    }
+
+    /// Sets the low-water mark on a stream, and takes it off where each side waits for the other:
+    /// there, whatever is short of the mark is all there is.
+    fn mark(&mut self, route: Route<'_>) {
+        let answers = route.answers.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.answers, answers) != answers {
+            self.steady = 0;
+            self.unmark(route);
+        } else if !self.marked && self.steady >= STEADY_BYTES {
+            self.marked = true;
+            route.from.set_low_water(LOW_WATER);
+        }
+    }
+
+    fn unmark(&mut self, route: Route<'_>) {
+        if std::mem::take(&mut self.marked) {
+            route.from.set_low_water(1);
+        }
+    }
+
+    fn took(&mut self, route: Route<'_>, filled: io::Result<usize>) -> io::Result<Option<usize>> {
+        match filled {
+            Ok(n) => {
+                Counters::add(route.received, n);
+                self.pipe.filled(n);
+                self.steady += n;
+                Ok(Some(n))
+            }
+            // Nothing came for a while; or this kind of socket cannot be spliced.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Has the runtime look at its sockets before it polls this task again.
+fn yield_now(cx: &mut Context<'_>) {
+    let again = std::pin::pin!(tokio::task::yield_now());
+    let _pending = again.poll(cx);
+}

@@ -1,0 +1,182 @@
+//! Moves bytes between the two legs of a session, and decides nothing.
+//!
+//! One future polls both directions. A direction holds memory only while it has bytes that its
+//! destination has not taken; reads go into a scratch buffer that all sessions of a thread share.
+
+mod direction;
+mod pipe;
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use crate::liveness::{LEGS, Leg, Traffic};
+use crate::net::stream::TcpStream;
+use direction::{Direction, Route, Stop};
+
+pub use pipe::{allow_pipes, close_spare as close_spare_pipes, most_pipes};
+
+/// Descriptors of the pipes that one worker keeps when nobody uses them.
+pub const KEPT_PIPE_DESCRIPTORS: u64 = 2 * pipe::KEPT as u64;
+
+/// What the relay moved, readable by others while it runs. Only the relay writes.
+#[derive(Debug, Default)]
+pub struct Counters {
+    received: [AtomicU64; 2],
+    sent: [AtomicU64; 2],
+}
+
+impl Counters {
+    /// A snapshot.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let load =
+            |counters: &[AtomicU64; 2]| counters.each_ref().map(|c| c.load(Ordering::Relaxed));
+        Traffic {
+            received: load(&self.received),
+            sent: load(&self.sent),
+        }
+    }
+
+    fn add(counter: &AtomicU64, n: usize) {
+        // One writer: a load and a store are enough, and cost no locked instruction.
+        counter.store(
+            counter.load(Ordering::Relaxed) + n as u64,
+            Ordering::Relaxed,
+        );
+    }
+
+    fn route<'a>(&'a self, source: Leg, legs: [&'a TcpStream; 2]) -> Route<'a> {
+        Route {
+            from: legs[source as usize],
+            to: legs[source.other() as usize],
+            received: &self.received[source as usize],
+            sent: &self.sent[source.other() as usize],
+            answers: &self.received[source.other() as usize],
+        }
+    }
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides said FIN. `last` is the leg that has not been sent its FIN yet.
+    Finished {
+        /// Where a FIN is still owed.
+        last: Leg,
+    },
+    /// A leg's socket failed.
+    Failed {
+        /// Which.
+        leg: Leg,
+        /// With what.
+        error: io::Error,
+    },
+}
+
+/// Both directions of one session.
+#[derive(Debug)]
+pub struct Relay {
+    /// Indexed by the leg that is read.
+    directions: [Direction; 2],
+}
+
+impl Relay {
+    /// For an accepted client, which has inherited its options, and a dialled upstream, which
+    /// gets them when it needs them. `low_water`: whether a bulk stream waits for a low-water
+    /// mark.
+    #[must_use]
+    pub fn new(low_water: bool) -> Self {
+        let to_downstream = Direction {
+            low_water,
+            ..Direction::default()
+        };
+        let to_upstream = Direction {
+            low_water,
+            writes_to_nodelay: 2,
+            ..Direction::default()
+        };
+        Self {
+            directions: [to_upstream, to_downstream],
+        }
+    }
+
+    /// Moves bytes in both directions until neither can go on.
+    pub fn poll(
+        &mut self,
+        legs: [&TcpStream; 2],
+        counters: &Counters,
+        cx: &mut Context<'_>,
+    ) -> Poll<End> {
+        for leg in LEGS {
+            let direction = &mut self.directions[leg as usize];
+            if direction.done {
+                continue;
+            }
+            let Poll::Ready(stop) = direction.poll(counters.route(leg, legs), cx) else {
+                continue;
+            };
+            let failed = |leg, error| Poll::Ready(End::Failed { leg, error });
+            match stop {
+                Stop::SourceFailed(error) => return failed(leg, error),
+                Stop::DestinationFailed(error) => return failed(leg.other(), error),
+                Stop::Eof => {
+                    direction.done = true;
+                    if self.directions[leg.other() as usize].done {
+                        return Poll::Ready(End::Finished { last: leg.other() });
+                    }
+                    if let Err(error) = legs[leg.other() as usize].finish() {
+                        return failed(leg.other(), error);
+                    }
+                }
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Takes what the client may have sent already to an upstream that may be connected already,
+    /// before either is known. True if the upstream took it, so it is.
+    ///
+    /// # Errors
+    /// Why the upstream cannot be connected.
+    pub fn try_early(&mut self, legs: [&TcpStream; 2], counters: &Counters) -> io::Result<bool> {
+        self.directions[0].try_early(counters.route(Leg::Downstream, legs))
+    }
+
+    /// Moves what `source` has left, ignoring the other direction. Ready when nothing more can
+    /// be read and everything that was read has been written, or when that cannot be.
+    pub fn poll_drain(
+        &mut self,
+        source: Leg,
+        legs: [&TcpStream; 2],
+        counters: &Counters,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        self.directions[source as usize].poll_drain(counters.route(source, legs), cx)
+    }
+
+    /// Whether one side has said FIN.
+    #[must_use]
+    pub fn is_half_closed(&self) -> bool {
+        self.directions.iter().any(|d| d.eof)
+    }
+
+    /// Whether bytes wait here for the leg to take them.
+    #[must_use]
+    pub fn owes(&self, leg: Leg) -> bool {
+        self.directions[leg.other() as usize].owes()
+    }
+
+    /// Whether there is a leg whose failure no read would notice.
+    #[must_use]
+    pub fn is_deaf(&self) -> bool {
+        LEGS.into_iter().any(|leg| self.unread(leg))
+    }
+
+    /// Whether nothing is read from the leg at present, so that no read would notice its failure.
+    #[must_use]
+    pub fn unread(&self, leg: Leg) -> bool {
+        let direction = &self.directions[leg as usize];
+        direction.eof || direction.owes()
+    }
+}

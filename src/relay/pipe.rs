@@ -1,0 +1,150 @@
+//! Kernel pipes for bulk streams: bytes go from socket to socket without being copied to user
+//! space. A pipe is taken from the worker's pool when a direction proves to be bulk, and given
+//! back when it is not any more.
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+
+/// Capacity asked for. A larger one costs throughput: the bytes fall out of the cache.
+const CAPACITY: usize = 512 * 1024;
+/// Pipes of one worker, in use or kept. An unprivileged user may hold some 128 of this capacity
+/// (pipe(7), `/proc/sys/fs/pipe-user-pages-soft`); a direction beyond is copied.
+const MOST: usize = 32;
+
+/// Pipes of one worker under a descriptor limit: sessions come first.
+#[must_use]
+pub fn most_pipes(descriptor_limit: u64) -> usize {
+    usize::try_from(descriptor_limit / 256).map_or(MOST, |n| n.clamp(2, MOST))
+}
+
+/// Bounds the pipes of this thread.
+pub fn allow_pipes(most: usize) {
+    POOL.with_borrow_mut(|pool| pool.most = most);
+}
+/// Pipes that are kept when nobody uses them.
+pub const KEPT: usize = 4;
+
+thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { free: Vec::new(), made: 0, most: MOST }) };
+}
+
+struct Pool {
+    free: Vec<Ends>,
+    /// Pipes that exist.
+    made: usize,
+    /// Pipes that may exist.
+    most: usize,
+}
+
+/// Shared, so that a pipe can go back to the pool while it is being dropped.
+#[derive(Clone, Debug)]
+struct Ends {
+    read: Arc<OwnedFd>,
+    write: Arc<OwnedFd>,
+}
+
+/// A pipe in use; goes back to the pool on drop if it is empty.
+#[derive(Debug)]
+pub struct Pipe {
+    ends: Ends,
+    /// Bytes inside.
+    held: usize,
+}
+
+impl Pipe {
+    /// Takes a pipe; `None` if there are enough already, or the kernel has none (descriptors,
+    /// memory): the caller copies instead.
+    #[must_use]
+    pub fn take() -> Option<Self> {
+        POOL.with_borrow_mut(|pool| {
+            if let Some(ends) = pool.free.pop() {
+                return Some(Self { ends, held: 0 });
+            }
+            if pool.made >= pool.most {
+                return None;
+            }
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).ok()?;
+            let (read, write) = (Arc::new(read), Arc::new(write));
+            // A smaller pipe works as well, only not as well: the kernel may refuse the size to
+            // a user who has many.
+            let _smaller = fcntl_setpipe_size(&write, CAPACITY);
+            pool.made += 1;
+            Some(Self {
+                ends: Ends { read, write },
+                held: 0,
+            })
+        })
+    }
+
+    /// Bytes inside.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Where bytes go in.
+    #[must_use]
+    pub fn inlet(&self) -> BorrowedFd<'_> {
+        self.ends.write.as_fd()
+    }
+
+    /// Where bytes come out.
+    #[must_use]
+    pub fn outlet(&self) -> BorrowedFd<'_> {
+        self.ends.read.as_fd()
+    }
+
+    /// Bytes have gone in.
+    pub fn filled(&mut self, n: usize) {
+        self.held += n;
+    }
+
+    /// Bytes have come out.
+    pub fn drained(&mut self, n: usize) {
+        self.held -= n;
+    }
+}
+
+/// Closes the pipes of this thread that nobody uses.
+pub fn close_spare() {
+    POOL.with_borrow_mut(|pool| {
+        pool.made -= pool.free.len();
+        pool.free = Vec::new();
+    });
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        // The pool is gone when the thread ends; then so are the pipes.
+        let _thread_ends = POOL.try_with(|pool| {
+            let mut pool = pool.borrow_mut();
+            if self.held == 0 && pool.free.len() < KEPT {
+                pool.free.push(self.ends.clone());
+            } else {
+                pool.made -= 1;
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pool_is_bounded_and_takes_back_only_empty_pipes() {
+        let mut taken: Vec<_> = std::iter::from_fn(Pipe::take).collect();
+        assert_eq!(taken.len(), MOST);
+        taken[0].filled(1);
+        drop(taken.remove(0));
+        assert!(
+            Pipe::take().is_some(),
+            "one was closed, so another may be made"
+        );
+        drop(taken);
+        POOL.with_borrow(|pool| assert!(pool.free.len() <= KEPT && pool.made <= MOST));
+    }
+}

@@ -1,0 +1,198 @@
+//! The accept loop of one worker on one address.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::Entrance;
+use super::admission::{self, Descriptors};
+use super::worker::{Newcomer, Worker};
+use crate::config::OnFull;
+use crate::metrics::{AcceptErrorClass, RejectReason};
+use crate::net::listen;
+use crate::net::stream::TcpStream;
+use crate::session::{Admission, Session, Task};
+use crate::sys;
+
+/// Clients taken out of the queue before others get their turn.
+const BATCH: usize = 64;
+/// The longest pause after an error that waiting can help against.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Accepts until the worker is told to stop; clients that are queued then are still taken.
+pub async fn accept(worker: Arc<Worker>, entrance: Arc<Entrance>, socket: OwnedFd) {
+    let socket = match sys::register(socket, Interest::READABLE) {
+        Ok(socket) => socket,
+        Err(error) => return tracing::error!("cannot watch a listening socket: {error}"),
+    };
+    // Declared after the socket, so dropped before it is closed.
+    let _open = entrance.sockets.add(socket.get_ref());
+    let mut stop = worker.stop.clone();
+    let mut pause = Duration::ZERO;
+    loop {
+        let stopping = *stop.borrow();
+        match take_some(&worker, &entrance, &socket) {
+            Batch::Empty if stopping => return,
+            Batch::Full => tokio::task::yield_now().await,
+            Batch::Empty => {
+                pause = Duration::ZERO;
+                tokio::select! {
+                    _ = stop.changed() => {}
+                    _ = readable(&socket) => {}
+                }
+            }
+            Batch::Failed if stopping => return,
+            Batch::Failed => {
+                pause = (pause * 2).clamp(Duration::from_millis(5), LONGEST_PAUSE);
+                tokio::select! {
+                    _ = stop.changed() => {}
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+}
+
+enum Batch {
+    /// The queue is empty.
+    Empty,
+    /// There may be more.
+    Full,
+    /// Descriptors or memory ran out: pause.
+    Failed,
+}
+
+fn take_some(worker: &Arc<Worker>, entrance: &Arc<Entrance>, socket: &AsyncFd<OwnedFd>) -> Batch {
+    let metrics = &entrance.service.metrics;
+    for _ in 0..BATCH {
+        match listen::accept(socket.get_ref()) {
+            Ok((fd, client)) => {
+                metrics.accepted();
+                admit(worker, entrance, fd, client);
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Batch::Empty,
+            Err(error) => {
+                let class = classify(&error);
+                metrics.accept_error(class);
+                if class != AcceptErrorClass::Connection {
+                    tracing::warn!(
+                        listener = &*entrance.service.name,
+                        "cannot accept: {error}; pausing before the next try"
+                    );
+                    return Batch::Failed;
+                }
+            }
+        }
+    }
+    Batch::Full
+}
+
+async fn readable(socket: &AsyncFd<OwnedFd>) {
+    // Cleared only here, after the queue was found empty; a client that came in between is
+    // found by polling the queue once more.
+    if let Ok(mut guard) = socket.readable().await {
+        guard.clear_ready();
+    }
+}
+
+/// Sorts an error of accept4(2) by what helps: nothing needs to be waited for where only that
+/// client was concerned ("treat them like EAGAIN by retrying", accept(2)).
+fn classify(error: &std::io::Error) -> AcceptErrorClass {
+    match error.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => AcceptErrorClass::Descriptors,
+        Some(libc::ENOMEM | libc::ENOBUFS) => AcceptErrorClass::Memory,
+        Some(
+            libc::ECONNABORTED
+            | libc::EPROTO
+            | libc::ENETDOWN
+            | libc::ENOPROTOOPT
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENETUNREACH
+            | libc::EPERM
+            | libc::EINTR,
+        ) => AcceptErrorClass::Connection,
+        _ if error.kind() == std::io::ErrorKind::ConnectionAborted => AcceptErrorClass::Connection,
+        _ => AcceptErrorClass::Other,
+    }
+}
+
+/// Lets the client in, on the worker that has the least to do; has it wait for what it lacks; or
+/// turns it away: the armed abort that its socket inherited makes the drop an RST.
+fn admit(worker: &Arc<Worker>, entrance: &Arc<Entrance>, fd: OwnedFd, client: SocketAddr) {
+    let metrics = &entrance.service.metrics;
+    let place = entrance.gate.enter();
+    if place.is_none() && entrance.limits.on_full == OnFull::Reject {
+        return metrics.rejected(RejectReason::MaxConnections);
+    }
+    let descriptors = match worker.descriptors.enter() {
+        Some(pass) => Descriptors::Both(pass),
+        None => match worker.waiting_room.enter() {
+            Some(pass) => Descriptors::Reserve(pass),
+            None => return metrics.rejected(RejectReason::Descriptors),
+        },
+    };
+    let newcomer = Newcomer {
+        fd,
+        client,
+        entrance: entrance.clone(),
+        place,
+        descriptors,
+    };
+    match worker.emptier() {
+        Some(other) => other.hand_over(newcomer),
+        None => start(worker, newcomer),
+    }
+}
+
+/// Starts the session of a client on this worker.
+pub(super) fn start(worker: &Arc<Worker>, newcomer: Newcomer) {
+    let Newcomer {
+        fd,
+        client,
+        entrance,
+        place,
+        descriptors,
+    } = newcomer;
+    let stream = match TcpStream::new(fd) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::error!(%client, "cannot watch a client: {error}"),
+    };
+    let id = worker.serial.next();
+    let session = Session::new(id, entrance.service.clone(), client, sys::now());
+    let table = worker.table.clone();
+    let admission = match (place, descriptors) {
+        (Some(listener), Descriptors::Both(process)) => Admission::Now([listener, process]),
+        (place, descriptors) => Admission::Wait(Box::pin(admission::wait(
+            worker.clone(),
+            entrance.clone(),
+            place,
+            descriptors,
+        ))),
+    };
+    tokio::spawn(Task::new(session, table, stream, admission));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::size_of;
+
+    use super::*;
+    use crate::server::admission::Places;
+
+    /// What each idle session costs beside the runtime's own records: figures of the design.
+    /// The runtime adds 104 bytes to a task and rounds up to 128, so 152 is a threshold.
+    #[test]
+    fn a_session_is_small() {
+        assert!(
+            size_of::<Task<Places>>() <= 152,
+            "{}",
+            size_of::<Task<Places>>()
+        );
+        assert!(size_of::<Session>() <= 272, "{}", size_of::<Session>());
+    }
+}

@@ -1,0 +1,67 @@
+//! Accepts clients and gives each a session: threads, listening sockets, admission.
+
+mod accept;
+mod admission;
+mod gate;
+mod listening;
+mod worker;
+
+pub use gate::Gate;
+use gate::Pass;
+pub use listening::Listening;
+pub use worker::{Hooks, StartError, Workers};
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::config::Limits;
+use crate::liveness::CloseReason;
+use crate::metrics::Takeover;
+use crate::session::Service;
+
+/// One address on which clients are accepted, as all workers share it.
+#[derive(Debug)]
+pub struct Entrance {
+    /// Where clients connect.
+    pub address: SocketAddr,
+    /// The same with port 0 replaced by the kernel's choice; set by the first worker.
+    pub bound: OnceLock<SocketAddr>,
+    /// Length of each worker's accept queue.
+    pub backlog: u32,
+    /// The sockets of all workers.
+    pub sockets: Arc<Listening>,
+    /// What its sessions have in common.
+    pub service: Arc<Service>,
+    /// Admission limits.
+    pub limits: Limits,
+    /// Bounds its sessions.
+    pub gate: Arc<Gate>,
+    /// Held by the newcomer that makes room.
+    pub making_room: tokio::sync::Mutex<()>,
+}
+
+impl Entrance {
+    /// Why the last place became free. Of two that are given back at the same moment, for
+    /// different reasons, one is counted as the other: nothing but a metric depends on it.
+    fn freed_by(&self) -> Takeover {
+        let last = self.service.last_end.load(Ordering::Relaxed);
+        let reason = CloseReason::ALL.iter().find(|r| **r as u8 == last);
+        match reason {
+            Some(CloseReason::Replaced) => Takeover::Replaced,
+            Some(CloseReason::Shed) => Takeover::Shed,
+            Some(reason) if reason.dead_leg().is_some() => Takeover::HolderDead,
+            _ => Takeover::Queued,
+        }
+    }
+}
+
+/// Numbers sessions through the life of the process.
+#[derive(Debug, Default)]
+pub struct Serial(AtomicU64);
+
+impl Serial {
+    fn next(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}

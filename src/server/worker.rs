@@ -1,0 +1,311 @@
+//! Data-plane threads, each with a runtime, listening sockets, sessions and a monitor of its own.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::thread::{self, JoinHandle};
+
+use rustix::process::{Resource, getrlimit};
+use tokio::sync::{Notify, watch};
+
+use super::admission::Descriptors;
+use super::{Entrance, Gate, Pass, Serial, accept};
+use crate::metrics::Metrics;
+use crate::net::listen;
+use crate::relay;
+use crate::session::{Table, monitor};
+
+/// A client is handed to another worker when this one has more than 9/8 of its sessions.
+const UNEVEN: (usize, usize) = (9, 8);
+
+/// Clients that may wait for descriptors at a time.
+const MOST_WAITING: usize = 32;
+
+/// What the embedding program wants to happen on data-plane threads.
+#[derive(Clone, Default)]
+pub struct Hooks {
+    /// Called on each worker's thread before it opens a socket.
+    pub on_start: Option<Arc<dyn Fn() -> io::Result<()> + Send + Sync>>,
+}
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hooks")
+            .field("on_start", &self.on_start.is_some())
+            .finish()
+    }
+}
+
+/// A client on its way to a worker.
+#[derive(Debug)]
+pub(super) struct Newcomer {
+    pub fd: OwnedFd,
+    pub client: SocketAddr,
+    pub entrance: Arc<Entrance>,
+    /// Its place at the listener, if there was one.
+    pub place: Option<Pass>,
+    /// Its descriptors.
+    pub descriptors: Descriptors,
+}
+
+/// One data-plane thread, as others see it.
+#[derive(Debug)]
+pub struct Worker {
+    pub(super) table: Arc<Table>,
+    pub(super) stop: watch::Receiver<bool>,
+    pub(super) serial: Arc<Serial>,
+    pub(super) descriptors: Arc<Gate>,
+    /// Bounds the clients that wait for descriptors: each holds one of the reserve.
+    pub(super) waiting_room: Arc<Gate>,
+    /// Held by the newcomer that sheds for descriptors.
+    pub(super) shedding: Arc<tokio::sync::Mutex<()>>,
+    inbox: Mutex<Vec<Newcomer>>,
+    arrived: Notify,
+    /// The others, this one included; set once all exist.
+    all: OnceLock<Vec<Arc<Self>>>,
+}
+
+impl Worker {
+    /// A worker that has clearly less to do than this one.
+    pub(super) fn emptier(&self) -> Option<&Arc<Self>> {
+        let own = self.table.len();
+        let least = self.all.get()?.iter().min_by_key(|w| w.table.len())?;
+        (own * UNEVEN.1 > (least.table.len() + 1) * UNEVEN.0).then_some(least)
+    }
+
+    /// The sessions of all workers.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.all
+            .get()
+            .into_iter()
+            .flatten()
+            .map(|worker| &worker.table)
+    }
+
+    pub(super) fn hand_over(&self, newcomer: Newcomer) {
+        self.inbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(newcomer);
+        self.arrived.notify_one();
+    }
+
+    async fn take_in(self: Arc<Self>) {
+        loop {
+            let newcomers =
+                std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
+            newcomers
+                .into_iter()
+                .for_each(|newcomer| accept::start(&self, newcomer));
+            self.arrived.notified().await;
+        }
+    }
+}
+
+/// The data plane.
+#[derive(Debug)]
+pub struct Workers {
+    all: Vec<Arc<Worker>>,
+    threads: Vec<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+    quit: watch::Sender<bool>,
+}
+
+/// Why the data plane could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address could not be listened on.
+    #[error(
+        "listener `{name}`: cannot listen on {address}: {error}{}",
+        advice(error)
+    )]
+    Listen {
+        /// The listener.
+        name: String,
+        /// Its address.
+        address: SocketAddr,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// A thread or its runtime could not be made.
+    #[error("cannot start a worker: {0}")]
+    Thread(#[from] io::Error),
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another process listens there: stop it or choose another",
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one"
+        }
+        io::ErrorKind::AddrNotAvailable => "; no interface of this host has that address",
+        _ => "",
+    }
+}
+
+impl Workers {
+    /// Starts the threads; every address is listened on when it returns.
+    ///
+    /// # Errors
+    /// The first address or thread that failed; nothing is left running.
+    pub fn start(
+        count: usize,
+        entrances: &[Arc<Entrance>],
+        descriptors: Arc<Gate>,
+        metrics: &Arc<Metrics>,
+        hooks: &Hooks,
+    ) -> Result<Self, StartError> {
+        let (stop, stopped) = watch::channel(false);
+        let (quit, quitting) = watch::channel(false);
+        let serial = Arc::new(Serial::default());
+        let waiting_room = Arc::new(Gate::new(Some(MOST_WAITING)));
+        let shedding: Arc<tokio::sync::Mutex<()>> = Arc::default();
+        let all: Vec<_> = (0..count)
+            .map(|_| {
+                Arc::new(Worker {
+                    table: Arc::new(Table::default()),
+                    stop: stopped.clone(),
+                    serial: serial.clone(),
+                    descriptors: descriptors.clone(),
+                    waiting_room: waiting_room.clone(),
+                    shedding: shedding.clone(),
+                    inbox: Mutex::default(),
+                    arrived: Notify::new(),
+                    all: OnceLock::new(),
+                })
+            })
+            .collect();
+        let mut workers = Self {
+            all: all.clone(),
+            threads: Vec::new(),
+            stop,
+            quit,
+        };
+        for (index, worker) in all.iter().enumerate() {
+            let _set_once = worker.all.set(all.clone());
+            let seat = Seat {
+                worker: worker.clone(),
+                entrances: entrances.to_vec(),
+                first: index == 0,
+                hooks: hooks.clone(),
+                metrics: metrics.clone(),
+                quit: quitting.clone(),
+            };
+            let (ready, is_ready) = mpsc::channel();
+            let thread = thread::Builder::new().name(format!("worker-{index}"));
+            workers
+                .threads
+                .push(thread.spawn(move || seat.run(&ready))?);
+            match is_ready.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(io::Error::other("a worker ended at its start").into()),
+            }
+        }
+        Ok(workers)
+    }
+
+    /// The tables of all sessions.
+    pub fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.all.iter().map(|worker| &worker.table)
+    }
+
+    /// Stops accepting; sessions go on.
+    pub fn stop_accepting(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// How many sessions there are.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.tables().map(|table| table.len()).sum()
+    }
+}
+
+impl Drop for Workers {
+    /// Ends the threads; sessions that are left are aborted.
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+        self.quit.send_replace(true);
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has said so on standard error.
+            let _panicked = thread.join();
+        }
+    }
+}
+
+/// What a worker's thread starts with.
+struct Seat {
+    worker: Arc<Worker>,
+    entrances: Vec<Arc<Entrance>>,
+    first: bool,
+    hooks: Hooks,
+    metrics: Arc<Metrics>,
+    quit: watch::Receiver<bool>,
+}
+
+impl Seat {
+    fn run(mut self, ready: &mpsc::Sender<Result<(), StartError>>) {
+        let runtime = match self.prepare() {
+            Ok(runtime) => runtime,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        runtime.block_on(async {
+            match self.open() {
+                Ok(()) => drop(ready.send(Ok(()))),
+                Err(error) => return drop(ready.send(Err(error))),
+            }
+            tokio::spawn(monitor(self.worker.table.clone(), self.metrics.clone()));
+            tokio::spawn(self.worker.clone().take_in());
+            // The sender lives as long as the data plane.
+            let _ended = self.quit.wait_for(|quit| *quit).await;
+        });
+    }
+
+    fn prepare(&self) -> Result<tokio::runtime::Runtime, StartError> {
+        if let Some(on_start) = &self.hooks.on_start {
+            on_start()?;
+        }
+        let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        relay::allow_pipes(relay::most_pipes(limit));
+        Ok(tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?)
+    }
+
+    fn open(&self) -> Result<(), StartError> {
+        for entrance in &self.entrances {
+            let socket = self.listen(entrance).map_err(|error| StartError::Listen {
+                name: entrance.service.name.to_string(),
+                address: entrance.address,
+                error,
+            })?;
+            tokio::spawn(accept::accept(
+                self.worker.clone(),
+                entrance.clone(),
+                socket,
+            ));
+        }
+        Ok(())
+    }
+
+    fn listen(&self, entrance: &Entrance) -> io::Result<OwnedFd> {
+        if self.first {
+            listen::check_free(entrance.address)?;
+        }
+        let address = entrance.bound.get().copied().unwrap_or(entrance.address);
+        let socket = listen::listen(address, entrance.backlog)?;
+        let bound = listen::local_address(&socket)?;
+        if *entrance.bound.get_or_init(|| bound) == entrance.address {
+            return Ok(socket);
+        }
+        tracing::info!(
+            listener = &*entrance.service.name,
+            "port 0 is {}",
+            bound.port()
+        );
+        Ok(socket)
+    }
+}

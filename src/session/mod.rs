@@ -1,0 +1,342 @@
+//! One client's connection pair: dials the upstream, runs the relay, and ends both legs the way
+//! the verdict or the peers ask for.
+
+mod closing;
+mod monitor;
+mod table;
+mod task;
+mod verify;
+mod view;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use crate::config::{OnDead, Upstream};
+use crate::liveness::{
+    Close, CloseHow, CloseReason, Fault, Leg, Look, Machine, Millis, Policy, Traffic,
+};
+use crate::metrics::ListenerMetrics;
+use crate::net::sample;
+use crate::relay::{self, Counters};
+use crate::{sys, telemetry};
+
+pub use monitor::monitor;
+pub use table::Table;
+pub use task::{Admission, Task};
+use task::{Ended, Shared};
+pub use verify::{Asked, verify_all};
+
+/// What the sessions of one listener have in common.
+#[derive(Debug)]
+pub struct Service {
+    /// The listener's name.
+    pub name: Arc<str>,
+    /// Where clients are taken.
+    pub upstream: Upstream,
+    /// Liveness limits.
+    pub policy: Policy,
+    /// What the live leg sees when the other one was found dead.
+    pub on_dead: OnDead,
+    /// Metric handles, labels resolved.
+    pub metrics: Arc<ListenerMetrics>,
+    /// How long a client may wait for a place.
+    pub queue_timeout: Option<Duration>,
+    /// Whether bulk streams wait for a low-water mark.
+    pub low_water: bool,
+    /// Pause between the end of a session and the next one in its place.
+    pub reconnect_delay: Duration,
+    /// Whether sessions that are merely quiet may be ended to make room.
+    pub sheds: bool,
+    /// Its place in the list of listeners.
+    pub index: usize,
+    /// How many sessions there are, those that wait for a place included.
+    pub sessions: AtomicUsize,
+    /// Why the session ended that was the last to give back its place, as a [`CloseReason`].
+    pub last_end: AtomicU8,
+}
+
+/// Where a session is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for a place (`limits.on_full`).
+    Queued,
+    /// The upstream is being connected.
+    Connecting,
+    /// Both legs are up.
+    Open,
+    /// Being ended.
+    Closing,
+}
+
+impl Phase {
+    /// The word printed everywhere.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Connecting => "connecting",
+            Self::Open => "open",
+            Self::Closing => "closing",
+        }
+    }
+}
+
+/// One connection pair, as its task, the monitor and the admin endpoint share it.
+#[derive(Debug)]
+pub struct Session {
+    /// Unique in the life of the process.
+    pub id: u64,
+    /// What it has in common with others.
+    pub service: Arc<Service>,
+    /// The client, in 20 bytes instead of the 32 of a `SocketAddr`.
+    client: (IpAddr, u16),
+    /// When it was accepted.
+    pub started: Millis,
+    counters: Counters,
+    /// An order waits in the state: the only thing the task looks at on each wake-up.
+    ordered: AtomicBool,
+    /// It is older than what is called young, and under watch.
+    old: AtomicBool,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// Descriptors of the legs while they are open; -1 otherwise.
+    fds: [RawFd; 2],
+    machine: Machine,
+    /// The only valid entry of the monitor's queue. Before both legs are up: since when it waits
+    /// for a place, or for the upstream.
+    due: Millis,
+    /// Keepalive and its companions are set.
+    watched: bool,
+    order: Option<Close>,
+    waker: Option<Waker>,
+    connect_ms: Option<u32>,
+}
+
+fn aborted(reason: CloseReason) -> Close {
+    Close {
+        reason,
+        how: CloseHow::Abort,
+        evidence: None,
+        silent_for: 0,
+    }
+}
+
+impl Session {
+    /// A session that has just been accepted.
+    #[must_use]
+    pub fn new(id: u64, service: Arc<Service>, client: SocketAddr, now: Millis) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            service,
+            client: (client.ip(), client.port()),
+            started: now,
+            counters: Counters::default(),
+            ordered: AtomicBool::new(false),
+            old: AtomicBool::new(false),
+            state: Mutex::new(State {
+                phase: Phase::Connecting,
+                fds: [-1; 2],
+                machine: Machine::new(now),
+                due: now,
+                watched: false,
+                order: None,
+                waker: None,
+                connect_ms: None,
+            }),
+        })
+    }
+
+    /// Orders the session to end. The first order wins; a session that is being ended already
+    /// is not touched.
+    pub fn order(&self, close: Close) {
+        self.order_locked(&mut self.lock(), close);
+    }
+
+    fn order_locked(&self, state: &mut State, close: Close) {
+        if state.order.is_none() {
+            state.order = Some(close);
+            self.ordered.store(true, Ordering::Release);
+            if let Some(waker) = &state.waker {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    fn take_order(&self) -> Poll<Close> {
+        if !self.ordered.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        // Taken once; the flag stays up so that later orders are seen as too late.
+        self.lock().order.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Both legs are up.
+    fn open(&self, upstream: RawFd, dialled: Millis, now: Millis) {
+        let took = now.saturating_sub(dialled);
+        let mut state = self.lock();
+        state.fds[Leg::Upstream as usize] = upstream;
+        state.machine = Machine::new(now);
+        state.phase = Phase::Open;
+        state.connect_ms = u32::try_from(took).ok();
+        drop(state);
+        self.service.metrics.connected(Duration::from_millis(took));
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn client(&self) -> SocketAddr {
+        self.client.into()
+    }
+
+    /// What it has moved so far.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.counters.traffic()
+    }
+
+    fn is_old(&self) -> bool {
+        self.old.load(Ordering::Relaxed)
+    }
+
+    /// Forgets a leg's descriptor, which is about to be closed.
+    fn release(&self, leg: Leg) {
+        self.lock().fds[leg as usize] = -1;
+    }
+
+    /// What a failed socket says about its leg.
+    fn fault(&self, leg: Leg, error: &io::Error) -> Close {
+        let fault = match error.raw_os_error() {
+            Some(libc::ETIMEDOUT) => Fault::TimedOut,
+            Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN) => {
+                Fault::Unreachable
+            }
+            _ => Fault::Reset,
+        };
+        let mut state = self.lock();
+        let after = sample::sample(state.fds[leg as usize]);
+        state.machine.fault(sys::now(), leg, fault, after.as_ref())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn look(&self, traffic: Traffic) -> Look {
+        Look {
+            legs: self
+                .fds
+                .map(|fd| if fd < 0 { None } else { sample::sample(fd) }),
+            traffic,
+        }
+    }
+}
+
+/// A session's place in the table; gives it back, and settles the books, once.
+struct Entry {
+    session: Arc<Session>,
+    table: Arc<Table>,
+    key: u32,
+    settled: bool,
+    introduced: bool,
+}
+
+impl Entry {
+    fn new(session: Arc<Session>, table: Arc<Table>, downstream: RawFd) -> Self {
+        session.lock().fds[Leg::Downstream as usize] = downstream;
+        session.service.sessions.fetch_add(1, Ordering::Relaxed);
+        let key = table.insert(session.clone());
+        Self {
+            session,
+            table,
+            key,
+            settled: false,
+            introduced: false,
+        }
+    }
+
+    /// Tells the others how to wake the task, on its first poll. The waker of a task is always
+    /// the same.
+    fn introduce(&mut self, cx: &Context<'_>) {
+        if !std::mem::replace(&mut self.introduced, true) {
+            self.session.lock().waker = Some(cx.waker().clone());
+        }
+    }
+
+    fn shared(&self) -> Shared {
+        Shared {
+            session: self.session.clone(),
+            table: self.table.clone(),
+            key: self.key,
+        }
+    }
+
+    fn finish(&mut self, close: &Close) {
+        if std::mem::replace(&mut self.settled, true) {
+            return;
+        }
+        self.table.remove(self.key);
+        self.session
+            .service
+            .sessions
+            .fetch_sub(1, Ordering::Relaxed);
+        self.session.settle(close);
+        if self.table.is_empty() {
+            relay::close_spare_pipes();
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // Only a runtime that is torn down drops a session without a reason.
+        self.finish(&aborted(CloseReason::Drain));
+    }
+}
+
+impl Session {
+    /// Settles the books of a session that has ended.
+    fn settle(&self, close: &Close) {
+        let now = sys::now();
+        let (traffic, connect_ms) = {
+            let mut state = self.lock();
+            state.fds = [-1; 2];
+            // The waker holds the task, which holds this session.
+            state.waker = None;
+            self.report_conditions(&state.machine, None);
+            (self.counters.traffic(), state.connect_ms)
+        };
+        let metrics = &self.service.metrics;
+        let duration = Duration::from_millis(now - self.started);
+        metrics.closed(close.reason, duration, &traffic);
+        let silent = Duration::from_millis(close.silent_for);
+        let found_dead = close.reason.dead_leg().zip(close.evidence);
+        if let Some((leg, evidence)) = found_dead {
+            metrics.half_open_found(leg, evidence, silent);
+        }
+        telemetry::access_log(&telemetry::AccessRecord {
+            id: self.id,
+            listener: &self.service.name,
+            reason: close.reason,
+            evidence: close.evidence,
+            dead_leg: found_dead.map(|(leg, _)| leg),
+            downstream: self.client(),
+            upstream: &self.service.upstream.address,
+            received: traffic.received,
+            sent: traffic.sent,
+            duration,
+            connect: connect_ms.map(|ms| Duration::from_millis(ms.into())),
+            silent: found_dead.map(|_| silent),
+        });
+    }
+}

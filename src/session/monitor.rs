@@ -1,0 +1,161 @@
+//! Looks at the sessions of one worker when their time has come, apart from the relay.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::{Phase, Session, State, Table};
+use crate::liveness::{Ask, Condition, LEGS, Machine, Millis};
+use crate::metrics::Metrics;
+use crate::net::options;
+use crate::sys;
+
+/// Looks between two turns of the other tasks of the worker.
+const BATCH: usize = 64;
+/// A look that is not urgent is put off to the next multiple of this, so that many share one
+/// wake-up, ms.
+const GRID: Millis = 100;
+/// What is due later than this from now is not urgent, ms.
+const URGENT: Millis = 1500;
+
+/// Runs for as long as the worker.
+pub async fn monitor(table: Arc<Table>, metrics: Arc<Metrics>) {
+    loop {
+        let now = sys::now();
+        let due = table.take_due(now, BATCH);
+        if due.is_empty() {
+            sleep(&table).await;
+            continue;
+        }
+        metrics.looks(due.len() as u64);
+        for (at, key, session, young) in due {
+            let next = if young {
+                session.start_watch(now)
+            } else {
+                session.look_if_due(at, now)
+            };
+            if let Some(next) = next {
+                table.schedule(next, key);
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn sleep(table: &Table) {
+    let Some(at) = table.sleep_until() else {
+        return table.earlier.notified().await;
+    };
+    let pause = Duration::from_millis(at.saturating_sub(sys::now()));
+    tokio::select! {
+        () = table.earlier.notified() => {}
+        () = tokio::time::sleep(pause) => {}
+    }
+}
+
+impl Session {
+    /// Puts both legs under watch and has a first look; returns when the next one is due.
+    fn start_watch(&self, now: Millis) -> Option<Millis> {
+        let mut state = self.lock();
+        if state.phase != Phase::Open {
+            return None;
+        }
+        for fd in state.fds {
+            self.check_option(options::watch(fd, &self.service.policy));
+        }
+        state.watched = true;
+        self.old.store(true, Ordering::Relaxed);
+        if let Some(waker) = &state.waker {
+            // It may be deaf to errors of a leg that it does not read.
+            waker.wake_by_ref();
+        }
+        Some(self.look_locked(&mut state, now))
+    }
+
+    /// Brings the next look forward to now; true if there is one to bring forward.
+    pub(super) fn hurry(&self, now: Millis) -> bool {
+        let mut state = self.lock();
+        let watched = state.phase == Phase::Open && state.watched;
+        if watched {
+            state.due = now;
+        }
+        watched
+    }
+
+    fn look_if_due(&self, at: Millis, now: Millis) -> Option<Millis> {
+        let mut state = self.lock();
+        if state.phase != Phase::Open || state.due != at {
+            return None;
+        }
+        Some(self.look_locked(&mut state, now))
+    }
+
+    /// Looks now, for fresh figures. The next look stays where it is.
+    pub fn refresh(&self, now: Millis) {
+        let mut state = self.lock();
+        if state.phase == Phase::Open && state.watched {
+            let due = state.due;
+            let next = self.look_locked(&mut state, now);
+            // An earlier time cannot be queued from here; the look that is due finds out more.
+            state.due = due;
+            debug_assert!(next > now);
+        }
+    }
+
+    /// One look; returns when the next one is due.
+    fn look_locked(&self, state: &mut State, now: Millis) -> Millis {
+        let policy = &self.service.policy;
+        let look = state.look(self.counters.traffic());
+        let before = state.machine.clone();
+        let verdict = state.machine.look(now, policy, &look);
+        self.report_conditions(&before, Some(&state.machine));
+        for leg in LEGS {
+            let fd = state.fds[leg as usize];
+            match verdict.ask[leg as usize] {
+                Some(Ask::Probe) => {
+                    self.service.metrics.probe_sent(leg);
+                    self.check_option(options::probe_now(fd));
+                }
+                Some(Ask::Rest) => self.check_option(options::probe_later(fd, policy)),
+                None => {}
+            }
+        }
+        if let Some(close) = verdict.close {
+            self.order_locked(state, close);
+        }
+        state.put_off(now, verdict.next)
+    }
+
+    /// Moves the gauges from what was known to what is known; `None` is a session that ended.
+    pub(super) fn report_conditions(&self, before: &Machine, after: Option<&Machine>) {
+        let metrics = &self.service.metrics;
+        for leg in LEGS {
+            let is = after.map_or(Condition::Alive, |m| m.leg(leg).condition);
+            metrics.condition_changed(leg, before.leg(leg).condition, is);
+        }
+        let was = before.is_half_closed();
+        let is = after.is_some_and(Machine::is_half_closed);
+        if was != is {
+            metrics.half_closed_changed(if is { 1 } else { -1 });
+        }
+    }
+
+    /// A liveness product must not swallow a socket option that did not take.
+    pub(super) fn check_option(&self, set: std::io::Result<()>) {
+        if let Err(error) = set {
+            self.service.metrics.socket_option_failed();
+            tracing::debug!(id = self.id, "socket option: {error}");
+        }
+    }
+}
+
+impl State {
+    fn put_off(&mut self, now: Millis, next: Millis) -> Millis {
+        self.due = if next > now + URGENT {
+            next.next_multiple_of(GRID)
+        } else {
+            next
+        };
+        self.due
+    }
+}

@@ -1,0 +1,158 @@
+//! The sessions of one worker, and when each is to be looked at.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use slab::Slab;
+use tokio::sync::Notify;
+
+use super::Session;
+use crate::liveness::Millis;
+
+/// How old a session is before it is put under watch: a shorter one does not pay for it.
+const YOUNG: Millis = 250;
+
+/// The sessions of one worker. Locked for moments only: at a session's begin and end, and by the
+/// monitor.
+#[derive(Debug, Default)]
+pub struct Table {
+    inner: Mutex<Inner>,
+    count: AtomicUsize,
+    /// Something is due earlier than the monitor knew.
+    pub(super) earlier: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    sessions: Slab<Arc<Session>>,
+    /// When to look at which session. An entry whose time is not the session's `due` is stale.
+    queue: BinaryHeap<Reverse<(Millis, u32)>>,
+    /// Sessions that were opened lately, oldest first.
+    young: VecDeque<(Millis, u32, u64)>,
+    /// When the monitor will wake up.
+    wakes_at: Option<Millis>,
+}
+
+impl Table {
+    /// How many sessions there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Calls `each` for every session, without holding the table for longer than it takes to
+    /// copy a slice of it.
+    pub fn for_each(&self, mut each: impl FnMut(&Arc<Session>)) {
+        const SLICE: usize = 256;
+        let mut from = 0;
+        loop {
+            let slice: Vec<(usize, Arc<Session>)> = {
+                let inner = self.lock();
+                let capacity = inner.sessions.capacity();
+                (from..capacity)
+                    .filter_map(|key| Some((key, inner.sessions.get(key)?.clone())))
+                    .take(SLICE)
+                    .collect()
+            };
+            let Some((last, _)) = slice.last() else {
+                return;
+            };
+            from = last + 1;
+            slice.iter().for_each(|(_, session)| each(session));
+        }
+    }
+
+    /// Takes a session in; returns its key.
+    pub fn insert(&self, session: Arc<Session>) -> u32 {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        // Two descriptors a session: there can never be that many.
+        u32::try_from(self.lock().sessions.insert(session)).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn remove(&self, key: u32) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        let mut inner = self.lock();
+        inner.sessions.try_remove(key as usize);
+        if inner.sessions.is_empty() {
+            // A burst is over: its memory goes back.
+            inner.sessions.shrink_to_fit();
+            inner.queue.clear();
+            inner.queue.shrink_to_fit();
+            inner.young.clear();
+            inner.young.shrink_to_fit();
+        }
+    }
+
+    /// Has the monitor put the session under watch once it is no longer young.
+    pub(super) fn add_young(&self, now: Millis, key: u32, id: u64) {
+        let mut inner = self.lock();
+        let due = now + YOUNG;
+        inner.young.push_back((due, key, id));
+        self.wake_for(&inner, due);
+    }
+
+    /// Has the monitor look at the session at `due`.
+    pub fn schedule(&self, due: Millis, key: u32) {
+        let mut inner = self.lock();
+        inner.queue.push(Reverse((due, key)));
+        self.wake_for(&inner, due);
+    }
+
+    /// Takes up to `most` sessions that are due; the flag says that it was young.
+    pub fn take_due(&self, now: Millis, most: usize) -> Vec<(Millis, u32, Arc<Session>, bool)> {
+        let mut inner = self.lock();
+        let mut due = Vec::new();
+        while due.len() < most {
+            let Some(&(at, key, id)) = inner.young.front().filter(|(at, ..)| *at <= now) else {
+                break;
+            };
+            inner.young.pop_front();
+            if let Some(session) = inner.sessions.get(key as usize).filter(|s| s.id == id) {
+                due.push((at, key, session.clone(), true));
+            }
+        }
+        while due.len() < most {
+            let Some(&Reverse((at, key))) = inner.queue.peek().filter(|e| e.0.0 <= now) else {
+                break;
+            };
+            inner.queue.pop();
+            if let Some(session) = inner.sessions.get(key as usize) {
+                due.push((at, key, session.clone(), false));
+            }
+        }
+        due
+    }
+
+    /// When something is due next; the monitor will sleep until then.
+    pub(super) fn sleep_until(&self) -> Option<Millis> {
+        let mut inner = self.lock();
+        let young = inner.young.front().map(|(at, ..)| *at);
+        let next = inner
+            .queue
+            .peek()
+            .map(|e| e.0.0)
+            .into_iter()
+            .chain(young)
+            .min();
+        inner.wakes_at = next;
+        next
+    }
+
+    fn wake_for(&self, inner: &Inner, due: Millis) {
+        if inner.wakes_at.is_none_or(|at| due < at) {
+            self.earlier.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,417 @@
+//! The task of a session: one hand-written future, because its size is paid for each idle
+//! session. The stages that are rare or short live in boxes of their own.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use super::{Entry, Phase, Session, Table, aborted, closing};
+use crate::config::UpstreamAddress;
+use crate::liveness::{Close, CloseReason, LEGS, Leg, Millis};
+use crate::metrics::ConnectFailure;
+use crate::net::dial;
+use crate::net::stream::TcpStream;
+use crate::relay::{End, Relay};
+use crate::sys;
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Whether a client has its place; `P` is the place, given back when the session has ended.
+pub enum Admission<P> {
+    /// It has.
+    Now(P),
+    /// It has to wait; ends with the place, or with the reason why there is none.
+    Wait(Boxed<Result<P, CloseReason>>),
+}
+
+/// Runs one session from its admission to its end.
+pub struct Task<P> {
+    entry: Entry,
+    place: Option<P>,
+    stage: Stage<P>,
+}
+
+enum Stage<P> {
+    /// Has its place.
+    Admitted(TcpStream),
+    Queued(Boxed<Result<(P, TcpStream), Close>>),
+    Connecting(Boxed<Result<(Relay, [TcpStream; 2]), Close>>),
+    Relaying(Relay, [TcpStream; 2]),
+    Ending(Boxed<Close>),
+    /// The books are closed; the place is kept for `reconnect_delay`.
+    Leaving(Boxed<()>),
+    Over,
+}
+
+/// Why the relay of a session ended.
+pub(super) enum Ended {
+    Relay(End),
+    Ordered(Close),
+}
+
+impl<P: Send + Unpin + 'static> Task<P> {
+    /// Takes the session into the table.
+    #[must_use]
+    pub fn new(
+        session: Arc<Session>,
+        table: Arc<Table>,
+        downstream: TcpStream,
+        admission: Admission<P>,
+    ) -> Self {
+        let entry = Entry::new(session, table, downstream.raw_fd());
+        let (place, stage) = match admission {
+            Admission::Now(place) => (Some(place), Stage::Admitted(downstream)),
+            Admission::Wait(wait) => {
+                let session = entry.session.clone();
+                (
+                    None,
+                    Stage::Queued(Box::pin(queue(session, downstream, wait))),
+                )
+            }
+        };
+        Self {
+            entry,
+            place,
+            stage,
+        }
+    }
+
+    /// Leaves a stage for the next; `None` while there is nothing to do.
+    fn poll_stage(&mut self, cx: &mut Context<'_>) -> Poll<Stage<P>> {
+        let session = &self.entry.session;
+        Poll::Ready(match &mut self.stage {
+            Stage::Admitted(_) => match std::mem::replace(&mut self.stage, Stage::Over) {
+                Stage::Admitted(downstream) => self.connect(downstream),
+                other => other,
+            },
+            Stage::Queued(queued) => match ready!(queued.as_mut().poll(cx)) {
+                Ok((place, downstream)) => {
+                    self.place = Some(place);
+                    Stage::Admitted(downstream)
+                }
+                Err(close) => self.finish(&close),
+            },
+            Stage::Connecting(connecting) => match ready!(connecting.as_mut().poll(cx)) {
+                Ok((relay, legs)) => Stage::Relaying(relay, legs),
+                Err(close) => self.finish(&close),
+            },
+            Stage::Relaying(relay, legs) => {
+                let both = [&legs[0], &legs[1]];
+                let end = match session.poll_relay(relay, both, cx) {
+                    Poll::Ready(end) => Some(end),
+                    // A leg that is not read cannot tell that it failed. Most sessions are over
+                    // or are read again before that matters.
+                    Poll::Pending if session.is_old() && relay.is_deaf() => None,
+                    Poll::Pending => return Poll::Pending,
+                };
+                match std::mem::replace(&mut self.stage, Stage::Over) {
+                    Stage::Relaying(relay, legs) => self.end(relay, legs, end),
+                    other => other,
+                }
+            }
+            Stage::Ending(ending) => {
+                let close = ready!(ending.as_mut().poll(cx));
+                self.finish(&close)
+            }
+            Stage::Leaving(pause) => {
+                ready!(pause.as_mut().poll(cx));
+                Stage::Over
+            }
+            Stage::Over => Stage::Over,
+        })
+    }
+
+    /// Connects; without waiting for anything where the client has spoken already and the
+    /// upstream takes it at once.
+    fn connect(&mut self, downstream: TcpStream) -> Stage<P> {
+        let session = &self.entry.session;
+        let dialled = sys::now();
+        {
+            let mut state = session.lock();
+            state.phase = Phase::Connecting;
+            state.due = dialled;
+        }
+        let UpstreamAddress::Socket(address) = session.service.upstream.address else {
+            return Stage::Connecting(Box::pin(connect_by_name(
+                self.entry.shared(),
+                downstream,
+                dialled,
+            )));
+        };
+        let mut relay = Relay::new(session.service.low_water);
+        let early = dial::start(address).and_then(|upstream| {
+            let sent = relay.try_early([&downstream, &upstream], &session.counters)?;
+            Ok((upstream, sent))
+        });
+        match early {
+            Ok((upstream, true)) => {
+                self.entry.shared().open(&upstream, dialled);
+                Stage::Relaying(relay, [downstream, upstream])
+            }
+            Ok((upstream, false)) => Stage::Connecting(Box::pin(connect(
+                self.entry.shared(),
+                relay,
+                [downstream, upstream],
+                dialled,
+            ))),
+            Err(error) => {
+                let close = session.cannot_connect(&error);
+                session.forget_legs();
+                drop(downstream);
+                self.finish(&close)
+            }
+        }
+    }
+
+    /// Ends the relay, at once where nothing has to be waited for. No `end`: goes on with the
+    /// relay, watching for errors as well.
+    fn end(&mut self, relay: Relay, legs: [TcpStream; 2], end: Option<Ended>) -> Stage<P> {
+        if let Some(Ended::Relay(End::Finished { last })) = end
+            && closing::finish_now(&self.entry.session, &legs, last)
+        {
+            let close = closing::finished();
+            closing::drop_both(&self.entry.session, legs);
+            return self.finish(&close);
+        }
+        let shared = self.entry.shared();
+        Stage::Ending(Box::pin(async move {
+            let mut relay = relay;
+            let end = match end {
+                Some(end) => end,
+                None => watch_errors(&shared, &mut relay, [&legs[0], &legs[1]]).await,
+            };
+            closing::end(&shared.session, relay, legs, end).await
+        }))
+    }
+
+    /// Closes the books and gives the place back.
+    fn finish(&mut self, close: &Close) -> Stage<P> {
+        self.entry.finish(close);
+        let Some(place) = self.place.take() else {
+            return Stage::Over;
+        };
+        let service = &self.entry.session.service;
+        let reason = close.reason as u8;
+        if service.reconnect_delay.is_zero() {
+            // Whoever gets the place wants to know why it is free.
+            service.last_end.store(reason, Ordering::Relaxed);
+            drop(place);
+            return Stage::Over;
+        }
+        let service = service.clone();
+        Stage::Leaving(Box::pin(async move {
+            tokio::time::sleep(service.reconnect_delay).await;
+            service.last_end.store(reason, Ordering::Relaxed);
+            drop(place);
+        }))
+    }
+}
+
+impl<P: Send + Unpin + 'static> Future for Task<P> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.entry.introduce(cx);
+        loop {
+            self.stage = ready!(self.poll_stage(cx));
+            if matches!(self.stage, Stage::Over) {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+/// Waits for a place; what the client sends meanwhile stays in its socket.
+async fn queue<P>(
+    session: Arc<Session>,
+    downstream: TcpStream,
+    wait: Boxed<Result<P, CloseReason>>,
+) -> Result<(P, TcpStream), Close> {
+    session.lock().phase = Phase::Queued;
+    let place = tokio::select! {
+        biased;
+        close = poll_fn(|_| session.take_order()) => Err(close),
+        _error = downstream.failed() => Err(aborted(CloseReason::ConnectCancelled)),
+        place = wait => place.map_err(aborted),
+    };
+    // A client that has left without a word needs no connection to the upstream.
+    let place = match place {
+        Ok(_) if downstream.has_left() => Err(aborted(CloseReason::ConnectCancelled)),
+        place => place,
+    };
+    match place {
+        Ok(place) => Ok((place, downstream)),
+        Err(close) => {
+            session.forget_legs();
+            Err(close)
+        }
+    }
+}
+
+/// What a boxed stage needs of the entry.
+pub(super) struct Shared {
+    pub session: Arc<Session>,
+    pub table: Arc<Table>,
+    pub key: u32,
+}
+
+/// Waits for a connect that has begun.
+async fn connect(
+    shared: Shared,
+    relay: Relay,
+    legs: [TcpStream; 2],
+    dialled: Millis,
+) -> Result<(Relay, [TcpStream; 2]), Close> {
+    let [downstream, upstream] = legs;
+    let connected = while_wanted(&shared.session, &downstream, upstream.connected()).await;
+    match connected {
+        Ok(()) => {
+            shared.open(&upstream, dialled);
+            Ok((relay, [downstream, upstream]))
+        }
+        Err(close) => {
+            shared.session.forget_legs();
+            Err(close)
+        }
+    }
+}
+
+/// Resolves a name and connects to the first address that accepts.
+async fn connect_by_name(
+    shared: Shared,
+    downstream: TcpStream,
+    dialled: Millis,
+) -> Result<(Relay, [TcpStream; 2]), Close> {
+    let connect = async {
+        match &shared.session.service.upstream.address {
+            UpstreamAddress::Name { host, port } => dial::connect(host, *port).await,
+            UpstreamAddress::Socket(address) => {
+                let upstream = dial::start(*address)?;
+                upstream.connected().await?;
+                Ok(upstream)
+            }
+        }
+    };
+    match while_wanted(&shared.session, &downstream, connect).await {
+        Ok(upstream) => {
+            shared.open(&upstream, dialled);
+            let relay = Relay::new(shared.session.service.low_water);
+            Ok((relay, [downstream, upstream]))
+        }
+        Err(close) => {
+            shared.session.forget_legs();
+            Err(close)
+        }
+    }
+}
+
+/// Waits for a connect for as long as `connect_timeout`, the client and the operator allow.
+async fn while_wanted<T>(
+    session: &Session,
+    downstream: &TcpStream,
+    connect: impl Future<Output = io::Result<T>>,
+) -> Result<T, Close> {
+    let connected = tokio::select! {
+        biased;
+        close = poll_fn(|_| session.take_order()) => return Err(close),
+        connected = connect => connected,
+        _error = downstream.failed() => return Err(aborted(CloseReason::ConnectCancelled)),
+        () = tokio::time::sleep(session.service.upstream.connect_timeout) => {
+            Err(io::ErrorKind::TimedOut.into())
+        }
+    };
+    connected.map_err(|error| session.cannot_connect(&error))
+}
+
+/// Goes on with the relay, and notices failures of legs that are not read at present.
+async fn watch_errors(shared: &Shared, relay: &mut Relay, legs: [&TcpStream; 2]) -> Ended {
+    let session = &shared.session;
+    let mut failed = [pin!(legs[0].failed()), pin!(legs[1].failed())];
+    let mut half_closed = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(end) = session.poll_relay(relay, legs, cx) {
+            return Poll::Ready(end);
+        }
+        if relay.is_half_closed() && !std::mem::replace(&mut half_closed, true) {
+            shared.hurry();
+        }
+        for leg in LEGS {
+            if relay.unread(leg)
+                && let Poll::Ready(error) = failed[leg as usize].as_mut().poll(cx)
+            {
+                return Poll::Ready(Ended::Relay(End::Failed { leg, error }));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+impl Shared {
+    /// Both legs are up: the machine's clocks start.
+    fn open(&self, upstream: &TcpStream, dialled: Millis) {
+        let now = sys::now();
+        self.session.open(upstream.raw_fd(), dialled, now);
+        self.table.add_young(now, self.key, self.session.id);
+    }
+
+    /// Has the monitor look at once: a clock has started to run. A young session is looked at
+    /// soon enough.
+    fn hurry(&self) {
+        let now = sys::now();
+        if self.session.hurry(now) {
+            self.table.schedule(now, self.key);
+        }
+    }
+}
+
+impl Session {
+    fn poll_relay(
+        &self,
+        relay: &mut Relay,
+        legs: [&TcpStream; 2],
+        cx: &mut Context<'_>,
+    ) -> Poll<Ended> {
+        if let Poll::Ready(close) = self.take_order() {
+            return Poll::Ready(Ended::Ordered(close));
+        }
+        relay.poll(legs, &self.counters, cx).map(Ended::Relay)
+    }
+
+    fn cannot_connect(&self, error: &io::Error) -> Close {
+        let (reason, failure) = match error.kind() {
+            io::ErrorKind::TimedOut => (CloseReason::ConnectTimeout, ConnectFailure::Timeout),
+            io::ErrorKind::ConnectionRefused => {
+                (CloseReason::ConnectRefused, ConnectFailure::Refused)
+            }
+            _ if is_local(error) => (CloseReason::LocalError, ConnectFailure::Failed),
+            _ => (CloseReason::ConnectFailed, ConnectFailure::Failed),
+        };
+        self.service.metrics.connect_failed(failure);
+        tracing::warn!(
+            listener = &*self.service.name,
+            upstream = %self.service.upstream.address,
+            reason = reason.as_str(),
+            "cannot connect to the upstream: {error}"
+        );
+        aborted(reason)
+    }
+
+    /// The legs are about to be closed.
+    pub(super) fn forget_legs(&self) {
+        self.release(Leg::Downstream);
+        self.release(Leg::Upstream);
+    }
+}
+
+/// Whether this host ran out of something; the upstream has no part in it.
+fn is_local(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(
+        code,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EADDRNOTAVAIL)
+    )
+}

@@ -1,0 +1,256 @@
+//! Verification on demand, and the place of a session in the shedding order.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::{Phase, Session};
+use crate::liveness::{
+    Answer, Candidate, Close, CloseHow, CloseReason, Condition, Inquiry, LEGS, Leg, LegSample,
+    Method, Millis, Step,
+};
+use crate::net::{options, sample};
+use crate::sys;
+use crate::view::{AnswerWord, VerifiedLeg, VerifiedSession};
+
+/// Of many sessions, those whose turn has not come after this are not asked.
+const TURN_WITHIN: Duration = Duration::from_secs(7);
+/// The kernel's ages are rounded to its clock, ms.
+const AGE_JITTER: Millis = 20;
+
+/// What came of asking one peer.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// The answer.
+    pub answer: Answer,
+    /// How long it took.
+    took: Millis,
+    /// When it was known.
+    at: Millis,
+}
+
+/// Asks the peers of these sessions, as many at a time as `at_once` allows, and returns the
+/// sessions whose turn came. With `quick`, a session whose peer was proven gone is ended.
+pub async fn verify_all(
+    sessions: Vec<Arc<Session>>,
+    quick: bool,
+    at_once: Arc<Semaphore>,
+) -> Vec<VerifiedSession> {
+    let mut asking = JoinSet::new();
+    for session in sessions {
+        let at_once = at_once.clone();
+        asking.spawn(async move {
+            let turn = tokio::time::timeout(TURN_WITHIN, at_once.acquire_owned());
+            let _turn = turn.await.ok()?.ok()?;
+            Some(session.verified(quick).await)
+        });
+    }
+    asking.join_all().await.into_iter().flatten().collect()
+}
+
+impl Session {
+    /// Asks both peers now. `None` for a leg that is not connected. Injects no byte.
+    pub async fn verify(&self, method: Method) -> [Option<Asked>; 2] {
+        let (downstream, upstream) = tokio::join!(
+            self.inquire(Leg::Downstream, method),
+            self.inquire(Leg::Upstream, method)
+        );
+        [downstream, upstream]
+    }
+
+    /// Ends the session if one of its peers was proven gone and has not been heard since; true
+    /// if so.
+    pub fn end_if_silent(&self, asked: &[Option<Asked>; 2], how: Option<CloseHow>) -> bool {
+        let now = sys::now();
+        let found = LEGS.into_iter().find_map(|leg| match asked[leg as usize]? {
+            Asked {
+                answer:
+                    Answer::Silent {
+                        silent_for,
+                        evidence,
+                    },
+                at,
+                ..
+            } => {
+                // The other leg may have taken its time, and this peer have come back.
+                let silent_for = silent_for + now.saturating_sub(at);
+                let age = self.sample(leg)?.last_life_age();
+                (age + AGE_JITTER >= silent_for).then_some(Close {
+                    reason: CloseReason::dead(leg),
+                    how: how.unwrap_or(CloseHow::AbortAfterFlush(leg)),
+                    evidence: Some(evidence),
+                    silent_for,
+                })
+            }
+            _ => None,
+        });
+        found.inspect(|close| self.order(*close)).is_some()
+    }
+
+    async fn verified(&self, quick: bool) -> VerifiedSession {
+        let asked = self.verify(Method::CHECK).await;
+        let ended = quick && self.end_if_silent(&asked, None);
+        let over = |leg: &Option<Asked>| leg.is_some_and(|a| a.answer == Answer::Over);
+        let closing = {
+            let state = self.lock();
+            state.phase == Phase::Closing || state.order.is_some()
+        };
+        let [downstream, upstream] = asked;
+        VerifiedSession {
+            id: self.id,
+            listener: self.service.name.to_string(),
+            downstream: downstream.map_or_else(VerifiedLeg::over, VerifiedLeg::from),
+            upstream: upstream.map(VerifiedLeg::from),
+            closed: ended || closing || downstream.is_none() || asked.iter().any(over),
+        }
+    }
+
+    async fn inquire(&self, leg: Leg, method: Method) -> Option<Asked> {
+        let began = sys::now();
+        let mut inquiry = Inquiry::new(began, method, &self.sample(leg)?);
+        let mut asking = Asking {
+            session: self,
+            leg,
+            began: false,
+        };
+        let answer = loop {
+            let Some(sample) = self.sample(leg) else {
+                break Answer::Over;
+            };
+            let pause = match inquiry.look(sys::now(), &sample) {
+                Step::Done(answer) => break answer,
+                Step::Wait(pause) => pause,
+                Step::Ask(pause) => {
+                    asking.ask();
+                    pause
+                }
+            };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        };
+        let at = sys::now();
+        Some(Asked {
+            answer,
+            took: at.saturating_sub(began),
+            at,
+        })
+    }
+
+    fn sample(&self, leg: Leg) -> Option<LegSample> {
+        let state = self.lock();
+        let fd = state.fds[leg as usize];
+        if fd < 0 { None } else { sample::sample(fd) }
+    }
+
+    /// Acts on a leg's descriptor while it cannot be closed.
+    fn with_fd(&self, leg: Leg, act: impl FnOnce(i32) -> std::io::Result<()>) {
+        let state = self.lock();
+        let fd = state.fds[leg as usize];
+        if fd >= 0 {
+            self.check_option(act(fd));
+        }
+    }
+
+    /// What its place in the shedding order is made of; `None` if it is not one that could make
+    /// room.
+    #[must_use]
+    pub fn candidate(self: &Arc<Self>, now: Millis) -> Option<Candidate> {
+        self.refresh(now);
+        let state = self.lock();
+        if state.phase != Phase::Open || state.order.is_some() {
+            return None;
+        }
+        let suspect = |leg| state.machine.leg(leg).condition == Condition::Suspect;
+        Some(Candidate {
+            suspect: LEGS.into_iter().any(suspect),
+            half_closed: state.machine.is_half_closed(),
+            client_spoke: self.counters.traffic().received[Leg::Downstream as usize] > 0,
+            age: now.saturating_sub(self.started),
+            idle: now.saturating_sub(state.machine.last_activity()),
+        })
+    }
+}
+
+/// The questions of one inquiry. However it ends, also when whoever wanted to know has gone, the
+/// leg returns to its normal probe interval.
+struct Asking<'a> {
+    session: &'a Session,
+    leg: Leg,
+    began: bool,
+}
+
+impl Asking<'_> {
+    fn ask(&mut self) {
+        let (session, leg) = (self.session, self.leg);
+        if !std::mem::replace(&mut self.began, true) {
+            self.watch();
+        }
+        session.service.metrics.probe_sent(leg);
+        session.with_fd(leg, options::probe_now);
+    }
+
+    /// A client that waits for a place, or for the upstream, is not under watch yet.
+    fn watch(&self) {
+        let policy = &self.session.service.policy;
+        let mut state = self.session.lock();
+        let fd = state.fds[self.leg as usize];
+        if !state.watched && fd >= 0 {
+            self.session.check_option(options::watch(fd, policy));
+            state.watched = true;
+            self.session.old.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if self.began {
+            let policy = &self.session.service.policy;
+            self.session
+                .with_fd(self.leg, |fd| options::probe_later(fd, policy));
+        }
+    }
+}
+
+impl VerifiedLeg {
+    fn over() -> Self {
+        Self {
+            answer: AnswerWord::Over,
+            silent_ms: None,
+            evidence: None,
+            took_ms: 0,
+        }
+    }
+}
+
+impl From<Asked> for VerifiedLeg {
+    fn from(asked: Asked) -> Self {
+        let (answer, silent_ms, evidence) = match asked.answer {
+            Answer::Alive {
+                silent_for,
+                answered,
+            } => {
+                let how = if answered { "answered" } else { "recent" };
+                (AnswerWord::Alive, Some(silent_for), Some(how))
+            }
+            Answer::Silent {
+                silent_for,
+                evidence,
+            } => (
+                AnswerWord::Silent,
+                Some(silent_for),
+                Some(evidence.as_str()),
+            ),
+            Answer::Unknown(silent_for) => (AnswerWord::Unknown, Some(silent_for), None),
+            Answer::Over => (AnswerWord::Over, None, None),
+        };
+        Self {
+            answer,
+            silent_ms,
+            evidence: evidence.map(str::to_owned),
+            took_ms: asked.took,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! A point-to-point Ethernet between two namespaces that can be cut for real: for the tests and
+//! the demo.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use super::netlink::{Mac, NOBODY, Netlink, VethEnd};
+use super::netns::Namespace;
+
+/// The name of the interface at the far end; that at the near end is `link` and its number.
+const FAR_INTERFACE: &str = "eth0";
+
+/// A veth pair with fixed neighbours: `10.N.0.1/24` at the near end, `10.N.0.2/24` at the far
+/// one. It lives as long as the namespaces do, and knows neither: they are given to each call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    number: u8,
+}
+
+/// One direction of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// What the far end sends.
+    ToNear,
+    /// What the near end sends.
+    ToFar,
+}
+
+impl Link {
+    /// Connects two namespaces. The number is the link's own in the near one; the far one can
+    /// have one link only.
+    ///
+    /// # Errors
+    /// What the kernel answers, `EEXIST` for a number that is taken.
+    pub fn connect(number: u8, near: &Namespace, far: &Namespace) -> io::Result<Self> {
+        let link = Self { number };
+        let name = link.near_interface();
+        let here = VethEnd {
+            name: &name,
+            mac: link.near_mac(),
+        };
+        let there = VethEnd {
+            name: FAR_INTERFACE,
+            mac: link.far_mac(),
+        };
+        within(near, |netlink| {
+            netlink.add_veth(here, there, far)?;
+            netlink.add_address(here.name, link.near(), 24)?;
+            netlink.set_up(here.name, true)
+        })?;
+        within(far, |netlink| {
+            netlink.add_address(there.name, link.far(), 24)?;
+            netlink.set_up(there.name, true)
+        })?;
+        link.heal(near, far)?;
+        Ok(link)
+    }
+
+    /// The address of the near end.
+    #[must_use]
+    pub fn near(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.number, 0, 1)
+    }
+
+    /// The address of the far end.
+    #[must_use]
+    pub fn far(self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.number, 0, 2)
+    }
+
+    /// From now on both directions swallow everything, silently.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn cut(self, near: &Namespace, far: &Namespace) -> io::Result<()> {
+        self.cut_one_way(near, far, Direction::ToNear)?;
+        self.cut_one_way(near, far, Direction::ToFar)
+    }
+
+    /// From now on one direction swallows everything, silently.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn cut_one_way(
+        self,
+        near: &Namespace,
+        far: &Namespace,
+        direction: Direction,
+    ) -> io::Result<()> {
+        self.point(near, far, direction, NOBODY)
+    }
+
+    /// The link is whole again.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn heal(self, near: &Namespace, far: &Namespace) -> io::Result<()> {
+        self.point(near, far, Direction::ToNear, self.near_mac())?;
+        self.point(near, far, Direction::ToFar, self.far_mac())
+    }
+
+    /// Sends the far end's traffic to everywhere else through the near end.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn route_through(self, far: &Namespace) -> io::Result<()> {
+        within(far, |netlink| {
+            netlink.add_route(Ipv4Addr::UNSPECIFIED, 0, self.near())
+        })
+    }
+
+    /// Says whom the sender of a direction takes for the receiver.
+    fn point(
+        self,
+        near: &Namespace,
+        far: &Namespace,
+        direction: Direction,
+        mac: Mac,
+    ) -> io::Result<()> {
+        match direction {
+            Direction::ToNear => within(far, |netlink| {
+                netlink.set_neighbour(FAR_INTERFACE, self.near(), mac)
+            }),
+            Direction::ToFar => within(near, |netlink| {
+                netlink.set_neighbour(&self.near_interface(), self.far(), mac)
+            }),
+        }
+    }
+
+    fn near_interface(self) -> String {
+        format!("link{}", self.number)
+    }
+
+    fn near_mac(self) -> Mac {
+        [2, 0, 0, 0, self.number, 1]
+    }
+
+    fn far_mac(self) -> Mac {
+        [2, 0, 0, 0, self.number, 2]
+    }
+}
+
+fn within(
+    namespace: &Namespace,
+    body: impl FnOnce(&mut Netlink) -> io::Result<()> + Send,
+) -> io::Result<()> {
+    namespace.run(|| body(&mut Netlink::open()?))?
+}

@@ -1,0 +1,18 @@
+//! The kernel by raw call: the only module with `unsafe`, each block with its reason.
+//!
+//! Functions take raw descriptors: an invalid one is answered by the kernel with EBADF, and a
+//! recycled one is excluded by the session table, which forgets a descriptor before it is closed.
+#![allow(unsafe_code)]
+
+mod clock;
+pub mod link;
+pub mod netlink;
+pub mod netns;
+mod register;
+pub mod sock_diag;
+pub mod sockopt;
+mod tcp_info;
+
+pub use clock::now;
+pub use register::register;
+pub use tcp_info::{TcpInfo, state_name, tcp_info};

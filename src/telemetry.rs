@@ -1,0 +1,289 @@
+//! What is written to standard output: diagnostics, and one line for each session when it ends.
+//!
+//! Lines go through a bounded queue to a thread that writes them. If the reader of standard
+//! output blocks, lines are dropped and counted; the data plane never waits for it.
+
+use std::io::{IsTerminal, stdout};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Subscriber, info};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, Registry};
+
+use crate::config::{Log, LogFormat, LogLevel, UpstreamAddress};
+use crate::liveness::{CloseReason, Evidence, Leg};
+
+/// Target of the lines about sessions, so that they have a switch of their own.
+const ACCESS: &str = "access";
+/// Lines of some hundred bytes: a few MiB at worst.
+const BUFFERED_LINES: usize = 16 * 1024;
+
+/// Keeps the writing thread; dropping it writes what is queued, for about a second at most.
+#[must_use = "lines are written as long as it lives"]
+#[derive(Debug)]
+pub struct LogGuard {
+    _worker: WorkerGuard,
+    drops: ErrorCounter,
+}
+
+impl LogGuard {
+    /// Counts the lines that were dropped ([`ErrorCounter::dropped_lines`]).
+    #[must_use]
+    pub fn drops(&self) -> ErrorCounter {
+        self.drops.clone()
+    }
+}
+
+/// Starts logging to standard output, for the whole process.
+///
+/// # Errors
+/// If it has been started before.
+pub fn init(log: &Log) -> Result<LogGuard, TryInitError> {
+    let (writer, worker) = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(BUFFERED_LINES)
+        .thread_name("log")
+        .finish(stdout());
+    let guard = LogGuard {
+        _worker: worker,
+        drops: writer.error_counter(),
+    };
+    subscriber(log, writer, stdout().is_terminal()).try_init()?;
+    Ok(guard)
+}
+
+fn subscriber<W>(log: &Log, writer: W, colour: bool) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let level = match log.level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    };
+    let access = if log.access {
+        LevelFilter::INFO
+    } else {
+        LevelFilter::OFF
+    };
+    let filter = Targets::new()
+        .with_default(level)
+        .with_target(ACCESS, access);
+    let lines = fmt::layer().with_writer(writer);
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
+        LogFormat::Text => lines.with_ansi(colour).boxed(),
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .boxed(),
+    };
+    tracing_subscriber::registry().with(lines.with_filter(filter))
+}
+
+/// One session, when it has ended.
+#[derive(Clone, Debug)]
+pub struct AccessRecord<'a> {
+    /// The id that `/connections` showed.
+    pub id: u64,
+    /// Name of the listener.
+    pub listener: &'a str,
+    /// Why it ended.
+    pub reason: CloseReason,
+    /// What proved a peer gone.
+    pub evidence: Option<Evidence>,
+    /// The leg whose peer was found gone.
+    pub dead_leg: Option<Leg>,
+    /// The client.
+    pub downstream: SocketAddr,
+    /// The legacy service.
+    pub upstream: &'a UpstreamAddress,
+    /// Bytes read from each leg, by [`Leg`].
+    pub received: [u64; 2],
+    /// Bytes written to each leg, by [`Leg`].
+    pub sent: [u64; 2],
+    /// From its acceptance to its end.
+    pub duration: Duration,
+    /// What connecting the upstream took; `None` if it was never connected.
+    pub connect: Option<Duration>,
+    /// From the last sign of life of the leg found gone to the verdict.
+    pub silent: Option<Duration>,
+}
+
+/// Writes the line of a session. Fields that do not apply are left out.
+pub fn access_log(record: &AccessRecord<'_>) {
+    let [down, up] = [Leg::Downstream as usize, Leg::Upstream as usize];
+    info!(
+        target: ACCESS,
+        id = record.id,
+        listener = record.listener,
+        reason = record.reason.as_str(),
+        initiator = record.reason.initiator(),
+        evidence = record.evidence.map(Evidence::as_str),
+        dead_leg = record.dead_leg.map(Leg::as_str),
+        downstream = %record.downstream,
+        upstream = %record.upstream,
+        downstream_received = record.received[down],
+        downstream_sent = record.sent[down],
+        upstream_received = record.received[up],
+        upstream_sent = record.sent[up],
+        duration_ms = millis(record.duration),
+        connect_ms = record.connect.map(millis),
+        silent_ms = record.silent.map(millis),
+        "session ended"
+    );
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{self, Write};
+    use std::sync::LazyLock;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    use serde_json::{Value, json};
+    use tracing::{debug, subscriber::with_default, warn};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut sink = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            sink.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(log: &Log, act: impl FnOnce()) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        with_default(subscriber(log, move || writer.clone(), false), act);
+        let bytes = sink.0.lock().expect("not poisoned");
+        String::from_utf8(bytes.clone()).expect("UTF-8")
+    }
+
+    static UPSTREAM: LazyLock<UpstreamAddress> =
+        LazyLock::new(|| UpstreamAddress::Socket("10.0.0.9:5432".parse().expect("valid")));
+
+    fn record() -> AccessRecord<'static> {
+        AccessRecord {
+            id: 7,
+            listener: "db",
+            reason: CloseReason::UpstreamDead,
+            evidence: Some(Evidence::Retransmit),
+            dead_leg: Some(Leg::Upstream),
+            downstream: "192.0.2.7:51234".parse().expect("valid"),
+            upstream: &UPSTREAM,
+            received: [1, 2],
+            sent: [3, 4],
+            duration: Duration::from_secs(90),
+            connect: Some(Duration::from_millis(3)),
+            silent: Some(Duration::from_millis(29_900)),
+        }
+    }
+
+    const JSON: Log = Log {
+        level: LogLevel::Warn,
+        format: LogFormat::Json,
+        access: true,
+    };
+
+    #[test]
+    fn a_session_is_one_json_line() {
+        let text = written(&JSON, || access_log(&record()));
+        assert_eq!(text.lines().count(), 1);
+        let mut line: Value = serde_json::from_str(&text).expect("JSON");
+        let fields = line.as_object_mut().expect("an object");
+        assert!(fields.remove("timestamp").is_some());
+        let expected = json!({
+            "level": "INFO", "target": "access", "message": "session ended",
+            "id": 7, "listener": "db", "reason": "upstream_dead", "initiator": "upstream",
+            "evidence": "retransmit", "dead_leg": "upstream",
+            "downstream": "192.0.2.7:51234", "upstream": "10.0.0.9:5432",
+            "downstream_received": 1, "downstream_sent": 3,
+            "upstream_received": 2, "upstream_sent": 4,
+            "duration_ms": 90_000, "connect_ms": 3, "silent_ms": 29_900,
+        });
+        assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn what_does_not_apply_is_left_out() {
+        let mut record = record();
+        record.evidence = None;
+        record.connect = None;
+        record.silent = None;
+        record.dead_leg = None;
+        let text = written(&JSON, || access_log(&record));
+        for field in ["evidence", "connect_ms", "silent_ms", "dead_leg"] {
+            assert!(!text.contains(&format!("\"{field}\":")), "{field}: {text}");
+        }
+    }
+
+    #[test]
+    fn level_and_access_are_separate() {
+        let act = || {
+            warn!("grave");
+            debug!("detail");
+            access_log(&record());
+        };
+        for (level, access, expected) in [
+            (LogLevel::Error, false, [false, false, false]),
+            (LogLevel::Error, true, [false, false, true]),
+            (LogLevel::Warn, true, [true, false, true]),
+            (LogLevel::Debug, false, [true, true, false]),
+        ] {
+            let log = Log {
+                level,
+                format: LogFormat::Text,
+                access,
+            };
+            let text = written(&log, act);
+            let found = ["grave", "detail", "session ended"].map(|word| text.contains(word));
+            assert_eq!(found, expected, "{log:?}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_blocked_reader_costs_lines_and_no_time() {
+        struct Blocked;
+        impl Write for Blocked {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                loop {
+                    std::thread::park();
+                }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (writer, worker) = NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(8)
+            .finish(Blocked);
+        let drops = writer.error_counter();
+        with_default(subscriber(&JSON, writer, false), || {
+            (0..100).for_each(|_| access_log(&record()));
+        });
+        assert!(drops.dropped_lines() >= 90, "{}", drops.dropped_lines());
+        // Its drop waits for the writer, which never comes.
+        std::mem::forget(worker);
+    }
+}

@@ -1,0 +1,196 @@
+//! What `/connections` shows: the shape of the JSON, and the only place that knows it.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// The answer to `/connections`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConnectionList {
+    /// Sessions in the process.
+    pub total: usize,
+    /// Of these, how many passed the filters.
+    pub matched: usize,
+    /// Of these, as many as `limit` allows.
+    pub connections: Vec<ConnectionView>,
+}
+
+/// One session: two legs, paired.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConnectionView {
+    /// Unique in the life of the process.
+    pub id: u64,
+    /// Name of the listener that accepted it.
+    pub listener: String,
+    /// `queued`, `connecting`, `open`, `half_closed` or `closing`.
+    pub phase: &'static str,
+    /// Since it was accepted, ms.
+    pub age_ms: u64,
+    /// Since a byte last moved on either leg, ms.
+    pub idle_ms: u64,
+    /// Client to pulsegate.
+    pub downstream: LegView,
+    /// Pulsegate to the legacy service; absent while connecting.
+    pub upstream: Option<LegView>,
+    /// What ends the session next if nothing changes.
+    pub timer: Option<TimerView>,
+    /// The close reason, once the session is being ended.
+    pub verdict: Option<&'static str>,
+}
+
+/// One leg of a session.
+#[derive(Clone, Debug, Serialize)]
+pub struct LegView {
+    /// Pulsegate's end.
+    pub local: Option<SocketAddr>,
+    /// The other end.
+    pub peer: Option<SocketAddr>,
+    /// The kernel's word for the connection state: `ESTAB`, `CLOSE-WAIT`, ...
+    pub state: &'static str,
+    /// `alive`, `quiet`, `suspect` or `stalled`.
+    pub condition: &'static str,
+    /// Since the last sign of life, ms.
+    pub last_life_ms: u64,
+    /// Bytes read from the peer.
+    pub received_bytes: u64,
+    /// Bytes written to the peer.
+    pub sent_bytes: u64,
+    /// Segments in flight.
+    pub unacked: u32,
+    /// Bytes queued and not sent.
+    pub notsent_bytes: u32,
+    /// Consecutive retransmissions of the oldest segment.
+    pub retransmits: u32,
+    /// Probes without an answer.
+    pub probes: u32,
+    /// Smoothed round-trip time, microseconds.
+    pub rtt_us: u32,
+    /// What ends the session next because of this leg, if nothing more is heard of it.
+    pub timer: Option<TimerView>,
+}
+
+/// What fires next.
+#[derive(Clone, Debug, Serialize)]
+pub struct TimerView {
+    /// The close reason the session would end with.
+    pub reason: &'static str,
+    /// In how many ms.
+    pub in_ms: u64,
+}
+
+/// What came of asking the peers of many sessions. A session counts by its worst leg: silent,
+/// unknown, over, alive, in this order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyList {
+    /// Sessions whose peers were asked.
+    pub asked: usize,
+    /// Sessions whose peers answer.
+    pub alive: usize,
+    /// Sessions with a peer that answered no question.
+    pub silent: usize,
+    /// Sessions with a peer that could not be asked enough for a judgement.
+    pub unknown: usize,
+    /// Sessions that ended meanwhile.
+    pub over: usize,
+    /// Sessions that have ended or are being ended.
+    pub closed: usize,
+    /// Sessions whose turn did not come in the time for one request; ask again.
+    pub skipped: usize,
+    /// One entry for each session that was asked.
+    pub sessions: Vec<VerifiedSession>,
+}
+
+/// What came of asking the peers of one session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedSession {
+    /// Unique in the life of the process.
+    pub id: u64,
+    /// Name of the listener that accepted it.
+    pub listener: String,
+    /// Client to pulsegate.
+    pub downstream: VerifiedLeg,
+    /// Pulsegate to the legacy service; absent where it is not connected.
+    pub upstream: Option<VerifiedLeg>,
+    /// The session has ended or is being ended.
+    pub closed: bool,
+}
+
+/// What came of asking one peer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifiedLeg {
+    /// The short of it.
+    pub answer: AnswerWord,
+    /// Since the peer was last heard, ms; absent where the connection is over.
+    pub silent_ms: Option<u64>,
+    /// Alive: `answered`, or `recent` where it was heard within the last second and not asked.
+    /// Silent: the kind of question that stayed unanswered.
+    pub evidence: Option<String>,
+    /// How long the answer, or the proof that there is none, took, ms.
+    pub took_ms: u64,
+}
+
+/// What a peer says to being asked. In the order of gravity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnswerWord {
+    /// Its kernel answers.
+    Alive,
+    /// The connection is over: it was reset, or ended meanwhile.
+    Over,
+    /// Not enough could be asked in the time there was: no judgement.
+    Unknown,
+    /// It left every question unanswered.
+    Silent,
+}
+
+impl AnswerWord {
+    /// The word printed everywhere.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Over => "over",
+            Self::Unknown => "unknown",
+            Self::Silent => "silent",
+        }
+    }
+}
+
+impl VerifiedSession {
+    /// The gravest answer of its legs.
+    #[must_use]
+    pub fn worst(&self) -> AnswerWord {
+        let upstream = self.upstream.as_ref().map(|leg| leg.answer);
+        upstream.map_or(self.downstream.answer, |u| u.max(self.downstream.answer))
+    }
+}
+
+impl VerifyList {
+    /// Counts; `wanted` is how many should have been asked.
+    #[must_use]
+    pub fn of(sessions: Vec<VerifiedSession>, wanted: usize) -> Self {
+        let mut list = Self {
+            asked: sessions.len(),
+            skipped: wanted.saturating_sub(sessions.len()),
+            closed: sessions.iter().filter(|s| s.closed).count(),
+            ..Self::default()
+        };
+        for session in &sessions {
+            *match session.worst() {
+                AnswerWord::Alive => &mut list.alive,
+                AnswerWord::Over => &mut list.over,
+                AnswerWord::Unknown => &mut list.unknown,
+                AnswerWord::Silent => &mut list.silent,
+            } += 1;
+        }
+        list.sessions = sessions;
+        list
+    }
+}
+
+impl ConnectionView {
+    /// The legs that exist.
+    pub fn legs(&self) -> impl Iterator<Item = &LegView> {
+        std::iter::once(&self.downstream).chain(&self.upstream)
+    }
+}

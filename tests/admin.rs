@@ -1,0 +1,662 @@
+//! The admin endpoint over loopback, with a fake process behind it.
+#![allow(clippy::disallowed_methods, reason = "measures real time")]
+#![allow(missing_docs)]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use pulsegate::admin::client::{self, Format, Health, Which};
+use pulsegate::admin::view::{
+    AnswerWord, ConnectionView, LegView, TimerView, VerifiedLeg, VerifiedSession,
+};
+use pulsegate::admin::{Control, Readiness, serve};
+use pulsegate::liveness::CloseReason;
+use pulsegate::metrics::Metrics;
+use tokio::sync::oneshot;
+
+/// The process behind the endpoint.
+#[derive(Default)]
+struct Fake {
+    readiness: AtomicU8,
+    closed: Mutex<Vec<u64>>,
+    verified: Mutex<Vec<(Vec<u64>, bool)>>,
+    drains: AtomicUsize,
+    sessions: AtomicUsize,
+}
+
+impl Control for Fake {
+    fn metrics(&self) -> String {
+        let metrics = Metrics::new();
+        let _listener = metrics.listener("db");
+        metrics.render()
+    }
+
+    fn readiness(&self) -> Readiness {
+        match self.readiness.load(SeqCst) {
+            0 => Readiness::Ready,
+            1 => Readiness::Starting,
+            _ => Readiness::Draining,
+        }
+    }
+
+    fn connections(&self) -> Vec<ConnectionView> {
+        (1..=self.sessions.load(SeqCst) as u64)
+            .map(session)
+            .collect()
+    }
+
+    fn close(&self, id: u64) -> bool {
+        self.closed.lock().expect("not poisoned").push(id);
+        id == 1
+    }
+
+    /// Session 2 is silent.
+    fn verify(
+        &self,
+        ids: &[u64],
+        quick: bool,
+    ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
+        let log = (ids.to_vec(), quick);
+        self.verified.lock().expect("not poisoned").push(log);
+        let known = self.sessions.load(SeqCst) as u64;
+        let found = ids.iter().rev().filter(|id| **id <= known);
+        let found: Vec<_> = found.map(|id| verified(*id, quick)).collect();
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            found
+        })
+    }
+
+    fn config(&self) -> String {
+        "listeners: []\n".into()
+    }
+
+    fn drain(&self) {
+        self.drains.fetch_add(1, SeqCst);
+        self.readiness.store(2, SeqCst);
+    }
+}
+
+fn verified(id: u64, quick: bool) -> VerifiedSession {
+    let (answer, evidence) = if id == 2 {
+        (AnswerWord::Silent, "keepalive")
+    } else {
+        (AnswerWord::Alive, "answered")
+    };
+    VerifiedSession {
+        id,
+        listener: "db".into(),
+        downstream: VerifiedLeg {
+            answer,
+            silent_ms: Some(2),
+            evidence: Some(evidence.into()),
+            took_ms: 2,
+        },
+        upstream: None,
+        closed: quick && id == 2,
+    }
+}
+
+fn session(id: u64) -> ConnectionView {
+    let timer = Some(TimerView {
+        reason: CloseReason::DownstreamDead.as_str(),
+        in_ms: 12_300,
+    });
+    let leg = LegView {
+        local: Some("10.0.0.5:9000".parse().expect("valid")),
+        peer: Some(SocketAddr::from(([192, 0, 2, id as u8], 700))),
+        state: "ESTAB",
+        condition: if id == 2 { "suspect" } else { "alive" },
+        last_life_ms: 400,
+        received_bytes: id,
+        sent_bytes: 0,
+        unacked: 0,
+        notsent_bytes: 0,
+        retransmits: 0,
+        probes: 0,
+        rtt_us: 250,
+        timer: timer.clone(),
+    };
+    ConnectionView {
+        id,
+        listener: "db".into(),
+        phase: "open",
+        age_ms: 1000 * id,
+        idle_ms: 400,
+        downstream: leg.clone(),
+        upstream: Some(leg),
+        timer,
+        verdict: None,
+    }
+}
+
+/// The endpoint, on a thread of its own as in the real process.
+struct Endpoint {
+    fake: Arc<Fake>,
+    addr: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Endpoint {
+    fn start() -> Self {
+        Self::start_on("127.0.0.1:0")
+    }
+
+    fn start_on(bind: &str) -> Self {
+        let listener = std::net::TcpListener::bind(bind).expect("bound");
+        listener.set_nonblocking(true).expect("set");
+        let port = listener.local_addr().expect("bound").port();
+        let fake = Arc::new(Fake::default());
+        fake.sessions.store(3, SeqCst);
+        let control: Arc<dyn Control> = fake.clone();
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("registered");
+                serve(listener, control, stopped).await;
+            });
+        });
+        Self {
+            fake,
+            addr: SocketAddr::from(([127, 0, 0, 1], port)),
+            stop: Some(stop),
+            thread: Some(thread),
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.addr).expect("connected");
+        let timeout = Some(Duration::from_secs(20));
+        stream.set_read_timeout(timeout).expect("set");
+        stream
+    }
+
+    /// Sends bytes as they are; what comes back until the end, as text.
+    fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect();
+        let _ = stream.write_all(bytes);
+        let mut answer = Vec::new();
+        let mut chunk = [0; 4096];
+        // A reset behind the answer is an end too.
+        while let Ok(n @ 1..) = stream.read(&mut chunk) {
+            answer.extend_from_slice(&chunk[..n]);
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// One request with further header lines.
+    fn ask_with(&self, method: &str, path: &str, headers: &str) -> Answer {
+        let addr = self.addr;
+        let host = if headers.contains("Host:") {
+            String::new()
+        } else {
+            format!("Host: {addr}\r\n")
+        };
+        let head = format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{headers}\r\n");
+        Answer(self.raw(head.as_bytes()))
+    }
+
+    fn ask(&self, method: &str, path: &str) -> Answer {
+        self.ask_with(method, path, "")
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path)
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let thread = self.thread.take().expect("joined once");
+        assert!(thread.join().is_ok() || thread::panicking());
+    }
+}
+
+/// A whole answer, head and body.
+struct Answer(String);
+
+impl Answer {
+    fn status(&self) -> u16 {
+        let status = self.0.split(' ').nth(1).and_then(|s| s.parse().ok());
+        status.unwrap_or_else(|| panic!("no status: {:?}", self.0))
+    }
+
+    fn head(&self) -> &str {
+        self.0.split("\r\n\r\n").next().unwrap_or_default()
+    }
+
+    fn body(&self) -> &str {
+        self.0.split_once("\r\n\r\n").map_or("", |(_, body)| body)
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut headers = self.head().lines().filter_map(|l| l.split_once(": "));
+        headers
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+    }
+
+    #[track_caller]
+    fn expect(self, status: u16, body: &str) -> Self {
+        assert!(self.status() == status, "{status} {body}: {:?}", self.0);
+        assert!(self.body().contains(body), "{body}: {:?}", self.0);
+        self
+    }
+
+    fn json(&self) -> serde_json::Value {
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        serde_json::from_str(self.body()).expect("JSON")
+    }
+}
+
+#[test]
+fn probes_and_pages() {
+    let e = Endpoint::start();
+    e.get("/livez").expect(200, "ok");
+    e.get("/readyz").expect(200, "ready");
+    e.fake.readiness.store(1, SeqCst);
+    e.get("/readyz").expect(503, "starting");
+    e.fake.readiness.store(2, SeqCst);
+    e.get("/readyz").expect(503, "draining");
+    e.get("/livez").expect(200, "ok");
+
+    let metrics = e
+        .get("/metrics")
+        .expect(200, "pulsegate_connections_active");
+    let kind = metrics.header("content-type").expect("a type");
+    assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+    let config = e.get("/config").expect(200, "listeners:");
+    assert_eq!(config.header("content-type"), Some("application/yaml"));
+    assert_eq!(config.header("x-content-type-options"), Some("nosniff"));
+    assert_eq!(config.header("cache-control"), Some("no-store"));
+    e.get("/").expect(200, "/connections/ID");
+    e.get("/nope").expect(404, "/connections/ID");
+}
+
+#[test]
+fn connections_as_json() {
+    let e = Endpoint::start();
+    let all = e.get("/connections").json();
+    assert_eq!(all["total"], 3);
+    assert_eq!(all["connections"][0]["id"], 1);
+    assert_eq!(all["connections"][0]["timer"]["reason"], "downstream_dead");
+    let some = e.get("/connections?condition=suspect&limit=5").json();
+    assert_eq!((&some["matched"], &some["total"]), (&1.into(), &3.into()));
+    assert_eq!(some["connections"][0]["id"], 2);
+    assert_eq!(
+        e.get("/connections?sort=age&limit=1").json()["connections"][0]["id"],
+        3
+    );
+    assert_eq!(
+        e.get("/connections?peer=192.0.2.3:700").json()["matched"],
+        1
+    );
+    e.get("/connections?sort=size")
+        .expect(400, "sort: expected age, idle");
+    e.get("/connections?x=1")
+        .expect(400, "x: unknown; accepted are listener");
+
+    assert_eq!(
+        e.get("/connections/2").json()["downstream"]["condition"],
+        "suspect"
+    );
+    e.get("/connections/9").expect(404, "no session 9");
+    e.get("/connections/abc").expect(400, "whole number");
+    e.get("/connections/").expect(400, "whole number");
+    e.get("/connections/1/x").expect(400, "whole number");
+}
+
+#[test]
+fn connections_as_a_table() {
+    let e = Endpoint::start();
+    for table in [
+        e.get("/connections?format=text"),
+        e.ask_with("GET", "/connections", "Accept: text/plain\r\n"),
+    ] {
+        let table = table.expect(200, "timer:(downstream_dead,12.3s)");
+        assert_eq!(table.body().lines().count(), 1 + 2 * 3 + 1);
+        assert_eq!(
+            table.header("content-type"),
+            Some("text/plain; charset=utf-8")
+        );
+    }
+    let one = e.get("/connections/2?format=text").expect(200, "suspect");
+    assert_eq!(one.body().lines().count(), 3);
+}
+
+#[test]
+fn changes() {
+    let e = Endpoint::start();
+    e.ask("DELETE", "/connections/1")
+        .expect(202, "session 1 is being ended");
+    e.ask("DELETE", "/connections/2")
+        .expect(404, "no session 2");
+    assert_eq!(*e.fake.closed.lock().expect("not poisoned"), [1, 2]);
+    e.ask("POST", "/drain").expect(202, "draining");
+    e.ask_with("POST", "/drain", "Content-Length: 0\r\n")
+        .expect(202, "");
+    assert_eq!(e.fake.drains.load(SeqCst), 2);
+}
+
+#[test]
+fn verifying_one() {
+    let e = Endpoint::start();
+    let one = e.ask("POST", "/connections/2/verify").expect(200, "silent");
+    let one = one.json();
+    assert_eq!(one["downstream"]["answer"], "silent");
+    assert_eq!(one["downstream"]["evidence"], "keepalive");
+    assert_eq!(one["downstream"]["took_ms"], 2);
+    assert_eq!(one["upstream"], serde_json::Value::Null);
+    assert_eq!(one["closed"], false);
+    let quick = e.ask("POST", "/connections/2/verify?quick=true").json();
+    assert_eq!(quick["closed"], true);
+    e.ask("POST", "/connections/1/verify?format=text")
+        .expect(200, "answered");
+    e.ask("POST", "/connections/9/verify")
+        .expect(404, "no session 9");
+    e.ask("POST", "/connections/x/verify")
+        .expect(400, "whole number");
+    e.ask("POST", "/connections/1/verify?quick=perhaps")
+        .expect(400, "quick: expected true or false");
+    let log = e.fake.verified.lock().expect("not poisoned");
+    let quick: Vec<bool> = log.iter().map(|(_, quick)| *quick).collect();
+    assert_eq!(quick, [false, true, false, false]);
+}
+
+#[test]
+fn verifying_many() {
+    let e = Endpoint::start();
+    let all = e.ask("POST", "/verify?sort=age").json();
+    let figures = ["asked", "alive", "silent", "unknown", "over", "closed"];
+    assert_eq!(
+        figures.map(|name| all[name].as_u64()),
+        [3, 2, 1, 0, 0, 0].map(Some)
+    );
+    let ids = all["sessions"].as_array().expect("a list").iter();
+    let ids: Vec<_> = ids.map(|s| s["id"].as_u64().expect("a number")).collect();
+    assert_eq!(ids, [3, 2, 1], "in the order that was asked for");
+    let some = e.ask("POST", "/verify?quick=true&condition=suspect").json();
+    assert_eq!((&some["asked"], &some["closed"]), (&1.into(), &1.into()));
+    e.ask("POST", "/verify?format=text").expect(
+        200,
+        "3 asked: 2 alive, 1 silent, 0 unknown, 0 over; 0 closed, 0 skipped",
+    );
+    e.ask("POST", "/verify?colour=red").expect(400, "quick");
+    e.ask("GET", "/verify").expect(405, "");
+}
+
+#[test]
+fn verifying_by_the_client() {
+    let e = Endpoint::start();
+    let text = |which, quick| client::verify(e.addr, which, quick, Format::Text);
+    let one = text(Which::Ids(&[1, 3]), false).expect("asked");
+    assert!(one.answered && one.errors.is_empty(), "{one:?}");
+    let some = text(Which::Ids(&[1, 2, 9]), false).expect("asked");
+    assert!(!some.answered && some.text.contains("silent"), "{some:?}");
+    assert_eq!(some.errors, [format!("{}: no session 9", e.addr)]);
+    let all = text(Which::All(&[("listener", "db")]), true).expect("asked");
+    assert!(!all.answered && all.text.contains("1 closed"), "{all:?}");
+    let bad = text(Which::All(&[("sort", "size")]), true).expect_err("refused");
+    assert!(bad.contains("sort: expected"), "{bad}");
+    let killed = client::kill(e.addr, 1).expect("ended");
+    assert!(killed.contains("session 1 is being ended"), "{killed}");
+    assert!(client::kill(e.addr, 2).is_err());
+}
+
+#[test]
+fn wrong_methods_change_nothing() {
+    let e = Endpoint::start();
+    for (method, path, allowed) in [
+        ("GET", "/drain", "POST"),
+        ("HEAD", "/drain", "POST"),
+        ("POST", "/metrics", "GET, HEAD"),
+        ("DELETE", "/connections", "GET, HEAD"),
+        ("PUT", "/connections/1", "GET, HEAD, DELETE"),
+        ("GET", "/connections/1/verify", "POST"),
+        ("OPTIONS", "/livez", "GET, HEAD"),
+    ] {
+        let answer = e.ask(method, path).expect(405, "");
+        assert_eq!(answer.header("allow"), Some(allowed), "{method} {path}");
+    }
+    assert_eq!(e.fake.drains.load(SeqCst), 0);
+}
+
+#[test]
+fn head_is_get_without_the_body() {
+    let e = Endpoint::start();
+    for path in [
+        "/",
+        "/metrics",
+        "/livez",
+        "/readyz",
+        "/connections",
+        "/connections/1",
+        "/config",
+    ] {
+        let (get, head) = (e.get(path), e.ask("HEAD", path));
+        assert_eq!(head.status(), 200, "{path}");
+        assert_eq!(head.body(), "", "{path}");
+        for name in ["content-type", "content-length"] {
+            // The start time in the metrics has the same length each time.
+            assert_eq!(head.header(name), get.header(name), "{path} {name}");
+        }
+    }
+}
+
+#[test]
+fn cross_site_changes_are_refused() {
+    let e = Endpoint::start();
+    let own = format!(
+        "Origin: http://{}\r\nSec-Fetch-Site: same-origin\r\n",
+        e.addr
+    );
+    for headers in [
+        "Host: evil.example\r\n",
+        "Host: evil.example:9900\r\nOrigin: http://evil.example:9900\r\n",
+        "Origin: https://evil.example\r\n",
+        "Origin: null\r\n",
+        "Sec-Fetch-Site: cross-site\r\n",
+        "Sec-Fetch-Site: same-site\r\n",
+    ] {
+        e.ask_with("POST", "/drain", headers).expect(403, "refused");
+        e.ask_with("DELETE", "/connections/1", headers)
+            .expect(403, "refused");
+        e.ask_with("POST", "/verify?quick=true", headers)
+            .expect(403, "refused");
+        e.ask_with("POST", "/connections/1/verify", headers)
+            .expect(403, "refused");
+    }
+    assert_eq!(e.fake.drains.load(SeqCst), 0);
+    assert!(e.fake.closed.lock().expect("not poisoned").is_empty());
+    // Reading is open to Prometheus under any name.
+    e.ask_with("GET", "/metrics", "Host: proxy.example\r\n")
+        .expect(200, "");
+    e.ask_with("POST", "/drain", &own).expect(202, "");
+}
+
+#[test]
+fn changes_are_refused_on_all_addresses() {
+    let e = Endpoint::start_on("0.0.0.0:0");
+    e.get("/connections").expect(200, "");
+    e.ask("POST", "/drain").expect(403, "loopback");
+    e.ask("DELETE", "/connections/1").expect(403, "loopback");
+    e.ask("POST", "/connections/1/verify")
+        .expect(403, "loopback");
+    e.ask("POST", "/verify").expect(403, "loopback");
+    assert_eq!(e.fake.drains.load(SeqCst), 0);
+}
+
+#[test]
+fn bytes_that_are_not_http() {
+    let e = Endpoint::start();
+    let hello = b"\x16\x03\x01\x00\xf1\x01\x00\x00\xed\x03\x03 some client random \x00\x00\r\n\r\n";
+    let h2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let noise: Vec<u8> = (0..4096_u32).map(|i| ((i * 7919) >> 3) as u8).collect();
+    for bytes in [
+        &hello[..],
+        &h2[..],
+        &noise,
+        b"",
+        b"\0",
+        b"\r\n\r\n\r\n",
+        b"GET\r\n\r\n",
+    ] {
+        let mut stream = e.connect();
+        let _ = stream.write_all(bytes);
+        let _ = stream.shutdown(Shutdown::Write);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 400"),
+            "{answer}"
+        );
+    }
+    e.get("/livez").expect(200, "ok");
+}
+
+#[test]
+fn oversize_is_refused() {
+    let e = Endpoint::start();
+    let long = "x".repeat(64 * 1024);
+    Answer(e.raw(format!("GET /{long}").as_bytes())).expect(431, "");
+    e.ask_with("GET", "/livez", &format!("X: {long}\r\n"))
+        .expect(431, "");
+    e.ask_with("GET", "/livez", &"a: b\r\n".repeat(200))
+        .expect(431, "");
+    for headers in [
+        "Content-Length: 1000000\r\n",
+        "Transfer-Encoding: chunked\r\n",
+    ] {
+        e.ask_with("POST", "/drain", headers)
+            .expect(413, "no route takes a body");
+    }
+    assert_eq!(e.fake.drains.load(SeqCst), 0);
+    e.get("/livez").expect(200, "ok");
+}
+
+#[test]
+fn a_slow_header_is_cut() {
+    let e = Endpoint::start();
+    let mut stream = e.connect();
+    let start = Instant::now();
+    let mut cut = false;
+    for byte in b"GET /livez HTTP/1.1\r\nX: ".iter().chain(&[b'x'; 300]) {
+        // Either the write fails after the end, or the end can be read.
+        if stream.write_all(&[*byte]).is_err() {
+            cut = true;
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(cut, "still open after {:?}", start.elapsed());
+    assert!(start.elapsed() > Duration::from_secs(5));
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn idle_connections_do_not_keep_others_out() {
+    let e = Endpoint::start();
+    let mut kept = e.connect();
+    let request = format!("GET /livez HTTP/1.1\r\nHost: {}\r\n\r\n", e.addr);
+    let mut chunk = [0; 4096];
+    let mut ask = || {
+        kept.write_all(request.as_bytes()).expect("written");
+        kept.read(&mut chunk).expect("answered")
+    };
+    assert!(ask() > 0);
+    let idle: Vec<TcpStream> = (0..200)
+        .map(|i| {
+            let mut stream = e.connect();
+            if i % 2 == 0 {
+                stream
+                    .write_all(b"GET /metrics HTTP/1.1\r\n")
+                    .expect("written");
+            }
+            stream
+        })
+        .collect();
+    let start = Instant::now();
+    for _ in 0..20 {
+        e.get("/metrics").expect(200, "pulsegate_");
+    }
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(ask() > 0, "one that asks outlives those who do not");
+    drop(idle);
+}
+
+#[test]
+fn shutdown_ends_idle_connections_and_the_listener() {
+    let mut e = Endpoint::start();
+    let mut idle = e.connect();
+    e.get("/livez").expect(200, "ok");
+    let start = Instant::now();
+    drop(e.stop.take());
+    let mut rest = Vec::new();
+    let _ = idle.read_to_end(&mut rest);
+    assert!(rest.is_empty());
+    assert!(start.elapsed() < Duration::from_secs(5));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while TcpStream::connect(e.addr).is_ok() {
+        assert!(Instant::now() < deadline, "still listening");
+    }
+}
+
+#[test]
+fn the_client_speaks_with_it() {
+    let e = Endpoint::start();
+    let second = Duration::from_secs(1);
+    assert_eq!(client::healthcheck(e.addr, second, Health::Live), Ok(()));
+    assert_eq!(client::healthcheck(e.addr, second, Health::Ready), Ok(()));
+    let filters = [("peer", "192.0.2.1:700"), ("min_idle", "100ms")];
+    let table = client::connections(e.addr, &filters, Format::Text).expect("a table");
+    assert!(table.ends_with("1 shown, 1 matched, 3 in all\n"), "{table}");
+    let json = client::connections(e.addr, &[], Format::Json).expect("JSON");
+    assert!(json.starts_with("{\"total\":3,"), "{json}");
+    let error = client::connections(e.addr, &[("limit", "a b&c")], Format::Json);
+    let error = error.expect_err("a bad query");
+    assert!(
+        error.ends_with("limit: expected a whole number, got 'a b&c'"),
+        "{error}"
+    );
+
+    assert_eq!(client::drain(e.addr, None), Ok("draining\n".into()));
+    assert_eq!(client::healthcheck(e.addr, second, Health::Live), Ok(()));
+    let not_ready = client::healthcheck(e.addr, second, Health::Ready);
+    assert_eq!(not_ready, Err(format!("{}: draining", e.addr)));
+}
+
+#[test]
+fn the_client_waits_for_the_drain() {
+    let e = Endpoint::start();
+    let left = client::drain(e.addr, Some(Duration::from_millis(100))).expect_err("sessions");
+    assert!(left.contains("3 sessions left"), "{left}");
+    let fake = Arc::clone(&e.fake);
+    let finisher = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(200));
+        fake.sessions.store(0, SeqCst);
+    });
+    let drained = client::drain(e.addr, Some(Duration::from_secs(10)));
+    assert_eq!(drained, Ok("drained\n".into()));
+    finisher.join().expect("no panic");
+
+    let addr = e.addr;
+    drop(e);
+    let error = client::drain(addr, None).expect_err("nobody there");
+    assert!(error.contains("refused"), "{error}");
+}

@@ -1,0 +1,598 @@
+//! The configuration as the operator meets it: example files, messages, commands, schema, docs.
+//!
+//! `UPDATE_EXPECTED=1 cargo test --test config` rewrites the expected messages and the key table.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use proptest::prelude::*;
+use pulsegate::config::{self, Admin, Config, Liveness, LogFormat, LogLevel, OnDead, OnFull, keys};
+use serde_json::Value;
+
+const MINIMAL: &str = "\
+listeners:
+  - address: 0.0.0.0:9000
+    upstream: { address: 127.0.0.1:8080 }
+";
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(folder: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(root().join(folder)).unwrap();
+    let mut files: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|ext| ext == "yaml"));
+    files.sort();
+    assert!(!files.is_empty(), "no files in {folder}");
+    files
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn load(text: &str) -> Result<Config, config::ConfigErrors> {
+    config::load("f", text.as_bytes())
+}
+
+fn flags(flags: &[(&'static str, &str)]) -> Result<Config, config::ConfigErrors> {
+    let flags: Vec<(&str, String)> = flags.iter().map(|(f, v)| (*f, (*v).to_owned())).collect();
+    config::from_flags(&flags)
+}
+
+fn pulsegate(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pulsegate"))
+        .args(args)
+        .current_dir(root())
+        .output()
+        .unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Compares, or rewrites what is expected.
+fn expect(path: &Path, actual: &str) {
+    if std::env::var_os("UPDATE_EXPECTED").is_some() {
+        std::fs::write(path, actual).unwrap();
+    }
+    assert_eq!(actual, read(path), "{}", path.display());
+}
+
+#[test]
+fn every_example_loads() {
+    for path in files("config") {
+        config::load_file(&path).unwrap_or_else(|errors| panic!("{errors}"));
+    }
+}
+
+#[test]
+fn the_reference_names_every_key_and_holds_the_defaults() {
+    let path = root().join("config/pulsegate.yaml");
+    let reference = config::load_file(&path).unwrap();
+    assert_eq!(reference, load(MINIMAL).unwrap());
+    let by_flags = flags(&[("listen", "0.0.0.0:9000"), ("upstream", "127.0.0.1:8080")]);
+    assert_eq!(reference, by_flags.unwrap());
+    let document: Value = serde_yaml::from_str(&read(&path)).unwrap();
+    for key in keys::KEYS {
+        let pointer = format!("/{}", key.path.replace("[]", "/0").replace('.', "/"));
+        assert!(
+            document.pointer(&pointer).is_some(),
+            "{} is missing",
+            key.path
+        );
+    }
+}
+
+#[test]
+fn the_defaults_are_those_that_are_promised() {
+    let config = load(MINIMAL).unwrap();
+    let listener = &config.listeners[0];
+    assert_eq!(listener.name, "default");
+    assert_eq!(listener.backlog, 4096);
+    assert_eq!(listener.upstream.connect_timeout.as_secs(), 5);
+    assert_eq!(listener.liveness, Liveness::default());
+    assert_eq!(listener.liveness.on_dead, OnDead::Reset);
+    assert_eq!(listener.limits.max_connections, None);
+    assert_eq!(listener.limits.on_full, OnFull::Reject);
+    let address = "127.0.0.1:9900".parse().unwrap();
+    assert_eq!(config.admin, Some(Admin { address }));
+    assert_eq!(config.drain.delay.as_secs(), 0);
+    assert_eq!(config.drain.timeout.as_secs(), 25);
+    assert_eq!(config.log.level, LogLevel::Info);
+    assert_eq!(config.log.format, LogFormat::Text);
+    assert!(config.log.access);
+    assert_eq!(config.workers, None);
+}
+
+#[test]
+fn a_listener_wins_over_the_defaults_section() {
+    let text = "\
+defaults:
+  backlog: 7
+  upstream: { connect_timeout: 1s }
+  liveness: { detect_within: 50s, stall_timeout: 9s, on_dead: close }
+  limits: { max_connections: 3 }
+listeners:
+  - { name: a, address: '127.0.0.1:1', upstream: { address: 'x:1' } }
+  - name: b
+    address: '[::1]:0'
+    backlog: 8
+    upstream: { address: 'x:1', connect_timeout: 2s }
+    liveness: { detect_within: 20s, stall_timeout: 0s }
+    limits: { max_connections: none }
+admin: off
+workers: 2
+log:
+";
+    let config = load(text).unwrap();
+    let [a, b] = &config.listeners[..] else {
+        panic!("two listeners");
+    };
+    assert_eq!((a.backlog, b.backlog), (7, 8));
+    assert_eq!(a.upstream.connect_timeout.as_secs(), 1);
+    assert_eq!(b.upstream.connect_timeout.as_secs(), 2);
+    assert_eq!(a.liveness.probe_interval.as_secs(), 10);
+    assert_eq!(b.liveness.probe_interval.as_secs(), 4);
+    assert_eq!(a.liveness.stall_timeout.map(|d| d.as_secs()), Some(9));
+    assert_eq!(b.liveness.stall_timeout, None);
+    assert_eq!(b.liveness.on_dead, OnDead::Close);
+    assert_eq!(
+        (a.limits.max_connections, b.limits.max_connections),
+        (Some(3), None)
+    );
+    assert_eq!(config.admin, None);
+    assert_eq!(config.workers.map(usize::from), Some(2));
+}
+
+#[test]
+fn every_flag_sets_what_its_key_sets() {
+    let yaml = "\
+listeners:
+  - name: default
+    address: 127.0.0.1:1
+    backlog: 2
+    upstream: { address: db:3, connect_timeout: 4s }
+    liveness:
+      detect_within: 5s
+      probe_interval: 2s
+      idle_timeout: 70s
+      half_close_timeout: 8s
+      stall_timeout: 9s
+      first_response_timeout: 10s
+      max_connection_duration: 110s
+      on_dead: close
+    limits: { max_connections: 12, on_full: verify, queue_timeout: 12s, reconnect_delay: 500ms }
+admin: off
+drain: { delay: 13s, timeout: 14s }
+log: { level: debug, format: json, access: false }
+relay: { low_water: false }
+workers: 15
+";
+    let given = [
+        ("listen", "127.0.0.1:1"),
+        ("backlog", "2"),
+        ("upstream", "db:3"),
+        ("connect-timeout", "4s"),
+        ("detect-within", "5s"),
+        ("probe-interval", "2s"),
+        ("idle-timeout", "70s"),
+        ("half-close-timeout", "8s"),
+        ("stall-timeout", "9s"),
+        ("first-response-timeout", "10s"),
+        ("max-connection-duration", "110s"),
+        ("on-dead", "close"),
+        ("max-connections", "12"),
+        ("on-full", "verify"),
+        ("queue-timeout", "12s"),
+        ("reconnect-delay", "500ms"),
+        ("admin", "off"),
+        ("drain-delay", "13s"),
+        ("drain-timeout", "14s"),
+        ("log-level", "debug"),
+        ("log-format", "json"),
+        ("access-log", "false"),
+        ("low-water", "false"),
+        ("workers", "15"),
+    ];
+    assert_eq!(flags(&given).unwrap(), load(yaml).unwrap());
+    let known: BTreeSet<&str> = keys::KEYS.iter().filter_map(|key| key.flag).collect();
+    assert_eq!(known, given.iter().map(|(flag, _)| *flag).collect());
+}
+
+/// Every default and every flag is consistent with the rest of its row.
+#[test]
+fn the_key_table_is_sound() {
+    let paths: BTreeSet<&str> = keys::KEYS.iter().map(|key| key.path).collect();
+    assert_eq!(paths.len(), keys::KEYS.len(), "a path stands twice");
+    for key in keys::KEYS {
+        assert!(
+            key.doc.ends_with('.') && !key.doc.contains(['\n', '|']),
+            "{}",
+            key.path
+        );
+        let parent = keys::parent(key.path).trim_end_matches("[]");
+        assert!(
+            parent.is_empty() || paths.contains(parent),
+            "{} hangs in the air",
+            key.path
+        );
+        assert_eq!(
+            key.default == keys::Default::Keys,
+            key.kind.is_section(),
+            "{}",
+            key.path
+        );
+    }
+}
+
+#[test]
+fn every_invalid_file_is_refused_with_the_expected_messages() {
+    for path in files("tests/config/invalid") {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let text = std::fs::read(&path).unwrap();
+        let Err(errors) = config::load(name, &text) else {
+            panic!("{name} was accepted");
+        };
+        expect(&path.with_extension("txt"), &format!("{errors}\n"));
+    }
+}
+
+#[test]
+fn hostile_files_are_refused() {
+    let laughs = (1..12).fold(
+        "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned(),
+        |text, i| {
+            let item = format!("*a{}", i - 1);
+            text + &format!("a{i}: &a{i} [{}]\n", [item.as_str(); 9].join(", "))
+        },
+    );
+    assert!(load(&laughs).unwrap_err().to_string().contains("limit"));
+    let deep = "[".repeat(100_000);
+    assert!(load(&deep).unwrap_err().to_string().contains("limit"));
+    let many: String = (0..5000).map(|i| format!("unknown{i}: 1\n")).collect();
+    let errors = load(&many).unwrap_err();
+    assert_eq!(errors.lines().len(), 101);
+    assert_eq!(errors.lines()[100], "and 4901 more");
+    let missing = config::load_file(Path::new("/nonexistent/x.yaml")).unwrap_err();
+    assert!(
+        missing
+            .to_string()
+            .starts_with("/nonexistent/x.yaml: cannot be read: No such file")
+    );
+    let folder = config::load_file(Path::new("/")).unwrap_err();
+    assert!(folder.to_string().starts_with("/: cannot be read: "));
+    let endless = config::load_file(Path::new("/dev/zero")).unwrap_err();
+    assert_eq!(endless.to_string(), "/dev/zero: is larger than 1024 KiB");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_text_never_panics(text in "(?s).{0,300}") {
+        let _ = load(&text);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = config::load("f", &bytes);
+    }
+
+    /// Damage to a good file: whatever it leads to is a configuration or a list of messages that
+    /// each name the file.
+    #[test]
+    fn a_damaged_file_is_loaded_or_refused(
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), "[-:#&*!?{}\\[\\]\"' \n\ta0é]{0,3}"), 1..6)
+    ) {
+        let mut text: Vec<char> = include_str!("../config/edge.yaml").chars().collect();
+        for (at, new) in edits {
+            let at = at.index(text.len());
+            text.splice(at..=at, new.chars());
+        }
+        let text: String = text.into_iter().collect();
+        if let Err(errors) = load(&text) {
+            prop_assert!(errors.lines().iter().all(|line| line.starts_with('f')));
+        }
+    }
+
+    #[test]
+    fn arbitrary_flag_values_never_panic(value in "(?s).{0,40}") {
+        for flag in keys::KEYS.iter().filter_map(|key| key.flag) {
+            if let Err(errors) = flags(&[(flag, &value)]) {
+                prop_assert!(errors.lines().iter().all(|line| line.starts_with("--")), "{errors}");
+            }
+        }
+    }
+}
+
+#[test]
+fn check_prints_what_follows_and_succeeds() {
+    let output = pulsegate(&["check", "-c", "config/edge.yaml"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(err(&output), "");
+    expect(&root().join("tests/config/check-edge.txt"), &out(&output));
+}
+
+#[test]
+fn check_reports_errors_and_exits_with_2() {
+    let file = "tests/config/invalid/durations.yaml";
+    for command in ["check", "explain", "run"] {
+        let output = pulsegate(&[command, "--config", file]);
+        assert_eq!(output.status.code(), Some(2));
+        assert_eq!(out(&output), "");
+        let expected = read(&root().join("tests/config/invalid/durations.txt"));
+        assert_eq!(err(&output), expected.replace("durations.yaml", file));
+    }
+}
+
+#[test]
+fn explain_prints_the_worst_case_of_each_fault() {
+    let args = ["--listen", "0.0.0.0:9000", "--upstream", "127.0.0.1:8080"];
+    let output = pulsegate(&[&["explain"], &args[..]].concat());
+    assert_eq!(output.status.code(), Some(0));
+    expect(
+        &root().join("tests/config/explain-defaults.txt"),
+        &out(&output),
+    );
+    // Limits that act before the promise does.
+    let short = [
+        "--idle-timeout",
+        "20s",
+        "--half-close-timeout",
+        "5s",
+        "--stall-timeout",
+        "15s",
+    ];
+    let output = pulsegate(&[&["explain"], &args[..], &short].concat());
+    expect(
+        &root().join("tests/config/explain-short.txt"),
+        &out(&output),
+    );
+}
+
+#[test]
+fn flag_errors_name_flag_value_and_what_is_accepted() {
+    let output = pulsegate(&[
+        "check",
+        "--listen",
+        "127.0.0.1:9000",
+        "--upstream",
+        "127.0.0.1:9000",
+        "--detect-within",
+        "5s",
+        "--probe-interval",
+        "6s",
+        "--half-close-timeout",
+        "2h",
+        "--idle-timeout",
+        "1h",
+        "--workers",
+        "0",
+        "--admin",
+        "no",
+        "--log-level",
+        "loud",
+    ]);
+    assert_eq!(output.status.code(), Some(2));
+    expect(&root().join("tests/config/flags.txt"), &err(&output));
+}
+
+#[test]
+fn wrong_usage_exits_with_2() {
+    let cases: [(&[&str], &str); 6] = [
+        (&[], "Usage: pulsegate <COMMAND>"),
+        (
+            &["check"],
+            "give --config FILE, or --listen ADDR and --upstream ADDR\n",
+        ),
+        (
+            &["check", "--listen", "0.0.0.0:1"],
+            "--upstream: is missing; accepted: host:port",
+        ),
+        (
+            &[
+                "run",
+                "-c",
+                "config/edge.yaml",
+                "--listen",
+                "a",
+                "--workers",
+                "1",
+            ],
+            "--config excludes --listen, --workers: set these in config/edge.yaml\n",
+        ),
+        (
+            &["run", "--detect-withn", "1s"],
+            "a similar argument exists: '--detect-within'",
+        ),
+        (&["chek"], "unrecognized subcommand 'chek'"),
+    ];
+    for (args, expected) in cases {
+        let output = pulsegate(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(
+            err(&output).contains(expected),
+            "{args:?}: {}",
+            err(&output)
+        );
+        assert_eq!(out(&output), "");
+    }
+}
+
+#[test]
+fn help_documents_the_exit_codes() {
+    let output = pulsegate(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(out(&output).contains("  3  an address could not be listened on"));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    for args in [
+        &["schema"][..],
+        &["--help"],
+        &["check", "-c", "config/edge.yaml"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+        command
+            .args(args)
+            .current_dir(root())
+            .stdout(Stdio::from(writer));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert_eq!(err(&output), "");
+    }
+}
+
+#[test]
+fn the_schema_accepts_every_example_and_names_every_key() {
+    let output = pulsegate(&["schema"]);
+    assert_eq!(output.status.code(), Some(0));
+    let schema: Value = serde_json::from_str(&out(&output)).unwrap();
+    for path in files("config") {
+        let document: Value = serde_yaml::from_str(&read(&path)).unwrap();
+        accept(&schema, &document, "").unwrap_or_else(|why| panic!("{}{why}", path.display()));
+    }
+    for key in keys::KEYS {
+        let places = [
+            key.path.to_owned(),
+            key.path.replace("listeners[]", "defaults"),
+        ];
+        let places = &places[..if key.inherited { 2 } else { 1 }];
+        for place in places {
+            assert!(named(&schema, place), "{place} is not in the schema");
+        }
+    }
+    let names = out(&output).matches("\"description\"").count();
+    let inherited = keys::KEYS.iter().filter(|key| key.inherited).count();
+    assert_eq!(names, keys::KEYS.len() + inherited);
+}
+
+#[test]
+fn the_schema_refuses_what_the_loader_refuses() {
+    let schema = config::schema::json();
+    for name in [
+        "everything-at-once",
+        "wrong-types",
+        "misplaced",
+        "listeners-missing",
+        "list",
+    ] {
+        let path = root().join(format!("tests/config/invalid/{name}.yaml"));
+        let document: Value = match serde_yaml::from_str(&read(&path)) {
+            Ok(document) => document,
+            Err(_) => continue, // A YAML tag: JSON has none.
+        };
+        assert!(accept(&schema, &document, "").is_err(), "{name}");
+    }
+}
+
+/// The part of JSON Schema that ours uses, but for `pattern`.
+fn accept(schema: &Value, value: &Value, at: &str) -> Result<(), String> {
+    let no = |why: &str| Err(format!("{at}: {why}: {value}"));
+    if let Some(options) = schema["anyOf"].as_array() {
+        let accepted = options
+            .iter()
+            .any(|option| accept(option, value, at).is_ok());
+        return if accepted {
+            Ok(())
+        } else {
+            no("no option fits")
+        };
+    }
+    if schema.get("const").is_some_and(|word| word != value) {
+        return no("another word is needed");
+    }
+    if schema["enum"]
+        .as_array()
+        .is_some_and(|words| !words.contains(value))
+    {
+        return no("not one of the words");
+    }
+    let is = type_of(value);
+    let fits =
+        |wanted: &Value| wanted == is || wanted.as_array().is_some_and(|w| w.contains(&is.into()));
+    if schema.get("type").is_some_and(|wanted| !fits(wanted)) {
+        return no("another type is needed");
+    }
+    let number = |name: &str| schema[name].as_u64();
+    let below = |n| number("minimum").is_some_and(|min| n < min);
+    let above = |n| number("maximum").is_some_and(|max| n > max);
+    if value.as_u64().is_some_and(|n| below(n) || above(n)) {
+        return no("out of range");
+    }
+    if let (Some(items), Some(list)) = (schema.get("items"), value.as_array()) {
+        if list.is_empty() {
+            return no("empty");
+        }
+        for (i, item) in list.iter().enumerate() {
+            accept(items, item, &format!("{at}/{i}"))?;
+        }
+    }
+    for name in schema["required"].as_array().into_iter().flatten() {
+        if value.get(name.as_str().unwrap()).is_none() {
+            return no("a key is missing");
+        }
+    }
+    for (name, value) in value.as_object().into_iter().flatten() {
+        match schema["properties"].get(name) {
+            Some(schema) => accept(schema, value, &format!("{at}/{name}"))?,
+            None => return no(&format!("unknown key {name}")),
+        }
+    }
+    Ok(())
+}
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Object(_) => "object",
+        Value::Array(_) => "array",
+        Value::String(_) => "string",
+        Value::Bool(_) => "boolean",
+        Value::Null => "null",
+        Value::Number(_) => "integer",
+    }
+}
+
+fn named(schema: &Value, path: &str) -> bool {
+    path.split('.')
+        .try_fold(schema, |schema, name| {
+            let (name, list) = match name.strip_suffix("[]") {
+                Some(name) => (name, true),
+                None => (name, false),
+            };
+            let sections = schema["anyOf"]
+                .as_array()
+                .map_or(vec![schema], |any| any.iter().collect());
+            let found = sections
+                .into_iter()
+                .find_map(|s| s["properties"].get(name))?;
+            if list {
+                found.get("items")
+            } else {
+                Some(found)
+            }
+        })
+        .is_some()
+}
+
+#[test]
+fn the_table_in_the_docs_is_the_key_table() {
+    let path = root().join("docs/CONFIGURATION.md");
+    let text = read(&path);
+    let (head, rest) = text.split_once("<!-- keys -->\n").unwrap();
+    let (_, tail) = rest.split_once("<!-- end of keys -->\n").unwrap();
+    let table = config::docs::table();
+    expect(
+        &path,
+        &format!("{head}<!-- keys -->\n{table}<!-- end of keys -->\n{tail}"),
+    );
+}

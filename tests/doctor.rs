@@ -1,0 +1,295 @@
+//! `pulsegate doctor` and the metrics of the host, by the real binary.
+#![allow(clippy::disallowed_methods, reason = "measures real time")]
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_pulsegate");
+const WITHIN: Duration = Duration::from_secs(20);
+/// Every check that does not depend on a configuration.
+const CHECKS: [&str; 20] = [
+    "keepalive",
+    "user_timeout",
+    "rto_max",
+    "on_demand_probe",
+    "descriptors",
+    "ip_local_port_range",
+    "time_wait",
+    "cpu_quota",
+    "memory_limit",
+    "tcp_mem",
+    "pipes",
+    "somaxconn",
+    "tcp_syncookies",
+    "tcp_max_syn_backlog",
+    "tcp_synack_retries",
+    "handshakes",
+    "listen_drops",
+    "congestion_control",
+    "tcp_retries2",
+    "tcp_keepalive_time",
+];
+
+fn doctor(args: &[&str]) -> Output {
+    let mut command = Command::new(BINARY);
+    command.arg("doctor").args(args).output().expect("ran")
+}
+
+/// Under a descriptor limit.
+fn doctor_limited(descriptors: u32, args: &str) -> Output {
+    let script = format!("ulimit -n {descriptors} && exec {BINARY} doctor {args}");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).output().expect("ran")
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The line of a check: its status, and all of it.
+#[track_caller]
+fn line<'a>(text: &'a str, check: &str) -> (&'a str, &'a str) {
+    let mut lines = text.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let status = words.next()?;
+        (words.next()? == check).then_some((status, line))
+    });
+    let found = lines.next();
+    assert!(lines.next().is_none(), "{check} twice in {text}");
+    found.unwrap_or_else(|| panic!("no {check} in {text}"))
+}
+
+#[test]
+fn every_check_has_its_line() {
+    let output = doctor(&[]);
+    let text = text(&output);
+    assert_eq!(text.lines().count(), CHECKS.len(), "{text}");
+    for check in CHECKS {
+        let (status, line) = line(&text, check);
+        assert!(
+            ["ok", "info", "unknown", "warn", "fail"].contains(&status),
+            "{line}"
+        );
+        assert_eq!(
+            line.contains("; set: "),
+            line.contains("sysctl -w") || line.contains("ulimit") || line.contains("--workers"),
+            "{line}"
+        );
+    }
+    let fails = text.lines().any(|line| line.starts_with("fail"));
+    assert_eq!(output.status.code(), Some(i32::from(fails)), "{text}");
+    for ability in ["keepalive", "user_timeout", "on_demand_probe"] {
+        assert_eq!(line(&text, ability).0, "ok", "{text}");
+    }
+}
+
+#[test]
+fn json_says_the_same() {
+    let output = doctor(&["--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let checks = report["checks"].as_array().expect("a list");
+    let names: Vec<_> = checks.iter().map(|c| c["check"].as_str()).collect();
+    assert_eq!(names, CHECKS.map(Some));
+    let fails = checks.iter().any(|check| check["status"] == "fail");
+    assert_eq!(report["worst"] == "fail", fails);
+    assert_eq!(output.status.code(), Some(i32::from(fails)));
+}
+
+#[test]
+fn limits_that_contradict_fail_and_name_the_setting() {
+    let flags = "--listen 127.0.0.1:0 --upstream 127.0.0.1:1 --workers 2";
+    let output = doctor_limited(256, &format!("{flags} --max-connections 81"));
+    let said = text(&output);
+    let (status, found) = line(&said, "descriptors");
+    assert_eq!((status, output.status.code()), ("fail", Some(1)), "{said}");
+    assert!(
+        found.contains("256: room for 76 sessions") && found.contains("LimitNOFILE=266"),
+        "{found}"
+    );
+
+    let output = doctor_limited(256, &format!("{flags} --max-connections 76"));
+    assert_eq!(line(&text(&output), "descriptors").0, "ok");
+
+    let said = text(&doctor_limited(256, flags));
+    let (status, found) = line(&said, "descriptors");
+    assert_eq!(status, "warn", "{said}");
+    assert!(found.contains("ulimit -n 2104"), "{found}");
+}
+
+/// The limit that the doctor names is the one that `run` refuses at.
+#[test]
+fn run_refuses_what_the_doctor_fails() {
+    let flags = "--listen 127.0.0.1:0 --upstream 127.0.0.1:1 --admin off --max-connections 81";
+    let script = format!("ulimit -n 256 && exec {BINARY} run {flags}");
+    let output = Command::new("sh").args(["-c", &script]).output();
+    let output = output.expect("ran");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("LimitNOFILE"), "{said}");
+}
+
+#[test]
+fn a_wrong_configuration_is_told_apart() {
+    let output = doctor(&["--listen", "127.0.0.1:0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(output.stdout.is_empty());
+    let output = doctor(&["--help"]);
+    assert!(text(&output).contains("Exit codes:"), "{}", text(&output));
+}
+
+#[test]
+fn a_service_that_does_not_accept_is_named() {
+    let service = Service::that_does_not_accept();
+    let upstream = service.address.to_string();
+    let flags = ["--listen", "127.0.0.1:0", "--upstream", &upstream];
+    let said = text(&doctor(&flags));
+    assert_eq!(line(&said, "upstream_queue").0, "ok", "{said}");
+    let _clients = [service.connect(), service.connect()];
+    let said = text(&doctor(&flags));
+    let (status, found) = line(&said, "upstream_queue");
+    assert_eq!(status, "warn", "{said}");
+    assert!(found.contains(&format!("2 of 1 at {upstream}")), "{found}");
+}
+
+/// Listens with a backlog of 1; its queue holds two.
+struct Service {
+    _listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Service {
+    fn that_does_not_accept() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        // Listening again changes the backlog.
+        socket2::SockRef::from(&listener).listen(1).expect("set");
+        let address = listener.local_addr().expect("bound");
+        Self {
+            _listener: listener,
+            address,
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.address).expect("connected")
+    }
+}
+
+/// A running pulsegate; killed when dropped.
+struct Proxy {
+    child: Child,
+    admin: SocketAddr,
+    listen: SocketAddr,
+}
+
+impl Proxy {
+    fn before(upstream: &str) -> Self {
+        // Chosen by the kernel, and free again for the proxy.
+        let free = || {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+            listener.local_addr().expect("bound")
+        };
+        let (listen, admin) = (free(), free());
+        let child = Command::new(BINARY)
+            .args(["run", "--listen", &listen.to_string()])
+            .args(["--upstream", upstream, "--admin", &admin.to_string()])
+            .args(["--workers", "2", "--backlog", "7"])
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("started");
+        let proxy = Self {
+            child,
+            admin,
+            listen,
+        };
+        proxy.eventually(|metrics| metrics.contains("pulsegate_build_info"));
+        proxy
+    }
+
+    fn metrics(&self) -> Option<String> {
+        let mut stream = TcpStream::connect(self.admin).ok()?;
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    }
+
+    #[track_caller]
+    fn eventually(&self, holds: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + WITHIN;
+        loop {
+            let metrics = self.metrics().unwrap_or_default();
+            if holds(&metrics) {
+                return metrics;
+            }
+            assert!(Instant::now() < end, "still not in {metrics}");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn value(metrics: &str, series: &str) -> Option<u64> {
+    let mut lines = metrics.lines();
+    lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+}
+
+#[test]
+fn the_host_is_in_the_metrics() {
+    let service = Service::that_does_not_accept();
+    let proxy = Proxy::before(&service.address.to_string());
+    let metrics = proxy.eventually(|m| value(m, "pulsegate_on_demand_probe") == Some(1));
+    for series in [
+        "pulsegate_netns_listen_overflows_total",
+        "pulsegate_netns_listen_drops_total",
+        "pulsegate_netns_syncookies_sent_total",
+        "pulsegate_netns_syncookies_received_total",
+        "pulsegate_netns_request_queue_full_cookies_total",
+        "pulsegate_netns_syn_recv",
+        "pulsegate_netns_time_wait",
+        "pulsegate_netns_orphans",
+    ] {
+        assert!(value(&metrics, series).is_some(), "{series}\n{metrics}");
+    }
+    let is = |metrics: &str, series: &str| {
+        value(
+            metrics,
+            &format!("pulsegate_{series}{{listener=\"default\"}}"),
+        )
+    };
+    assert_eq!(is(&metrics, "listen_queue_length"), Some(0), "{metrics}");
+    assert_eq!(is(&metrics, "listen_queue_limit"), Some(14), "{metrics}");
+    let (length, limit) = (
+        "upstream_listen_queue_length",
+        "upstream_listen_queue_limit",
+    );
+    assert_eq!(
+        (is(&metrics, length), is(&metrics, limit)),
+        (Some(0), Some(1))
+    );
+
+    let _client = TcpStream::connect(proxy.listen).expect("connected");
+    proxy.eventually(|metrics| is(metrics, length) == Some(1));
+    drop(service);
+    proxy.eventually(|metrics| is(metrics, length).is_none() && is(metrics, limit).is_none());
+}
+
+#[test]
+fn a_service_elsewhere_has_no_queue() {
+    let proxy = Proxy::before("192.0.2.1:80");
+    let metrics = proxy.metrics().expect("served");
+    let series = "pulsegate_upstream_listen_queue_length{";
+    assert!(!metrics.contains(series), "{metrics}");
+}

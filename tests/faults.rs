@@ -1,0 +1,48 @@
+//! Peers, links and processes are broken for real, and the binary is judged by what its operator
+//! and its two neighbours see. Each test has a network of its own; see [`support`].
+//!
+//! `cargo test --test faults -- --list` shows the cases. They need network namespaces: root, or a
+//! system that allows unprivileged user namespaces.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the tests live in real time, beside the process that they judge"
+)]
+
+mod support;
+
+#[path = "faults/case.rs"]
+mod case;
+#[path = "faults/endings.rs"]
+mod endings;
+#[path = "faults/lab.rs"]
+mod lab;
+#[path = "faults/lifecycle.rs"]
+mod lifecycle;
+#[path = "faults/living.rs"]
+mod living;
+#[path = "faults/pressure.rs"]
+mod pressure;
+#[path = "faults/takeover.rs"]
+mod takeover;
+#[path = "faults/vanished.rs"]
+mod vanished;
+#[path = "faults/verify.rs"]
+mod verify;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // The longest case first.
+    let all = [
+        lifecycle::TESTS,
+        lab::TESTS,
+        pressure::TESTS,
+        takeover::TESTS,
+        verify::TESTS,
+        vanished::TESTS,
+        living::TESTS,
+        endings::TESTS,
+    ];
+    support::main(all.concat())
+}

@@ -1,0 +1,151 @@
+//! A peer that lives is never called dead: not when it is slow, quiet, or away for a moment.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::case::{Case, DETECT, HELLO, SLACK};
+use crate::support::{End, Host, Options, Test, eventually, ms};
+use crate::tests;
+
+pub const TESTS: &[Test] = tests![
+    quiet_peers_are_kept,
+    slow_reader_survives_and_loses_nothing,
+    slow_service_survives_and_loses_nothing,
+    stalled_client_is_closed_by_its_own_clock,
+    stalled_service_is_closed_by_its_own_clock,
+    short_outage_while_idle,
+    short_outage_with_traffic,
+    short_outage_of_the_service_with_traffic,
+];
+
+const TINY_BUFFER: usize = 8192;
+
+fn quiet_peers_are_kept() {
+    let case = Case::new();
+    let (client, service) = case.session();
+    never_half_open(&case, DETECT * 2);
+    client.send(1000);
+    service.send(1000);
+    case.expect_intact(&client, &service);
+}
+
+/// Nobody is suspected for such a time, however often one looks.
+#[track_caller]
+fn never_half_open(case: &Case, span: Duration) {
+    let half_open = || {
+        let metrics = case.proxy.metrics();
+        metrics.value("pulsegate_half_open_connections", &[]) > 0.0
+    };
+    assert!(!eventually(span, half_open), "a live peer is suspected");
+}
+
+/// Its window is closed for twice the budget; its kernel answers all the time.
+fn slow_reader_survives_and_loses_nothing() {
+    let case = Case::new();
+    let slow = Options {
+        receive_buffer: Some(TINY_BUFFER),
+        paused: true,
+        ..Options::default()
+    };
+    let (client, service) = case.session_with(Host::Client, slow);
+    service.send(8 << 20);
+    never_half_open(&case, DETECT * 2);
+    client.resume();
+    assert!(client.wait_received(8 << 20, ms(20_000)), "{client:?}");
+    case.expect_intact(&client, &service);
+}
+
+fn slow_service_survives_and_loses_nothing() {
+    let slow = Options {
+        receive_buffer: Some(TINY_BUFFER),
+        ..Options::default()
+    };
+    let case = Case::with(&[], slow);
+    let (client, service) = case.session();
+    service.pause();
+    client.send(8 << 20);
+    never_half_open(&case, DETECT * 2);
+    service.resume();
+    assert!(
+        service.wait_received(HELLO + (8 << 20), ms(20_000)),
+        "{service:?}"
+    );
+    case.expect_intact(&client, &service);
+}
+
+/// Stalled is not dead: another word, another clock.
+fn stalled_client_is_closed_by_its_own_clock() {
+    let case = Case::with(&["--stall-timeout", "4s"], Options::default());
+    let slow = Options {
+        receive_buffer: Some(TINY_BUFFER),
+        paused: true,
+        ..Options::default()
+    };
+    let (_client, service) = case.session_with(Host::Client, slow);
+    let since = std::time::Instant::now();
+    service.send(16 << 20);
+    let (at, end) = service.wait_end(ms(4000) + ms(1500) + SLACK);
+    assert_eq!(end, End::Reset);
+    let after = at.duration_since(since);
+    assert!(after >= ms(3500), "closed after only {after:?}");
+    case.expect_closed("downstream_stalled");
+    assert_eq!(
+        case.proxy
+            .metrics()
+            .value("pulsegate_half_open_detected_total", &[]),
+        0.0
+    );
+}
+
+fn stalled_service_is_closed_by_its_own_clock() {
+    let slow = Options {
+        receive_buffer: Some(TINY_BUFFER),
+        ..Options::default()
+    };
+    let case = Case::with(&["--stall-timeout", "4s"], slow);
+    let (client, service) = case.session();
+    service.pause();
+    let since = std::time::Instant::now();
+    client.send(16 << 20);
+    let (at, end) = client.wait_end(ms(4000) + ms(1500) + SLACK);
+    assert_eq!(end, End::Reset);
+    let after = at.duration_since(since);
+    assert!(after >= ms(3500), "closed after only {after:?}");
+    case.expect_closed("upstream_stalled");
+}
+
+/// Everything is swallowed for less than `detect_within - probe_interval`.
+fn outage(link: Host, traffic: Option<Duration>) {
+    let flags = ["--detect-within", "6s", "--probe-interval", "1s"];
+    let case = Case::with_all_flags(&flags, Options::default());
+    let (client, service) = case.session();
+    if let Some(every) = traffic {
+        client.send_every(500, every);
+        service.send_every(500, every);
+    }
+    thread::sleep(ms(1000));
+    case.net.cut(link);
+    thread::sleep(ms(4000));
+    case.net.heal(link);
+    // Long enough for a verdict that was only late.
+    thread::sleep(ms(3000));
+    client.stop_sending();
+    service.stop_sending();
+    client.send(1000);
+    service.send(1000);
+    client.wait_sent(ms(5000));
+    service.wait_sent(ms(5000));
+    case.expect_intact(&client, &service);
+}
+
+fn short_outage_while_idle() {
+    outage(Host::Client, None);
+}
+
+fn short_outage_with_traffic() {
+    outage(Host::Client, Some(ms(100)));
+}
+
+fn short_outage_of_the_service_with_traffic() {
+    outage(Host::Service, Some(ms(100)));
+}

@@ -1,0 +1,316 @@
+//! A peer is gone and no packet says so. Whatever its connection was doing, it is found within
+//! the budget, named with the right leg and evidence, and the other side sees an abort.
+
+use std::thread;
+use std::time::Instant;
+
+use rustix::process::Signal;
+
+use crate::case::{Case, DETECT, HELLO, PROBE, PROMPT, SLACK};
+use crate::support::{Direction, End, Host, Options, Test, eventually, ms};
+use crate::tests;
+
+pub const TESTS: &[Test] = tests![
+    client_vanishes_while_idle,
+    service_vanishes_while_idle,
+    client_vanishes_with_data_in_flight,
+    service_vanishes_with_data_in_flight,
+    late_write_towards_a_vanished_client_buys_no_time,
+    late_write_towards_a_vanished_service_buys_no_time,
+    client_vanishes_behind_a_closed_window,
+    service_vanishes_behind_a_closed_window,
+    client_vanishes_after_its_fin,
+    client_vanishes_after_the_services_fin,
+    service_vanishes_after_its_fin,
+    service_vanishes_after_the_clients_fin,
+    client_vanishes_when_just_connected,
+    client_vanishes_during_a_drain,
+    one_way_cut_from_the_client,
+    one_way_cut_towards_the_client,
+    one_way_cut_from_the_service,
+    bytes_of_a_vanished_client_are_delivered_before_the_abort,
+    client_that_forgot_the_connection,
+    service_that_forgot_the_connection,
+    many_clients_vanish_and_the_others_do_not_notice,
+];
+
+/// Longer than a probe interval, so that a leg is really quiet.
+const QUIET: std::time::Duration = ms(1300);
+/// More than all buffers on the way can take.
+const MORE_THAN_FITS: u64 = 16 << 20;
+
+fn vanishes_while_idle(link: Host) {
+    let case = Case::new();
+    let (client, service) = case.session();
+    thread::sleep(QUIET);
+    let cut = case.cut(link);
+    match link {
+        Host::Service => case.expect_found(cut, "upstream", "keepalive", &client),
+        _ => case.expect_found(cut, "downstream", "keepalive", &service),
+    }
+}
+
+fn client_vanishes_while_idle() {
+    vanishes_while_idle(Host::Client);
+}
+
+fn service_vanishes_while_idle() {
+    vanishes_while_idle(Host::Service);
+}
+
+fn client_vanishes_with_data_in_flight() {
+    let case = Case::new();
+    let (_client, service) = case.session();
+    service.send_every(20_000, ms(100));
+    thread::sleep(ms(700));
+    let cut = case.cut(Host::Client);
+    case.expect_found(cut, "downstream", "retransmit", &service);
+}
+
+fn service_vanishes_with_data_in_flight() {
+    let case = Case::new();
+    let (client, _service) = case.session();
+    client.send_every(20_000, ms(100));
+    thread::sleep(ms(700));
+    let cut = case.cut(Host::Service);
+    case.expect_found(cut, "upstream", "retransmit", &client);
+}
+
+/// The clock runs from the last sign of life; a write of ours is none.
+fn late_write_towards_a_vanished_client_buys_no_time() {
+    let case = Case::new();
+    let (_client, service) = case.session();
+    thread::sleep(QUIET);
+    let cut = case.cut(Host::Client);
+    thread::sleep(ms(1500));
+    service.send(1000);
+    case.expect_found(cut, "downstream", "retransmit", &service);
+}
+
+fn late_write_towards_a_vanished_service_buys_no_time() {
+    let case = Case::new();
+    let (client, _service) = case.session();
+    thread::sleep(QUIET);
+    let cut = case.cut(Host::Service);
+    thread::sleep(ms(1500));
+    client.send(1000);
+    case.expect_found(cut, "upstream", "retransmit", &client);
+}
+
+/// The client had stopped reading before it vanished: a stall that turns into a death.
+fn client_vanishes_behind_a_closed_window() {
+    let case = Case::new();
+    let slow = Options {
+        receive_buffer: Some(8192),
+        paused: true,
+        ..Options::default()
+    };
+    let (_client, service) = case.session_with(Host::Client, slow);
+    service.send(MORE_THAN_FITS);
+    thread::sleep(ms(2000));
+    let cut = case.cut(Host::Client);
+    case.expect_found(cut, "downstream", "window_probe", &service);
+}
+
+fn service_vanishes_behind_a_closed_window() {
+    let slow = Options {
+        receive_buffer: Some(8192),
+        ..Options::default()
+    };
+    let case = Case::with(&[], slow);
+    let (client, service) = case.session();
+    service.pause();
+    client.send(MORE_THAN_FITS);
+    thread::sleep(ms(2000));
+    let cut = case.cut(Host::Service);
+    case.expect_found(cut, "upstream", "window_probe", &client);
+}
+
+fn client_vanishes_after_its_fin() {
+    let case = Case::new();
+    let (client, service) = case.session();
+    client.finish();
+    assert_eq!(service.wait_end(PROMPT).1, End::Finished);
+    thread::sleep(QUIET);
+    let cut = case.cut(Host::Client);
+    expect_found_by_reset(&case, cut, "downstream", &service);
+}
+
+fn client_vanishes_after_the_services_fin() {
+    let case = Case::new();
+    let (client, service) = case.session();
+    service.finish();
+    assert_eq!(client.wait_end(PROMPT).1, End::Finished);
+    thread::sleep(QUIET);
+    let cut = case.cut(Host::Client);
+    case.expect_found(cut, "downstream", "keepalive", &service);
+}
+
+fn service_vanishes_after_its_fin() {
+    let case = Case::new();
+    let (client, service) = case.session();
+    service.finish();
+    assert_eq!(client.wait_end(PROMPT).1, End::Finished);
+    thread::sleep(QUIET);
+    let cut = case.cut(Host::Service);
+    expect_found_by_reset(&case, cut, "upstream", &client);
+}
+
+fn service_vanishes_after_the_clients_fin() {
+    let case = Case::new();
+    let (client, service) = case.session();
+    client.finish();
+    assert_eq!(service.wait_end(PROMPT).1, End::Finished);
+    thread::sleep(QUIET);
+    let cut = case.cut(Host::Service);
+    case.expect_found(cut, "upstream", "keepalive", &client);
+}
+
+/// The healthy end has had FIN already; what it can still see is RST.
+#[track_caller]
+fn expect_found_by_reset(case: &Case, cut: Instant, leg: &str, healthy: &crate::support::Endpoint) {
+    let budget = DETECT + ms(300) + SLACK;
+    assert!(healthy.wait_reset(budget), "no RST within {budget:?}");
+    let after = cut.elapsed();
+    assert!(
+        after >= DETECT - PROBE - ms(300),
+        "found after only {after:?}"
+    );
+    assert!(after <= budget, "found only after {after:?}");
+    case.expect_counted_dead(leg, "keepalive");
+}
+
+/// It has not sent a byte yet.
+fn client_vanishes_when_just_connected() {
+    let case = Case::new();
+    let _client = case.net.dial(Host::Client, Options::default());
+    let service = case.service.next();
+    let cut = case.cut(Host::Client);
+    case.expect_found(cut, "downstream", "keepalive", &service);
+}
+
+/// Dead sessions must not hold up the end of the process.
+fn client_vanishes_during_a_drain() {
+    let mut case = Case::with(&["--drain-timeout", "60s"], Options::default());
+    let (_client, service) = case.session();
+    thread::sleep(QUIET);
+    case.proxy.signal(Signal::TERM);
+    thread::sleep(ms(300));
+    let cut = case.cut(Host::Client);
+    let (at, end) = service.wait_end(DETECT + ms(300) + SLACK);
+    assert_eq!(end, End::Reset);
+    let after = at.duration_since(cut);
+    assert!(
+        after >= DETECT - PROBE - ms(300),
+        "found after only {after:?}"
+    );
+    let status = case.proxy.wait_exit(PROMPT);
+    assert!(status.success(), "{status}");
+}
+
+/// The client hears everything and cannot answer.
+fn one_way_cut_from_the_client() {
+    let case = Case::new();
+    let (_client, service) = case.session();
+    thread::sleep(QUIET);
+    let cut = case.cut_one_way(Host::Client, Direction::ToNear);
+    case.expect_found(cut, "downstream", "keepalive", &service);
+}
+
+/// The client could answer and hears nothing.
+fn one_way_cut_towards_the_client() {
+    let case = Case::new();
+    let (_client, service) = case.session();
+    thread::sleep(QUIET);
+    let cut = case.cut_one_way(Host::Client, Direction::ToFar);
+    case.expect_found(cut, "downstream", "keepalive", &service);
+}
+
+fn one_way_cut_from_the_service() {
+    let case = Case::new();
+    let (client, _service) = case.session();
+    thread::sleep(QUIET);
+    let cut = case.cut_one_way(Host::Service, Direction::ToNear);
+    case.expect_found(cut, "upstream", "keepalive", &client);
+}
+
+/// The service reads so slowly that it is not done when the client is found dead.
+fn bytes_of_a_vanished_client_are_delivered_before_the_abort() {
+    const REQUEST: u64 = 300_000;
+    let slow = Options {
+        read_rate: Some(1000),
+        receive_buffer: Some(8192),
+        ..Options::default()
+    };
+    let case = Case::with(&[], slow);
+    let (client, service) = case.session();
+    client.send(REQUEST);
+    let taken = || client.sent() > REQUEST && case.net.unacknowledged(Host::Client, &client) == 0;
+    assert!(eventually(ms(10_000), taken), "the proxy does not take it");
+    case.net.cut(Host::Client);
+    let (_, end) = service.wait_end(ms(15_000));
+    assert_eq!(end, End::Reset);
+    assert_eq!(service.received(), client.sent(), "every byte, then RST");
+    assert_eq!(service.corrupt_at(), None);
+    case.expect_counted_dead("downstream", "keepalive");
+}
+
+/// The client's host restarted: the first question is answered with RST. That is proof at once.
+fn client_that_forgot_the_connection() {
+    let case = Case::new();
+    let (client, service) = case.session();
+    thread::sleep(ms(200));
+    case.net.cut(Host::Client);
+    client.reset();
+    case.net.heal(Host::Client);
+    let (_, end) = service.wait_end(DETECT + SLACK);
+    assert_eq!(end, End::Reset);
+    case.expect_counted_dead("downstream", "reset");
+}
+
+fn service_that_forgot_the_connection() {
+    let case = Case::new();
+    let (client, service) = case.session();
+    thread::sleep(ms(200));
+    case.net.cut(Host::Service);
+    service.reset();
+    case.net.heal(Host::Service);
+    let (_, end) = client.wait_end(DETECT + SLACK);
+    assert_eq!(end, End::Reset);
+    case.expect_counted_dead("upstream", "reset");
+}
+
+/// Half of the vanished clients are idle, half are being sent to. Healthy clients keep talking.
+fn many_clients_vanish_and_the_others_do_not_notice() {
+    const VANISHING: u32 = 40;
+    let case = Case::new();
+    let healthy: Vec<_> = (0..5)
+        .map(|_| case.session_with(Host::Healthy, Options::default()))
+        .collect();
+    for (client, service) in &healthy {
+        client.send_every(500, ms(200));
+        service.send_every(500, ms(200));
+    }
+    let vanishing: Vec<_> = (0..VANISHING).map(|_| case.session()).collect();
+    for (_, service) in vanishing.iter().step_by(2) {
+        service.send_every(500, ms(200));
+    }
+    thread::sleep(ms(500));
+    let cut = case.cut(Host::Client);
+    let dead = || case.proxy.closed("downstream_dead") >= f64::from(VANISHING);
+    assert!(
+        eventually(DETECT + ms(300) + SLACK, dead),
+        "{:?}",
+        cut.elapsed()
+    );
+    for (client, service) in &healthy {
+        client.stop_sending();
+        service.stop_sending();
+        let same = || client.received() == service.sent() && service.received() == client.sent();
+        assert!(eventually(PROMPT, same), "bytes are missing");
+        assert!(client.is_open() && service.is_open());
+        assert!(client.sent() > HELLO);
+    }
+    drop((healthy, vanishing));
+    case.expect_nothing_left();
+}

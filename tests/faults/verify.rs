@@ -1,0 +1,347 @@
+//! Verification on demand: a live peer answers at once, a vanished one is proven gone long before
+//! `detect_within`, and nothing is ended unless that was asked for.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::case::{Case, HELLO, PROMPT, SLACK};
+use crate::support::{End, Endpoint, Host, Options, Test, eventually, ms};
+use crate::tests;
+
+pub const TESTS: &[Test] = tests![
+    live_quiet_peers_answer_at_once,
+    peers_that_have_just_spoken_are_not_asked,
+    vanished_client_is_named_and_left_to_the_monitor,
+    vanished_client_is_ended_when_asked_to_be_quick,
+    vanished_service_is_ended_when_asked_to_be_quick,
+    vanished_client_with_data_in_flight_is_ended,
+    vanished_stalled_client_is_ended,
+    peer_that_forgot_the_connection_is_reported,
+    live_peers_are_never_ended,
+    many_at_once,
+    client_in_the_queue_can_be_asked,
+    by_the_command_line,
+];
+
+/// Longer than a second, so that a question is needed.
+const QUIET: Duration = ms(1500);
+/// A local round trip, where the machine is busy.
+const AT_ONCE_MS: u64 = 100;
+/// Proof in less than a second, where the machine is busy.
+const PROVEN_MS: u64 = 1000 + 500;
+/// The same in flight, where the kernel's own questions are up to a second apart.
+const PROVEN_IN_FLIGHT_MS: u64 = 1300 + 500;
+
+/// `detect_within` so long that it is never the reason.
+fn case() -> Case {
+    Case::with_all_flags(&["--detect-within", "60s"], Options::default())
+}
+
+fn id_of(case: &Case, client: &Endpoint) -> u64 {
+    let path = format!("/connections?peer={}", client.local);
+    let (status, body) = case.proxy.get(&path).expect("answered");
+    assert_eq!(status, 200, "{body}");
+    let list: Value = serde_json::from_str(&body).expect("JSON");
+    let id = list["connections"][0]["id"].as_u64();
+    id.unwrap_or_else(|| panic!("no session of {}: {body}", client.local))
+}
+
+/// What verifying the client's session says.
+#[track_caller]
+fn verify(case: &Case, client: &Endpoint, query: &str) -> Value {
+    let path = format!("/connections/{}/verify{query}", id_of(case, client));
+    let (status, body) = case.proxy.ask("POST", &path).expect("answered");
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).expect("JSON")
+}
+
+#[track_caller]
+fn expect_leg(found: &Value, leg: &str, answer: &str, evidence: &str, took_ms: u64) {
+    let leg = &found[leg];
+    assert_eq!(leg["answer"], answer, "{found}");
+    assert_eq!(leg["evidence"], evidence, "{found}");
+    assert!(
+        leg["took_ms"].as_u64().is_some_and(|t| t <= took_ms),
+        "{found}"
+    );
+}
+
+fn live_quiet_peers_answer_at_once() {
+    let case = case();
+    let (client, service) = case.session();
+    for query in ["", "?quick=true"] {
+        thread::sleep(QUIET);
+        let found = verify(&case, &client, query);
+        for leg in ["downstream", "upstream"] {
+            expect_leg(&found, leg, "alive", "answered", AT_ONCE_MS);
+        }
+        assert_eq!(found["closed"], false, "{found}");
+    }
+    client.send(1000);
+    service.send(1000);
+    case.expect_intact(&client, &service);
+}
+
+fn peers_that_have_just_spoken_are_not_asked() {
+    let case = case();
+    let (client, service) = case.session();
+    client.send(1000);
+    assert!(service.wait_received(HELLO + 1000, PROMPT));
+    let found = verify(&case, &client, "");
+    for leg in ["downstream", "upstream"] {
+        expect_leg(&found, leg, "alive", "recent", AT_ONCE_MS);
+    }
+    case.expect_intact(&client, &service);
+}
+
+fn vanished_client_is_named_and_left_to_the_monitor() {
+    let flags = ["--detect-within", "6s"];
+    let case = Case::with_all_flags(&flags, Options::default());
+    let (client, service) = case.session();
+    thread::sleep(ms(200));
+    let cut = case.cut(Host::Client);
+    thread::sleep(QUIET);
+    let found = verify(&case, &client, "");
+    expect_leg(&found, "downstream", "silent", "keepalive", PROVEN_MS);
+    assert_eq!(found["upstream"]["answer"], "alive", "{found}");
+    assert_eq!(found["closed"], false, "{found}");
+    assert!(service.is_open(), "nothing was to be ended");
+    let (at, end) = service.wait_end(ms(6300) + SLACK);
+    assert_eq!(end, End::Reset);
+    let after = at.duration_since(cut);
+    // The last sign of life may be a probe interval old.
+    assert!(after >= ms(4500), "ended after only {after:?}");
+    case.expect_counted_dead("downstream", "keepalive");
+}
+
+fn vanished_client_is_ended_when_asked_to_be_quick() {
+    let case = case();
+    let (client, service) = case.session();
+    case.cut(Host::Client);
+    thread::sleep(QUIET);
+    let found = verify(&case, &client, "?quick=true");
+    expect_leg(&found, "downstream", "silent", "keepalive", PROVEN_MS);
+    assert_eq!(found["closed"], true, "{found}");
+    assert_eq!(service.wait_end(SLACK).1, End::Reset);
+    case.expect_counted_dead("downstream", "keepalive");
+}
+
+fn vanished_service_is_ended_when_asked_to_be_quick() {
+    let case = case();
+    let (client, _service) = case.session();
+    case.cut(Host::Service);
+    thread::sleep(QUIET);
+    let found = verify(&case, &client, "?quick=true");
+    expect_leg(&found, "upstream", "silent", "keepalive", PROVEN_MS);
+    assert_eq!(found["downstream"]["answer"], "alive", "{found}");
+    assert_eq!(found["closed"], true, "{found}");
+    assert_eq!(client.wait_end(SLACK).1, End::Reset);
+    case.expect_counted_dead("upstream", "keepalive");
+}
+
+fn vanished_client_with_data_in_flight_is_ended() {
+    let case = case();
+    let (client, service) = case.session();
+    service.send_every(20_000, ms(100));
+    thread::sleep(ms(700));
+    case.cut(Host::Client);
+    thread::sleep(QUIET);
+    let found = verify(&case, &client, "?quick=true");
+    expect_leg(
+        &found,
+        "downstream",
+        "silent",
+        "retransmit",
+        PROVEN_IN_FLIGHT_MS,
+    );
+    assert_eq!(service.wait_end(SLACK).1, End::Reset);
+    case.expect_counted_dead("downstream", "retransmit");
+}
+
+/// A client that takes nothing.
+fn stalled(case: &Case) -> (Endpoint, Endpoint) {
+    let slow = Options {
+        receive_buffer: Some(8192),
+        paused: true,
+        ..Options::default()
+    };
+    let (client, service) = case.session_with(Host::Client, slow);
+    service.send(8 << 20);
+    thread::sleep(ms(2000));
+    (client, service)
+}
+
+fn vanished_stalled_client_is_ended() {
+    let case = case();
+    let (client, service) = stalled(&case);
+    case.cut(Host::Client);
+    thread::sleep(QUIET);
+    let found = verify(&case, &client, "?quick=true");
+    expect_leg(
+        &found,
+        "downstream",
+        "silent",
+        "window_probe",
+        PROVEN_IN_FLIGHT_MS,
+    );
+    assert_eq!(service.wait_end(SLACK).1, End::Reset);
+    case.expect_counted_dead("downstream", "window_probe");
+}
+
+/// RST is proof at once, quick or not.
+fn peer_that_forgot_the_connection_is_reported() {
+    let case = case();
+    let (client, service) = case.session();
+    let id = id_of(&case, &client);
+    case.cut(Host::Client);
+    client.reset();
+    case.net.heal(Host::Client);
+    thread::sleep(QUIET);
+    let path = format!("/connections/{id}/verify");
+    let (status, body) = case.proxy.ask("POST", &path).expect("answered");
+    assert_eq!(status, 200, "{body}");
+    let found: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(found["downstream"]["answer"], "over", "{found}");
+    assert!(
+        found["downstream"]["took_ms"].as_u64() <= Some(AT_ONCE_MS),
+        "{found}"
+    );
+    assert_eq!(found["closed"], true, "{found}");
+    assert_eq!(service.wait_end(PROMPT).1, End::Reset);
+    case.expect_counted_dead("downstream", "reset");
+}
+
+/// Busy, quiet and stalled ones, asked again and again.
+fn live_peers_are_never_ended() {
+    let case = case();
+    let busy = case.session_with(Host::Healthy, Options::default());
+    busy.0.send_every(5000, ms(20));
+    busy.1.send_every(5000, ms(20));
+    let quiet = case.session_with(Host::Healthy, Options::default());
+    let slow = stalled(&case);
+    let deadline = Instant::now() + ms(6000);
+    while Instant::now() < deadline {
+        for (client, _) in [&busy, &quiet, &slow] {
+            let found = verify(&case, client, "?quick=true");
+            assert_eq!(found["downstream"]["answer"], "alive", "{found}");
+            assert_eq!(found["upstream"]["answer"], "alive", "{found}");
+            assert_eq!(found["closed"], false, "{found}");
+        }
+        thread::sleep(ms(200));
+    }
+    busy.0.stop_sending();
+    busy.1.stop_sending();
+    slow.0.resume();
+    for (client, service) in [&busy, &quiet, &slow] {
+        case.expect_intact(client, service);
+    }
+}
+
+fn many_at_once() {
+    let case = case();
+    let live: Vec<_> = (0..20)
+        .map(|_| case.session_with(Host::Healthy, Options::default()))
+        .collect();
+    let vanishing: Vec<_> = (0..20).map(|_| case.session()).collect();
+    case.cut(Host::Client);
+    thread::sleep(QUIET);
+    let since = Instant::now();
+    let (status, body) = case
+        .proxy
+        .ask("POST", "/verify?quick=true")
+        .expect("answered");
+    let took = since.elapsed();
+    assert_eq!(status, 200, "{body}");
+    let found: Value = serde_json::from_str(&body).expect("JSON");
+    let count = |name: &str| found[name].as_u64();
+    let counts = ["asked", "alive", "silent", "closed", "skipped"].map(count);
+    assert_eq!(counts, [40, 20, 20, 20, 0].map(Some), "{found}");
+    assert!(took <= ms(PROVEN_MS) + SLACK, "took {took:?}");
+    let ended = || case.proxy.closed("downstream_dead") == 20.0;
+    assert!(
+        eventually(PROMPT, ended),
+        "{}",
+        case.proxy.closed("downstream_dead")
+    );
+    assert!(live.iter().all(|(c, s)| c.is_open() && s.is_open()));
+    drop((live, vanishing));
+    case.expect_nothing_left();
+}
+
+/// It is not under watch yet, and has no other leg.
+fn client_in_the_queue_can_be_asked() {
+    let flags = ["--max-connections", "1", "--on-full", "queue"];
+    let case = Case::with_all_flags(&flags, Options::default());
+    let (client, service) = case.session_with(Host::Healthy, Options::default());
+    let live = case.net.dial(Host::Healthy, Options::default());
+    let vanished = case.net.dial(Host::Client, Options::default());
+    let queued = || {
+        case.proxy
+            .metrics()
+            .value("pulsegate_connections_queued", &[])
+    };
+    assert!(eventually(PROMPT, || queued() == 2.0), "{}", queued());
+    case.cut(Host::Client);
+    thread::sleep(QUIET);
+    let (_, body) = case
+        .proxy
+        .get("/connections?phase=queued")
+        .expect("answered");
+    let list: Value = serde_json::from_str(&body).expect("JSON");
+    assert_eq!(list["matched"], 2, "{list}");
+    assert_eq!(
+        list["connections"][0]["timer"]["reason"], "queue_timeout",
+        "{list}"
+    );
+    let found = verify(&case, &live, "?quick=true");
+    expect_leg(&found, "downstream", "alive", "answered", AT_ONCE_MS);
+    assert_eq!(found["upstream"], Value::Null, "{found}");
+    let found = verify(&case, &vanished, "?quick=true");
+    expect_leg(&found, "downstream", "silent", "keepalive", PROVEN_MS);
+    assert_eq!(found["closed"], true, "{found}");
+    assert!(eventually(PROMPT, || queued() == 1.0), "{}", queued());
+    assert_eq!(case.proxy.closed("downstream_dead"), 1.0);
+    assert!(client.is_open() && service.is_open() && live.is_open());
+}
+
+fn by_the_command_line() {
+    let case = case();
+    let (client, service) = case.session_with(Host::Healthy, Options::default());
+    let (other, other_service) = case.session();
+    thread::sleep(QUIET);
+    let (code, text) = case.proxy.command(&["verify", "--all"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("2 asked: 2 alive"), "{text}");
+    case.cut(Host::Client);
+    thread::sleep(QUIET);
+    let id = id_of(&case, &other).to_string();
+    let (code, text) = case.proxy.command(&["verify", &id]);
+    assert_eq!(code, Some(4), "{text}");
+    assert!(
+        text.contains("keepalive") && text.contains("0 closed"),
+        "{text}"
+    );
+    let (code, text) = case
+        .proxy
+        .command(&["verify", "--all", "--quick", "--json"]);
+    assert_eq!(code, Some(4), "{text}");
+    let found: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(found["closed"], 1, "{found}");
+    assert_eq!(other_service.wait_end(PROMPT).1, End::Reset);
+    let (code, _) = case.proxy.command(&["verify", &id]);
+    assert_eq!(code, Some(1), "it has ended");
+    let (code, text) = case.proxy.command(&["conns"]);
+    assert_eq!(code, Some(0), "{text}");
+    for word in ["timer:(downstream_dead", "timer:(upstream_dead", "next:("] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert!(client.is_open() && service.is_open());
+    let id = id_of(&case, &client).to_string();
+    let (code, text) = case.proxy.command(&["kill", &id]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(client.wait_end(PROMPT).1, End::Finished);
+    assert_eq!(service.wait_end(PROMPT).1, End::Finished);
+    assert!(eventually(PROMPT, || case.proxy.closed("admin") == 1.0));
+}

@@ -1,0 +1,205 @@
+//! What a seed stands for: the policy, the hosts, the roughness of the monitor, the actions.
+
+use pulsegate::liveness::Policy;
+
+use crate::rng::Rng;
+use crate::tcp::Ms;
+
+const SECOND: Ms = 1000;
+const MINUTE: Ms = 60 * SECOND;
+pub const HOUR: Ms = 60 * MINUTE;
+
+/// One in this many seeds is a long quiet life (months) instead of an eventful one.
+pub const MARATHON_EVERY: u64 = 40;
+
+/// Something that happens to one leg, or to the monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The peer sends.
+    Write(u64),
+    /// Both directions, or one, are cut for so long.
+    Outage { cut: [bool; 2], span: Ms },
+    /// Cut in one or both directions until further notice.
+    Cut([bool; 2]),
+    /// The link is up again.
+    Restore,
+    /// The peer's application stops reading.
+    Stall,
+    /// It reads again.
+    Resume,
+    /// The peer says FIN.
+    Fin,
+    /// The peer aborts.
+    Rst,
+    /// The peer's process dies.
+    Die,
+    /// The peer's host is gone for good.
+    Vanish,
+    /// The peer's host restarts and has forgotten the connection.
+    Reboot(Ms),
+    /// The proxy says FIN to both.
+    Drain,
+    /// The monitor does nothing for so long.
+    Pause(Ms),
+    /// The monitor's clock steps back.
+    StepBack(Ms),
+    /// Somebody reads the metrics: a look that was not due.
+    Scrape,
+}
+
+pub struct Plan {
+    pub policy: Policy,
+    pub length: Ms,
+    /// Whether the kernel has TCP_RTO_MAX_MS.
+    pub rto_max: Ms,
+    pub rtt: [Ms; 2],
+    /// The peers' own keepalive.
+    pub peer_keepalive: [Option<Ms>; 2],
+    pub buffer: u64,
+    /// The kernel's boot lies this long before the session.
+    pub boot: Ms,
+    /// One look in this many misses a sample (0: none), and the monitor pauses and its clock
+    /// steps back.
+    pub rough: u64,
+    /// How far apart actions are, at most.
+    pub max_gap: Ms,
+    /// When the first action comes, after the start.
+    pub first_action: Ms,
+    weights: [u64; 15],
+}
+
+impl Plan {
+    pub fn new(seed: u64, rng: &mut Rng) -> Self {
+        let marathon = seed.is_multiple_of(MARATHON_EVERY);
+        let policy = policy(rng, marathon);
+        let rough = [0, 0, 0, 30, 4][rng.index(5)];
+        let mut weights = [30, 8, 2, 6, 5, 6, 1, 1, 1, 2, 1, 1, 0, 0, 4];
+        if rough > 0 {
+            weights[12] = 3;
+            weights[13] = 2;
+        }
+        for favourite in 0..2 {
+            // A different mood for each seed, so that rare sequences are common somewhere.
+            let index = rng.index(12);
+            weights[index] *= 1 + 5 * favourite;
+        }
+        if marathon {
+            weights = [40, 20, 0, 4, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 4];
+        }
+        let quiet_fraction = [MINUTE, 10 * MINUTE, HOUR][rng.index(3)];
+        let keepalive = |rng: &mut Rng| rng.one_in(3).then(|| rng.range(1, 75) * SECOND);
+        Self {
+            policy,
+            first_action: rng.spread(1, quiet_fraction),
+            length: if marathon {
+                rng.range(2000, 4000) * HOUR
+            } else {
+                rng.range(1, 8) * HOUR
+            },
+            rto_max: if rng.one_in(4) { 120 * SECOND } else { SECOND },
+            rtt: [rng.spread(1, 120), rng.spread(1, 120)],
+            peer_keepalive: [keepalive(rng), keepalive(rng)],
+            buffer: rng.spread(4_000, 200_000),
+            boot: rng.range(0, 30 * 24 * HOUR),
+            rough,
+            max_gap: if marathon { 100 * HOUR } else { quiet_fraction },
+            weights,
+        }
+    }
+
+    /// Nothing happens but keepalive, and no timeout is on.
+    pub fn make_idle(&mut self) {
+        let Policy {
+            detect_within,
+            probe_interval,
+            ..
+        } = self.policy;
+        self.policy = Policy {
+            detect_within,
+            probe_interval,
+            idle_timeout: None,
+            half_close_timeout: None,
+            stall_timeout: None,
+            first_response_timeout: None,
+            max_duration: None,
+        };
+        self.rough = 0;
+        self.length = Ms::MAX;
+        self.first_action = Ms::MAX;
+    }
+
+    /// The time to the next action: anything from at once to `max_gap`, short ones as likely.
+    pub fn gap(&self, rng: &mut Rng) -> Ms {
+        if self.max_gap > HOUR {
+            return rng.spread(10, self.max_gap);
+        }
+        rng.spread(1, self.max_gap)
+    }
+
+    pub fn action(&self, rng: &mut Rng) -> Action {
+        let d = self.policy.detect_within;
+        let directions = [[true, true], [true, true], [true, false], [false, true]];
+        let cut = directions[rng.index(4)];
+        match rng.weighted(&self.weights) {
+            0 => Action::Write(rng.spread(1, 150_000)),
+            1 => Action::Outage {
+                cut,
+                span: rng.range(1, self.survivable().max(2)),
+            },
+            2 => Action::Cut(cut),
+            3 => Action::Restore,
+            4 => Action::Stall,
+            5 => Action::Resume,
+            6 => Action::Fin,
+            7 => Action::Rst,
+            8 => Action::Die,
+            9 => Action::Vanish,
+            10 => Action::Reboot(rng.range(10, 2 * d)),
+            11 => Action::Drain,
+            12 => Action::Pause(rng.range(100, 2 * d)),
+            13 => Action::StepBack(rng.range(1, 20 * SECOND)),
+            _ => Action::Scrape,
+        }
+    }
+
+    /// Outages up to about this long must kill nothing; a little more is drawn, for the edge.
+    fn survivable(&self) -> Ms {
+        self.policy.detect_within - self.policy.probe_interval + 200
+    }
+}
+
+fn policy(rng: &mut Rng, marathon: bool) -> Policy {
+    let timeout = |rng: &mut Rng, low, high| rng.one_in(2).then(|| rng.spread(low, high));
+    if marathon {
+        return Policy {
+            detect_within: rng.range(45, 60) * SECOND,
+            probe_interval: rng.range(5, 12) * SECOND,
+            idle_timeout: None,
+            half_close_timeout: None,
+            stall_timeout: None,
+            first_response_timeout: None,
+            max_duration: None,
+        };
+    }
+    let detect_within = match rng.index(4) {
+        0 => rng.range(2, 60) * SECOND,
+        1 => rng.range(2000, 5000),
+        2 => rng.range(2000, 60_000),
+        _ => 30 * SECOND,
+    };
+    let probe_interval = match rng.index(4) {
+        0 => (detect_within / 5).max(SECOND),
+        1 => rng.range(SECOND, detect_within - 1),
+        2 => rng.range(SECOND, (detect_within / 2).max(SECOND)),
+        _ => SECOND,
+    };
+    Policy {
+        detect_within,
+        probe_interval,
+        idle_timeout: timeout(rng, SECOND, 2 * HOUR),
+        half_close_timeout: timeout(rng, SECOND, 10 * MINUTE),
+        stall_timeout: timeout(rng, SECOND, 10 * MINUTE),
+        first_response_timeout: timeout(rng, SECOND, 10 * MINUTE),
+        max_duration: rng.one_in(4).then(|| rng.spread(MINUTE, 4 * HOUR)),
+    }
+}

@@ -1,0 +1,427 @@
+//! One end of a TCP connection, as far as liveness can see it: what makes it send, what each
+//! arriving segment does to the ages and counters of `TCP_INFO`, and its three timers.
+//!
+//! Modelled after Linux 6.18 as measured: a keepalive probe carries an old sequence number, so
+//! its receiver answers it but dates nothing by it; keepalive is silent while anything is
+//! unacknowledged or queued; the user timeout is so large that the kernel never gives up.
+
+use pulsegate::liveness::{LegSample, TcpState};
+
+/// True time, milliseconds.
+pub type Ms = u64;
+
+/// The clock tick by which the kernel measures ages (HZ=250).
+pub const JIFFY: Ms = 4;
+const MIN_RTO: Ms = 200;
+const KEEPALIVE_INTERVAL: Ms = 1000;
+
+/// When a timer armed at `now` for `delay` fires: the wheel gets coarser, up to 1/8, and is late.
+pub fn wheel(now: Ms, delay: Ms) -> Ms {
+    let expires = (now + delay).div_ceil(JIFFY);
+    let shift = match expires - now / JIFFY {
+        0..=63 => 0,
+        64..=511 => 3,
+        512..=4095 => 6,
+        4096..=32767 => 9,
+        _ => 12,
+    };
+    (((expires >> shift) + 1) << shift) * JIFFY
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A keepalive or window probe: to be answered, dates nothing.
+    Probe,
+    /// Data, FIN or a bare acknowledgement.
+    Normal { seq: u64, end: u64, fin: bool },
+    /// The sender does not know the connection.
+    Rst,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    pub kind: Kind,
+    ack: u64,
+    /// The highest sequence number that the receiver would take.
+    edge: u64,
+}
+
+impl Segment {
+    pub const RST: Self = Self {
+        kind: Kind::Rst,
+        ack: 0,
+        edge: 0,
+    };
+
+    pub fn carries_data(&self) -> bool {
+        matches!(self.kind, Kind::Normal { seq, end, .. } if end > seq)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    pub start: Ms,
+    // Sending. The FIN is the last position of the stream.
+    written: u64,
+    fin: bool,
+    snd_nxt: u64,
+    snd_una: u64,
+    edge: u64,
+    rto: Ms,
+    rto_max: Ms,
+    retransmits: u32,
+    backoff: u32,
+    probes: u32,
+    // Receiving.
+    rcv_nxt: u64,
+    read: u64,
+    buffer: u64,
+    pub fin_received: bool,
+    pub reset: bool,
+    // Timers.
+    rto_at: Option<Ms>,
+    persist_at: Option<Ms>,
+    pub keepalive_at: Option<Ms>,
+    pub idle: Ms,
+    // What TCP_INFO is made of.
+    pub last_ack: Option<Ms>,
+    pub last_data: Option<Ms>,
+    pub last_sent: Option<Ms>,
+    /// Without retransmissions.
+    pub last_new_sent: Option<Ms>,
+    pub segs_in: u32,
+    /// The last segment that moved nothing but `segs_in`.
+    pub last_undated: Option<Ms>,
+    /// Since when the other side has taken nothing although something is queued.
+    pub shut_since: Option<Ms>,
+    /// Questions asked since the last answer, and when the first of them was.
+    pub questions: u32,
+    pub first_question: Ms,
+    pub out: Vec<Segment>,
+}
+
+impl Endpoint {
+    /// A connection just established, with the receive buffers of this and the other end;
+    /// `keepalive` is its idle time, if on.
+    pub fn new(
+        now: Ms,
+        rtt: Ms,
+        rto_max: Ms,
+        [buffer, edge]: [u64; 2],
+        keepalive: Option<Ms>,
+    ) -> Self {
+        Self {
+            start: now,
+            written: 0,
+            fin: false,
+            snd_nxt: 0,
+            snd_una: 0,
+            edge,
+            rto: MIN_RTO.max(rtt + rtt / 2),
+            rto_max,
+            retransmits: 0,
+            backoff: 0,
+            probes: 0,
+            rcv_nxt: 0,
+            read: 0,
+            buffer,
+            fin_received: false,
+            reset: false,
+            rto_at: None,
+            persist_at: None,
+            keepalive_at: keepalive.map(|idle| wheel(now, idle)),
+            idle: keepalive.unwrap_or(Ms::MAX),
+            last_ack: Some(now),
+            last_data: None,
+            last_sent: None,
+            last_new_sent: None,
+            segs_in: 1,
+            last_undated: None,
+            shut_since: None,
+            questions: 0,
+            first_question: 0,
+            out: Vec::new(),
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.written + u64::from(self.fin)
+    }
+
+    pub fn unsent(&self) -> u64 {
+        self.total() - self.snd_nxt
+    }
+
+    pub fn in_flight(&self) -> bool {
+        self.snd_nxt > self.snd_una
+    }
+
+    /// Nothing of ours is under way or waits: only keepalive speaks.
+    pub fn is_silent(&self) -> bool {
+        !self.in_flight() && self.unsent() == 0
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        self.is_silent() && self.probes == 0 && self.rto_at.is_none() && self.persist_at.is_none()
+    }
+
+    pub fn unread(&self) -> u64 {
+        self.rcv_nxt - self.read - u64::from(self.fin_received)
+    }
+
+    pub fn zero_window(&self) -> bool {
+        self.edge <= self.snd_nxt
+    }
+
+    pub fn last_dated(&self) -> Ms {
+        self.last_ack.max(self.last_data).unwrap_or(self.start)
+    }
+
+    pub fn finished(&self) -> bool {
+        self.fin_received && self.fin && self.snd_una == self.total()
+    }
+
+    /// Not reset, and not both FINs through: only then do its timers run.
+    pub fn is_open(&self) -> bool {
+        !self.reset && !self.finished()
+    }
+
+    pub fn has_fin(&self) -> bool {
+        self.fin
+    }
+
+    pub fn write(&mut self, now: Ms, bytes: u64) {
+        if !self.fin && !self.reset {
+            self.written += bytes;
+            self.push(now);
+        }
+    }
+
+    pub fn shutdown(&mut self, now: Ms) {
+        if !self.fin && !self.reset {
+            self.fin = true;
+            self.push(now);
+        }
+    }
+
+    /// The application takes everything that has come.
+    pub fn read_all(&mut self) -> u64 {
+        let bytes = self.unread();
+        let was_shut = self.room() == 0;
+        self.read += bytes;
+        if was_shut && bytes > 0 {
+            self.acknowledge();
+        }
+        bytes
+    }
+
+    /// `setsockopt(TCP_KEEPIDLE)`: counts from the last dated sign of life.
+    pub fn set_idle(&mut self, now: Ms, idle: Ms) {
+        self.idle = idle;
+        let elapsed = now - self.last_dated();
+        self.keepalive_at = Some(wheel(now, idle.saturating_sub(elapsed)));
+    }
+
+    pub fn next_timer(&self) -> Option<Ms> {
+        [self.rto_at, self.persist_at, self.keepalive_at]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    pub fn fire(&mut self, now: Ms) {
+        if self.rto_at.is_some_and(|at| at <= now) {
+            self.retransmit(now);
+        }
+        if self.persist_at.is_some_and(|at| at <= now) {
+            self.persist(now);
+        }
+        if self.keepalive_at.is_some_and(|at| at <= now) {
+            self.keepalive(now);
+        }
+    }
+
+    pub fn receive(&mut self, now: Ms, segment: Segment) {
+        self.segs_in = self.segs_in.wrapping_add(1);
+        let Kind::Normal { seq, end, fin } = segment.kind else {
+            self.last_undated = Some(now);
+            match segment.kind {
+                Kind::Probe => self.acknowledge(),
+                _ => self.reset = true,
+            }
+            return;
+        };
+        let has_payload = end > seq;
+        if has_payload && (end <= self.rcv_nxt || self.room() == 0) {
+            // Out of the window: answered and dropped before its acknowledgement is looked at.
+            self.last_undated = Some(now);
+            self.acknowledge();
+            return;
+        }
+        self.take_ack(now, segment.ack, segment.edge);
+        if has_payload {
+            // After a hole it waits for what was lost.
+            if seq <= self.rcv_nxt {
+                let payload = end - u64::from(fin);
+                if payload > self.rcv_nxt {
+                    self.last_data = Some(now);
+                }
+                self.rcv_nxt = end;
+                self.fin_received |= fin;
+            }
+            self.acknowledge();
+        }
+    }
+
+    /// What `getsockopt(TCP_INFO)` says. Ages of what never happened count from boot.
+    pub fn sample(&self, now: Ms, rtt: Ms) -> LegSample {
+        let age = |at: Option<Ms>| match at {
+            Some(at) => (now / JIFFY - at / JIFFY) * JIFFY,
+            None => now,
+        };
+        LegSample {
+            state: self.state(),
+            unacked: u32::from(self.in_flight()),
+            retransmits: self.retransmits,
+            probes: self.probes,
+            notsent: self.unsent() as u32,
+            zero_window: self.zero_window(),
+            last_ack_age: age(self.last_ack),
+            last_data_age: age(self.last_data.or(Some(self.start))),
+            last_sent_age: age(self.last_sent),
+            busy_ms: 0,
+            segs_in: self.segs_in,
+            bytes_acked: 1 + self.snd_una,
+            bytes_received: self.rcv_nxt,
+            rtt_us: (rtt * 1000) as u32,
+        }
+    }
+
+    fn state(&self) -> TcpState {
+        let fin_sent = self.fin && self.snd_nxt == self.total();
+        let fin_acked = fin_sent && self.snd_una == self.total();
+        match (self.fin_received, fin_sent, fin_acked) {
+            _ if self.reset => TcpState::Closed,
+            (false, false, _) => TcpState::Established,
+            (true, false, _) => TcpState::CloseWait,
+            (false, true, false) => TcpState::FinWait1,
+            (false, true, true) => TcpState::FinWait2,
+            (true, true, false) => TcpState::LastAck,
+            (true, true, true) => TcpState::Closed,
+        }
+    }
+
+    fn room(&self) -> u64 {
+        self.buffer.saturating_sub(self.unread())
+    }
+
+    fn emit(&mut self, kind: Kind) {
+        self.out.push(Segment {
+            kind,
+            ack: self.rcv_nxt,
+            edge: self.rcv_nxt + self.room(),
+        });
+    }
+
+    fn acknowledge(&mut self) {
+        let (seq, end) = (self.snd_nxt, self.snd_nxt);
+        self.emit(Kind::Normal {
+            seq,
+            end,
+            fin: false,
+        });
+    }
+
+    fn send_range(&mut self, now: Ms, seq: u64, end: u64) {
+        let fin = self.fin && end == self.total();
+        // A bare FIN is not data.
+        if end - u64::from(fin) > seq {
+            self.last_sent = Some(now);
+        }
+        self.emit(Kind::Normal { seq, end, fin });
+    }
+
+    /// Sends what the window allows and arms the timer that will ask.
+    fn push(&mut self, now: Ms) {
+        let end = self.total().min(self.edge);
+        if end > self.snd_nxt {
+            let seq = self.snd_nxt;
+            self.snd_nxt = end;
+            self.send_range(now, seq, end);
+            self.last_new_sent = self.last_new_sent.max(self.last_sent);
+        }
+        if self.in_flight() {
+            self.persist_at = None;
+            if self.rto_at.is_none() {
+                self.rto_at = Some(wheel(now, self.gap()));
+            }
+        } else if self.unsent() > 0 && self.persist_at.is_none() {
+            self.persist_at = Some(wheel(now, self.gap()));
+        }
+        let shut = self.unsent() > 0 && self.zero_window() && !self.in_flight();
+        self.shut_since = shut.then(|| self.shut_since.unwrap_or(now));
+    }
+
+    fn gap(&self) -> Ms {
+        (self.rto << self.backoff.min(16)).min(self.rto_max)
+    }
+
+    fn question(&mut self, now: Ms) {
+        if self.questions == 0 {
+            self.first_question = now;
+        }
+        self.questions += 1;
+    }
+
+    fn retransmit(&mut self, now: Ms) {
+        self.question(now);
+        self.retransmits += 1;
+        self.backoff += 1;
+        self.send_range(now, self.snd_una, self.snd_nxt);
+        self.rto_at = Some(wheel(now, self.gap()));
+    }
+
+    fn persist(&mut self, now: Ms) {
+        self.question(now);
+        self.probes += 1;
+        self.backoff += 1;
+        self.emit(Kind::Probe);
+        self.persist_at = Some(wheel(now, self.gap()));
+    }
+
+    fn keepalive(&mut self, now: Ms) {
+        let elapsed = now - self.last_dated();
+        let delay = if !self.is_silent() {
+            self.idle
+        } else if elapsed >= self.idle {
+            self.question(now);
+            self.probes += 1;
+            self.emit(Kind::Probe);
+            KEEPALIVE_INTERVAL
+        } else {
+            self.idle - elapsed
+        };
+        self.keepalive_at = Some(wheel(now, delay));
+    }
+
+    fn take_ack(&mut self, now: Ms, ack: u64, edge: u64) {
+        self.last_ack = Some(now);
+        self.questions = 0;
+        self.probes = 0;
+        if ack > self.snd_una {
+            self.snd_una = ack;
+            self.retransmits = 0;
+            self.backoff = 0;
+            self.rto_at = None;
+        }
+        self.edge = self.edge.max(edge);
+        if !self.zero_window() && !self.in_flight() {
+            self.backoff = 0;
+            self.persist_at = None;
+        } else if self.persist_at.is_some() {
+            // An answered window probe: the next one is a whole gap away.
+            self.persist_at = Some(wheel(now, self.gap()));
+        }
+        self.push(now);
+    }
+}

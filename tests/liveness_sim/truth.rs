@@ -1,0 +1,375 @@
+//! The reference model: what is really the case, told from the omniscient side, and the promises
+//! of the machine as plain comparisons with it. It knows nothing of how the machine decides.
+
+use pulsegate::liveness::{Close, CloseReason, Condition, Evidence, LEGS, Leg, Policy};
+
+use crate::leg::{Fate, Leg as SimLeg};
+use crate::plan::Plan;
+use crate::tcp::{JIFFY, Ms};
+
+/// Two readings of a 4 ms clock, and the time between reading the clock and asking the kernel.
+const ROUNDING: Ms = 12;
+/// A look comes this late at most, where the monitor is on time.
+pub const GRID: Ms = 100;
+
+#[derive(Clone, Default)]
+struct LegTruth {
+    /// Since when nothing from the peer can arrive, and what delays of the monitor were known.
+    inaudible: Option<(Ms, Ms)>,
+    /// Since when questions are answered without interruption.
+    reachable: Option<Ms>,
+    /// When the disturbance that is still going on, or was not yet slept off, began.
+    disturbed: Option<Ms>,
+    /// The earliest time an undated sign of life that came alone can be placed at.
+    undated_floor: Ms,
+    /// Of the last sampled look.
+    sampled: Ms,
+    undated_seen: Option<Ms>,
+}
+
+/// The slowness of the monitor that the promises have to be relaxed by.
+#[derive(Clone, Copy, Default)]
+pub struct Slack {
+    /// All pauses, clock steps and lost samples so far.
+    pub total: Ms,
+    /// Of these, the part that also works on promises made earlier (clock steps).
+    pub steps: Ms,
+    /// The monitor is paused until then.
+    pub paused_until: Ms,
+}
+
+pub struct Truth {
+    policy: Policy,
+    modern: bool,
+    /// The monitor misses samples, pauses, and its clock steps.
+    rough: bool,
+    start: Ms,
+    legs: [LegTruth; 2],
+    /// When both legs had seen no FIN last.
+    fin_since: Option<(Ms, Ms)>,
+    /// When a byte last moved; the first includes retransmissions, which look the same.
+    last_byte: (Ms, Ms),
+    last_new_byte: Ms,
+    last_sent_up: Option<(Ms, Ms)>,
+    stalled: [Option<(Ms, Ms)>; 2],
+}
+
+impl Truth {
+    pub fn new(plan: &Plan, start: Ms) -> Self {
+        let leg = LegTruth {
+            reachable: Some(start),
+            sampled: start,
+            undated_floor: start,
+            ..LegTruth::default()
+        };
+        Self {
+            policy: plan.policy.clone(),
+            modern: plan.rto_max <= 1000,
+            rough: plan.rough > 0,
+            start,
+            legs: [leg.clone(), leg],
+            fin_since: None,
+            last_byte: (start, 0),
+            last_new_byte: start,
+            last_sent_up: None,
+            stalled: [None; 2],
+        }
+    }
+
+    /// After every event: what is true now?
+    pub fn observe(&mut self, now: Ms, legs: &[SimLeg; 2], slack: Slack) {
+        for leg in LEGS {
+            self.observe_leg(now, leg, &legs[leg as usize], slack);
+        }
+        let byte = legs
+            .iter()
+            .flat_map(|l| [l.near.last_data, l.near.last_sent])
+            .flatten()
+            .max();
+        if byte.is_some_and(|at| at > self.last_byte.0) {
+            self.last_byte = (byte.unwrap_or(now), slack.total);
+        }
+        let new = legs
+            .iter()
+            .flat_map(|l| [l.near.last_data, l.near.last_new_sent]);
+        self.last_new_byte = self.last_new_byte.max(new.flatten().max().unwrap_or(0));
+        let fin = legs.iter().any(|l| l.near.fin_received || l.near.has_fin());
+        if fin && self.fin_since.is_none() {
+            self.fin_since = Some((now, slack.total));
+        }
+        let up = &legs[Leg::Upstream as usize].near;
+        // The order of two events within one tick of the kernel's clock cannot be told.
+        let tick = |at: Option<Ms>| at.map(|at| at / JIFFY);
+        let waiting = up.is_silent() && !up.fin_received && tick(up.last_sent) > tick(up.last_data);
+        self.last_sent_up = match (waiting, self.last_sent_up) {
+            (true, Some(since)) => Some(since),
+            (true, None) => Some((now, slack.total)),
+            (false, _) => None,
+        };
+    }
+
+    fn observe_leg(&mut self, now: Ms, leg: Leg, sim: &SimLeg, slack: Slack) {
+        let keepalive = slowest_keepalive(&self.policy, sim.rtt);
+        let truth = &mut self.legs[leg as usize];
+        truth.inaudible = match (sim.is_audible(), truth.inaudible) {
+            (true, _) => None,
+            (false, Some(since)) => Some(since),
+            (false, None) => Some((now, slack.total)),
+        };
+        truth.reachable = match (sim.is_reachable(), truth.reachable) {
+            (false, _) => None,
+            (true, Some(since)) => Some(since),
+            (true, None) => Some(now),
+        };
+        match truth.reachable {
+            None => {
+                truth.disturbed.get_or_insert(now);
+            }
+            Some(since) if now > since + keepalive => truth.disturbed = None,
+            Some(_) => {}
+        }
+        let shut = sim.near.shut_since.filter(|_| truth.reachable.is_some());
+        let known = self.stalled[leg as usize];
+        self.stalled[leg as usize] = match (shut, known) {
+            (None, _) => None,
+            (Some(since), Some((at, total))) if at >= since => Some((at, total)),
+            (Some(_), _) => Some((now, slack.total)),
+        };
+    }
+
+    /// After a look that had a sample of this leg: what could it tell about undated segments?
+    pub fn sampled(&mut self, now: Ms, leg: Leg, sim: &SimLeg) {
+        let truth = &mut self.legs[leg as usize];
+        let undated = sim.near.last_undated;
+        if undated > truth.undated_seen && sim.near.last_dated() < truth.sampled {
+            truth.undated_floor = truth.sampled;
+        }
+        truth.undated_seen = undated;
+        truth.sampled = now;
+    }
+
+    /// What must have been closed by now.
+    pub fn check_overdue(&self, now: Ms, legs: &[SimLeg; 2], slack: Slack) {
+        for leg in LEGS {
+            self.check_vanished(now, leg, &legs[leg as usize], slack);
+            if let (Some((since, known)), Some(span)) =
+                (self.stalled[leg as usize], self.policy.stall_timeout)
+            {
+                // An unanswered question from before delays it by its answer.
+                self.check_timer(now, "stall", since, known, span + 2000, slack);
+            }
+        }
+        let (at, known) = self.last_byte;
+        if let Some(span) = self.policy.idle_timeout {
+            self.check_timer(now, "idle", at, known, span, slack);
+        }
+        if let (Some((fin, fin_known)), Some(span)) =
+            (self.fin_since, self.policy.half_close_timeout)
+        {
+            // Both have to be over, and each may have been seen late for its own reasons.
+            let due = |since, known| since + slack.since(since, known);
+            let (since, known) = if due(fin, fin_known) > due(at, known) {
+                (fin, fin_known)
+            } else {
+                (at, known)
+            };
+            self.check_timer(now, "half-close", since, known, span, slack);
+        }
+        if let Some(span) = self.policy.max_duration {
+            self.check_timer(now, "max duration", self.start, 0, span, slack);
+        }
+        if let (Some((since, known)), Some(span)) =
+            (self.last_sent_up, self.policy.first_response_timeout)
+        {
+            self.check_timer(now, "first response", since, known, span, slack);
+        }
+    }
+
+    fn check_timer(&self, now: Ms, what: &str, since: Ms, known: Ms, span: Ms, slack: Slack) {
+        let deadline = since + span + GRID + ROUNDING + slack.since(since, known);
+        assert!(
+            now <= deadline,
+            "{what} timeout is late: {now} > {deadline}, since {since}"
+        );
+    }
+
+    /// A peer from which nothing can come any more is closed within D, plus the tolerance.
+    fn check_vanished(&self, now: Ms, leg: Leg, sim: &SimLeg, slack: Slack) {
+        let Some((since, known)) = self.legs[leg as usize].inaudible else {
+            return;
+        };
+        if sim.near.finished() {
+            return; // Both FINs are through: nobody owes an answer.
+        }
+        // Where the kernel backs off into silence, the next question may come that late.
+        let d = self.policy.detect_within;
+        let near = &sim.near;
+        let asked_late = near.questions == 0 || near.first_question + 2000 > near.last_dated() + d;
+        let backs_off = near.zero_window() || (!near.is_silent() && asked_late);
+        let asked = if self.modern || !backs_off {
+            0
+        } else {
+            400_000
+        };
+        let deadline = since + d + tolerance(d) + sim.rtt / 2 + asked + slack.since(since, known);
+        assert!(
+            now <= deadline,
+            "{leg:?} vanished at {since} and is not closed at {now} (deadline {deadline})"
+        );
+    }
+
+    /// Is this verdict true, and not too early?
+    pub fn check_close(&self, now: Ms, close: &Close, legs: &[SimLeg; 2]) {
+        for leg in LEGS {
+            let sim = &legs[leg as usize];
+            if close.reason == CloseReason::dead(leg) {
+                self.check_dead(now, leg, close, sim);
+            }
+            if close.reason == CloseReason::stalled(leg) {
+                let span = self.policy.stall_timeout.expect("is off");
+                let sent = sim.near.last_sent.unwrap_or(0);
+                assert!(sim.near.zero_window(), "stalled with an open window");
+                let silent = self.legs[leg as usize]
+                    .inaudible
+                    .map_or(0, |(at, _)| now - at);
+                assert!(
+                    !self.modern || silent <= 2400,
+                    "a vanished peer is called stalled"
+                );
+                assert!(now + ROUNDING >= sent + span, "stalled too early");
+            }
+        }
+        let not_before = |since: Ms, span: Option<Ms>| {
+            let earliest = since + span.expect("the timeout is off");
+            assert!(
+                now + ROUNDING >= earliest,
+                "{} at {now}, not before {earliest}",
+                close.reason
+            );
+        };
+        match close.reason {
+            CloseReason::IdleTimeout => not_before(self.last_new_byte, self.policy.idle_timeout),
+            CloseReason::HalfCloseTimeout => {
+                let fin = self.fin_since.expect("nobody said FIN").0;
+                not_before(fin.max(self.last_new_byte), self.policy.half_close_timeout);
+            }
+            CloseReason::MaxDuration => not_before(self.start, self.policy.max_duration),
+            CloseReason::FirstResponseTimeout => {
+                let up = &legs[Leg::Upstream as usize].near;
+                assert!(up.last_sent > up.last_data, "the service has answered");
+                assert!(
+                    !up.fin_received,
+                    "the service has said that it says no more"
+                );
+                not_before(
+                    up.last_sent.unwrap_or(0),
+                    self.policy.first_response_timeout,
+                );
+            }
+            _ => {}
+        }
+    }
+
+    fn check_dead(&self, now: Ms, leg: Leg, close: &Close, sim: &SimLeg) {
+        let truth = &self.legs[leg as usize];
+        let d = self.policy.detect_within;
+        let dated = sim.near.last_dated();
+        assert!(
+            now + ROUNDING >= dated + d,
+            "dead {} after a segment",
+            now - dated
+        );
+        let floor = truth.undated_floor;
+        assert!(
+            now + ROUNDING >= floor + d,
+            "dead {} after an undated segment",
+            now - floor
+        );
+        assert!(close.evidence.is_some(), "no evidence");
+        assert!(
+            close.silent_for >= d,
+            "silent for {} only",
+            close.silent_for
+        );
+        if close.evidence == Some(Evidence::Reset) {
+            return;
+        }
+        // On any kernel: no verdict without a question that had its time; of window probes, which
+        // may be minutes apart, one that got lost is not enough.
+        let window_probe = close.evidence == Some(Evidence::WindowProbe);
+        let (questions, needed) = (sim.near.questions, 1 + u32::from(window_probe));
+        assert!(questions >= needed, "dead after {questions} questions");
+        let pending = now - sim.near.first_question;
+        assert!(
+            pending >= 90.max(sim.rtt),
+            "dead {pending} after the question"
+        );
+        let asks_often = self.modern || sim.near.is_silent();
+        if !asks_often {
+            // Retransmissions double their distance from the outage on.
+            let least = d.saturating_sub(slowest_keepalive(&self.policy, sim.rtt)) / 2;
+            if let (Some(up), Some(down), false) = (truth.reachable, truth.disturbed, window_probe)
+            {
+                let outage = up - down;
+                assert!(outage + 1000 >= least, "an outage of {outage} killed");
+            }
+            return;
+        }
+        if let Some(since) = truth.reachable {
+            let answered_by = since + next_answer(sim, self.rough);
+            assert!(
+                now <= answered_by,
+                "a peer that answers since {since} is dead at {now}"
+            );
+        }
+        let disturbed = truth.disturbed.expect("nothing ever disturbed this leg");
+        let survives = (disturbed + d).saturating_sub(slowest_keepalive(&self.policy, sim.rtt));
+        assert!(now >= survives, "an outage of {} killed", now - disturbed);
+    }
+
+    /// Suspicion is not raised against a peer that answers.
+    pub fn check_condition(&self, now: Ms, leg: Leg, condition: Condition, sim: &SimLeg) {
+        let Some(since) = self.legs[leg as usize].reachable else {
+            return;
+        };
+        let settled =
+            since + 2000 + self.policy.probe_interval + slowest_keepalive(&self.policy, sim.rtt);
+        let asks_often = self.modern || sim.near.is_silent();
+        if asks_often && sim.fate == Fate::Alive && sim.near.is_open() && now > settled {
+            assert!(
+                condition != Condition::Suspect,
+                "{leg:?} answers and is suspected"
+            );
+        }
+    }
+}
+
+impl Slack {
+    fn since(&self, since: Ms, known: Ms) -> Ms {
+        self.total - known + self.steps + self.paused_until.saturating_sub(since)
+    }
+}
+
+/// 5 %, at least 0.3 s.
+fn tolerance(d: Ms) -> Ms {
+    (d / 20).max(300)
+}
+
+/// The longest time between two answers of a live quiet peer: the kernel's timer is late by up
+/// to an eighth, twice (once to find that it is early, once to ask).
+pub fn slowest_keepalive(policy: &Policy, rtt: Ms) -> Ms {
+    let idle = policy.keepalive_idle();
+    idle + idle / 8 + 1032 / 4 + 64 + rtt
+}
+
+/// How soon after a link came back the next question is answered at the latest.
+fn next_answer(sim: &SimLeg, rough: bool) -> Ms {
+    if sim.near.is_silent() && !rough {
+        // Questions are 200 ms apart, the last one is asked at D and has the grace.
+        200 + 200 + GRID + ROUNDING + sim.rtt
+    } else {
+        // The kernel's own pace. So it is too where the monitor lost the samples after it had
+        // asked for the last time, and judges late.
+        1000 + 64 + GRID + ROUNDING + sim.rtt
+    }
+}

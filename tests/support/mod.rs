@@ -1,0 +1,90 @@
+//! A private network around the real binary: what the black-box tests are made of.
+//!
+//! * [`Net`]: namespaces and links, cut and healed one direction at a time;
+//! * [`Endpoint`], [`Service`]: TCP ends that check every byte and say how the stream ended;
+//! * [`Proxy`]: the binary inside the network, its metrics, its descriptors;
+//! * [`Victim`]: an end in a process of its own, to be killed.
+
+// Each test binary uses its own part of this module.
+#![allow(dead_code, unused_imports)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the tests live in real time, beside the process that they judge"
+)]
+
+mod endpoint;
+mod net;
+mod proxy;
+mod victim;
+
+use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Trial};
+use pulsegate::sys::netns;
+
+pub use endpoint::{End, Endpoint, Options, Service};
+pub use net::{Host, LISTEN_PORT, Link, Net, SERVICE_PORT};
+pub use proxy::{LISTENER, Metrics, Proxy, binary};
+pub use pulsegate::sys::link::Direction;
+pub use victim::{HELLO as VICTIM_HELLO, Victim, become_victim};
+
+/// These tests wait much more than they compute, so far more of them run at a time than there
+/// are processors.
+const THREADS: usize = 16;
+
+/// A named test.
+pub type Test = (&'static str, fn());
+
+/// The `main` of a test binary that needs namespaces. They must be asked for before the process
+/// has a second thread, which is why the standard harness will not do.
+pub fn main(tests: Vec<Test>) -> ExitCode {
+    if become_victim() {
+        return ExitCode::SUCCESS;
+    }
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(THREADS);
+    let missing = netns::prepare().err();
+    if let Some(reason) = &missing {
+        eprintln!("no network namespaces here: {reason}");
+        if std::env::var_os("CI").is_some() {
+            eprintln!("this is CI, where they must be available");
+            return ExitCode::FAILURE;
+        }
+        eprintln!("ALL {} TESTS OF THIS FILE ARE SKIPPED", tests.len());
+    }
+    let trials = tests.into_iter().map(|(name, body)| {
+        Trial::test(name, move || {
+            body();
+            Ok(())
+        })
+        .with_ignored_flag(missing.is_some())
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// Lists functions as [`Test`]s under their own names.
+#[macro_export]
+macro_rules! tests {
+    ($($name:ident,)+) => { &[$((stringify!($name), $name as fn())),+] };
+}
+
+/// Waits until `condition` holds; false if it does not within the time.
+pub fn eventually(within: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + within;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Short for [`Duration::from_millis`].
+pub const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
