@@ -17,6 +17,11 @@ const PROOF: u32 = 3;
 const PROOF_IN_FLIGHT: u32 = 2;
 /// An answer may take this long, and one and a half round trips where that is longer, ms.
 const ANSWER_TAKES: Millis = 50;
+/// A question repeated so shortly before the inquiry began is as good as one of its own: the
+/// kernel's next one is a second away, ms.
+const JUST_ASKED: Millis = 120;
+/// A question that was asked just before has had its time after this, ms.
+const JUST_ASKED_TAKES: Millis = 970;
 /// Between two looks at most: a live peer's answer is not to lie about unseen, ms.
 const LONGEST_PAUSE: Millis = 8;
 
@@ -87,6 +92,8 @@ pub struct Inquiry {
     old_questions: u32,
     /// When a question of later date was first seen to be unanswered.
     unanswered_since: Option<Millis>,
+    /// The last of the old questions was asked just before.
+    just_asked: bool,
 }
 
 /// What to do after a look.
@@ -111,6 +118,10 @@ impl Inquiry {
             asked: None,
             old_questions: questions(sample),
             unanswered_since: None,
+            // A retransmission is data sent.
+            just_asked: sample.unacked > 0
+                && sample.retransmits > 0
+                && sample.last_sent_age <= JUST_ASKED,
         }
     }
 
@@ -164,14 +175,15 @@ impl Inquiry {
         Step::Wait(pause)
     }
 
-    /// Enough questions are unanswered, and one of them was asked since the inquiry began and has
-    /// had its time: a peer that is back after an outage, and that nobody has asked since, is
-    /// not gone.
+    /// Enough questions are unanswered, and one of them was asked since the inquiry began (or just
+    /// before) and has had its time: a peer that is back after an outage, and that nobody has
+    /// asked since, is not gone.
     fn proof(&self, now: Millis, silent_for: Millis, sample: &LegSample) -> Option<Evidence> {
         let answer_takes = ANSWER_TAKES.max(u64::from(sample.rtt_us) * 3 / 2000);
         let asked = self
             .unanswered_since
-            .is_some_and(|at| now >= at + answer_takes);
+            .is_some_and(|at| now >= at + answer_takes)
+            || (self.just_asked && now >= self.began + JUST_ASKED_TAKES.max(answer_takes));
         let (evidence, unanswered, enough) = if sample.unacked > 0 {
             (Evidence::Retransmit, sample.retransmits, PROOF_IN_FLIGHT)
         } else if sample.notsent > 0 {
@@ -315,6 +327,30 @@ mod tests {
             evidence: Evidence::Retransmit,
         });
         assert_eq!(inquiry.look(950, &in_flight(3950, 6)), silent);
+    }
+
+    #[test]
+    fn a_question_of_just_before_spares_the_wait_for_the_next() {
+        let asked = |at: Millis, sent_age| LegSample {
+            last_sent_age: sent_age + at,
+            ..in_flight(9000 + at, 8)
+        };
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &asked(0, 30));
+        assert_eq!(inquiry.look(960, &asked(960, 30)), UNPROVEN);
+        assert!(matches!(
+            inquiry.look(970, &asked(970, 30)),
+            Step::Done(Answer::Silent { .. })
+        ));
+        // The next one is due soon enough.
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &asked(0, 200));
+        assert_eq!(inquiry.look(970, &asked(970, 200)), UNPROVEN);
+        // Nothing is proven without a second question.
+        let first = LegSample {
+            retransmits: 1,
+            ..asked(0, 30)
+        };
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &first);
+        assert_eq!(inquiry.look(970, &first), UNPROVEN);
     }
 
     #[test]
