@@ -21,6 +21,8 @@ mod lab;
 mod lifecycle;
 #[path = "faults/living.rs"]
 mod living;
+#[path = "faults/phantom.rs"]
+mod phantom;
 #[path = "faults/pressure.rs"]
 mod pressure;
 #[path = "faults/takeover.rs"]
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
     let all = [
         lifecycle::TESTS,
         lab::TESTS,
+        phantom::TESTS,
         pressure::TESTS,
         takeover::TESTS,
         verify::TESTS,

@@ -849,6 +849,28 @@ fn a_service_that_never_accepted_is_a_phantom() {
             "at {at}"
         );
     }
+    // Whatever ends it, it is called what it is: the clock of the dead, or an RST because the
+    // service's kernel has given up the handshake.
+    let timer = machine.leg_timer(&policy, Leg::Upstream);
+    let reason = timer.map(|t| t.reason);
+    assert_eq!(reason, Some(CloseReason::UpstreamPhantom));
+    let over = LegSample {
+        state: TcpState::Closed,
+        unacked: 0,
+        ..phantom(5400)
+    };
+    let mut reset = |after: &LegSample| {
+        let close = machine.fault(5400, Leg::Upstream, Fault::Reset, Some(after));
+        (close.reason, close.evidence)
+    };
+    assert_eq!(reset(&over), (CloseReason::UpstreamPhantom, None));
+    // Accepted since the last look, and then reset.
+    let accepted = LegSample {
+        bytes_acked: 11,
+        last_ack_age: 0,
+        ..over
+    };
+    assert_eq!(reset(&accepted), (CloseReason::UpstreamReset, None));
     let look = Look {
         legs: [Some(client), Some(phantom(5500))],
         traffic,
