@@ -15,6 +15,8 @@ mod support;
 mod case;
 #[path = "faults/endings.rs"]
 mod endings;
+#[path = "faults/first_response.rs"]
+mod first_response;
 #[path = "faults/lab.rs"]
 mod lab;
 #[path = "faults/lifecycle.rs"]
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let all = [
         lifecycle::TESTS,
         lab::TESTS,
+        first_response::TESTS,
         phantom::TESTS,
         pressure::TESTS,
         takeover::TESTS,

@@ -380,7 +380,7 @@ impl Machine {
         let sent = look.traffic.sent[Leg::Upstream as usize] > 0;
         let phantom = self.legs[Leg::Upstream as usize].condition == Condition::Phantom;
         self.waiting = look.legs[Leg::Upstream as usize]
-            .filter(|s| sent && (phantom || s.awaits_answer()))
+            .filter(|s| sent && (phantom || s.awaits_answer(look.answers_before)))
             .map(|s| s.clamped(now - self.start))
             // Repeating a request is not sending it.
             .map(|s| if phantom { s.busy_ms } else { s.last_sent_age })
@@ -690,14 +690,15 @@ impl LegSample {
 
     /// What we sent last has been acknowledged, no data came after it, and some still may. The
     /// ages tell the order of two events only where they lie in different ticks of the kernel's
-    /// clock: an answer and the next request within one tick count as answered.
-    fn awaits_answer(&self) -> bool {
+    /// clock. Of an answer and the next request within one tick the relay knows: it had read the
+    /// answer when it wrote the request. (Were it written unread, they count as answered.)
+    fn awaits_answer(&self, answers_before: u64) -> bool {
         let may_answer = matches!(
             self.state,
             TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2
         );
-        // Before the first byte, the age counts from the connect.
-        let no_answer = self.bytes_received == 0 || self.last_sent_age < self.last_data_age;
+        let no_answer =
+            self.bytes_received == answers_before || self.last_sent_age < self.last_data_age;
         may_answer && self.is_silent() && no_answer
     }
 
