@@ -21,6 +21,8 @@ mod first_response;
 mod lab;
 #[path = "faults/lifecycle.rs"]
 mod lifecycle;
+#[path = "faults/listening.rs"]
+mod listening;
 #[path = "faults/living.rs"]
 mod living;
 #[path = "faults/phantom.rs"]
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         pressure::TESTS,
         takeover::TESTS,
         verify::TESTS,
+        listening::TESTS,
         vanished::TESTS,
         living::TESTS,
         endings::TESTS,

@@ -156,6 +156,19 @@ impl Proxy {
         rustix::process::kill_process(pid, signal).expect("signal the child");
     }
 
+    /// Stops the process, and waits until each of its threads has stopped.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let threads = format!("/proc/{}/task", self.child.id());
+        let stopped = |entry: io::Result<fs::DirEntry>| {
+            let status = entry.and_then(|e| fs::read_to_string(e.path().join("status")));
+            status.is_ok_and(|text| text.contains("\nState:\tT"))
+        };
+        let all = || fs::read_dir(&threads).is_ok_and(|mut all| all.all(stopped));
+        assert!(eventually(ms(10_000), all), "the process does not stop");
+    }
+
     /// Waits for the process to end by itself.
     #[track_caller]
     pub fn wait_exit(&mut self, within: Duration) -> ExitStatus {
