@@ -63,6 +63,7 @@ fn look_at(legs: [LegSample; 2]) -> Look {
     Look {
         legs: legs.map(Some),
         traffic: carried,
+        answers_before: 64,
     }
 }
 

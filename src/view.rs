@@ -47,7 +47,7 @@ pub struct LegView {
     pub peer: Option<SocketAddr>,
     /// The kernel's word for the connection state: `ESTAB`, `CLOSE-WAIT`, ...
     pub state: &'static str,
-    /// `alive`, `quiet`, `suspect` or `stalled`.
+    /// `alive`, `quiet`, `suspect`, `stalled` or `phantom`.
     pub condition: &'static str,
     /// Since the last sign of life, ms.
     pub last_life_ms: u64,

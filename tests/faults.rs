@@ -15,12 +15,18 @@ mod support;
 mod case;
 #[path = "faults/endings.rs"]
 mod endings;
+#[path = "faults/first_response.rs"]
+mod first_response;
 #[path = "faults/lab.rs"]
 mod lab;
 #[path = "faults/lifecycle.rs"]
 mod lifecycle;
+#[path = "faults/listening.rs"]
+mod listening;
 #[path = "faults/living.rs"]
 mod living;
+#[path = "faults/phantom.rs"]
+mod phantom;
 #[path = "faults/pressure.rs"]
 mod pressure;
 #[path = "faults/takeover.rs"]
@@ -37,9 +43,12 @@ fn main() -> ExitCode {
     let all = [
         lifecycle::TESTS,
         lab::TESTS,
+        first_response::TESTS,
+        phantom::TESTS,
         pressure::TESTS,
         takeover::TESTS,
         verify::TESTS,
+        listening::TESTS,
         vanished::TESTS,
         living::TESTS,
         endings::TESTS,

@@ -117,10 +117,6 @@ fn rows(listener: &Listener) -> Vec<Row> {
         CloseReason::FirstResponseTimeout,
         liveness.first_response_timeout,
     );
-    let phantom = limit(
-        CloseReason::UpstreamPhantom,
-        liveness.first_response_timeout,
-    );
     let stall = limit_of("*_stalled", liveness.stall_timeout);
     let connect = Some(listener.upstream.connect_timeout);
     let duration = limit(CloseReason::MaxDuration, liveness.max_connection_duration);
@@ -137,7 +133,7 @@ fn rows(listener: &Listener) -> Vec<Row> {
     rows.extend([
         ended("either", "alive, takes no data", &[stall, idle]),
         ended("upstream", "no answer to a request", &[first, idle]),
-        ended("upstream", "connected, never accepted", &[phantom, idle]),
+        phantom(liveness),
         ended("either", "said FIN, then silence", &[half_close, idle]),
         ended("both", "silent, both alive", &[idle]),
         ended("both", "session too old", &[duration]),
@@ -148,6 +144,20 @@ fn rows(listener: &Listener) -> Vec<Row> {
         ),
     ]);
     rows
+}
+
+/// Data in flight keeps the limits waiting that count from the last byte, and the one that counts
+/// from the request begins only when it is known what the peer is.
+fn phantom(liveness: &Liveness) -> Row {
+    let policy = liveness.policy();
+    let dead = human(policy.detect_within + policy.grace());
+    row(
+        "upstream",
+        "got a request, never accepted",
+        "-",
+        CloseReason::UpstreamPhantom.as_str(),
+        &format!("{dead} from its last SYN-ACK"),
+    )
 }
 
 fn head() -> Row {

@@ -239,7 +239,11 @@ impl Machine {
         // A segment that is lost and repeated on a busy path is no unanswered question yet.
         let asked = state.condition == Condition::Suspect
             || after.is_some_and(|s| question(s).is_some() && s.last_life_age() >= REPEATED);
+        let phantom =
+            state.condition == Condition::Phantom && after.is_none_or(|s| !s.anything_taken());
         let (reason, evidence) = match fault {
+            // Its kernel has given up the handshake.
+            Fault::Reset if phantom => (CloseReason::UpstreamPhantom, None),
             Fault::Reset if asked => (CloseReason::dead(leg), Some(Evidence::Reset)),
             Fault::Reset => (CloseReason::reset(leg), None),
             Fault::TimedOut => (CloseReason::dead(leg), Some(Evidence::KernelTimeout)),
@@ -267,6 +271,15 @@ impl Machine {
         }
     }
 
+    /// What the session is closed as when the peer of a leg stays silent.
+    #[must_use]
+    pub fn silent(&self, leg: Leg) -> CloseReason {
+        match self.legs[leg as usize].condition {
+            Condition::Phantom => CloseReason::UpstreamPhantom,
+            _ => CloseReason::dead(leg),
+        }
+    }
+
     /// When a byte last moved on either leg.
     #[must_use]
     pub fn last_activity(&self) -> Millis {
@@ -291,7 +304,7 @@ impl Machine {
     /// What will end the session because of this leg, if nothing more is heard of it.
     #[must_use]
     pub fn leg_timer(&self, policy: &Policy, leg: Leg) -> Option<Timer> {
-        let own = [CloseReason::dead(leg), CloseReason::stalled(leg)];
+        let own = [self.silent(leg), CloseReason::stalled(leg)];
         let timers = self.timers(policy).into_iter().flatten();
         timers
             .filter(|t| own.contains(&t.reason))
@@ -367,7 +380,7 @@ impl Machine {
         let sent = look.traffic.sent[Leg::Upstream as usize] > 0;
         let phantom = self.legs[Leg::Upstream as usize].condition == Condition::Phantom;
         self.waiting = look.legs[Leg::Upstream as usize]
-            .filter(|s| sent && (phantom || s.awaits_answer()))
+            .filter(|s| sent && (phantom || s.awaits_answer(look.answers_before)))
             .map(|s| s.clamped(now - self.start))
             // Repeating a request is not sending it.
             .map(|s| if phantom { s.busy_ms } else { s.last_sent_age })
@@ -379,15 +392,11 @@ impl Machine {
     fn due(&self, now: Millis, policy: &Policy, dead: [bool; 2], whole: bool) -> Option<Close> {
         if let Some(leg) = self.dead_leg(dead) {
             let state = &self.legs[leg as usize];
-            let phantom = state.condition == Condition::Phantom;
+            let reason = self.silent(leg);
             return Some(Close {
-                reason: if phantom {
-                    CloseReason::UpstreamPhantom
-                } else {
-                    CloseReason::dead(leg)
-                },
+                reason,
                 how: CloseHow::AbortAfterFlush(leg),
-                evidence: state.evidence.filter(|_| !phantom),
+                evidence: state.evidence.filter(|_| reason.dead_leg().is_some()),
                 silent_for: now - state.life,
             });
         }
@@ -424,7 +433,7 @@ impl Machine {
             let state = &self.legs[leg as usize];
             let at = state.life + policy.detect_within + policy.grace();
             Timer {
-                reason: CloseReason::dead(leg),
+                reason: self.silent(leg),
                 at,
             }
         });
@@ -681,14 +690,15 @@ impl LegSample {
 
     /// What we sent last has been acknowledged, no data came after it, and some still may. The
     /// ages tell the order of two events only where they lie in different ticks of the kernel's
-    /// clock: an answer and the next request within one tick count as answered.
-    fn awaits_answer(&self) -> bool {
+    /// clock. Of an answer and the next request within one tick the relay knows: it had read the
+    /// answer when it wrote the request. (Were it written unread, they count as answered.)
+    fn awaits_answer(&self, answers_before: u64) -> bool {
         let may_answer = matches!(
             self.state,
             TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2
         );
-        // Before the first byte, the age counts from the connect.
-        let no_answer = self.bytes_received == 0 || self.last_sent_age < self.last_data_age;
+        let no_answer =
+            self.bytes_received == answers_before || self.last_sent_age < self.last_data_age;
         may_answer && self.is_silent() && no_answer
     }
 
@@ -696,8 +706,12 @@ impl LegSample {
     /// peer's kernel speaks all the same, it repeats its SYN-ACK: it dropped our last word of the
     /// handshake because the accept queue was full (`tcp_check_req`, net/ipv4/tcp_minisocks.c).
     fn took_nothing(&self) -> bool {
-        let nothing_taken = self.bytes_acked <= 1 && self.bytes_received == 0;
-        nothing_taken && self.unacked > 0 && self.retransmits >= 2
+        !self.anything_taken() && self.unacked > 0 && self.retransmits >= 2
+    }
+
+    /// The peer has acknowledged or sent a byte at some time; the SYN counts as one.
+    fn anything_taken(&self) -> bool {
+        self.bytes_acked > 1 || self.bytes_received > 0
     }
 
     /// Ages of things that never happened count from boot; nothing is older than the session.

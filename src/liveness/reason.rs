@@ -105,7 +105,8 @@ vocabulary! {
         /// A request was delivered and no answer byte came for `first_response_timeout`.
         FirstResponseTimeout = "first_response_timeout",
         /// The upstream's kernel completed the connect, its application never accepted (accept
-        /// queue full), and that did not change for `first_response_timeout` or `detect_within`.
+        /// queue full), and that did not change for `first_response_timeout` or `detect_within`,
+        /// or until its kernel gave up.
         UpstreamPhantom = "upstream_phantom",
         /// The upstream did not answer the connect within `connect_timeout`.
         ConnectTimeout = "connect_timeout",

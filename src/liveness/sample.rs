@@ -87,4 +87,6 @@ pub struct Look {
     pub legs: [Option<LegSample>; 2],
     /// The relay's counters.
     pub traffic: Traffic,
+    /// Bytes that the relay had read from the upstream when it last wrote to it.
+    pub answers_before: u64,
 }

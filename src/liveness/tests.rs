@@ -66,6 +66,7 @@ struct Session {
     machine: Machine,
     policy: Policy,
     traffic: Traffic,
+    answers_before: u64,
     segs: u32,
 }
 
@@ -76,6 +77,7 @@ impl Session {
             machine,
             policy,
             traffic: Traffic::default(),
+            answers_before: 0,
             segs: 1,
         }
     }
@@ -89,6 +91,7 @@ impl Session {
         let look = Look {
             legs: [down, up],
             traffic: self.traffic,
+            answers_before: self.answers_before,
         };
         self.machine.look(T0 + after, &self.policy, &look)
     }
@@ -519,6 +522,33 @@ fn a_request_waits_for_its_first_response() {
     }
 }
 
+/// The kernel's ages do not tell which came first; the relay had read 9 bytes when it wrote.
+#[test]
+fn an_answer_and_the_next_request_may_share_a_tick() {
+    for (name, received, expected) in [
+        ("asked again", 9, Some(T0 + 6000)),
+        ("answered", 18, None),
+        ("answered before the request was written", 10, None),
+    ] {
+        let mut session = Session::new(Policy {
+            first_response_timeout: Some(5000),
+            ..policy()
+        });
+        session.traffic.sent[1] = 10;
+        session.answers_before = 9;
+        let up = LegSample {
+            last_sent_age: 1000,
+            last_data_age: 1000,
+            bytes_received: received,
+            ..heard(0, 2)
+        };
+        session.both(2000, Some(heard(0, 2)), Some(up));
+        let timer = session.machine.next_timer(&session.policy);
+        let timer = timer.filter(|t| t.reason == CloseReason::FirstResponseTimeout);
+        assert_eq!(timer.map(|t| t.at), expected, "{name}");
+    }
+}
+
 #[test]
 fn a_session_ends_at_its_greatest_age_whatever_it_does() {
     let max_duration = Some(60_000);
@@ -754,7 +784,14 @@ fn any_look() -> impl Strategy<Value = (Millis, Look)> {
             received: [bytes; 2],
             sent: [bytes; 2],
         };
-        (now, Look { legs, traffic })
+        (
+            now,
+            Look {
+                legs,
+                traffic,
+                ..Look::default()
+            },
+        )
     })
 }
 
@@ -840,6 +877,7 @@ fn a_service_that_never_accepted_is_a_phantom() {
         let look = Look {
             legs: [Some(client), Some(phantom(at))],
             traffic,
+            ..Look::default()
         };
         let verdict = machine.look(at, &policy, &look);
         assert_eq!(verdict.close, None, "at {at}");
@@ -849,9 +887,32 @@ fn a_service_that_never_accepted_is_a_phantom() {
             "at {at}"
         );
     }
+    // Whatever ends it, it is called what it is: the clock of the dead, or an RST because the
+    // service's kernel has given up the handshake.
+    let timer = machine.leg_timer(&policy, Leg::Upstream);
+    let reason = timer.map(|t| t.reason);
+    assert_eq!(reason, Some(CloseReason::UpstreamPhantom));
+    let over = LegSample {
+        state: TcpState::Closed,
+        unacked: 0,
+        ..phantom(5400)
+    };
+    let mut reset = |after: &LegSample| {
+        let close = machine.fault(5400, Leg::Upstream, Fault::Reset, Some(after));
+        (close.reason, close.evidence)
+    };
+    assert_eq!(reset(&over), (CloseReason::UpstreamPhantom, None));
+    // Accepted since the last look, and then reset.
+    let accepted = LegSample {
+        bytes_acked: 11,
+        last_ack_age: 0,
+        ..over
+    };
+    assert_eq!(reset(&accepted), (CloseReason::UpstreamReset, None));
     let look = Look {
         legs: [Some(client), Some(phantom(5500))],
         traffic,
+        ..Look::default()
     };
     let close = machine.look(5500, &policy, &look).close.expect("in time");
     assert_eq!(
@@ -872,6 +933,7 @@ fn a_service_that_never_accepted_is_a_phantom() {
         &Look {
             legs: [Some(client), Some(vanished)],
             traffic,
+            ..Look::default()
         },
     );
     assert_ne!(machine.leg(Leg::Upstream).condition, Condition::Phantom);

@@ -24,6 +24,8 @@ pub const KEPT_PIPE_DESCRIPTORS: u64 = 2 * pipe::KEPT as u64;
 pub struct Counters {
     received: [AtomicU64; 2],
     sent: [AtomicU64; 2],
+    /// What had been read from the upstream when it was last written to.
+    answers_before: AtomicU64,
 }
 
 impl Counters {
@@ -36,6 +38,22 @@ impl Counters {
             received: load(&self.received),
             sent: load(&self.sent),
         }
+    }
+
+    /// Bytes read from the upstream before it was last written to: an answer to that write is
+    /// whatever came since. To be read before the kernel is asked how much came.
+    #[must_use]
+    pub fn answers_before(&self) -> u64 {
+        self.answers_before.load(Ordering::Acquire)
+    }
+
+    fn written_to_upstream(&self) -> u64 {
+        self.sent[Leg::Upstream as usize].load(Ordering::Relaxed)
+    }
+
+    fn note_request(&self) {
+        let answers = self.received[Leg::Upstream as usize].load(Ordering::Relaxed);
+        self.answers_before.store(answers, Ordering::Relaxed);
     }
 
     fn add(counter: &AtomicU64, n: usize) {
@@ -113,7 +131,13 @@ impl Relay {
             if direction.done {
                 continue;
             }
-            let Poll::Ready(stop) = direction.poll(counters.route(leg, legs), cx) else {
+            let written = counters.written_to_upstream();
+            let polled = direction.poll(counters.route(leg, legs), cx);
+            // The upstream was not read meanwhile: that is the other direction.
+            if counters.written_to_upstream() != written {
+                counters.note_request();
+            }
+            let Poll::Ready(stop) = polled else {
                 continue;
             };
             let failed = |leg, error| Poll::Ready(End::Failed { leg, error });

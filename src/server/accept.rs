@@ -193,6 +193,6 @@ mod tests {
             "{}",
             size_of::<Task<Places>>()
         );
-        assert!(size_of::<Session>() <= 272, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 280, "{}", size_of::<Session>());
     }
 }

@@ -232,12 +232,16 @@ impl Session {
 }
 
 impl State {
-    fn look(&self, traffic: Traffic) -> Look {
+    fn look(&self, counters: &Counters) -> Look {
+        // Before the kernel is asked: a request that is written meanwhile, on another thread, must
+        // not be taken for the older one of which the kernel told.
+        let (traffic, answers_before) = (counters.traffic(), counters.answers_before());
+        let legs = self.fds;
+        let legs = legs.map(|fd| if fd < 0 { None } else { sample::sample(fd) });
         Look {
-            legs: self
-                .fds
-                .map(|fd| if fd < 0 { None } else { sample::sample(fd) }),
+            legs,
             traffic,
+            answers_before,
         }
     }
 }

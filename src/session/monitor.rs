@@ -105,7 +105,7 @@ impl Session {
     /// One look; returns when the next one is due.
     fn look_locked(&self, state: &mut State, now: Millis) -> Millis {
         let policy = &self.service.policy;
-        let look = state.look(self.counters.traffic());
+        let look = state.look(&self.counters);
         let before = state.machine.clone();
         let verdict = state.machine.look(now, policy, &look);
         self.report_conditions(&before, Some(&state.machine));

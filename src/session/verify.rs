@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 
 use super::{Phase, Session};
 use crate::liveness::{
-    Answer, Candidate, Close, CloseHow, CloseReason, Condition, Inquiry, LEGS, Leg, LegSample,
-    Method, Millis, Step,
+    Answer, Candidate, Close, CloseHow, Condition, Inquiry, LEGS, Leg, LegSample, Method, Millis,
+    Step,
 };
 use crate::net::{options, sample};
 use crate::sys;
@@ -78,10 +78,11 @@ impl Session {
                 // The other leg may have taken its time, and this peer have come back.
                 let silent_for = silent_for + now.saturating_sub(at);
                 let age = self.sample(leg)?.last_life_age();
+                let reason = self.lock().machine.silent(leg);
                 (age + AGE_JITTER >= silent_for).then_some(Close {
-                    reason: CloseReason::dead(leg),
+                    reason,
                     how: how.unwrap_or(CloseHow::AbortAfterFlush(leg)),
-                    evidence: Some(evidence),
+                    evidence: reason.dead_leg().map(|_| evidence),
                     silent_for,
                 })
             }

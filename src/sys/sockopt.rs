@@ -50,6 +50,11 @@ pub const NOTSENT_LOWAT: IntOption = tcp(libc::TCP_NOTSENT_LOWAT, "TCP_NOTSENT_L
 /// The longest gap between retransmissions or window probes, ms, 1000..=120000
 /// (Linux >= 6.15, `include/uapi/linux/tcp.h`).
 pub const RTO_MAX_MS: IntOption = tcp(44, "TCP_RTO_MAX_MS");
+/// How often SYN is repeated, and on a listening socket SYN-ACK, 1..=127. For the tests.
+pub const SYNCNT: IntOption = tcp(libc::TCP_SYNCNT, "TCP_SYNCNT");
+/// Seconds for which a listening socket waits for the client's first data before it takes a
+/// handshake for complete. For the tests.
+pub const DEFER_ACCEPT: IntOption = tcp(libc::TCP_DEFER_ACCEPT, "TCP_DEFER_ACCEPT");
 
 /// Sets an option.
 ///

@@ -1,5 +1,6 @@
 //! What every case starts with and what it ends with.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,12 @@ impl Case {
     pub fn with_descriptors(limit: u32, flags: &[&str]) -> Self {
         let net = Arc::new(Net::new());
         let proxy = |net: &Arc<Net>| Proxy::start_limited(net, limit, flags);
+        Self::around(net, Options::default(), proxy)
+    }
+
+    /// Nothing but these flags, in front of another service than the case's own.
+    pub fn before(net: Arc<Net>, upstream: SocketAddr, flags: &[&str]) -> Self {
+        let proxy = |net: &Arc<Net>| Proxy::start_before(net, upstream, flags);
         Self::around(net, Options::default(), proxy)
     }
 

@@ -31,6 +31,7 @@ pub struct Session {
     start: Ms,
     legs: [SimLeg; 2],
     traffic: Traffic,
+    answers_before: u64,
     machine: Machine,
     truth: Truth,
     /// The monitor's clock is this far ahead of true time.
@@ -79,6 +80,7 @@ impl Session {
             start,
             legs,
             traffic: Traffic::default(),
+            answers_before: 0,
             machine,
             offset,
             look_at,
@@ -240,6 +242,9 @@ impl Session {
                 self.traffic.received[from] += bytes;
                 if !self.legs[to].near.has_fin() {
                     self.traffic.sent[to] += bytes;
+                    if leg == Leg::Downstream {
+                        self.answers_before = self.traffic.received[to];
+                    }
                 }
             }
             let source = &self.legs[from].near;
@@ -267,6 +272,7 @@ impl Session {
         let mut look = Look {
             legs: [None; 2],
             traffic: self.traffic,
+            answers_before: self.answers_before,
         };
         for leg in LEGS {
             let sim = &self.legs[leg as usize];

@@ -256,7 +256,8 @@ impl Truth {
             CloseReason::MaxDuration => not_before(self.start, self.policy.max_duration),
             CloseReason::FirstResponseTimeout => {
                 let up = &legs[Leg::Upstream as usize].near;
-                assert!(up.last_sent > up.last_data, "the service has answered");
+                // Within one millisecond the relay may pass a request on after an answer.
+                assert!(up.last_sent >= up.last_data, "the service has answered");
                 assert!(
                     !up.fin_received,
                     "the service has said that it says no more"

@@ -2,6 +2,7 @@
 //!
 //! * [`Net`]: namespaces and links, cut and healed one direction at a time;
 //! * [`Endpoint`], [`Service`]: TCP ends that check every byte and say how the stream ended;
+//! * [`Deaf`]: a service that does not accept, and whose accept queue is full if need be;
 //! * [`Proxy`]: the binary inside the network, its metrics, its descriptors;
 //! * [`Victim`]: an end in a process of its own, to be killed.
 
@@ -12,6 +13,7 @@
     reason = "the tests live in real time, beside the process that they judge"
 )]
 
+mod deaf;
 mod endpoint;
 mod net;
 mod proxy;
@@ -24,8 +26,9 @@ use std::time::{Duration, Instant};
 use libtest_mimic::{Arguments, Trial};
 use pulsegate::sys::netns;
 
+pub use deaf::Deaf;
 pub use endpoint::{End, Endpoint, Options, Service};
-pub use net::{Host, LISTEN_PORT, Link, Net, SERVICE_PORT};
+pub use net::{Host, LISTEN_PORT, Link, Net, SERVICE, SERVICE_PORT};
 pub use proxy::{LISTENER, Metrics, Proxy, binary};
 pub use pulsegate::sys::link::Direction;
 pub use victim::{HELLO as VICTIM_HELLO, Victim, become_victim};

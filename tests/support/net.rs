@@ -7,7 +7,7 @@
 //! ```
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use pulsegate::sys::link::{self, Direction};
 use pulsegate::sys::netns::Namespace;
@@ -18,6 +18,8 @@ use super::endpoint::{Endpoint, Options, Service};
 pub const LISTEN_PORT: u16 = 8000;
 /// Where the service listens.
 pub const SERVICE_PORT: u16 = 9000;
+/// The same with its address.
+pub const SERVICE: SocketAddr = Host::Service.socket(SERVICE_PORT);
 
 /// A host other than the proxy, and the link between the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,12 +38,17 @@ pub type Link = Host;
 const HOSTS: [Host; 3] = [Host::Client, Host::Healthy, Host::Service];
 
 impl Host {
-    fn number(self) -> u8 {
+    const fn number(self) -> u8 {
         self as u8 + 1
     }
 
+    /// The host's address with a port.
+    pub const fn socket(self, port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.address()), port)
+    }
+
     /// The host's address.
-    pub fn address(self) -> Ipv4Addr {
+    pub const fn address(self) -> Ipv4Addr {
         Ipv4Addr::new(10, self.number(), 0, 2)
     }
 
@@ -116,8 +123,7 @@ impl Net {
 
     /// Starts the service.
     pub fn serve(&self, options: Options) -> Service {
-        let address = SocketAddr::from((Host::Service.address(), SERVICE_PORT));
-        Service::start(self.host(Host::Service), address, options).expect("start the service")
+        Service::start(self.host(Host::Service), SERVICE, options).expect("start the service")
     }
 
     /// Bytes that the kernel of a host has not got acknowledged on a connection.

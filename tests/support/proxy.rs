@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use pulsegate::sys::netns::Namespace;
 use rustix::process::{Pid, Signal};
 
-use super::net::{Host, LISTEN_PORT, SERVICE_PORT};
+use super::net::{LISTEN_PORT, SERVICE};
 use super::{Net, eventually, ms};
 
 /// The name that a listener given by flags gets.
@@ -40,7 +40,12 @@ impl Proxy {
     /// Starts the binary in the proxy's namespace, in front of the service, and waits until it
     /// is ready.
     pub fn start(net: &Arc<Net>, flags: &[&str]) -> Self {
-        Self::start_as(net, Command::new(binary()), flags)
+        Self::start_before(net, SERVICE, flags)
+    }
+
+    /// The same in front of another service.
+    pub fn start_before(net: &Arc<Net>, upstream: SocketAddr, flags: &[&str]) -> Self {
+        Self::start_as(net, Command::new(binary()), upstream, flags)
     }
 
     /// The same where the process may hold so many descriptors, and no more.
@@ -52,12 +57,16 @@ impl Proxy {
                 &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""),
             ])
             .arg(binary());
-        Self::start_as(net, command, flags)
+        Self::start_as(net, command, SERVICE, flags)
     }
 
-    fn start_as(net: &Arc<Net>, mut command: Command, flags: &[&str]) -> Self {
+    fn start_as(
+        net: &Arc<Net>,
+        mut command: Command,
+        upstream: SocketAddr,
+        flags: &[&str],
+    ) -> Self {
         let output = output_file().expect("a file for the output");
-        let upstream = SocketAddr::from((Host::Service.address(), SERVICE_PORT));
         command
             .arg("run")
             .args(["--listen", &format!("0.0.0.0:{LISTEN_PORT}")])
@@ -145,6 +154,19 @@ impl Proxy {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         rustix::process::kill_process(pid, signal).expect("signal the child");
+    }
+
+    /// Stops the process, and waits until each of its threads has stopped.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let threads = format!("/proc/{}/task", self.child.id());
+        let stopped = |entry: io::Result<fs::DirEntry>| {
+            let status = entry.and_then(|e| fs::read_to_string(e.path().join("status")));
+            status.is_ok_and(|text| text.contains("\nState:\tT"))
+        };
+        let all = || fs::read_dir(&threads).is_ok_and(|mut all| all.all(stopped));
+        assert!(eventually(ms(10_000), all), "the process does not stop");
     }
 
     /// Waits for the process to end by itself.
