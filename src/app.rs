@@ -12,8 +12,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use crate::admin::{self, Control, Readiness};
-use crate::config::{self, Config, Listener, OnFull};
+use crate::config::{self, Config, Listener, MemoryLimit, OnFull};
 use crate::exit::Exit;
+use crate::host::MemoryMeter;
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason};
 use crate::metrics::Metrics;
@@ -109,7 +110,8 @@ impl App {
             .enumerate()
             .map(|(index, l)| Arc::new(entrance(index, l, config.relay.low_water, &metrics)))
             .collect();
-        let workers = Workers::start(count, &entrances, descriptors, &metrics, hooks)?;
+        let memory = memory_meter(&config);
+        let workers = Workers::start(count, &entrances, &descriptors, memory, &metrics, hooks)?;
         for listener in &config.listeners {
             tracing::info!(
                 listener = listener.name,
@@ -277,6 +279,15 @@ fn raise_descriptor_limit() -> u64 {
         return limit.current.unwrap_or(u64::MAX);
     }
     limit.maximum.unwrap_or(u64::MAX)
+}
+
+/// `None` where nothing limits the memory.
+fn memory_meter(config: &Config) -> Option<MemoryMeter> {
+    match config.limits.memory {
+        MemoryLimit::Auto => MemoryMeter::of_group(),
+        MemoryLimit::Off => None,
+        MemoryLimit::Bytes(limit) => Some(MemoryMeter::of_process(limit)),
+    }
 }
 
 /// How many sessions the descriptors allow: two each.

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use proptest::prelude::*;
-use pulsegate::config::{self, Admin, Config, Liveness, LogFormat, LogLevel, OnDead, OnFull, keys};
+use pulsegate::config::{
+    self, Admin, Config, Liveness, LogFormat, LogLevel, MemoryLimit, OnDead, OnFull, keys,
+};
 use serde_json::Value;
 
 const MINIMAL: &str = "\
@@ -104,6 +106,7 @@ fn the_defaults_are_those_that_are_promised() {
     assert_eq!(listener.limits.on_full, OnFull::Reject);
     let address = "127.0.0.1:9900".parse().unwrap();
     assert_eq!(config.admin, Some(Admin { address }));
+    assert_eq!(config.limits.memory, MemoryLimit::Auto);
     assert_eq!(config.drain.delay.as_secs(), 0);
     assert_eq!(config.drain.timeout.as_secs(), 25);
     assert_eq!(config.log.level, LogLevel::Info);
@@ -171,6 +174,7 @@ listeners:
       on_dead: close
     limits: { max_connections: 12, on_full: verify, queue_timeout: 12s, reconnect_delay: 500ms }
 admin: off
+limits: { memory: 96MiB }
 drain: { delay: 13s, timeout: 14s }
 log: { level: debug, format: json, access: false }
 relay: { low_water: false }
@@ -194,6 +198,7 @@ workers: 15
         ("queue-timeout", "12s"),
         ("reconnect-delay", "500ms"),
         ("admin", "off"),
+        ("memory-limit", "96MiB"),
         ("drain-delay", "13s"),
         ("drain-timeout", "14s"),
         ("log-level", "debug"),
@@ -205,6 +210,42 @@ workers: 15
     assert_eq!(flags(&given).unwrap(), load(yaml).unwrap());
     let known: BTreeSet<&str> = keys::KEYS.iter().filter_map(|key| key.flag).collect();
     assert_eq!(known, given.iter().map(|(flag, _)| *flag).collect());
+}
+
+#[test]
+fn a_memory_limit_is_a_word_or_a_size_with_a_unit() {
+    let memory = |text: &str| {
+        let config = load(&format!("{MINIMAL}limits: {{ memory: {text} }}\n"));
+        config.map(|config| config.limits.memory)
+    };
+    let accepted = [
+        ("auto", MemoryLimit::Auto),
+        ("off", MemoryLimit::Off),
+        ("16MiB", MemoryLimit::Bytes(16 << 20)),
+        ("20000KiB", MemoryLimit::Bytes(20_000 << 10)),
+        ("1024GiB", MemoryLimit::Bytes(1 << 40)),
+    ];
+    for (text, limit) in accepted {
+        assert_eq!(memory(text), Ok(limit), "{text}");
+    }
+    let refused = [
+        ("67108864", "67108864 has no unit"),
+        ("\"67108864\"", "has no unit"),
+        ("16383KiB", "is below 16MiB"),
+        ("1025GiB", "is above 1024GiB"),
+        ("64MB", "KiB, MiB, GiB"),
+        ("true", "true is not accepted"),
+        ("none", "is not a size"),
+        ("0MiB", "is below 16MiB"),
+    ];
+    for (text, part) in refused {
+        let errors = memory(text).unwrap_err().to_string();
+        assert!(errors.contains(part), "{text}: {errors}");
+        assert!(
+            errors.contains("accepted: auto, off, or a size"),
+            "{errors}"
+        );
+    }
 }
 
 /// Every default and every flag is consistent with the rest of its row.

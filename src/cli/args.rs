@@ -104,6 +104,7 @@ fn value_name(key: &Key) -> String {
         (Kind::Span { .. }, _) => "DURATION".to_owned(),
         (Kind::Count { or: Some(word), .. }, _) => format!("N|{word}"),
         (Kind::Count { or: None, .. }, _) => "N".to_owned(),
+        (Kind::Size { or, .. }, _) => format!("SIZE|{}", or.join("|")),
         (Kind::Words(words), _) => words.join("|"),
         (Kind::Switch, _) => "true|false".to_owned(),
         _ => "TEXT".to_owned(),

@@ -11,9 +11,9 @@ use serde_json::json;
 use super::{RunArgs, refuse, write_out};
 use crate::app;
 use crate::config::keys::{Default, KEYS};
-use crate::config::{self, Config, UpstreamAddress};
+use crate::config::{self, Config, MemoryLimit, UpstreamAddress};
 use crate::exit::Exit;
-use crate::host::checks::{self, Check, Demands, Facts, Status, Upstream};
+use crate::host::checks::{self, Check, Demands, Facts, Memory, Status, Upstream};
 
 pub(super) const ABOUT: &str = "\
 With a configuration (--config, or the flags of run) the host is judged by it, else by the
@@ -103,6 +103,15 @@ fn demands(config: Option<&Config>) -> Demands {
         reserved_descriptors: app::reserved_descriptors(limit, workers),
         workers: workers as u64,
         upstreams: upstreams(listeners),
+        memory: memory(config.map_or(MemoryLimit::Auto, |config| config.limits.memory)),
+    }
+}
+
+fn memory(limit: MemoryLimit) -> Memory {
+    match limit {
+        MemoryLimit::Auto => Memory::Group,
+        MemoryLimit::Off => Memory::Unwatched,
+        MemoryLimit::Bytes(bytes) => Memory::Process(bytes),
     }
 }
 
@@ -167,5 +176,14 @@ listeners:
         let demands = demands(None);
         assert_eq!((demands.backlog, demands.sessions), (4096, None));
         assert!(demands.upstreams.is_empty() && demands.workers > 0);
+        assert_eq!(demands.memory, Memory::Group);
+    }
+
+    #[test]
+    fn the_memory_limit_is_the_configured_one() {
+        let yaml = "listeners: [{address: '127.0.0.1:9001', upstream: {address: 'db:1'}}]\n";
+        let of = |memory: &str| demands_of(&format!("{yaml}limits: {{memory: {memory}}}\n")).memory;
+        assert_eq!(of("64MiB"), Memory::Process(64 << 20));
+        assert_eq!((of("auto"), of("off")), (Memory::Group, Memory::Unwatched));
     }
 }

@@ -56,10 +56,11 @@ fn process(config: &Config) -> String {
     let workers = config
         .workers
         .map_or_else(|| "auto".to_owned(), |n| n.to_string());
+    let memory = config.limits.memory;
     let (delay, timeout) = (show(config.drain.delay), show(config.drain.timeout));
     let ends = show(config.drain.delay + config.drain.timeout);
     format!(
-        "admin {admin}; workers {workers}; drain: {delay} delay, then {timeout} for the sessions: \
+        "admin {admin}; workers {workers}; memory limit {memory}; drain: {delay} delay, then {timeout} for the sessions: \
          the process ends within about {ends} of SIGTERM\n"
     )
 }

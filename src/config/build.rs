@@ -8,8 +8,8 @@ use super::duration::show;
 use super::keys::{self, Default};
 use super::settings::{Entry, Settings};
 use super::types::{
-    Admin, Config, Drain, Limits, Listener, Liveness, Log, LogFormat, LogLevel, OnDead, OnFull,
-    Relay, Upstream, UpstreamAddress,
+    Admin, Config, Drain, Limits, Listener, Liveness, Log, LogFormat, LogLevel, MemoryLimit,
+    OnDead, OnFull, ProcessLimits, Relay, Upstream, UpstreamAddress,
 };
 use super::value::Value;
 
@@ -29,6 +29,7 @@ impl Settings<'_> {
         let admin = self.admin();
         self.check_addresses(&listeners, admin.as_ref().and_then(Option::as_ref));
         let log = self.log();
+        let memory = self.memory();
         let drain = self.drain();
         let relay = self.switch("relay.low_water");
         let workers = self.optional_count("workers");
@@ -38,6 +39,7 @@ impl Settings<'_> {
         Some(Config {
             listeners: listeners.into_iter().collect::<Option<_>>()?,
             admin: admin?,
+            limits: ProcessLimits { memory: memory? },
             drain: drain?,
             log: log?,
             relay: Relay { low_water: relay? },
@@ -147,6 +149,14 @@ impl Settings<'_> {
         }
         let address = self.listen("admin.address")?;
         Some(Some(Admin { address }))
+    }
+
+    fn memory(&mut self) -> Option<MemoryLimit> {
+        match self.value("limits.memory") {
+            Some(Value::Size(bytes)) => Some(MemoryLimit::Bytes(bytes)),
+            Some(Value::Word(word)) => MemoryLimit::from_word(word),
+            _ => None,
+        }
     }
 
     fn drain(&mut self) -> Option<Drain> {

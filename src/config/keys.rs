@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::types::{LogFormat, LogLevel, OnDead, OnFull};
+use super::types::{LogFormat, LogLevel, MemoryLimit, OnDead, OnFull};
 
 /// One key of the configuration.
 #[derive(Debug)]
@@ -62,6 +62,15 @@ pub enum Kind {
         max: u32,
         /// A word accepted in place of the number.
         or: Option<&'static str>,
+    },
+    /// A whole number and a unit of memory.
+    Size {
+        /// The least, in bytes.
+        min: u64,
+        /// The greatest, in bytes.
+        max: u64,
+        /// Words accepted in place of the size.
+        or: &'static [&'static str],
     },
     /// One of these words.
     Words(&'static [&'static str]),
@@ -244,6 +253,18 @@ pub const KEYS: &[Key] = &[
     )
     .value("127.0.0.1:9900")
     .flag("admin"),
+    section("limits", SECTION, "Limits of the whole process."),
+    key(
+        "limits.memory",
+        Kind::Size {
+            min: 16 << 20,
+            max: 1 << 40,
+            or: MemoryLimit::WORDS,
+        },
+        "Sheds from 95 % of it on; `auto`: the control group's limit, a size: for the process alone.",
+    )
+    .value("auto")
+    .flag("memory-limit"),
     section("drain", SECTION, "How the process ends."),
     key(
         "drain.delay",

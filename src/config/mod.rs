@@ -12,6 +12,7 @@ pub mod keys;
 mod print;
 pub mod schema;
 mod settings;
+mod size;
 mod suggest;
 mod types;
 mod value;

@@ -20,6 +20,8 @@ pub fn to_yaml(config: &Config) -> String {
         ),
         None => line(&mut text, 0, "admin: off"),
     }
+    line(&mut text, 0, "limits:");
+    line(&mut text, 1, &format!("memory: {}", config.limits.memory));
     line(&mut text, 0, "drain:");
     line(
         &mut text,
@@ -115,6 +117,7 @@ listeners:
     liveness: { detect_within: 7s, stall_timeout: 30s, idle_timeout: 0s, on_dead: close }
     limits: { max_connections: 3 }
 admin: off
+limits: { memory: 96MiB }
 relay: { low_water: false }
 workers: 3
 ";

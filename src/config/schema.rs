@@ -91,6 +91,9 @@ fn value(kind: Kind) -> Value {
                 None => number,
             }
         }
+        Kind::Size { or, .. } => json!({
+            "anyOf": [{ "type": "string", "pattern": "^[0-9]+(KiB|MiB|GiB)$" }, { "enum": or }]
+        }),
         Kind::Words(words) => json!({ "enum": words }),
         Kind::Switch => json!({ "type": "boolean" }),
         Kind::Section { .. } | Kind::Inherited | Kind::List => json!({}),

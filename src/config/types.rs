@@ -45,6 +45,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// The HTTP endpoint for metrics and administration; `None` is off.
     pub admin: Option<Admin>,
+    /// Limits of the whole process.
+    pub limits: ProcessLimits,
     /// How the process ends.
     pub drain: Drain,
     /// What is written to standard output.
@@ -168,6 +170,49 @@ words! {
 pub struct Admin {
     /// Where it listens. Mutating verbs answer only when this is a loopback address.
     pub address: SocketAddr,
+}
+
+/// Limits of the whole process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessLimits {
+    /// From 95 % of it on, sessions are shed.
+    pub memory: MemoryLimit,
+}
+
+/// How much memory there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// As much as the control group allows; no limit where it has none.
+    Auto,
+    /// No limit.
+    Off,
+    /// So many bytes for the process alone.
+    Bytes(u64),
+}
+
+impl MemoryLimit {
+    /// The words that stand for no size.
+    pub const WORDS: &'static [&'static str] = &["auto", "off"];
+
+    /// The choice that a word stands for.
+    #[must_use]
+    pub fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "auto" => Some(Self::Auto),
+            "off" => Some(Self::Off),
+            _ => None,
+        }
+    }
+}
+
+impl std::fmt::Display for MemoryLimit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Bytes(bytes) => f.write_str(&super::size::show(*bytes)),
+        }
+    }
 }
 
 /// How the process ends.

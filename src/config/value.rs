@@ -1,10 +1,12 @@
 //! One value: read by the kind of its key, or refused with the reason and what is accepted.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::duration::{parse as parse_duration, show};
 use super::keys::Kind;
+use super::size;
 use super::types::UpstreamAddress;
 use super::yaml::Content;
 
@@ -13,6 +15,8 @@ use super::yaml::Content;
 pub(super) enum Value {
     Span(Duration),
     Count(u32),
+    /// In bytes.
+    Size(u64),
     /// One of the words of the key.
     Word(&'static str),
     Switch(bool),
@@ -35,7 +39,9 @@ impl Kind {
             }
             (Self::Switch, Content::Bool(b)) => Ok(Value::Switch(*b)),
             (Self::Switch, Content::Text(text)) => refuse(&format!("{} is text", quoted(text))),
-            (Self::Span { .. }, Content::Int(n)) => refuse(&format!("{n} has no unit")),
+            (Self::Span { .. } | Self::Size { .. }, Content::Int(n)) => {
+                refuse(&format!("{n} has no unit"))
+            }
             (_, Content::Text(text)) => self.read_text(text),
             (Self::Name, Content::Int(n)) => {
                 refuse(&format!("{n} is a number; quoted it is a name"))
@@ -58,6 +64,7 @@ impl Kind {
             Self::Dial => read_dial(text),
             Self::Span { .. } => self.read_span(text),
             Self::Count { .. } => self.read_count(text),
+            Self::Size { min, max, or } => read_size(text, min..=max, or),
             Self::Words(words) => (words.iter().find(|word| **word == text))
                 .map(|word| Value::Word(word))
                 .ok_or_else(|| "is not one of the words".to_owned()),
@@ -140,9 +147,34 @@ impl Kind {
                 let or = or.map(|word| format!(", or {word}")).unwrap_or_default();
                 format!("a whole number from {min} to {max}{or}")
             }
+            Self::Size { min, max, or } => format!(
+                "{}, or a size such as 64MiB, from {} to {}",
+                or.join(", "),
+                size::show(min),
+                size::show(max)
+            ),
             Self::Words(words) => words.join(", "),
             Self::Switch => "true, false".to_owned(),
         }
+    }
+}
+
+fn read_size(
+    text: &str,
+    accepted: RangeInclusive<u64>,
+    or: &'static [&'static str],
+) -> Result<Value, String> {
+    if let Some(word) = or.iter().find(|word| **word == text) {
+        return Ok(Value::Word(word));
+    }
+    match size::parse(text)? {
+        bytes if bytes < *accepted.start() => {
+            Err(format!("is below {}", size::show(*accepted.start())))
+        }
+        bytes if bytes > *accepted.end() => {
+            Err(format!("is above {}", size::show(*accepted.end())))
+        }
+        bytes => Ok(Value::Size(bytes)),
     }
 }
 

@@ -1,8 +1,9 @@
 //! Settings of the kernel and of the container that bound the promise.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
+
+use super::groups::{Groups, numbers};
 
 /// What was read; `None` is unknown: no such setting in this kernel or namespace, or hidden.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -83,106 +84,22 @@ impl Limits {
             pipe_max_size: number("fs.pipe-max-size"),
             descriptors: 0,
             cpu_quota_millis: groups.cpu_quota_millis(),
-            memory_bytes: groups.memory_bytes(),
+            memory_bytes: groups.memory().map(|group| group.limit),
         }
     }
-}
-
-fn numbers(text: &str) -> Vec<u64> {
-    let words = text.split_ascii_whitespace();
-    words.filter_map(|word| word.parse().ok()).collect()
-}
-
-/// Version 1 says "no limit" by a number near 2^63.
-const NO_MEMORY_LIMIT: u64 = 1 << 60;
-
-/// The control groups of the process, innermost first. Each of them limits.
-struct Groups {
-    unified: Vec<PathBuf>,
-    cpu: Vec<PathBuf>,
-    memory: Vec<PathBuf>,
-}
-
-impl Groups {
-    fn of(root: &Path) -> Self {
-        let text = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-        let mount = root.join("sys/fs/cgroup");
-        let mut groups = Self {
-            unified: Vec::new(),
-            cpu: Vec::new(),
-            memory: Vec::new(),
-        };
-        for line in text.lines() {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else {
-                continue;
-            };
-            match controllers {
-                "" => groups.unified = upwards(&mount, path),
-                _ if lists(controllers, "memory") => {
-                    groups.memory = upwards(&mount.join("memory"), path);
-                }
-                _ if lists(controllers, "cpu") => groups.cpu = upwards(&mount.join("cpu"), path),
-                _ => {}
-            }
-        }
-        groups
-    }
-
-    fn cpu_quota_millis(&self) -> Option<u64> {
-        let share = |quota: u64, period: u64| (quota * 1000).checked_div(period);
-        let version_2 = self.unified.iter().filter_map(|group| {
-            // "max 100000" is no quota, and not two numbers.
-            match *numbers(&fs::read_to_string(group.join("cpu.max")).ok()?) {
-                [quota, period] => share(quota, period),
-                _ => None,
-            }
-        });
-        let version_1 = self.cpu.iter().filter_map(|group| {
-            // -1 is no quota, and not a `u64`.
-            share(
-                parsed(&group.join("cpu.cfs_quota_us"))?,
-                parsed(&group.join("cpu.cfs_period_us"))?,
-            )
-        });
-        version_2.chain(version_1).min()
-    }
-
-    fn memory_bytes(&self) -> Option<u64> {
-        let version_2 = self.unified.iter().map(|group| group.join("memory.max"));
-        let version_1 = self
-            .memory
-            .iter()
-            .map(|group| group.join("memory.limit_in_bytes"));
-        let limits = version_2.chain(version_1).filter_map(|path| parsed(&path));
-        limits.filter(|bytes| *bytes < NO_MEMORY_LIMIT).min()
-    }
-}
-
-fn lists(controllers: &str, wanted: &str) -> bool {
-    controllers.split(',').any(|name| name == wanted)
-}
-
-/// A group and all above it. In a container the path may be that of the host, of which only the
-/// root is visible: as the container's own group.
-fn upwards(mount: &Path, path: &str) -> Vec<PathBuf> {
-    let path = Path::new(path.trim_start_matches('/'));
-    path.ancestors().map(|group| mount.join(group)).collect()
-}
-
-fn parsed<T: FromStr>(path: &Path) -> Option<T> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     /// A root with some files in it, removed at the end.
-    struct Root(PathBuf);
+    pub(in crate::host) struct Root(PathBuf);
 
     impl Root {
-        fn with(name: &str, files: &[(&str, &str)]) -> Self {
+        pub(in crate::host) fn with(name: &str, files: &[(&str, &str)]) -> Self {
             let name = format!("pulsegate-limits-{}-{name}", std::process::id());
             let root = Self(std::env::temp_dir().join(name));
             for (path, text) in files {
@@ -191,6 +108,10 @@ mod tests {
                 fs::write(path, text).expect("written");
             }
             root
+        }
+
+        pub(in crate::host) fn path(&self) -> &Path {
+            &self.0
         }
 
         fn limits(&self) -> Limits {

@@ -4,12 +4,15 @@
 //! What cannot be read is unknown, not an error of pulsegate: containers hide much of it.
 
 pub mod checks;
+mod groups;
 pub mod limits;
+mod memory;
 pub mod netns;
 mod probe;
 mod queue;
 
 pub use limits::Limits;
+pub use memory::MemoryMeter;
 pub use netns::{Counters, Sockets};
 pub use probe::{Abilities, probe_on_demand};
 pub use queue::{AcceptQueue, accept_queue};

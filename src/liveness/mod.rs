@@ -46,6 +46,7 @@
 mod inquiry;
 mod machine;
 mod policy;
+mod pressure;
 mod reason;
 mod sample;
 mod shed;
@@ -55,6 +56,7 @@ mod tests;
 pub use inquiry::{Answer, Inquiry, Method, Step};
 pub use machine::{Ask, Close, Condition, Fault, LegView, Machine, Timer, Verdict};
 pub use policy::{Millis, Policy};
+pub use pressure::{Pressure, Reading};
 pub(crate) use reason::vocabulary;
 pub use reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
 pub use sample::{LegSample, Look, TcpState, Traffic};

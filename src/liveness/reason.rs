@@ -118,7 +118,8 @@ vocabulary! {
         ConnectCancelled = "connect_cancelled",
         /// The session waited longer than `queue_timeout` for a free place.
         QueueTimeout = "queue_timeout",
-        /// There was no place for the newcomer, and none could be made.
+        /// There was no place for the newcomer, and none could be made; or it waited for one, and
+        /// descriptors or memory ran short.
         Rejected = "rejected",
         /// Ended to make room for a newcomer (`on_full: replace`).
         Replaced = "replaced",

@@ -16,6 +16,8 @@ vocabulary! {
         Sockstat = "sockstat",
         /// sock_diag(7).
         SockDiag = "sock_diag",
+        /// The memory figures of the control group or of the process.
+        Memory = "memory",
     }
 }
 
@@ -63,6 +65,8 @@ pub struct HostMetrics {
     gauges: [IntGaugeVec; 3],
     read_errors: Box<[IntCounter]>,
     on_demand_probe: IntGaugeVec,
+    /// Used and limit.
+    memory: [IntGaugeVec; 2],
 }
 
 impl HostMetrics {
@@ -74,6 +78,8 @@ impl HostMetrics {
             gauges: GAUGES.map(|family| gauges(registry, family)),
             read_errors: HostSource::ALL.iter().map(source).collect(),
             on_demand_probe: gauges(registry, names::ON_DEMAND_PROBE),
+            memory: [names::MEMORY_USED, names::MEMORY_LIMIT]
+                .map(|family| gauges(registry, family)),
         }
     }
 
@@ -97,6 +103,16 @@ impl HostMetrics {
     /// The state of the host could not be read.
     pub fn read_failed(&self, source: HostSource) {
         self.read_errors[source as usize].inc();
+    }
+
+    /// Memory in use, if that is known, and what may be.
+    pub fn set_memory(&self, used: Option<u64>, limit: u64) {
+        for (family, bytes) in self.memory.iter().zip([used, Some(limit)]) {
+            match bytes {
+                Some(bytes) => family.with_label_values(NO_LABELS).set(saturating(bytes)),
+                None => family.reset(),
+            }
+        }
     }
 
     /// Whether the kernel probes on demand, once that is known.

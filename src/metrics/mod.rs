@@ -31,6 +31,20 @@ vocabulary! {
         Draining = "draining",
         /// Too few file descriptors are left for both legs.
         Descriptors = "descriptors",
+        /// Memory is short.
+        Memory = "memory",
+    }
+}
+
+vocabulary! {
+    /// What was short when a session was ended to make room.
+    Shortage {
+        /// Places of the listener (`on_full: shed`).
+        Places = "places",
+        /// File descriptors.
+        Descriptors = "descriptors",
+        /// Memory.
+        Memory = "memory",
     }
 }
 
@@ -223,6 +237,7 @@ struct Families {
     queued: IntGaugeVec,
     phantom: IntGaugeVec,
     takeovers: IntCounterVec,
+    shed: IntCounterVec,
 }
 
 impl Families {
@@ -257,6 +272,7 @@ impl Families {
             queued: gauges(r, names::CONNECTIONS_QUEUED),
             phantom: gauges(r, names::PHANTOM),
             takeovers: counters(r, names::TAKEOVERS),
+            shed: counters(r, names::SHED),
         }
     }
 }
@@ -283,6 +299,7 @@ pub struct ListenerMetrics {
     queued: IntGauge,
     phantom: IntGauge,
     takeovers: Box<[IntCounter]>,
+    shed: Box<[IntCounter]>,
     legs: [LegMetrics; 2],
 }
 
@@ -338,6 +355,7 @@ impl ListenerMetrics {
             queued: f.queued.with_label_values(&[name]),
             phantom: f.phantom.with_label_values(&[name]),
             takeovers: each(&f.takeovers, &mut Takeover::ALL.iter().map(|t| t.as_str())),
+            shed: each(&f.shed, &mut Shortage::ALL.iter().map(|s| s.as_str())),
             legs: LEGS.map(|leg| LegMetrics::new(f, name, leg)),
         }
     }
@@ -365,6 +383,11 @@ impl ListenerMetrics {
     /// What came of a client that found the listener full and waited.
     pub fn takeover(&self, outcome: Takeover) {
         self.takeovers[outcome as usize].inc();
+    }
+
+    /// A session or a client that waited was ended to make room.
+    pub fn shed(&self, shortage: Shortage) {
+        self.shed[shortage as usize].inc();
     }
 
     /// A session ended; once for each session. `duration` counts from its acceptance.

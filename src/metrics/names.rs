@@ -189,6 +189,11 @@ pub(super) const TAKEOVERS: Family = family(
     &["listener", "outcome"],
     "Clients that found the listener full and waited, by what came of it.",
 );
+pub(super) const SHED: Family = family(
+    "pulsegate_shed_total",
+    &["listener", "cause"],
+    "Sessions and waiting clients ended to make room, by what was short.",
+);
 pub(super) const SOCKET_OPTION_ERRORS: Family = family(
     "pulsegate_socket_option_errors_total",
     &["listener"],
@@ -213,6 +218,16 @@ pub(super) const DESCRIPTOR_LIMIT: Family = family(
     "pulsegate_descriptor_limit",
     &[],
     "File descriptors the process may hold.",
+);
+pub(super) const MEMORY_USED: Family = family(
+    "pulsegate_memory_used_bytes",
+    &[],
+    "Memory in use, as it counts for the memory limit.",
+);
+pub(super) const MEMORY_LIMIT: Family = family(
+    "pulsegate_memory_limit_bytes",
+    &[],
+    "Memory that may be in use; sessions are shed from 95 % of it on.",
 );
 pub(super) const LOG_LINES_DROPPED: Family = family(
     "pulsegate_log_lines_dropped_total",

@@ -42,6 +42,7 @@ fn events_reach_their_series() {
     let db = metrics.listener("db");
     db.accepted();
     db.rejected(RejectReason::Descriptors);
+    db.shed(Shortage::Memory);
     let moved = Traffic {
         received: [10, 0],
         sent: [20, 0],
@@ -66,6 +67,7 @@ fn events_reach_their_series() {
     for line in [
         "pulsegate_connections_accepted_total{listener=\"db\"} 1",
         "pulsegate_connections_rejected_total{listener=\"db\",reason=\"descriptors\"} 1",
+        "pulsegate_shed_total{cause=\"memory\",listener=\"db\"} 1",
         "pulsegate_connections_closed_total{initiator=\"upstream\",listener=\"db\",reason=\"upstream_dead\"} 1",
         "pulsegate_half_open_detected_total{evidence=\"retransmit\",leg=\"upstream\",listener=\"db\"} 1",
         "pulsegate_half_open_detection_delay_seconds_bucket{leg=\"upstream\",listener=\"db\",le=\"20\"} 0",
@@ -161,6 +163,7 @@ fn complete() -> Metrics {
         host.set_gauge(gauge, Some(gauge as u64 + 1));
     }
     host.set_on_demand_probe(true);
+    host.set_memory(Some(96), 100);
     metrics
 }
 
@@ -182,6 +185,8 @@ fn the_host_is_told_apart_by_name() {
         "pulsegate_host_read_errors_total{source=\"netstat\"} 0",
         "pulsegate_host_read_errors_total{source=\"sock_diag\"} 1",
         "pulsegate_on_demand_probe 1",
+        "pulsegate_memory_used_bytes 96",
+        "pulsegate_memory_limit_bytes 100",
     ] {
         assert!(has(&metrics, line), "{line}\n{}", metrics.render());
     }
@@ -193,6 +198,7 @@ fn what_is_unknown_of_the_host_has_no_series() {
         "pulsegate_upstream_listen_queue",
         "pulsegate_netns_",
         "pulsegate_on_demand_probe",
+        "pulsegate_memory_",
     ];
     let fresh = Metrics::new();
     let listener = fresh.listener("db");
@@ -201,11 +207,13 @@ fn what_is_unknown_of_the_host_has_no_series() {
     let metrics = complete();
     metrics.listener("db").set_upstream_queue(None);
     metrics.host().set_gauge(NetnsGauge::SynRecv, None);
+    metrics.host().set_memory(None, 100);
     metrics
         .host()
         .set_counter(NetnsCounter::ListenDrops, Some(1));
     let text = metrics.render();
     assert!(!text.contains("upstream_listen_queue") && !text.contains("syn_recv"));
+    assert!(!text.contains("memory_used") && text.contains("memory_limit"));
     assert!(has(&metrics, "pulsegate_netns_listen_drops_total 2"));
 }
 

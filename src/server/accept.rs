@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::Entrance;
-use super::admission::{self, Descriptors};
+use super::admission::{self, Resources};
 use super::worker::{Newcomer, Worker};
 use crate::config::OnFull;
 use crate::metrics::{AcceptErrorClass, RejectReason};
@@ -129,11 +129,16 @@ fn admit(worker: &Arc<Worker>, entrance: &Arc<Entrance>, fd: OwnedFd, client: So
     if place.is_none() && entrance.limits.on_full == OnFull::Reject {
         return metrics.rejected(RejectReason::MaxConnections);
     }
-    let descriptors = match worker.descriptors.enter() {
-        Some(pass) => Descriptors::Both(pass),
+    let (granted, otherwise) = if *worker.out_of_memory.borrow() {
+        (None, RejectReason::Memory)
+    } else {
+        (worker.descriptors.enter(), RejectReason::Descriptors)
+    };
+    let resources = match granted {
+        Some(pass) => Resources::Granted(pass),
         None => match worker.waiting_room.enter() {
-            Some(pass) => Descriptors::Reserve(pass),
-            None => return metrics.rejected(RejectReason::Descriptors),
+            Some(pass) => Resources::Awaited(pass),
+            None => return metrics.rejected(otherwise),
         },
     };
     let newcomer = Newcomer {
@@ -141,7 +146,7 @@ fn admit(worker: &Arc<Worker>, entrance: &Arc<Entrance>, fd: OwnedFd, client: So
         client,
         entrance: entrance.clone(),
         place,
-        descriptors,
+        resources,
     };
     match worker.emptier() {
         Some(other) => other.hand_over(newcomer),
@@ -156,7 +161,7 @@ pub(super) fn start(worker: &Arc<Worker>, newcomer: Newcomer) {
         client,
         entrance,
         place,
-        descriptors,
+        resources,
     } = newcomer;
     let stream = match TcpStream::new(fd) {
         Ok(stream) => stream,
@@ -165,13 +170,13 @@ pub(super) fn start(worker: &Arc<Worker>, newcomer: Newcomer) {
     let id = worker.serial.next();
     let session = Session::new(id, entrance.service.clone(), client, sys::now());
     let table = worker.table.clone();
-    let admission = match (place, descriptors) {
-        (Some(listener), Descriptors::Both(process)) => Admission::Now([listener, process]),
-        (place, descriptors) => Admission::Wait(Box::pin(admission::wait(
+    let admission = match (place, resources) {
+        (Some(listener), Resources::Granted(process)) => Admission::Now([listener, process]),
+        (place, resources) => Admission::Wait(Box::pin(admission::wait(
             worker.clone(),
             entrance.clone(),
             place,
-            descriptors,
+            resources,
         ))),
     };
     tokio::spawn(Task::new(session, table, stream, admission));

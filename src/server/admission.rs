@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::worker::Worker;
 use super::{Entrance, Pass};
 use crate::config::OnFull;
 use crate::liveness::{Close, CloseHow, CloseReason, Method};
-use crate::metrics::Takeover;
+use crate::metrics::{Shortage, Takeover};
 use crate::session::Session;
 use crate::sys;
 
@@ -18,20 +18,29 @@ use crate::sys;
 const ASKED_AT_ONCE: usize = 64;
 /// While a newcomer waits, the holders are asked again this often.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a newcomer waits for a descriptor.
-const DESCRIPTOR_WAIT: Duration = Duration::from_secs(3);
+/// How long a newcomer waits for descriptors and memory.
+const RESOURCES_WAIT: Duration = Duration::from_secs(3);
 
 /// What a session holds while it lives: a place at its listener, and two descriptors' worth of
 /// the process.
 pub(super) type Places = [Pass; 2];
 
-/// The descriptors of a newcomer.
+/// What a newcomer needs of the process.
 #[derive(Debug)]
-pub(super) enum Descriptors {
-    /// There are enough for both legs.
-    Both(Pass),
-    /// There is one, of the reserve; the client has to wait for the other.
-    Reserve(Pass),
+pub(super) enum Resources {
+    /// Descriptors for both legs, and memory is not short.
+    Granted(Pass),
+    /// One descriptor, of the reserve; the client has to wait for what is missing.
+    Awaited(Pass),
+}
+
+/// What a newcomer does once it has its resources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    /// It is served.
+    IsServed,
+    /// It waits for a place: it is the last in line, so nobody is ended for it but the dead.
+    Waits,
 }
 
 /// Waits for what a newcomer lacks.
@@ -39,11 +48,18 @@ pub(super) async fn wait(
     worker: Arc<Worker>,
     entrance: Arc<Entrance>,
     listener: Option<Pass>,
-    descriptors: Descriptors,
+    resources: Resources,
 ) -> Result<Places, CloseReason> {
-    let process = match descriptors {
-        Descriptors::Both(process) => process,
-        Descriptors::Reserve(_waits) => wait_for_descriptors(&worker).await?,
+    let process = match resources {
+        Resources::Granted(process) => process,
+        Resources::Awaited(_waiting_room) => {
+            let then = match entrance.limits.on_full {
+                OnFull::Queue | OnFull::Verify if listener.is_none() => Then::Waits,
+                _ => Then::IsServed,
+            };
+            let granted = timeout(RESOURCES_WAIT, wait_for_resources(&worker, then)).await;
+            granted.map_err(|_elapsed| CloseReason::Rejected)?
+        }
     };
     let listener = match listener {
         Some(listener) => listener,
@@ -52,14 +68,22 @@ pub(super) async fn wait(
     Ok([listener, process])
 }
 
-async fn wait_for_descriptors(worker: &Worker) -> Result<Pass, CloseReason> {
+/// Makes room for descriptors; memory has a watch of its own.
+async fn wait_for_resources(worker: &Worker, then: Then) -> Pass {
+    worker.wait_for_memory().await;
+    if let Some(pass) = worker.descriptors.enter() {
+        return pass;
+    }
     let make_room = async {
         loop {
             let made_room = {
                 let _one_at_a_time = worker.shedding.lock().await;
-                shed(worker, None).await
+                match then {
+                    Then::IsServed => shed(worker, None, Shortage::Descriptors, 1).await,
+                    Then::Waits => shed_the_dead(worker, None, Shortage::Descriptors).await,
+                }
             };
-            if made_room {
+            if made_room > 0 {
                 // One newcomer makes room once.
                 return std::future::pending::<()>().await;
             }
@@ -68,9 +92,9 @@ async fn wait_for_descriptors(worker: &Worker) -> Result<Pass, CloseReason> {
     };
     tokio::select! {
         biased;
-        pass = worker.descriptors.queue() => Ok(pass),
-        () = sleep(DESCRIPTOR_WAIT) => Err(CloseReason::Rejected),
-        () = make_room => Err(CloseReason::Rejected),
+        pass = worker.descriptors.queue() => pass,
+        // It never ends by itself.
+        () = make_room => std::future::pending().await,
     }
 }
 
@@ -81,6 +105,7 @@ async fn wait_for_place(worker: &Worker, entrance: &Entrance) -> Result<Pass, Cl
             None => std::future::pending().await,
         }
     };
+    let mut in_line = worker.line.join();
     let mut outcome = Outcome {
         entrance,
         served: false,
@@ -90,6 +115,10 @@ async fn wait_for_place(worker: &Worker, entrance: &Entrance) -> Result<Pass, Cl
         pass = entrance.gate.queue() => Ok(pass),
         reason = make_room(worker, entrance) => Err(reason),
         () = timeout => Err(CloseReason::QueueTimeout),
+        why = in_line.turned_away() => {
+            entrance.service.metrics.shed(why);
+            Err(CloseReason::Rejected)
+        }
     };
     outcome.served = place.is_ok();
     place
@@ -125,13 +154,13 @@ async fn make_room(worker: &Worker, entrance: &Entrance) -> CloseReason {
             }
             OnFull::Replace => {
                 if let Some(holder) = holders(worker, Some(entrance)).first() {
-                    holder.order(ended(CloseReason::Replaced));
+                    holder.order(over(CloseReason::Replaced));
                     // One newcomer replaces one holder.
                     return std::future::pending().await;
                 }
             }
             OnFull::Shed => {
-                if shed(worker, Some(entrance)).await {
+                if shed(worker, Some(entrance), Shortage::Places, 1).await > 0 {
                     return std::future::pending().await;
                 }
                 return CloseReason::Rejected;
@@ -141,12 +170,24 @@ async fn make_room(worker: &Worker, entrance: &Entrance) -> CloseReason {
     }
 }
 
-/// Ends the proven dead, or else the first session in the shedding order. False if every session
-/// is active. Under pressure of the process (no `entrance`) only listeners that shed by policy
-/// lose sessions that are merely quiet.
-async fn shed(worker: &Worker, entrance: Option<&Entrance>) -> bool {
-    if end_the_dead(holders(worker, entrance), Method::CHECK).await > 0 {
-        return true;
+/// Ends the proven dead; where these are fewer than `most`, the last in line as well, and then the
+/// first sessions in the shedding order. Returns how many: 0 if every session is active. Under
+/// pressure of the process (no `entrance`) only listeners that shed by policy lose sessions that
+/// are merely quiet.
+pub(super) async fn shed(
+    worker: &Worker,
+    entrance: Option<&Entrance>,
+    why: Shortage,
+    most: usize,
+) -> usize {
+    let mut ended = shed_the_dead(worker, entrance, why).await;
+    if entrance.is_none() {
+        while ended < most && worker.line.turn_away_last(why) {
+            ended += 1;
+        }
+    }
+    if ended >= most {
+        return ended;
     }
     let now = sys::now();
     let ranked = holders(worker, entrance).into_iter().filter_map(|session| {
@@ -154,29 +195,36 @@ async fn shed(worker: &Worker, entrance: Option<&Entrance>) -> bool {
         let by_policy = session.service.sheds || !rank.is_quiet();
         by_policy.then_some((rank, session))
     });
-    let first = ranked.min_by_key(|(rank, _)| *rank);
-    if let Some((_, session)) = &first {
-        session.order(ended(CloseReason::Shed));
+    let mut ranked: Vec<_> = ranked.collect();
+    ranked.sort_by_key(|(rank, _)| *rank);
+    ranked.truncate(most - ended);
+    for (_, session) in &ranked {
+        session.order(over(CloseReason::Shed));
+        session.service.metrics.shed(why);
     }
-    first.is_some()
+    ended + ranked.len()
 }
 
-/// Asks all of these, and ends those that are proven gone; returns how many.
-async fn end_the_dead(mut holders: Vec<Arc<Session>>, method: Method) -> usize {
+async fn shed_the_dead(worker: &Worker, entrance: Option<&Entrance>, why: Shortage) -> usize {
+    let dead = end_the_dead(holders(worker, entrance), Method::CHECK).await;
+    for session in &dead {
+        session.service.metrics.shed(why);
+    }
+    dead.len()
+}
+
+/// Asks all of these, and ends those that are proven gone; returns them.
+async fn end_the_dead(mut holders: Vec<Arc<Session>>, method: Method) -> Vec<Arc<Session>> {
     holders.truncate(ASKED_AT_ONCE);
     let mut asking = JoinSet::new();
     for session in holders {
         asking.spawn(async move {
             let answers = session.verify(method).await;
-            session.end_if_silent(&answers, Some(CloseHow::Abort))
+            let ended = session.end_if_silent(&answers, Some(CloseHow::Abort));
+            ended.then_some(session)
         });
     }
-    asking
-        .join_all()
-        .await
-        .into_iter()
-        .filter(|ended| *ended)
-        .count()
+    asking.join_all().await.into_iter().flatten().collect()
 }
 
 /// The sessions that hold a place, the longest quiet first.
@@ -195,7 +243,7 @@ fn holders(worker: &Worker, entrance: Option<&Entrance>) -> Vec<Arc<Session>> {
     holders.into_iter().map(|(_, session)| session).collect()
 }
 
-fn ended(reason: CloseReason) -> Close {
+fn over(reason: CloseReason) -> Close {
     Close {
         reason,
         how: CloseHow::Finish,

@@ -3,7 +3,9 @@
 mod accept;
 mod admission;
 mod gate;
+mod line;
 mod listening;
+mod memory;
 mod worker;
 
 pub use gate::Gate;

@@ -10,8 +10,11 @@ use std::thread::{self, JoinHandle};
 use rustix::process::{Resource, getrlimit};
 use tokio::sync::{Notify, watch};
 
-use super::admission::Descriptors;
+use super::admission::Resources;
+use super::line::Line;
+use super::memory::Watch;
 use super::{Entrance, Gate, Pass, Serial, accept};
+use crate::host::MemoryMeter;
 use crate::metrics::Metrics;
 use crate::net::listen;
 use crate::relay;
@@ -20,7 +23,7 @@ use crate::session::{Table, monitor};
 /// A client is handed to another worker when this one has more than 9/8 of its sessions.
 const UNEVEN: (usize, usize) = (9, 8);
 
-/// Clients that may wait for descriptors at a time.
+/// Clients that may wait for descriptors or memory at a time.
 const MOST_WAITING: usize = 32;
 
 /// What the embedding program wants to happen on data-plane threads.
@@ -46,8 +49,8 @@ pub(super) struct Newcomer {
     pub entrance: Arc<Entrance>,
     /// Its place at the listener, if there was one.
     pub place: Option<Pass>,
-    /// Its descriptors.
-    pub descriptors: Descriptors,
+    /// What it needs of the process.
+    pub resources: Resources,
 }
 
 /// One data-plane thread, as others see it.
@@ -57,10 +60,15 @@ pub struct Worker {
     pub(super) stop: watch::Receiver<bool>,
     pub(super) serial: Arc<Serial>,
     pub(super) descriptors: Arc<Gate>,
-    /// Bounds the clients that wait for descriptors: each holds one of the reserve.
+    /// Bounds the clients that wait for descriptors or memory: each holds one descriptor of the
+    /// reserve.
     pub(super) waiting_room: Arc<Gate>,
-    /// Held by the newcomer that sheds for descriptors.
+    /// Held by whoever sheds for descriptors or memory.
     pub(super) shedding: Arc<tokio::sync::Mutex<()>>,
+    /// The clients of all workers that wait for a place.
+    pub(super) line: Arc<Line>,
+    /// Newcomers have to wait for memory.
+    pub(super) out_of_memory: watch::Receiver<bool>,
     inbox: Mutex<Vec<Newcomer>>,
     arrived: Notify,
     /// The others, this one included; set once all exist.
@@ -68,6 +76,33 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// So many, that share what is not theirs alone.
+    fn crew(
+        count: usize,
+        descriptors: &Arc<Gate>,
+        stop: &watch::Receiver<bool>,
+        out_of_memory: &watch::Receiver<bool>,
+    ) -> Vec<Arc<Self>> {
+        let serial = Arc::new(Serial::default());
+        let waiting_room = Arc::new(Gate::new(Some(MOST_WAITING)));
+        let shedding: Arc<tokio::sync::Mutex<()>> = Arc::default();
+        let line: Arc<Line> = Arc::default();
+        let worker = || Self {
+            table: Arc::new(Table::default()),
+            stop: stop.clone(),
+            serial: serial.clone(),
+            descriptors: descriptors.clone(),
+            waiting_room: waiting_room.clone(),
+            shedding: shedding.clone(),
+            line: line.clone(),
+            out_of_memory: out_of_memory.clone(),
+            inbox: Mutex::default(),
+            arrived: Notify::new(),
+            all: OnceLock::new(),
+        };
+        (0..count).map(|_| Arc::new(worker())).collect()
+    }
+
     /// A worker that has clearly less to do than this one.
     pub(super) fn emptier(&self) -> Option<&Arc<Self>> {
         let own = self.table.len();
@@ -82,6 +117,19 @@ impl Worker {
             .into_iter()
             .flatten()
             .map(|worker| &worker.table)
+    }
+
+    /// How many sessions all workers have, without the clients that wait for descriptors or memory.
+    pub(super) fn sessions(&self) -> usize {
+        let all: usize = self.tables().map(|table| table.len()).sum();
+        all.saturating_sub(self.waiting_room.inside())
+    }
+
+    /// Returns at once unless memory is short.
+    pub(super) async fn wait_for_memory(&self) {
+        let mut full = self.out_of_memory.clone();
+        // An error is the end of the watch: nobody waits for it.
+        let _enough = full.wait_for(|full| !*full).await;
     }
 
     pub(super) fn hand_over(&self, newcomer: Newcomer) {
@@ -153,30 +201,15 @@ impl Workers {
     pub fn start(
         count: usize,
         entrances: &[Arc<Entrance>],
-        descriptors: Arc<Gate>,
+        descriptors: &Arc<Gate>,
+        memory: Option<MemoryMeter>,
         metrics: &Arc<Metrics>,
         hooks: &Hooks,
     ) -> Result<Self, StartError> {
+        let (full, out_of_memory) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
         let (quit, quitting) = watch::channel(false);
-        let serial = Arc::new(Serial::default());
-        let waiting_room = Arc::new(Gate::new(Some(MOST_WAITING)));
-        let shedding: Arc<tokio::sync::Mutex<()>> = Arc::default();
-        let all: Vec<_> = (0..count)
-            .map(|_| {
-                Arc::new(Worker {
-                    table: Arc::new(Table::default()),
-                    stop: stopped.clone(),
-                    serial: serial.clone(),
-                    descriptors: descriptors.clone(),
-                    waiting_room: waiting_room.clone(),
-                    shedding: shedding.clone(),
-                    inbox: Mutex::default(),
-                    arrived: Notify::new(),
-                    all: OnceLock::new(),
-                })
-            })
-            .collect();
+        let all = Worker::crew(count, descriptors, &stopped, &out_of_memory);
         let mut workers = Self {
             all: all.clone(),
             threads: Vec::new(),
@@ -203,6 +236,16 @@ impl Workers {
                 Ok(Err(error)) => return Err(error),
                 Err(_) => return Err(io::Error::other("a worker ended at its start").into()),
             }
+        }
+        if let (Some(meter), Some(worker)) = (memory, all.first()) {
+            let watch = Watch {
+                meter,
+                worker: worker.clone(),
+                full,
+                metrics: metrics.clone(),
+                quit: quitting,
+            };
+            workers.threads.push(watch.start()?);
         }
         Ok(workers)
     }

@@ -4,6 +4,7 @@
 //! recycled one is excluded by the session table, which forgets a descriptor before it is closed.
 #![allow(unsafe_code)]
 
+mod allocator;
 mod clock;
 pub mod link;
 pub mod netlink;
@@ -13,6 +14,7 @@ pub mod sock_diag;
 pub mod sockopt;
 mod tcp_info;
 
+pub use allocator::release_free_memory;
 pub use clock::now;
 pub use register::register;
 pub use tcp_info::{TcpInfo, state_name, tcp_info};

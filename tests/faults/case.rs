@@ -62,6 +62,13 @@ impl Case {
         Self::around(net, Options::default(), proxy)
     }
 
+    /// Nothing but these flags, in a control group with a memory limit.
+    pub fn with_memory(limit: u64, flags: &[&str]) -> Self {
+        let net = Arc::new(Net::new());
+        let proxy = |net: &Arc<Net>| Proxy::start_in_group(net, limit, flags);
+        Self::around(net, Options::default(), proxy)
+    }
+
     fn around(net: Arc<Net>, service: Options, proxy: impl FnOnce(&Arc<Net>) -> Proxy) -> Self {
         let service = net.serve(service);
         let proxy = proxy(&net);

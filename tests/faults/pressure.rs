@@ -1,5 +1,5 @@
-//! Too few descriptors: those who are gone, or want nothing, make room before a client is refused;
-//! whoever is active never does.
+//! Too few descriptors, or too little memory: those who are gone, or want nothing, make room before a
+//! client is refused; whoever is active never does.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,6 +11,11 @@ use crate::tests;
 pub const TESTS: &[Test] = tests![
     the_gone_and_the_useless_make_room_for_newcomers,
     a_flood_is_refused_and_forgotten,
+    a_client_that_would_only_wait_ends_nobody,
+    idle_sessions_give_their_memory_back,
+    the_useless_go_for_memory_but_not_in_vain,
+    waiting_clients_go_for_memory_before_sessions,
+    memory_that_is_not_of_sessions_ends_none,
 ];
 
 /// Room for 22 sessions, beside 2 workers with 2 pipes each.
@@ -20,6 +25,12 @@ const VANISHED: usize = 4;
 const HALF_CLOSED: usize = 3;
 const MUTE: usize = 3;
 const FREED: usize = VANISHED + HALF_CLOSED + MUTE;
+/// The memory limit of the control group in these cases.
+const MEMORY: u64 = 100_000_000;
+/// What the log says then.
+const GAVE_UP: &str = "memory is short, but not because of sessions";
+/// What takes some rounds of a few seconds is given this long.
+const ROUNDS: Duration = ms(60_000);
 /// Up to here a newcomer waits for a place.
 const REFUSED_WITHIN: Duration = ms(15_000);
 
@@ -123,4 +134,189 @@ fn a_flood_is_refused_and_forgotten() {
     case.expect_nothing_left();
     let (client, service) = case.session();
     assert!(client.is_open() && service.is_open());
+}
+
+/// Where there are no descriptors for it, it is not served by anybody's end: it has no place.
+fn a_client_that_would_only_wait_ends_nobody() {
+    let places = (PLACES - 1).to_string();
+    let flags = ["--detect-within", "60s", "--workers", "2"];
+    let queue = ["--on-full", "queue", "--max-connections", &places];
+    let case = Case::with_descriptors(DESCRIPTORS, &[flags, queue].concat());
+    let (half_closed, service) = case.session_with(Host::Healthy, Options::default());
+    half_closed.finish();
+    let active = busy(&case, PLACES - 2);
+    let waiting = case.net.dial(Host::Healthy, Options::default());
+    thread::sleep(ms(3000));
+    let refused = case.net.dial(Host::Healthy, Options::default());
+    assert_eq!(refused.wait_end(REFUSED_WITHIN).1, End::Reset);
+    assert_eq!(case.proxy.closed("rejected"), 1.0);
+    assert!(half_closed.is_open() && waiting.is_open());
+    expect_whole(&active);
+    // Its turn comes.
+    service.finish();
+    waiting.send(HELLO);
+    let served = case.service.next_within(REFUSED_WITHIN).expect("served");
+    assert!(served.wait_received(HELLO, PROMPT));
+    drop((half_closed, service, waiting, served, active, refused));
+    case.expect_nothing_left();
+}
+
+/// In the process itself: each session holds up to 64 KiB that its service does not take, and up to
+/// 64 KiB that its client does not take.
+fn idle_sessions_give_their_memory_back() {
+    const LIMIT: f64 = (16 << 20) as f64;
+    const MOST: usize = 500;
+    let flags = ["--detect-within", "60s", "--workers", "2"];
+    let memory = ["--memory-limit", "16MiB", "--on-full", "shed"];
+    let takes_nothing = Options {
+        paused: true,
+        receive_buffer: Some(8192),
+        ..Options::default()
+    };
+    let case = Case::with_all_flags(&[flags, memory].concat(), takes_nothing);
+    let used = || {
+        case.proxy
+            .metrics()
+            .value("pulsegate_memory_used_bytes", &[])
+    };
+    let limit = case.proxy.metrics();
+    assert_eq!(limit.value("pulsegate_memory_limit_bytes", &[]), LIMIT);
+    assert!(used() < LIMIT * 0.75, "{} without sessions", used());
+    let client = case.net.dial(Host::Healthy, Options::default());
+    client.send_every(500, ms(200));
+    let served = case.service.next();
+    served.resume();
+    served.send_every(500, ms(200));
+    let active = vec![(client, served)];
+
+    let mut idle = Vec::new();
+    while case.proxy.resident() * 1024 < LIMIT as u64 {
+        assert!(idle.len() < MOST, "{} KiB", case.proxy.resident());
+        let client = case.net.dial(Host::Healthy, takes_nothing);
+        client.send(1 << 20);
+        let Some(service) = case.service.next_within(ms(2000)) else {
+            // It waits already, for memory.
+            break;
+        };
+        service.send(1 << 20);
+        idle.push((client, service));
+    }
+    let enough = || shed(&case, "memory") > 0.0 && used() < LIMIT * 0.9;
+    let freed = eventually(ROUNDS, enough);
+    let all = case.proxy.metrics();
+    assert!(freed, "{}", all.excerpt("pulsegate_"));
+    // Nobody had vanished.
+    assert_eq!(all.closed("shed"), shed(&case, "memory"));
+    assert!(case.proxy.output().contains("memory is short: shedding"));
+    expect_whole(&active);
+    let newcomer = case.net.dial(Host::Healthy, Options::default());
+    newcomer.send(HELLO);
+    let service = case.service.next_within(REFUSED_WITHIN).expect("served");
+    service.resume();
+    assert!(service.wait_received(HELLO, PROMPT));
+}
+
+fn the_useless_go_for_memory_but_not_in_vain() {
+    let case = Case::with_memory(MEMORY, &["--detect-within", "60s", "--workers", "2"]);
+    let vanished: Vec<_> = (0..2).map(|_| case.session()).collect();
+    let quiet: Vec<_> = (0..3)
+        .map(|_| case.session_with(Host::Healthy, Options::default()))
+        .collect();
+    let half_closed: Vec<_> = (0..5)
+        .map(|_| case.session_with(Host::Healthy, Options::default()))
+        .collect();
+    half_closed.iter().for_each(|(client, _)| client.finish());
+    let active = busy(&case, 3);
+    case.cut(Host::Client);
+    thread::sleep(ms(6000));
+    assert_eq!(shed(&case, "memory"), 0.0);
+
+    case.proxy.set_memory_in_use(MEMORY / 100 * 96);
+    let stopped = eventually(ROUNDS, || case.proxy.output().contains(GAVE_UP));
+    let all = case.proxy.metrics();
+    assert!(stopped, "{}", all.excerpt("pulsegate_"));
+    assert_eq!(all.closed("downstream_dead"), vanished.len() as f64);
+    // Five rounds, of which the first ends the vanished.
+    let ended = shed(&case, "memory");
+    assert!((5.0..=6.0).contains(&ended), "{ended}");
+    let newcomer = case.session_with(Host::Healthy, Options::default());
+    assert_eq!(shed(&case, "memory"), ended, "in vain");
+    drop(newcomer);
+
+    case.proxy.set_memory_in_use(MEMORY / 100 * 98);
+    let useless = (vanished.len() + half_closed.len()) as f64;
+    let all_useless = eventually(ROUNDS, || shed(&case, "memory") == useless);
+    assert!(all_useless, "{}", shed(&case, "memory"));
+    // Nobody else goes by the policy of this listener, so newcomers have to.
+    let refused = case.net.dial(Host::Healthy, Options::default());
+    assert_eq!(refused.wait_end(REFUSED_WITHIN).1, End::Reset);
+    assert_eq!(case.proxy.closed("rejected"), 1.0);
+    case.proxy.set_memory_in_use(MEMORY / 100 * 50);
+    let over = "memory is not short any more";
+    assert!(eventually(ROUNDS, || case.proxy.output().contains(over)));
+    let newcomer = case.session_with(Host::Healthy, Options::default());
+    assert!(newcomer.0.is_open());
+    assert_eq!(shed(&case, "memory"), useless);
+    assert!(quiet.iter().all(|(a, b)| a.is_open() && b.is_open()));
+    expect_whole(&active);
+}
+
+fn waiting_clients_go_for_memory_before_sessions() {
+    let flags = ["--detect-within", "60s", "--workers", "2"];
+    let queue = ["--on-full", "queue", "--max-connections", "3"];
+    let case = Case::with_memory(MEMORY, &[flags, queue].concat());
+    let (half_closed, service) = case.session_with(Host::Healthy, Options::default());
+    half_closed.finish();
+    let active = busy(&case, 2);
+    let waiting: Vec<_> = (1..=2)
+        .map(|n| {
+            let client = case.net.dial(Host::Healthy, Options::default());
+            let queued = || {
+                case.proxy
+                    .metrics()
+                    .value("pulsegate_connections_queued", &[])
+            };
+            assert!(eventually(PROMPT, || queued() == f64::from(n)));
+            client
+        })
+        .collect();
+    thread::sleep(ms(3000));
+    case.proxy.set_memory_in_use(MEMORY / 100 * 96);
+    let ends: Vec<_> = waiting.iter().map(|c| c.wait_end(ROUNDS)).collect();
+    assert!(ends[1].0 < ends[0].0, "the last to come goes first");
+    assert!(ends.iter().all(|(_, end)| *end == End::Reset));
+    let (at, _) = half_closed.wait_end(ROUNDS);
+    assert!(ends[0].0 < at, "a session went before a waiting client");
+    assert_eq!(case.proxy.closed("rejected"), 2.0);
+    let ended = || case.proxy.closed("shed") == 1.0;
+    assert!(eventually(PROMPT, ended), "{}", case.proxy.closed("shed"));
+    assert_eq!(shed(&case, "memory"), 3.0);
+    expect_whole(&active);
+    drop(service);
+}
+
+fn memory_that_is_not_of_sessions_ends_none() {
+    let case = Case::with_memory(MEMORY, &["--detect-within", "60s", "--workers", "2"]);
+    case.proxy.set_memory_in_use(MEMORY / 100 * 97);
+    let seen = eventually(ROUNDS, || case.proxy.output().contains(GAVE_UP));
+    assert!(seen, "{}", case.proxy.metrics().excerpt("pulsegate_memory"));
+    let (half_closed, service) = case.session_with(Host::Healthy, Options::default());
+    half_closed.finish();
+    case.proxy.set_memory_in_use(MEMORY / 100 * 99);
+    thread::sleep(ms(6000));
+    let (newcomer, served) = case.session_with(Host::Healthy, Options::default());
+    assert!(half_closed.is_open() && service.ended().is_some());
+    assert_eq!(shed(&case, "memory"), 0.0);
+    let used = case
+        .proxy
+        .metrics()
+        .value("pulsegate_memory_used_bytes", &[]);
+    assert_eq!(used, (MEMORY / 100 * 99) as f64, "without inactive files");
+    drop((half_closed, service, newcomer, served));
+    case.expect_nothing_left();
+}
+
+fn shed(case: &Case, cause: &str) -> f64 {
+    let metrics = case.proxy.metrics();
+    metrics.value("pulsegate_shed_total", &[("cause", cause)])
 }

@@ -225,6 +225,12 @@ fn the_schema_follows_the_configuration_file() {
             &[],
             &[],
         ),
+        (
+            format!("{root}/limits"),
+            format!("{config}/limits"),
+            &[],
+            &[],
+        ),
         (format!("{root}/drain"), format!("{config}/drain"), &[], &[]),
         (format!("{root}/log"), format!("{config}/log"), &[], &[]),
     ];

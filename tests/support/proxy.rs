@@ -60,6 +60,30 @@ impl Proxy {
         Self::start_as(net, command, SERVICE, flags)
     }
 
+    /// The same in a control group with a memory limit, of which the process sees what the test
+    /// says: the files are the test's own, in a mount namespace of the process.
+    pub fn start_in_group(net: &Arc<Net>, memory_limit: u64, flags: &[&str]) -> Self {
+        let mut command = Command::new("unshare");
+        let files = format!(
+            "mount -t tmpfs none /sys/fs/cgroup && cd /sys/fs/cgroup && echo 0 > memory.current && \
+             echo inactive_file 1000 > memory.stat && echo {memory_limit} > memory.max && \
+             cd / && exec \"$0\" \"$@\""
+        );
+        // As its own root it may mount, whoever runs the test.
+        let namespaces = ["--map-root-user", "--mount", "sh", "-c", &files];
+        command.args(namespaces).arg(binary());
+        Self::start_as(net, command, SERVICE, flags)
+    }
+
+    /// Has the control group use so much memory.
+    pub fn set_memory_in_use(&self, bytes: u64) {
+        let group = format!("/proc/{}/root/sys/fs/cgroup", self.child.id());
+        // The file is never seen half-written. Of these bytes 1000 are inactive pages of files.
+        let (new, current) = (format!("{group}/new"), format!("{group}/memory.current"));
+        fs::write(&new, format!("{}\n", bytes + 1000)).expect("write");
+        fs::rename(new, current).expect("rename");
+    }
+
     fn start_as(
         net: &Arc<Net>,
         mut command: Command,

@@ -23,6 +23,20 @@ pub struct Demands {
     pub workers: u64,
     /// Each service once.
     pub upstreams: Vec<Upstream>,
+    /// What memory is measured against.
+    pub memory: Memory,
+}
+
+/// What memory is measured against: where it is nearly used up, sessions are shed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// The limit of the control group.
+    #[default]
+    Group,
+    /// So many bytes for the process alone.
+    Process(u64),
+    /// Nothing.
+    Unwatched,
 }
 
 /// A service.

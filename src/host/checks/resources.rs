@@ -1,15 +1,27 @@
 //! What sessions need: descriptors, ports, memory, processor time.
 
-use super::{Check, Demands, Facts, Status, of};
+use super::{Check, Demands, Facts, Memory, Status, of};
 
 /// A host that should hold fewer sessions says so by `max_connections`.
 const FEW_SESSIONS: u64 = 1000;
 /// The default range of Linux is 28232 ports.
 const USUAL_PORTS: u64 = 28_000;
-/// Kernel and process, of an idle session; buffers come on top.
-const SESSION_BYTES: u64 = 10 << 10;
-/// What the process takes before its first session.
-const BASE_BYTES: u64 = 16 << 20;
+/// What is taken before the first session, and by each idle one; buffers come on top.
+struct Need {
+    base: u64,
+    session: u64,
+}
+
+/// Of the kernel and the process.
+const OF_THE_GROUP: Need = Need {
+    base: 16 << 20,
+    session: 10 << 10,
+};
+/// Of the process alone.
+const OF_THE_PROCESS: Need = Need {
+    base: 8 << 20,
+    session: 2 << 10,
+};
 /// A pipe of 64 KiB.
 const PIPE_PAGES: u64 = 16;
 const PIPE_BYTES: u64 = 64 << 10;
@@ -143,24 +155,46 @@ fn processors(facts: &Facts, demands: &Demands) -> Check {
 
 fn memory(facts: &Facts, demands: &Demands) -> Check {
     let name = "memory_limit";
-    let Some(limit) = facts.limits.memory_bytes else {
-        let found = "none seen".to_owned();
-        return Check::new(name, Status::Ok, found, "bounded by the host only");
+    let group = facts.limits.memory_bytes;
+    let (limit, found, need) = match (demands.memory, group) {
+        (Memory::Process(limit), Some(group)) if limit > group => {
+            let found = format!(
+                "{} for the process, control group {}",
+                mebibytes(limit),
+                mebibytes(group)
+            );
+            let meaning = "the kernel kills the process before anything is shed";
+            let setting = "limits.memory auto, or a size below the control group's".to_owned();
+            return Check::new(name, Status::Warn, found, meaning).set(setting);
+        }
+        (Memory::Process(limit), _) => {
+            let found = format!("{} for the process", mebibytes(limit));
+            (limit, found, OF_THE_PROCESS)
+        }
+        (_, Some(group)) => (group, mebibytes(group), OF_THE_GROUP),
+        (_, None) => {
+            let meaning = "bounded by the host only: nothing is shed for memory";
+            return Check::new(name, Status::Ok, "none seen".to_owned(), meaning);
+        }
     };
-    let room = limit.saturating_sub(BASE_BYTES) / SESSION_BYTES;
-    let found = mebibytes(limit);
+    let room = limit.saturating_sub(need.base) / need.session;
+    let then = match demands.memory {
+        Memory::Unwatched => "at the limit the kernel kills the process, and all sessions with it",
+        _ => "from 95 % of it on sessions are shed and newcomers wait",
+    };
     match demands.sessions {
         Some(sessions) if sessions > room => {
-            let needed = mebibytes(BASE_BYTES + sessions.saturating_mul(SESSION_BYTES));
+            let needed = mebibytes(need.base + sessions.saturating_mul(need.session));
             let meaning = format!(
                 "room for about {room} idle sessions, and max_connections add up to {sessions}: \
-                 the kernel kills the process before, and all sessions with it"
+                 {then}"
             );
             let setting = format!("a memory limit above {needed}, or lower max_connections");
             Check::new(name, Status::Fail, found, &meaning).set(setting)
         }
         _ => {
-            let meaning = format!("room for about {room} idle sessions (10 KiB each)");
+            let kib = need.session >> 10;
+            let meaning = format!("room for about {room} idle sessions ({kib} KiB each); {then}");
             Check::new(name, Status::Ok, found, &meaning)
         }
     }

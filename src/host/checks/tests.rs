@@ -53,6 +53,7 @@ fn good() -> (Facts, Demands) {
         reserved_descriptors: 96,
         workers: 2,
         upstreams: vec![upstream],
+        memory: Memory::Group,
     };
     (facts, demands)
 }
@@ -122,6 +123,13 @@ fn what_cannot_be_kept_fails() {
     expect("memory_limit", Fail, "104 MiB", |f, _| {
         f.limits.memory_bytes = Some(64 << 20);
     });
+    expect("memory_limit", Fail, "the kernel kills", |f, d| {
+        f.limits.memory_bytes = Some(64 << 20);
+        d.memory = Memory::Unwatched;
+    });
+    expect("memory_limit", Fail, "26 MiB", |_, d| {
+        d.memory = Memory::Process(16 << 20);
+    });
     expect("keepalive", Fail, "never found", |f, _| {
         f.abilities.keepalive = Some(false);
     });
@@ -151,6 +159,9 @@ fn what_bounds_the_promise_warns() {
     });
     expect("ip_local_port_range", Warn, "at most 9999", |f, _| {
         f.limits.port_range = Some((50_000, 59_998));
+    });
+    expect("memory_limit", Warn, "before anything is shed", |_, d| {
+        d.memory = Memory::Process(2 << 30);
     });
     expect("time_wait", Warn, "tw_buckets=262144", |f, _| {
         f.sockets = Some(Sockets {

@@ -1,0 +1,90 @@
+//! Clients that wait for a place, whichever listener they want it of.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::metrics::Shortage;
+
+/// Those who wait, in the order in which they came. Each holds what its session will need of the
+/// process, so under pressure the last to come are turned away, before any session is ended: they
+/// have lost the least and had the longest to wait.
+#[derive(Debug, Default)]
+pub(super) struct Line(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    next: u64,
+    waiting: BTreeMap<u64, oneshot::Sender<Shortage>>,
+}
+
+/// One that waits; leaves the line on drop.
+#[derive(Debug)]
+pub(super) struct InLine<'a> {
+    line: &'a Line,
+    number: u64,
+    turned_away: oneshot::Receiver<Shortage>,
+}
+
+impl Line {
+    pub fn join(&self) -> InLine<'_> {
+        let (sender, turned_away) = oneshot::channel();
+        let mut inner = self.lock();
+        let number = inner.next;
+        inner.next += 1;
+        inner.waiting.insert(number, sender);
+        InLine {
+            line: self,
+            number,
+            turned_away,
+        }
+    }
+
+    /// False if nobody waits.
+    pub fn turn_away_last(&self, why: Shortage) -> bool {
+        let last = self.lock().waiting.pop_last();
+        last.is_some_and(|(_, sender)| sender.send(why).is_ok())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl InLine<'_> {
+    /// Ends when it has to leave, and says why.
+    pub async fn turned_away(&mut self) -> Shortage {
+        match (&mut self.turned_away).await {
+            Ok(why) => why,
+            // The line keeps the sender for as long as this waits.
+            Err(_closed) => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        self.line.lock().waiting.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_to_come_goes_first() {
+        let line = Line::default();
+        assert!(!line.turn_away_last(Shortage::Memory));
+        let mut first = line.join();
+        let left = line.join();
+        let mut last = line.join();
+        drop(left);
+        assert!(line.turn_away_last(Shortage::Memory));
+        assert_eq!(last.turned_away().await, Shortage::Memory);
+        assert!(line.turn_away_last(Shortage::Descriptors));
+        assert_eq!(first.turned_away().await, Shortage::Descriptors);
+        assert!(!line.turn_away_last(Shortage::Memory));
+    }
+}

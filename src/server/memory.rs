@@ -1,0 +1,135 @@
+//! Watches the memory, and ends sessions before the kernel ends the process.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::admission;
+use super::worker::Worker;
+use crate::host::MemoryMeter;
+use crate::liveness::{Pressure, Reading};
+use crate::metrics::{HostSource, Metrics, Shortage};
+use crate::sys;
+
+/// Between two readings.
+const TICK: Duration = Duration::from_secs(1);
+/// Readings without a round after one that found nobody to end: it asks many and looks at all.
+const REST: u32 = 5;
+
+/// What watches.
+pub(super) struct Watch {
+    pub meter: MemoryMeter,
+    /// Any one: it knows the others.
+    pub worker: Arc<Worker>,
+    /// Whether newcomers have to wait for memory.
+    pub full: watch::Sender<bool>,
+    pub metrics: Arc<Metrics>,
+    pub quit: watch::Receiver<bool>,
+}
+
+impl Watch {
+    /// On a thread of its own, since reading the figures can take the kernel long where groups are
+    /// many.
+    pub fn start(self) -> io::Result<JoinHandle<()>> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()?;
+        let thread = thread::Builder::new().name("memory".to_owned());
+        thread.spawn(move || {
+            let mut quit = self.quit.clone();
+            runtime.block_on(async {
+                tokio::select! {
+                    // The sender lives as long as the data plane.
+                    _ended = quit.wait_for(|quit| *quit) => {}
+                    () = self.run() => {}
+                }
+            });
+        })
+    }
+
+    async fn run(&self) {
+        let mut known: Option<Pressure> = None;
+        let (mut ended, mut rest) = (0, 0_u32);
+        loop {
+            if let Some(now) = self.read() {
+                let pressure = match known {
+                    Some(before) => before.next(now, ended),
+                    None => Pressure::new(now),
+                };
+                report(known, pressure, now);
+                self.set_full(pressure.is_full(now));
+                let most = pressure.most(now);
+                // The first thing to go is what nobody uses, and that may be enough.
+                let just_begun = known.is_none_or(|before| before.most(now) == 0);
+                known = Some(pressure);
+                rest = rest.saturating_sub(1);
+                ended = 0;
+                if most > 0 && !just_begun && rest == 0 {
+                    ended = self.shed(most).await;
+                    rest = if ended == 0 { REST } else { 0 };
+                }
+                if most > 0 {
+                    sys::release_free_memory();
+                }
+            }
+            sleep(TICK).await;
+        }
+    }
+
+    async fn shed(&self, most: usize) -> usize {
+        let _one_at_a_time = self.worker.shedding.lock().await;
+        admission::shed(&self.worker, None, Shortage::Memory, most).await
+    }
+
+    /// `None` where it cannot be read; then nobody has to wait for it.
+    fn read(&self) -> Option<Reading> {
+        let (host, limit) = (self.metrics.host(), self.meter.limit());
+        let used = self.meter.used();
+        host.set_memory(used.as_ref().ok().copied(), limit);
+        match used {
+            Ok(used) => Some(Reading {
+                used,
+                limit,
+                sessions: self.worker.sessions(),
+            }),
+            Err(error) => {
+                host.read_failed(HostSource::Memory);
+                tracing::debug!("cannot read how much memory is in use: {error}");
+                self.set_full(false);
+                None
+            }
+        }
+    }
+
+    fn set_full(&self, full: bool) {
+        self.full
+            .send_if_modified(|was| std::mem::replace(was, full) != full);
+    }
+}
+
+fn report(before: Option<Pressure>, after: Pressure, now: Reading) {
+    let (used, limit) = (now.used, now.limit);
+    match (before, after) {
+        (None, Pressure::Vain { .. }) => tracing::warn!(
+            used,
+            limit,
+            "the memory limit leaves no room for sessions: none is ended for it"
+        ),
+        (Some(Pressure::Calm | Pressure::Vain { .. }), Pressure::Short { .. }) => {
+            tracing::warn!(used, limit, "memory is short: shedding");
+        }
+        (Some(Pressure::Short { .. } | Pressure::Calm), Pressure::Vain { .. }) => tracing::warn!(
+            used,
+            limit,
+            "memory is short, but not because of sessions: no more are ended for it"
+        ),
+        (Some(Pressure::Short { .. } | Pressure::Vain { .. }), Pressure::Calm) => {
+            tracing::info!(used, limit, "memory is not short any more");
+        }
+        _ => {}
+    }
+}
