@@ -356,6 +356,7 @@ impl Control for App {
         surroundings::refresh(&self.entrances, self.metrics.host());
         self.metrics
             .set_descriptors(open_descriptors(), self.descriptor_limit);
+        self.metrics.set_workers_in_use(self.workers.in_use());
         if let Some(dropped) = &self.dropped_lines {
             self.metrics
                 .set_log_lines_dropped(dropped.dropped_lines() as u64);
@@ -423,3 +424,6 @@ impl Control for App {
 fn open_descriptors() -> u64 {
     std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
 }
+
+#[cfg(test)]
+mod tests;

@@ -114,6 +114,7 @@ pub struct Metrics {
     draining: IntGauge,
     open_descriptors: IntGauge,
     descriptor_limit: IntGauge,
+    workers_in_use: IntGauge,
     log_lines_dropped: IntCounter,
 }
 
@@ -140,6 +141,7 @@ impl Metrics {
         );
         let open_descriptors = gauges(&registry, names::OPEN_DESCRIPTORS);
         let descriptor_limit = gauges(&registry, names::DESCRIPTOR_LIMIT);
+        let workers_in_use = gauges(&registry, names::WORKERS_IN_USE);
         let log_lines_dropped = counters(&registry, names::LOG_LINES_DROPPED);
         gauges(&registry, names::BUILD_INFO)
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
@@ -155,6 +157,7 @@ impl Metrics {
             draining: draining.with_label_values::<&str>(&[]),
             open_descriptors: open_descriptors.with_label_values::<&str>(&[]),
             descriptor_limit: descriptor_limit.with_label_values::<&str>(&[]),
+            workers_in_use: workers_in_use.with_label_values::<&str>(&[]),
             log_lines_dropped: log_lines_dropped.with_label_values::<&str>(&[]),
             host: HostMetrics::new(&registry),
             registry,
@@ -188,6 +191,11 @@ impl Metrics {
     pub fn set_descriptors(&self, open: u64, limit: u64) {
         self.open_descriptors.set(saturating(open));
         self.descriptor_limit.set(saturating(limit));
+    }
+
+    /// Workers that carry sessions.
+    pub fn set_workers_in_use(&self, workers: usize) {
+        self.workers_in_use.set(saturating(workers as u64));
     }
 
     /// Log lines dropped since the start of the process; a lower total than before is ignored.
@@ -234,6 +242,7 @@ struct Families {
     queue_limit: IntGaugeVec,
     upstream_queue: [IntGaugeVec; 2],
     option_errors: IntCounterVec,
+    moved: IntCounterVec,
     queued: IntGaugeVec,
     phantom: IntGaugeVec,
     takeovers: IntCounterVec,
@@ -269,6 +278,7 @@ impl Families {
             upstream_queue: [names::UPSTREAM_QUEUE_LENGTH, names::UPSTREAM_QUEUE_LIMIT]
                 .map(|family| gauges(r, family)),
             option_errors: counters(r, names::SOCKET_OPTION_ERRORS),
+            moved: counters(r, names::CONNECTIONS_MOVED),
             queued: gauges(r, names::CONNECTIONS_QUEUED),
             phantom: gauges(r, names::PHANTOM),
             takeovers: counters(r, names::TAKEOVERS),
@@ -296,6 +306,7 @@ pub struct ListenerMetrics {
     /// Length and limit; with the name, since they may have no series.
     upstream_queue: ([IntGaugeVec; 2], Box<str>),
     option_errors: IntCounter,
+    moved: IntCounter,
     queued: IntGauge,
     phantom: IntGauge,
     takeovers: Box<[IntCounter]>,
@@ -352,6 +363,7 @@ impl ListenerMetrics {
             queue_limit: f.queue_limit.with_label_values(&[name]),
             upstream_queue: (f.upstream_queue.clone(), name.into()),
             option_errors: f.option_errors.with_label_values(&[name]),
+            moved: f.moved.with_label_values(&[name]),
             queued: f.queued.with_label_values(&[name]),
             phantom: f.phantom.with_label_values(&[name]),
             takeovers: each(&f.takeovers, &mut Takeover::ALL.iter().map(|t| t.as_str())),
@@ -498,6 +510,11 @@ impl ListenerMetrics {
                 let _ = limit.remove_label_values(labels);
             }
         }
+    }
+
+    /// A session went on at another worker.
+    pub fn moved(&self) {
+        self.moved.inc();
     }
 
     /// A socket option could not be set.

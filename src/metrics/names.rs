@@ -199,6 +199,16 @@ pub(super) const SOCKET_OPTION_ERRORS: Family = family(
     &["listener"],
     "Socket options that could not be set.",
 );
+pub(super) const CONNECTIONS_MOVED: Family = family(
+    "pulsegate_connections_moved_total",
+    &["listener"],
+    "Sessions that went on at another worker.",
+);
+pub(super) const WORKERS_IN_USE: Family = family(
+    "pulsegate_workers_in_use",
+    &[],
+    "Workers that carry sessions; the others wait until these are busy.",
+);
 pub(super) const LIVENESS_LOOKS: Family = family(
     "pulsegate_liveness_looks_total",
     &[],

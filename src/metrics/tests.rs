@@ -57,6 +57,8 @@ fn events_reach_their_series() {
     db.connect_failed(ConnectFailure::Refused);
     db.accept_error(AcceptErrorClass::Memory);
     db.socket_option_failed();
+    db.moved();
+    metrics.set_workers_in_use(2);
     db.set_listen_queue(3, 128);
     db.reset_sent(Leg::Downstream);
     db.probe_sent(Leg::Upstream);
@@ -87,6 +89,8 @@ fn events_reach_their_series() {
         "pulsegate_liveness_looks_total 7",
         "pulsegate_draining 1",
         "pulsegate_open_descriptors 12",
+        "pulsegate_connections_moved_total{listener=\"db\"} 1",
+        "pulsegate_workers_in_use 2",
     ] {
         assert!(has(&metrics, line), "{line}\n{}", metrics.render());
     }

@@ -46,6 +46,12 @@ impl TcpStream {
         })
     }
 
+    /// Ends the registration.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd.into_inner()
+    }
+
     /// The descriptor.
     #[must_use]
     pub fn raw_fd(&self) -> RawFd {

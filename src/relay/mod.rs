@@ -191,6 +191,13 @@ impl Relay {
         self.directions[leg.other() as usize].owes()
     }
 
+    /// Whether nothing is held that belongs to this thread, so that the relay may go on at another.
+    #[must_use]
+    pub fn is_empty_handed(&self) -> bool {
+        let mut directions = self.directions.iter();
+        directions.all(|d| matches!(d.held, direction::Held::Nothing))
+    }
+
     /// Whether there is a leg whose failure no read would notice.
     #[must_use]
     pub fn is_deaf(&self) -> bool {

@@ -121,7 +121,7 @@ fn classify(error: &std::io::Error) -> AcceptErrorClass {
     }
 }
 
-/// Lets the client in, on the worker that has the least to do; has it wait for what it lacks; or
+/// Lets the client in, on the worker where it belongs; has it wait for what it lacks; or
 /// turns it away: the armed abort that its socket inherited makes the drop an RST.
 fn admit(worker: &Arc<Worker>, entrance: &Arc<Entrance>, fd: OwnedFd, client: SocketAddr) {
     let metrics = &entrance.service.metrics;
@@ -148,7 +148,7 @@ fn admit(worker: &Arc<Worker>, entrance: &Arc<Entrance>, fd: OwnedFd, client: So
         place,
         resources,
     };
-    match worker.emptier() {
+    match worker.elsewhere() {
         Some(other) => other.hand_over(newcomer),
         None => start(worker, newcomer),
     }

@@ -4,11 +4,11 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 
 use rustix::process::{Resource, getrlimit};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::admission::Resources;
 use super::line::Line;
@@ -18,10 +18,7 @@ use crate::host::MemoryMeter;
 use crate::metrics::Metrics;
 use crate::net::listen;
 use crate::relay;
-use crate::session::{Table, monitor};
-
-/// A client is handed to another worker when this one has more than 9/8 of its sessions.
-const UNEVEN: (usize, usize) = (9, 8);
+use crate::session::{Crew, Table, monitor};
 
 /// Clients that may wait for descriptors or memory at a time.
 const MOST_WAITING: usize = 32;
@@ -69,8 +66,8 @@ pub struct Worker {
     pub(super) line: Arc<Line>,
     /// Newcomers have to wait for memory.
     pub(super) out_of_memory: watch::Receiver<bool>,
-    inbox: Mutex<Vec<Newcomer>>,
-    arrived: Notify,
+    /// Its number, and the crew it belongs to; set once all exist.
+    seat: OnceLock<(usize, Arc<Crew>)>,
     /// The others, this one included; set once all exist.
     all: OnceLock<Vec<Arc<Self>>>,
 }
@@ -96,18 +93,16 @@ impl Worker {
             shedding: shedding.clone(),
             line: line.clone(),
             out_of_memory: out_of_memory.clone(),
-            inbox: Mutex::default(),
-            arrived: Notify::new(),
+            seat: OnceLock::new(),
             all: OnceLock::new(),
         };
         (0..count).map(|_| Arc::new(worker())).collect()
     }
 
-    /// A worker that has clearly less to do than this one.
-    pub(super) fn emptier(&self) -> Option<&Arc<Self>> {
-        let own = self.table.len();
-        let least = self.all.get()?.iter().min_by_key(|w| w.table.len())?;
-        (own * UNEVEN.1 > (least.table.len() + 1) * UNEVEN.0).then_some(least)
+    /// The worker that a client accepted here belongs to, if another one.
+    pub(super) fn elsewhere(&self) -> Option<&Arc<Self>> {
+        let (index, crew) = self.seat.get()?;
+        self.all.get()?.get(crew.for_newcomer(*index)?)
     }
 
     /// The sessions of all workers.
@@ -132,23 +127,10 @@ impl Worker {
         let _enough = full.wait_for(|full| !*full).await;
     }
 
-    pub(super) fn hand_over(&self, newcomer: Newcomer) {
-        self.inbox
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(newcomer);
-        self.arrived.notify_one();
-    }
-
-    async fn take_in(self: Arc<Self>) {
-        loop {
-            let newcomers =
-                std::mem::take(&mut *self.inbox.lock().unwrap_or_else(PoisonError::into_inner));
-            newcomers
-                .into_iter()
-                .for_each(|newcomer| accept::start(&self, newcomer));
-            self.arrived.notified().await;
-        }
+    pub(super) fn hand_over(self: &Arc<Self>, newcomer: Newcomer) {
+        let worker = self.clone();
+        let start = move || accept::start(&worker, newcomer);
+        self.table.post(Box::new(start));
     }
 }
 
@@ -156,6 +138,7 @@ impl Worker {
 #[derive(Debug)]
 pub struct Workers {
     all: Vec<Arc<Worker>>,
+    crew: Arc<Crew>,
     threads: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
     quit: watch::Sender<bool>,
@@ -210,14 +193,17 @@ impl Workers {
         let (stop, stopped) = watch::channel(false);
         let (quit, quitting) = watch::channel(false);
         let all = Worker::crew(count, descriptors, &stopped, &out_of_memory);
+        let crew = Crew::new(all.iter().map(|worker| worker.table.clone()).collect());
         let mut workers = Self {
             all: all.clone(),
+            crew: crew.clone(),
             threads: Vec::new(),
             stop,
             quit,
         };
         for (index, worker) in all.iter().enumerate() {
             let _set_once = worker.all.set(all.clone());
+            let _set_once = worker.seat.set((index, crew.clone()));
             let seat = Seat {
                 worker: worker.clone(),
                 entrances: entrances.to_vec(),
@@ -258,6 +244,18 @@ impl Workers {
     /// Stops accepting; sessions go on.
     pub fn stop_accepting(&self) {
         self.stop.send_replace(true);
+    }
+
+    /// How many workers carry sessions at present.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.crew.in_use()
+    }
+
+    /// Has every session of one worker move to another one.
+    #[cfg(test)]
+    pub(crate) fn move_all(&self, from: usize, to: usize) {
+        self.crew.move_all(from, to);
     }
 
     /// How many sessions there are.
@@ -301,7 +299,7 @@ impl Seat {
                 Err(error) => return drop(ready.send(Err(error))),
             }
             tokio::spawn(monitor(self.worker.table.clone(), self.metrics.clone()));
-            tokio::spawn(self.worker.clone().take_in());
+            tokio::spawn(self.worker.table.clone().work_off());
             // The sender lives as long as the data plane.
             let _ended = self.quit.wait_for(|quit| *quit).await;
         });

@@ -2,6 +2,7 @@
 //! the verdict or the peers ask for.
 
 mod closing;
+mod crew;
 mod monitor;
 mod table;
 mod task;
@@ -25,6 +26,7 @@ use crate::net::sample;
 use crate::relay::{self, Counters};
 use crate::{sys, telemetry};
 
+pub use crew::{Crew, Job};
 pub use monitor::monitor;
 pub use table::Table;
 pub use task::{Admission, Task};
@@ -114,6 +116,8 @@ struct State {
     /// The only valid entry of the monitor's queue. Before both legs are up: since when it waits
     /// for a place, or for the upstream.
     due: Millis,
+    /// Both legs are up, and the monitor has yet to put them under watch.
+    young: bool,
     /// Keepalive and its companions are set.
     watched: bool,
     order: Option<Close>,
@@ -147,6 +151,7 @@ impl Session {
                 fds: [-1; 2],
                 machine: Machine::new(now),
                 due: now,
+                young: false,
                 watched: false,
                 order: None,
                 waker: None,
@@ -186,6 +191,7 @@ impl Session {
         state.fds[Leg::Upstream as usize] = upstream;
         state.machine = Machine::new(now);
         state.phase = Phase::Open;
+        state.young = true;
         state.connect_ms = u32::try_from(took).ok();
         drop(state);
         self.service.metrics.connected(Duration::from_millis(took));
@@ -274,6 +280,31 @@ impl Entry {
     fn introduce(&mut self, cx: &Context<'_>) {
         if !std::mem::replace(&mut self.introduced, true) {
             self.session.lock().waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// The same session in another table. This entry has nothing left to settle.
+    fn move_to(&mut self, table: Arc<Table>) -> Self {
+        self.settled = true;
+        self.table.remove(self.key);
+        let session = self.session.clone();
+        session.service.metrics.moved();
+        let key = table.insert(session.clone());
+        let (young, due) = {
+            let state = session.lock();
+            (state.young, state.due)
+        };
+        if young {
+            table.add_young(sys::now(), key, session.id);
+        } else {
+            table.schedule(due, key);
+        }
+        Self {
+            session,
+            table,
+            key,
+            settled: false,
+            introduced: false,
         }
     }
 

@@ -63,6 +63,7 @@ impl Session {
         for fd in state.fds {
             self.check_option(options::watch(fd, &self.service.policy));
         }
+        state.young = false;
         state.watched = true;
         self.old.store(true, Ordering::Relaxed);
         if let Some(waker) = &state.waker {

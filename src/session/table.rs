@@ -9,6 +9,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 
 use super::Session;
+use super::crew::Seat;
 use crate::liveness::Millis;
 
 /// How old a session is before it is put under watch: a shorter one does not pay for it.
@@ -22,6 +23,8 @@ pub struct Table {
     count: AtomicUsize,
     /// Something is due earlier than the monitor knew.
     pub(super) earlier: Notify,
+    /// Its worker, as one of several.
+    pub(super) seat: Seat,
 }
 
 #[derive(Debug, Default)]

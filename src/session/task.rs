@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -105,7 +106,12 @@ impl<P: Send + Unpin + 'static> Task<P> {
                     // A leg that is not read cannot tell that it failed. Most sessions are over
                     // or are read again before that matters.
                     Poll::Pending if session.is_old() && relay.is_deaf() => None,
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => match self.entry.table.elsewhere(session.id) {
+                        Some(table) if relay.is_empty_handed() => {
+                            return Poll::Ready(self.move_to(table));
+                        }
+                        _ => return Poll::Pending,
+                    },
                 };
                 match std::mem::replace(&mut self.stage, Stage::Over) {
                     Stage::Relaying(relay, legs) => self.end(relay, legs, end),
@@ -187,6 +193,21 @@ impl<P: Send + Unpin + 'static> Task<P> {
         }))
     }
 
+    /// Goes on at another worker, as a task of its runtime. What comes meanwhile waits in the
+    /// sockets: epoll says so when they are registered there.
+    fn move_to(&mut self, table: Arc<Table>) -> Stage<P> {
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Relaying(relay, legs) => {
+                let entry = self.entry.move_to(table.clone());
+                let place = self.place.take();
+                let fds = legs.map(TcpStream::into_fd);
+                table.post(Box::new(move || arrive(entry, place, relay, fds)));
+                Stage::Over
+            }
+            other => other,
+        }
+    }
+
     /// Closes the books and gives the place back.
     fn finish(&mut self, close: &Close) -> Stage<P> {
         self.entry.finish(close);
@@ -210,11 +231,31 @@ impl<P: Send + Unpin + 'static> Task<P> {
     }
 }
 
+/// A session begins its work at this thread's worker.
+fn arrive<P: Send + Unpin + 'static>(
+    mut entry: Entry,
+    place: Option<P>,
+    relay: Relay,
+    fds: [OwnedFd; 2],
+) {
+    let [downstream, upstream] = fds.map(TcpStream::new);
+    match (downstream, upstream) {
+        (Ok(downstream), Ok(upstream)) => drop(tokio::spawn(Task {
+            entry,
+            place,
+            stage: Stage::Relaying(relay, [downstream, upstream]),
+        })),
+        // The drop of its sockets is an RST.
+        _ => entry.finish(&aborted(CloseReason::LocalError)),
+    }
+}
+
 impl<P: Send + Unpin + 'static> Future for Task<P> {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.entry.introduce(cx);
+        self.entry.table.woken();
         loop {
             self.stage = ready!(self.poll_stage(cx));
             if matches!(self.stage, Stage::Over) {

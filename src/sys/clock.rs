@@ -1,11 +1,50 @@
 //! The one clock of the process.
 
+use std::fs::File;
+use std::io::Read;
+
+use rustix::time::{ClockId, clock_gettime};
+
 use crate::liveness::Millis;
 
 /// Milliseconds of `CLOCK_MONOTONIC`, which like TCP's own timers does not count suspended time.
 #[must_use]
 pub fn now() -> Millis {
-    let t = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let t = clock_gettime(ClockId::Monotonic);
     // Neither part is ever negative (clock_gettime(2)).
     t.tv_sec.unsigned_abs() * 1000 + t.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+/// Microseconds that this thread has run or waited for a processor: what it would have been busy
+/// with one of its own. Without the kernel's figures (`CONFIG_SCHED_INFO`), what it has run.
+#[must_use]
+pub fn thread_time() -> u64 {
+    scheduled().unwrap_or_else(|| {
+        let t = clock_gettime(ClockId::ThreadCPUTime);
+        t.tv_sec.unsigned_abs() * 1_000_000 + t.tv_nsec.unsigned_abs() / 1000
+    })
+}
+
+/// Nanoseconds run, nanoseconds waited, slices (Documentation/scheduler/sched-stats.rst).
+fn scheduled() -> Option<u64> {
+    let mut text = [0; 64];
+    let length = File::open("/proc/thread-self/schedstat")
+        .and_then(|mut file| file.read(&mut text))
+        .ok()?;
+    let mut words = std::str::from_utf8(&text[..length]).ok()?.split(' ');
+    let mut next = || words.next()?.parse::<u64>().ok();
+    Some((next()? + next()?) / 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_works_has_its_time_counted() {
+        let (began, before) = (now(), thread_time());
+        while now() < began + 50 {}
+        let counted = thread_time() - before;
+        assert!(counted >= 20_000, "{counted}");
+    }
 }

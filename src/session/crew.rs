@@ -1,0 +1,419 @@
+//! The workers as one crew: few of them carry sessions while few are enough, and a session moves
+//! to another one when its own is too busy.
+//!
+//! Each worker that wakes up for a message pays for the wake-up, and two workers that are nearly
+//! idle pay it twice as often as one that has the work of both. So sessions are packed on the
+//! first worker, and the next one is taken into use when that one is busy. A session moves between
+//! two messages, when it holds no byte: its sockets are registered with the other worker's epoll.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use tokio::sync::Notify;
+
+use super::Table;
+use crate::liveness::Millis;
+use crate::sys;
+
+/// A worker is measured over at least this long, ms.
+const WINDOW: Millis = 50;
+/// Wake-ups of sessions between two readings of the clock.
+const READ_CLOCK_EVERY: u32 = 64;
+/// A measurement older than this says nothing: the worker has hardly woken up since, ms.
+const STALE: Millis = 1000;
+/// Busier than this is too busy, permille of the time.
+const TOO_BUSY: u32 = 700;
+/// So much busier than another one is uneven, permille.
+const UNEVEN: u32 = 300;
+/// One worker less will do when the others would not be busier than this, permille, ...
+const CALM: u32 = 350;
+/// ... for so long, ms.
+const CALM_FOR: Millis = 2000;
+/// A worker that gave sessions away is given time to show what that brought, ms.
+const SETTLES: Millis = 200;
+/// A worker has clearly more sessions than another when it has more than 9/8 of them.
+const MORE: (usize, usize) = (9, 8);
+
+/// Something to start on the thread of another worker.
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// All workers.
+#[derive(Debug)]
+pub struct Crew {
+    tables: Vec<Arc<Table>>,
+    in_use: AtomicUsize,
+    plan: Mutex<Plan>,
+}
+
+/// What a table knows of the crew.
+#[derive(Default)]
+pub(super) struct Seat {
+    crew: OnceLock<(Weak<Crew>, usize)>,
+    /// An [`Advice`], 0 for none: the only thing that a session looks at on each wake-up.
+    advice: AtomicU64,
+    inbox: Mutex<Vec<Job>>,
+    arrived: Notify,
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Seat").finish_non_exhaustive()
+    }
+}
+
+thread_local! {
+    /// Of the worker of this thread: wake-ups since the clock was read, when the window began,
+    /// and what the thread's time was then.
+    static METER: Cell<(u32, Millis, u64)> = const { Cell::new((0, 0, 0)) };
+}
+
+impl Crew {
+    /// Makes a crew of workers, each known by its table.
+    #[must_use]
+    pub fn new(tables: Vec<Arc<Table>>) -> Arc<Self> {
+        let crew = Arc::new(Self {
+            in_use: AtomicUsize::new(1),
+            plan: Mutex::new(Plan::new(tables.len())),
+            tables,
+        });
+        for (index, table) in crew.tables.iter().enumerate() {
+            let _set_once = table.seat.crew.set((Arc::downgrade(&crew), index));
+            crew.advise(index, (index > 0).then_some(Advice::everything(0)));
+        }
+        crew
+    }
+
+    /// How many workers carry sessions at present.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    /// The worker that a client accepted by worker `own` is to be handed to, if another one.
+    #[must_use]
+    pub fn for_newcomer(&self, own: usize) -> Option<usize> {
+        let in_use = &self.tables[..self.in_use()];
+        let (least, table) = in_use.iter().enumerate().min_by_key(|(_, t)| t.len())?;
+        let Some(own) = in_use.get(own) else {
+            return Some(least);
+        };
+        (own.len() * MORE.1 > (table.len() + 1) * MORE.0).then_some(least)
+    }
+
+    /// Has every session of one worker move to another one, until the next measurement.
+    #[cfg(test)]
+    pub(crate) fn move_all(&self, from: usize, to: usize) {
+        self.advise(from, Some(Advice::everything(to)));
+        self.advise(to, None);
+    }
+
+    fn advise(&self, worker: usize, advice: Option<Advice>) {
+        let advice = advice.map_or(0, Advice::pack);
+        self.tables[worker]
+            .seat
+            .advice
+            .store(advice, Ordering::Relaxed);
+    }
+
+    fn report(&self, now: Millis, worker: usize, busy: u32) {
+        let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        for (worker, advice) in plan.report(now, worker, busy) {
+            self.advise(worker, advice);
+        }
+        self.in_use.store(plan.in_use, Ordering::Relaxed);
+    }
+}
+
+impl Table {
+    /// Has the worker of this table do something on its own thread.
+    pub fn post(&self, job: Job) {
+        let mut inbox = self
+            .seat
+            .inbox
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        inbox.push(job);
+        drop(inbox);
+        self.seat.arrived.notify_one();
+    }
+
+    /// Does what was posted; for as long as the worker runs.
+    pub async fn work_off(self: Arc<Self>) {
+        loop {
+            let jobs = {
+                let inbox = &self.seat.inbox;
+                std::mem::take(&mut *inbox.lock().unwrap_or_else(PoisonError::into_inner))
+            };
+            jobs.into_iter().for_each(|job| job());
+            self.seat.arrived.notified().await;
+        }
+    }
+
+    /// Where the session is to go, if anywhere.
+    pub(super) fn elsewhere(&self, id: u64) -> Option<Arc<Self>> {
+        let advice = Advice::unpack(self.seat.advice.load(Ordering::Relaxed))?;
+        if !advice.concerns(id) {
+            return None;
+        }
+        let (crew, _) = self.seat.crew.get()?;
+        crew.upgrade()?.tables.get(advice.to).cloned()
+    }
+
+    /// A session of this worker has been woken up. Called on the worker's thread.
+    pub(super) fn woken(&self) {
+        let (wake_ups, since, before) = METER.get();
+        if wake_ups < READ_CLOCK_EVERY {
+            return METER.set((wake_ups + 1, since, before));
+        }
+        let now = sys::now();
+        let span = now.saturating_sub(since);
+        if span < WINDOW {
+            return METER.set((0, since, before));
+        }
+        let Some((crew, worker)) = self.seat.crew.get() else {
+            return;
+        };
+        let time = sys::thread_time();
+        METER.set((0, now, time));
+        // Microseconds in a millisecond are permille.
+        let busy = time.saturating_sub(before) / span;
+        if let Some(crew) = crew.upgrade().filter(|crew| crew.tables.len() > 1) {
+            crew.report(now, *worker, u32::try_from(busy).unwrap_or(u32::MAX));
+        }
+    }
+}
+
+/// Sessions of a worker that are to move as soon as they wake up and hold no byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Advice {
+    /// To this worker.
+    to: usize,
+    /// So many of 256.
+    share: u8,
+    /// Others than last time.
+    salt: u16,
+}
+
+impl Advice {
+    const fn everything(to: usize) -> Self {
+        Self {
+            to,
+            share: u8::MAX,
+            salt: 0,
+        }
+    }
+
+    const fn pack(self) -> u64 {
+        1 << 63 | (self.to as u64) << 32 | (self.salt as u64) << 8 | self.share as u64
+    }
+
+    fn unpack(packed: u64) -> Option<Self> {
+        let [share, low, high, ..] = packed.to_le_bytes();
+        (packed != 0).then(|| Self {
+            to: usize::try_from(packed >> 32 & 0xffff).unwrap_or_default(),
+            share,
+            salt: u16::from_le_bytes([low, high]),
+        })
+    }
+
+    /// Whether the session is one of the share.
+    fn concerns(self, id: u64) -> bool {
+        // Fibonacci hashing: neighbours are spread, and each salt chooses others.
+        let salted = id ^ u64::from(self.salt) << 32;
+        let hash = salted.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56;
+        self.share == u8::MAX || hash < u64::from(self.share)
+    }
+}
+
+/// Which workers are in use. Pure: measurements and time in, advice out.
+#[derive(Debug)]
+struct Plan {
+    in_use: usize,
+    workers: Vec<Load>,
+    /// When another worker was taken into use or out of it.
+    changed: Millis,
+    /// Since when one less would do.
+    calm_since: Option<Millis>,
+    salt: u16,
+}
+
+/// The last measurement of a worker.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    /// Permille of the time.
+    busy: u32,
+    at: Millis,
+    /// When it last gave sessions away.
+    gave: Millis,
+}
+
+impl Plan {
+    fn new(workers: usize) -> Self {
+        Self {
+            in_use: 1,
+            workers: vec![Load::default(); workers],
+            changed: 0,
+            calm_since: None,
+            salt: 0,
+        }
+    }
+
+    /// Takes in how busy a worker was; returns the advice that changes with it.
+    fn report(&mut self, now: Millis, me: usize, busy: u32) -> Vec<(usize, Option<Advice>)> {
+        self.workers[me].busy = busy;
+        self.workers[me].at = now;
+        if me >= self.in_use {
+            // Its advice stays: whoever is left there goes.
+            return Vec::new();
+        }
+        if let Some(dropped) = self.one_less(now) {
+            let to = self.least_busy(now, dropped);
+            return vec![(dropped, Some(Advice::everything(to)))];
+        }
+        // What was advised at the last measurement has been done.
+        let mut advice = vec![(me, None)];
+        if busy < TOO_BUSY || now < self.workers[me].gave + SETTLES {
+            return advice;
+        }
+        let mut to = self.least_busy(now, me);
+        if self.busy(now, to) + UNEVEN > busy || to == me {
+            if self.in_use == self.workers.len() {
+                return advice;
+            }
+            to = self.in_use;
+            self.in_use += 1;
+            self.changed = now;
+            self.calm_since = None;
+            advice.push((to, None));
+        }
+        let surplus = busy.saturating_sub(self.busy(now, to)) / 2;
+        self.salt = self.salt.wrapping_add(1);
+        self.workers[me].gave = now;
+        advice[0].1 = Some(Advice {
+            to,
+            // Under one half, so never all.
+            share: u8::try_from(surplus * 256 / busy.max(1)).unwrap_or(128),
+            salt: self.salt,
+        });
+        advice
+    }
+
+    /// Takes a worker out of use when the others could do its work for a while.
+    fn one_less(&mut self, now: Millis) -> Option<usize> {
+        let others = u32::try_from(self.in_use - 1).unwrap_or(u32::MAX);
+        let total: u32 = (0..self.workers.len()).map(|w| self.busy(now, w)).sum();
+        if total > CALM.saturating_mul(others) || others == 0 {
+            self.calm_since = None;
+            return None;
+        }
+        let since = *self.calm_since.get_or_insert(now);
+        if now < since + CALM_FOR {
+            return None;
+        }
+        self.calm_since = None;
+        self.changed = now;
+        self.in_use -= 1;
+        Some(self.in_use)
+    }
+
+    fn busy(&self, now: Millis, worker: usize) -> u32 {
+        let load = self.workers[worker];
+        if load.at + STALE < now { 0 } else { load.busy }
+    }
+
+    /// Of those in use, other than one of them.
+    fn least_busy(&self, now: Millis, but: usize) -> usize {
+        let others = (0..self.in_use).filter(|worker| *worker != but);
+        others.min_by_key(|w| self.busy(now, *w)).unwrap_or(but)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(advice: &[(usize, Option<Advice>)], of: usize) -> Option<(usize, u8)> {
+        let (_, advice) = advice.iter().find(|(worker, _)| *worker == of)?;
+        advice.map(|advice| (advice.to, advice.share))
+    }
+
+    #[test]
+    fn one_worker_does_what_one_can() {
+        let mut plan = Plan::new(4);
+        for now in (1000..9000).step_by(50) {
+            assert_eq!(share(&plan.report(now, 0, 600), 0), None);
+        }
+        assert_eq!(plan.in_use, 1);
+    }
+
+    #[test]
+    fn a_busy_worker_gives_half_to_the_next() {
+        let mut plan = Plan::new(2);
+        assert_eq!(share(&plan.report(1000, 0, 900), 0), Some((1, 128)));
+        assert_eq!(plan.in_use, 2);
+        // It is given time, and then all is well.
+        assert_eq!(share(&plan.report(1050, 0, 900), 0), None);
+        plan.report(1200, 1, 500);
+        assert_eq!(share(&plan.report(1250, 0, 500), 0), None);
+        assert_eq!(plan.in_use, 2);
+    }
+
+    #[test]
+    fn work_goes_to_the_idler_one_before_another_is_used() {
+        let mut plan = Plan::new(3);
+        plan.report(1000, 0, 1000);
+        plan.report(1300, 1, 200);
+        let Some((1, given)) = share(&plan.report(1300, 0, 1000), 0) else {
+            panic!("nothing given");
+        };
+        assert!((100..=104).contains(&given), "{given}");
+        assert_eq!(plan.in_use, 2);
+        plan.report(1600, 1, 900);
+        assert_eq!(share(&plan.report(1600, 0, 1000), 0), Some((2, 128)));
+        assert_eq!(plan.in_use, 3);
+    }
+
+    #[test]
+    fn when_all_are_busy_nothing_moves() {
+        let mut plan = Plan::new(2);
+        plan.report(1000, 0, 1000);
+        for now in (1300..3000).step_by(50) {
+            plan.report(now, 1, 1000);
+            assert_eq!(share(&plan.report(now, 0, 1000), 0), None);
+        }
+    }
+
+    #[test]
+    fn a_worker_is_given_up_after_a_calm_while() {
+        let mut plan = Plan::new(2);
+        plan.report(1000, 0, 1000);
+        plan.report(1300, 1, 100);
+        for now in (1300..3300).step_by(100) {
+            plan.report(now, 0, 200);
+            assert_eq!(plan.in_use, 2, "{now}");
+        }
+        // The other one has not been heard of for a while: it hardly wakes up.
+        let advice = plan.report(3300, 0, 200);
+        assert_eq!(plan.in_use, 1);
+        assert_eq!(share(&advice, 1), Some((0, u8::MAX)));
+    }
+
+    #[test]
+    fn advice_survives_its_packing_and_concerns_its_share() {
+        let advice = Advice {
+            to: 513,
+            share: 64,
+            salt: 40_000,
+        };
+        assert_eq!(Advice::unpack(advice.pack()), Some(advice));
+        assert_eq!(Advice::unpack(0), None);
+        let concerned = (0..10_000).filter(|id| advice.concerns(*id)).count();
+        assert!((2_200..2_800).contains(&concerned), "{concerned}");
+        let other = Advice { salt: 7, ..advice };
+        let both = |id: &u64| advice.concerns(*id) && other.concerns(*id);
+        assert!((0..10_000).filter(both).count() < 2_000);
+        assert!((0..1000).all(|id| Advice::everything(1).concerns(id)));
+    }
+}
