@@ -9,6 +9,7 @@ use rustix::net::SocketFlags;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::options;
+use crate::liveness::Policy;
 
 /// Makes sure that nobody else listens on the address. Workers share it among themselves by
 /// `SO_REUSEPORT`, which would also let a second pulsegate join in silently.
@@ -21,14 +22,15 @@ pub fn check_free(address: SocketAddr) -> io::Result<()> {
     socket.listen(1)
 }
 
-/// Listens on an address next to the other workers of this process.
+/// Listens on an address next to the other workers of this process, for clients that are to be
+/// watched by `policy`.
 ///
 /// # Errors
 /// What socket(2), bind(2) or listen(2) say.
-pub fn listen(address: SocketAddr, backlog: u32) -> io::Result<OwnedFd> {
+pub fn listen(address: SocketAddr, backlog: u32, policy: &Policy) -> io::Result<OwnedFd> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
-    options::prepare_listener(socket.as_raw_fd())?;
+    options::prepare_listener(socket.as_raw_fd(), policy)?;
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())

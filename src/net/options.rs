@@ -12,7 +12,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::liveness::Policy;
+use crate::liveness::{Leg, Policy};
 use crate::sys::sockopt::{self, IntOption};
 
 /// The longest gap between two questions of the kernel, ms.
@@ -22,14 +22,21 @@ const KERNEL_RTO_MAX_MS: i32 = 120_000;
 /// Unsent bytes per leg in the kernel: bounds what a stalled peer makes us hold.
 const NOTSENT_BYTES: i32 = 256 * 1024;
 
-/// Options that a listener hands down to the sockets it accepts, at no cost for each.
+/// Options that a listener hands down to the sockets it accepts, at no cost for each. Keepalive
+/// itself is not among them: its timer would be armed for every short session.
 ///
 /// # Errors
 /// The option that could not be set, with the kernel's reason.
-pub fn prepare_listener(fd: RawFd) -> io::Result<()> {
+pub fn prepare_listener(fd: RawFd, policy: &Policy) -> io::Result<()> {
     set(fd, sockopt::NODELAY, 1)?;
-    set(fd, sockopt::NOTSENT_LOWAT, NOTSENT_BYTES)?;
+    prepare_keepalive(fd, policy)?;
     sockopt::arm_abort(fd)
+}
+
+fn prepare_keepalive(fd: RawFd, policy: &Policy) -> io::Result<()> {
+    set(fd, sockopt::NOTSENT_LOWAT, NOTSENT_BYTES)?;
+    set(fd, sockopt::KEEPINTVL, 1)?;
+    set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))
 }
 
 /// What a dialled socket needs before it connects; the rest waits for [`watch`] and, for
@@ -41,16 +48,17 @@ pub fn prepare_dialled(fd: RawFd) -> io::Result<()> {
     sockopt::arm_abort(fd)
 }
 
-/// Puts a connected leg under watch: keepalive from now on, and no verdict by the kernel.
+/// Puts a connected leg under watch: keepalive from now on, and no verdict by the kernel. The
+/// downstream has inherited the better part from its listener.
 ///
 /// # Errors
 /// The option that could not be set, with the kernel's reason. `TCP_RTO_MAX_MS` is best effort.
-pub fn watch(fd: RawFd, policy: &Policy) -> io::Result<()> {
+pub fn watch(fd: RawFd, leg: Leg, policy: &Policy) -> io::Result<()> {
+    if leg == Leg::Upstream {
+        prepare_keepalive(fd, policy)?;
+    }
     set(fd, sockopt::USER_TIMEOUT, i32::MAX)?;
-    set(fd, sockopt::KEEPINTVL, 1)?;
-    set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))?;
     set(fd, sockopt::KEEPALIVE, 1)?;
-    set(fd, sockopt::NOTSENT_LOWAT, NOTSENT_BYTES)?;
     // Not before: behind the close(2) of a short session the kernel would give up its FIN after
     // some 3 s.
     let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, QUESTION_GAP_MS);

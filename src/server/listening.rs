@@ -55,9 +55,13 @@ mod tests {
 
     #[test]
     fn queues_of_all_workers_are_added_up() {
+        let flags = [("listen", "127.0.0.1:1"), ("upstream", "127.0.0.1:2")];
+        let flags = flags.map(|(flag, address)| (flag, address.to_owned()));
+        let config = crate::config::from_flags(&flags).expect("flags");
+        let policy = config.listeners[0].liveness.policy();
         let listen = |address: &str| {
             let address = address.parse().expect("an address");
-            crate::net::listen::listen(address, 3).expect("listens")
+            crate::net::listen::listen(address, 3, &policy).expect("listens")
         };
         let (a, b) = (listen("127.0.0.1:0"), listen("127.0.0.1:0"));
         let sockets = Listening::default();

@@ -337,7 +337,7 @@ impl Seat {
             listen::check_free(entrance.address)?;
         }
         let address = entrance.bound.get().copied().unwrap_or(entrance.address);
-        let socket = listen::listen(address, entrance.backlog)?;
+        let socket = listen::listen(address, entrance.backlog, &entrance.service.policy)?;
         let bound = listen::local_address(&socket)?;
         if *entrance.bound.get_or_init(|| bound) == entrance.address {
             return Ok(socket);

@@ -60,8 +60,9 @@ impl Session {
         if state.phase != Phase::Open {
             return None;
         }
-        for fd in state.fds {
-            self.check_option(options::watch(fd, &self.service.policy));
+        for leg in LEGS {
+            let fd = state.fds[leg as usize];
+            self.check_option(options::watch(fd, leg, &self.service.policy));
         }
         state.young = false;
         state.watched = true;

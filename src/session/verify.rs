@@ -198,7 +198,8 @@ impl Asking<'_> {
         let mut state = self.session.lock();
         let fd = state.fds[self.leg as usize];
         if !state.watched && fd >= 0 {
-            self.session.check_option(options::watch(fd, policy));
+            self.session
+                .check_option(options::watch(fd, self.leg, policy));
             state.watched = true;
             self.session.old.store(true, Ordering::Relaxed);
         }
