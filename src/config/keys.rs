@@ -313,7 +313,7 @@ pub const KEYS: &[Key] = &[
     key(
         "workers",
         count_or(1, 1024, "auto"),
-        "Data-plane threads; `auto`: by the processors the process may use.",
+        "Data-plane threads at most; `auto`: by the processors the process may use. As many are used as there is work for.",
     )
     .value("auto")
     .flag("workers"),

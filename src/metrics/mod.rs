@@ -27,8 +27,6 @@ vocabulary! {
     RejectReason {
         /// The listener holds `max_connections` sessions.
         MaxConnections = "max_connections",
-        /// The process drains.
-        Draining = "draining",
         /// Too few file descriptors are left for both legs.
         Descriptors = "descriptors",
         /// Memory is short.
