@@ -6,7 +6,7 @@ use super::*;
 
 const T0: Millis = 1_000_000;
 
-/// D = 30 s, I = 6 s: the last questions from 28.8 s, the verdict at 30.2 s.
+/// D = 30 s, I = 6 s: the last questions from 28.8 s, the verdict at 30.75 s.
 fn policy() -> Policy {
     Policy {
         detect_within: 30_000,
