@@ -45,11 +45,11 @@ fn listens_on(app: &App) -> SocketAddr {
 }
 
 /// Asks again for up to a minute.
-fn eventually(what: impl Fn() -> bool) -> bool {
-    (0..1200).any(|_| {
+fn eventually(mut what: impl FnMut() -> bool) -> bool {
+    (0..6000).any(|_| {
         let holds = what();
         if !holds {
-            thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(10));
         }
         holds
     })
@@ -126,10 +126,17 @@ fn sessions_that_move_in_mid_stream_lose_nothing() {
 }
 
 #[test]
-fn a_second_worker_is_used_when_one_is_too_busy() {
+fn a_worker_is_given_up_when_little_is_to_be_done_and_used_when_much_is() {
     let app = app(2, echo(), &[]);
     let to = listens_on(&app);
     let done = AtomicBool::new(false);
+    let mut calm = TcpStream::connect(to).expect("connect");
+    let packed = eventually(|| {
+        calm.write_all(&[7; 64]).expect("sent");
+        calm.read_exact(&mut [0; 64]).expect("an echo");
+        app.workers.in_use() == 1
+    });
+    assert!(packed, "the second worker was used all the time");
     thread::scope(|scope| {
         let pings: Vec<_> = (0..16).map(|_| scope.spawn(|| ping(to, &done))).collect();
         let spread = eventually(|| app.workers.in_use() == 2);
@@ -148,12 +155,13 @@ fn sessions_that_moved_are_watched_on() {
         thread::sleep(Duration::from_millis(age));
         let mut tries = 0;
         while moved(&app) == 0 && tries < 100 {
-            app.workers.move_all(0, 1);
+            // It is with one of the two.
+            app.workers.move_all(tries % 2, 1 - tries % 2);
             stream.write_all(&[7; 64]).expect("sent");
             stream.read_exact(&mut [0; 64]).expect("an echo");
             tries += 1;
         }
-        assert_eq!(moved(&app), 1, "{age}");
+        assert!(moved(&app) > 0, "{age}");
         stream
             .set_read_timeout(Some(Duration::from_secs(30)))
             .expect("time-out");

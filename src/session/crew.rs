@@ -1,10 +1,10 @@
-//! The workers as one crew: few of them carry sessions while few are enough, and a session moves
-//! to another one when its own is too busy.
+//! The workers as one crew: a session moves to another worker when its own is too busy, and few
+//! workers carry all of them when there is little to do.
 //!
 //! Each worker that wakes up for a message pays for the wake-up, and two workers that are nearly
-//! idle pay it twice as often as one that has the work of both. So sessions are packed on the
-//! first worker, and the next one is taken into use when that one is busy. A session moves between
-//! two messages, when it holds no byte: its sockets are registered with the other worker's epoll.
+//! idle pay it more often than one that has the work of both. So after a calm while a worker is
+//! given up, and taken into use again as soon as another one is busy. A session moves between two
+//! messages, when it holds no byte: its sockets are registered with the other worker's epoll.
 
 use std::cell::Cell;
 use std::fmt;
@@ -74,13 +74,12 @@ impl Crew {
     #[must_use]
     pub fn new(tables: Vec<Arc<Table>>) -> Arc<Self> {
         let crew = Arc::new(Self {
-            in_use: AtomicUsize::new(1),
+            in_use: AtomicUsize::new(tables.len()),
             plan: Mutex::new(Plan::new(tables.len())),
             tables,
         });
         for (index, table) in crew.tables.iter().enumerate() {
             let _set_once = table.seat.crew.set((Arc::downgrade(&crew), index));
-            crew.advise(index, (index > 0).then_some(Advice::everything(0)));
         }
         crew
     }
@@ -232,8 +231,6 @@ impl Advice {
 struct Plan {
     in_use: usize,
     workers: Vec<Load>,
-    /// When another worker was taken into use or out of it.
-    changed: Millis,
     /// Since when one less would do.
     calm_since: Option<Millis>,
     salt: u16,
@@ -252,9 +249,8 @@ struct Load {
 impl Plan {
     fn new(workers: usize) -> Self {
         Self {
-            in_use: 1,
+            in_use: workers,
             workers: vec![Load::default(); workers],
-            changed: 0,
             calm_since: None,
             salt: 0,
         }
@@ -284,7 +280,6 @@ impl Plan {
             }
             to = self.in_use;
             self.in_use += 1;
-            self.changed = now;
             self.calm_since = None;
             advice.push((to, None));
         }
@@ -313,7 +308,6 @@ impl Plan {
             return None;
         }
         self.calm_since = None;
-        self.changed = now;
         self.in_use -= 1;
         Some(self.in_use)
     }
@@ -339,9 +333,17 @@ mod tests {
         advice.map(|advice| (advice.to, advice.share))
     }
 
+    /// After a calm while.
+    fn packed(workers: usize) -> Plan {
+        Plan {
+            in_use: 1,
+            ..Plan::new(workers)
+        }
+    }
+
     #[test]
     fn one_worker_does_what_one_can() {
-        let mut plan = Plan::new(4);
+        let mut plan = packed(4);
         for now in (1000..9000).step_by(50) {
             assert_eq!(share(&plan.report(now, 0, 600), 0), None);
         }
@@ -350,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_busy_worker_gives_half_to_the_next() {
-        let mut plan = Plan::new(2);
+        let mut plan = packed(2);
         assert_eq!(share(&plan.report(1000, 0, 900), 0), Some((1, 128)));
         assert_eq!(plan.in_use, 2);
         // It is given time, and then all is well.
@@ -362,7 +364,7 @@ mod tests {
 
     #[test]
     fn work_goes_to_the_idler_one_before_another_is_used() {
-        let mut plan = Plan::new(3);
+        let mut plan = packed(3);
         plan.report(1000, 0, 1000);
         plan.report(1300, 1, 200);
         let Some((1, given)) = share(&plan.report(1300, 0, 1000), 0) else {
