@@ -1,6 +1,6 @@
 //! The service behind every target. The first byte of a connection says what it is for:
 //! `E`: every byte comes back; `D`: bytes are discarded; `S`: bytes are sent until the client
-//! leaves.
+//! leaves; `B`: both of the last two at once.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,7 +9,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use rustix::net::RecvFlags;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -66,6 +66,7 @@ async fn serve(mut stream: TcpStream, bulk: Handle) -> io::Result<()> {
         let mut stream = TcpStream::from_std(stream)?;
         match kind[0] {
             b'D' => discard(&stream).await,
+            b'B' => both(stream).await,
             _ => pour(&mut stream).await,
         }
     });
@@ -105,9 +106,15 @@ pub async fn discard(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Sends until the other end leaves.
-pub async fn pour(stream: &mut TcpStream) -> io::Result<()> {
+pub async fn pour(stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     let chunk = vec![b'x'; CHUNK];
     loop {
         stream.write_all(&chunk).await?;
     }
+}
+
+/// Sends and discards at once until the other end leaves.
+pub async fn both(mut stream: TcpStream) -> io::Result<()> {
+    let (reader, mut writer) = stream.split();
+    tokio::select! { end = discard(reader.as_ref()) => end, end = pour(&mut writer) => end }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::backend::{CHUNK, discard, pour, runtime};
+use crate::backend::{self, CHUNK, discard, pour, runtime};
 
 /// Size of a message.
 pub const MESSAGE: usize = 64;
@@ -99,9 +99,9 @@ fn message(n: u64) -> [u8; MESSAGE] {
     message
 }
 
-async fn ask(stream: &mut TcpStream, n: u64) -> io::Result<()> {
-    let (question, mut answer) = (message(n), [0; MESSAGE]);
-    stream.write_all(&question).await?;
+async fn ask(stream: &mut TcpStream, question: &[u8]) -> io::Result<()> {
+    let mut answer = vec![0; question.len()];
+    stream.write_all(question).await?;
     timeout(PATIENCE, stream.read_exact(&mut answer)).await??;
     if answer == question {
         Ok(())
@@ -119,7 +119,7 @@ pub fn ping(to: SocketAddr, connections: usize, tally: &Arc<Tally>) {
             let mut n = 0;
             while !tally.stopped() {
                 let since = Instant::now();
-                ask(&mut stream, n).await?;
+                ask(&mut stream, &message(n)).await?;
                 tally.unit(since);
                 n += 1;
             }
@@ -137,7 +137,7 @@ pub fn connect(to: SocketAddr, at_a_time: usize, tally: &Arc<Tally>) {
             while !tally.stopped() {
                 let since = Instant::now();
                 let mut stream = dial(to, b'E').await?;
-                ask(&mut stream, n).await?;
+                ask(&mut stream, &message(n)).await?;
                 drop(stream);
                 tally.unit(since);
                 n += 1;
@@ -150,19 +150,35 @@ pub fn connect(to: SocketAddr, at_a_time: usize, tally: &Arc<Tally>) {
 /// When the messages of a connection were due that have no answer yet.
 type Due = Arc<Mutex<VecDeque<Instant>>>;
 
-/// A fixed number of messages each second, whatever becomes of the answers. The wait counts from
-/// the time that a message was due, so that none hides behind a late one before it.
-pub fn rate(to: SocketAddr, connections: usize, per_second: u32, tally: &Arc<Tally>) {
-    let sockets = runtime().block_on(async {
+type Socket = (std::net::TcpStream, Due);
+
+/// Connections for `rate` that have carried one message, so that the target is done with opening
+/// them. The first failure is the last attempt: one that is out of order must not cost the patience
+/// of all.
+pub fn open(to: SocketAddr, connections: usize) -> Vec<io::Result<Socket>> {
+    runtime().block_on(async {
         let mut sockets = Vec::new();
-        for _ in 0..connections {
-            match dial(to, b'E').await.and_then(TcpStream::into_std) {
-                Ok(stream) => sockets.push((stream, Due::default())),
-                Err(_) => tally.error(),
-            }
+        while sockets.len() < connections && sockets.last().is_none_or(io::Result::is_ok) {
+            let opened = async {
+                let mut stream = dial(to, b'E').await?;
+                ask(&mut stream, &message(0)).await?;
+                Ok((stream.into_std()?, Due::default()))
+            };
+            sockets.push(opened.await);
         }
         sockets
+    })
+}
+
+/// A fixed number of messages each second, the connections in turn, whatever becomes of the
+/// answers. The wait counts from the time that a message was due, so that none hides behind a late
+/// one before it.
+pub fn rate(sockets: Vec<io::Result<Socket>>, per_second: u32, tally: &Arc<Tally>) {
+    let sound = sockets.into_iter().filter_map(|socket| {
+        let failed = |_| tally.error();
+        socket.map_err(failed).ok()
     });
+    let sockets: Vec<Socket> = sound.collect();
     thread::scope(|scope| {
         scope.spawn(|| {
             each(sockets.len(), tally, |n| {
@@ -171,10 +187,14 @@ pub fn rate(to: SocketAddr, connections: usize, per_second: u32, tally: &Arc<Tal
             });
         });
         send_on_time(&sockets, per_second, tally);
+        // Ends the readers. If each of 2000 looked at a clock instead, that would be load, too.
+        for (stream, _) in &sockets {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     });
 }
 
-fn send_on_time(sockets: &[(std::net::TcpStream, Due)], per_second: u32, tally: &Tally) {
+fn send_on_time(sockets: &[Socket], per_second: u32, tally: &Tally) {
     let begin = Instant::now();
     let gap = Duration::from_secs(1) / per_second;
     for n in 0_u32.. {
@@ -203,18 +223,15 @@ async fn read_answers(
     tally: Arc<Tally>,
 ) -> io::Result<()> {
     let mut reader = TcpStream::from_std(stream?)?;
-    let answers = async {
-        let mut answer = [0; MESSAGE];
-        loop {
-            reader.read_exact(&mut answer).await?;
-            let at = due
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop_front();
-            tally.unit(at.ok_or(ErrorKind::InvalidData)?);
-        }
-    };
-    tokio::select! { end = answers => end, () = stopped(&tally) => Ok(()) }
+    let mut answer = [0; MESSAGE];
+    loop {
+        reader.read_exact(&mut answer).await?;
+        let at = due
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front();
+        tally.unit(at.ok_or(ErrorKind::InvalidData)?);
+    }
 }
 
 /// Streams towards the service; `per_second` bounds the bytes of all together.
@@ -227,7 +244,7 @@ pub fn upload(to: SocketAddr, connections: usize, per_second: Option<u64>, tally
             let bytes = async {
                 match per_second {
                     None => pour(&mut stream).await,
-                    Some(all) => trickle(&mut stream, all / connections as u64).await,
+                    Some(all) => paced(&mut stream, all / connections as u64).await,
                 }
             };
             tokio::select! { sent = bytes => sent, () = stopped => Ok(()) }
@@ -235,7 +252,7 @@ pub fn upload(to: SocketAddr, connections: usize, per_second: Option<u64>, tally
     });
 }
 
-async fn trickle(stream: &mut TcpStream, per_second: u64) -> io::Result<()> {
+async fn paced(stream: &mut TcpStream, per_second: u64) -> io::Result<()> {
     let (chunk, begin, mut sent) = (vec![b'x'; CHUNK], Instant::now(), 0);
     loop {
         let allowed = (begin.elapsed().as_secs_f64() * per_second as f64) as u64;
@@ -260,15 +277,27 @@ pub fn download(to: SocketAddr, connections: usize, tally: &Arc<Tally>) {
     });
 }
 
-/// Connections that carry one message and are then held; `opened` is counted in units.
-pub fn hold(to: SocketAddr, connections: usize, tally: &Arc<Tally>) {
+/// Streams both ways at once on each connection.
+pub fn both(to: SocketAddr, connections: usize, tally: &Arc<Tally>) {
+    each(connections, tally, |_| {
+        let tally = Arc::clone(tally);
+        async move {
+            let stream = dial(to, b'B').await?;
+            tokio::select! { end = backend::both(stream) => end, () = stopped(&tally) => Ok(()) }
+        }
+    });
+}
+
+/// Connections that carry one message of `size` and are then held; `opened` is counted in units.
+pub fn hold(to: SocketAddr, connections: usize, size: usize, tally: &Arc<Tally>) {
     runtime().block_on(async {
-        let mut held = Vec::new();
+        let (mut held, mut question) = (Vec::new(), vec![b'm'; size]);
         for n in 0..connections {
             let since = Instant::now();
             let greeted = async {
                 let mut stream = dial(to, b'E').await?;
-                ask(&mut stream, n as u64).await?;
+                question[..MESSAGE].copy_from_slice(&message(n as u64));
+                ask(&mut stream, &question).await?;
                 io::Result::Ok(stream)
             };
             match greeted.await {
@@ -281,7 +310,7 @@ pub fn hold(to: SocketAddr, connections: usize, tally: &Arc<Tally>) {
         }
         stopped(tally).await;
         for mut stream in held {
-            if ask(&mut stream, 0).await.is_err() {
+            if ask(&mut stream, &message(0)).await.is_err() {
                 tally.errors.fetch_add(1, Ordering::Relaxed);
             }
         }

@@ -32,13 +32,15 @@ use target::{Place, Target};
 const USAGE: &str = "cargo bench --bench compare -- [flags]
   --targets LIST    of direct,pulsegate,haproxy,haproxy-splice,haproxy-threads,nginx,envoy (all)
                     and other: another build of pulsegate, by the variable OTHER
-  --scenarios LIST  of ping,rate,upload,download,connect,mixed,idle (all)
+  --scenarios LIST  of ping,rate,trickle,upload,download,both,connect,mixed,mixed-max,idle,
+                    idle-burst (all)
   --secs S          seconds measured in each run (1)
   --repeats N       runs of each scenario and target (3)
-  --sessions N      sessions held by the scenario idle (2000)
-  --idle-secs S     for so long (5)";
+  --sessions N      sessions of the scenarios trickle, idle and idle-burst (2000)
+  --idle-secs S     seconds for which idle holds them (5)";
 
-const SCENARIOS: &str = "ping,rate,upload,download,connect,mixed,idle";
+const SCENARIOS: &str =
+    "ping,rate,trickle,upload,download,both,connect,mixed,mixed-max,idle,idle-burst";
 const WARM_UP: Duration = Duration::from_millis(300);
 
 /// What a run has shown. Times are of the proxy's processes.
@@ -91,13 +93,14 @@ fn compare(arguments: &Arguments, place: &Place) -> io::Result<Table> {
     fs::create_dir_all(&place.directory)?;
     target::end_with_this_process(place.directory.clone());
     backend::start(place.backend);
-    let half = usize::try_from(place.descriptors / 2).unwrap_or(usize::MAX);
+    // A session of trickle takes three here: the two ends, and one more to read answers.
+    let third = usize::try_from(place.descriptors / 3).unwrap_or(usize::MAX);
     let plan = Plan {
         secs: Duration::from_secs_f64(arguments.get("secs", 1.0)),
         idle_secs: Duration::from_secs_f64(arguments.get("idle-secs", 5.0)),
         sessions: arguments
             .get("sessions", 2000)
-            .min(half.saturating_sub(200)),
+            .min(third.saturating_sub(200)),
     };
     let mut targets = start_all(&arguments.list("targets", target::NAMES), place);
     let mut table = Table::new(&targets);
@@ -164,7 +167,7 @@ fn run(
     plan: &Plan,
     mut note: impl FnMut(&'static str, f64, f64, u64),
 ) -> io::Result<()> {
-    if scenario == "idle" {
+    if scenario.starts_with("idle") {
         // A fresh process: what others have left in its pools must not hide what this costs.
         target.stop();
         target.start()?;
@@ -172,54 +175,84 @@ fn run(
     let to = target.address;
     let run = match scenario {
         "ping" => measure(target, plan.secs, |t| load::ping(to, 64, t)),
-        "rate" => measure(target, plan.secs, |t| load::rate(to, 64, 5000, t)),
+        "rate" => {
+            let open = load::open(to, 64);
+            measure(target, plan.secs, |t| load::rate(open, 5000, t))
+        }
+        "trickle" => {
+            let open = load::open(to, plan.sessions);
+            // What opening them costs is over by then.
+            thread::sleep(Duration::from_millis(500));
+            // The turn of each comes every 10 s.
+            let pace = u32::try_from(plan.sessions / 10).unwrap_or(u32::MAX).max(1);
+            measure(target, plan.secs, |t| load::rate(open, pace, t))
+        }
         "upload" => measure(target, plan.secs, |t| load::upload(to, 4, None, t)),
         "download" => measure(target, plan.secs, |t| load::download(to, 4, t)),
+        "both" => measure(target, plan.secs, |t| load::both(to, 4, t)),
         "connect" => measure(target, plan.secs, |t| load::connect(to, 32, t)),
-        "mixed" => measure(target, plan.secs, |t| mixed(to, t)),
+        "mixed" => measure(target, plan.secs, |t| mixed(to, Some(400_000_000), t)),
+        "mixed-max" => measure(target, plan.secs, |t| mixed(to, None, t)),
         "idle" => return idle(target, plan, note),
+        "idle-burst" => return idle_burst(target, plan, note),
         _ => return Err(io::Error::other(format!("no scenario {scenario}"))),
     };
-    let per_unit = run.cpu.as_secs_f64() * 1e6 / run.units.max(1.0);
-    let per_gb = run.cpu.as_secs_f64() * 1e9 / run.bytes.max(1.0);
-    let (per_second, gb) = (run.units / run.secs, run.bytes / run.secs / 1e9);
-    let p99 = f64::from(usage::quantile(&mut run.micros.clone(), 0.99));
-    let rows: &[(&'static str, f64)] = match scenario {
-        "ping" => &[
-            ("ping, 64 connections: messages/s", per_second),
-            ("ping: CPU us/message", per_unit),
-            ("ping: p99 us", p99),
-        ],
-        "rate" => &[
-            ("5000 messages/s: CPU us/message", per_unit),
-            ("5000 messages/s: p99 us", p99),
-        ],
-        "upload" => &[("upload: GB/s", gb), ("upload: CPU s/GB", per_gb)],
-        "download" => &[("download: GB/s", gb), ("download: CPU s/GB", per_gb)],
-        "connect" => &[
-            ("connect, message, FIN: connections/s", per_second),
-            ("connect: CPU us/connection", per_unit),
-            ("connect: p99 us", p99),
-        ],
-        _ => &[
-            ("2000 messages/s beside 400 MB/s: p99 us", p99),
-            ("beside: CPU s/GB", per_gb),
-        ],
-    };
-    for (row, value) in rows {
+    for (row, value) in figures(scenario, &run) {
         // There is no process whose time could be measured.
         if row.contains("CPU") && target.pid().is_none() {
             continue;
         }
-        note(row, *value, run.others, run.errors);
+        note(row, value, run.others, run.errors);
     }
     Ok(())
 }
 
-fn mixed(to: SocketAddr, tally: &Arc<Tally>) {
+/// The rows of a scenario.
+fn figures(scenario: &str, run: &Run) -> Vec<(&'static str, f64)> {
+    let per_unit = run.cpu.as_secs_f64() * 1e6 / run.units.max(1.0);
+    let per_gb = run.cpu.as_secs_f64() * 1e9 / run.bytes.max(1.0);
+    let (per_second, gb) = (run.units / run.secs, run.bytes / run.secs / 1e9);
+    let wait = |share| f64::from(usage::quantile(&mut run.micros.clone(), share));
+    let p99 = wait(0.99);
+    match scenario {
+        "ping" => vec![
+            ("ping, 64 connections: messages/s", per_second),
+            ("ping: CPU us/message", per_unit),
+            ("ping: p99 us", p99),
+        ],
+        "rate" => vec![
+            ("5000 messages/s: CPU us/message", per_unit),
+            ("5000 messages/s: p99 us", p99),
+        ],
+        "trickle" => vec![
+            ("trickle: CPU us/message", per_unit),
+            ("trickle: p50 us", wait(0.5)),
+            ("trickle: p99 us", p99),
+        ],
+        "upload" => vec![("upload: GB/s", gb), ("upload: CPU s/GB", per_gb)],
+        "download" => vec![("download: GB/s", gb), ("download: CPU s/GB", per_gb)],
+        "both" => vec![("both ways: GB/s", gb), ("both ways: CPU s/GB", per_gb)],
+        "connect" => vec![
+            ("connect, message, FIN: connections/s", per_second),
+            ("connect: CPU us/connection", per_unit),
+            ("connect: p99 us", p99),
+        ],
+        "mixed-max" => vec![
+            ("2000 messages/s beside full uploads: p99 us", p99),
+            ("full uploads: GB/s", gb),
+            ("full uploads: CPU s/GB", per_gb),
+        ],
+        _ => vec![
+            ("2000 messages/s beside 400 MB/s: p99 us", p99),
+            ("beside: CPU s/GB", per_gb),
+        ],
+    }
+}
+
+fn mixed(to: SocketAddr, uploads: Option<u64>, tally: &Arc<Tally>) {
     thread::scope(|scope| {
-        scope.spawn(|| load::upload(to, 2, Some(400_000_000), tally));
-        load::rate(to, 16, 2000, tally);
+        scope.spawn(|| load::upload(to, 2, uploads, tally));
+        load::rate(load::open(to, 16), 2000, tally);
     });
 }
 
@@ -271,28 +304,56 @@ fn idle(
     plan: &Plan,
     mut note: impl FnMut(&'static str, f64, f64, u64),
 ) -> io::Result<()> {
-    let Some(pid) = target.pid() else {
-        return Ok(());
-    };
+    let mut cpu = 0.0;
+    let held = hold(target, plan, load::MESSAGE, |pid| {
+        let before = usage::cpu(pid);
+        thread::sleep(plan.idle_secs);
+        cpu = usage::cpu(pid).saturating_sub(before).as_secs_f64() * 1e3;
+    });
+    if let Some((each, errors)) = held {
+        note("idle sessions: B/session", each, 0.0, errors);
+        note("idle sessions: CPU ms in all", cpu, 0.0, errors);
+    }
+    Ok(())
+}
+
+/// Memory of sessions that needed a buffer once, and do no more.
+fn idle_burst(
+    target: &Target,
+    plan: &Plan,
+    mut note: impl FnMut(&'static str, f64, f64, u64),
+) -> io::Result<()> {
+    if let Some((each, errors)) = hold(target, plan, 16 << 10, |_| {}) {
+        note("idle after 16 KiB: B/session", each, 0.0, errors);
+    }
+    Ok(())
+}
+
+/// Holds sessions that have carried one message of `size`, for as long as `meanwhile` takes; the
+/// memory of each, and errors.
+fn hold(
+    target: &Target,
+    plan: &Plan,
+    size: usize,
+    meanwhile: impl FnOnce(u32),
+) -> Option<(f64, u64)> {
+    let pid = target.pid()?;
     let (to, tally) = (target.address, Arc::new(Tally::default()));
     thread::sleep(WARM_UP);
     let empty = usage::memory(pid);
-    thread::scope(|scope| {
-        scope.spawn(|| load::hold(to, plan.sessions, &tally));
+    let each = thread::scope(|scope| {
+        scope.spawn(|| load::hold(to, plan.sessions, size, &tally));
         let done = || tally.units.load(Ordering::Relaxed) + tally.errors.load(Ordering::Relaxed);
         while done() < plan.sessions as u64 {
             thread::sleep(Duration::from_millis(20));
         }
         // What opening them costs is over by then.
         thread::sleep(Duration::from_secs(1));
-        let before = usage::cpu(pid);
-        thread::sleep(plan.idle_secs);
-        let cpu = usage::cpu(pid).saturating_sub(before).as_secs_f64() * 1e3;
-        let each = usage::memory(pid).saturating_sub(empty) as f64 / plan.sessions as f64;
+        meanwhile(pid);
+        let used = usage::memory(pid).saturating_sub(empty);
         tally.stop.store(true, Ordering::Relaxed);
-        let errors = tally.errors.load(Ordering::Relaxed);
-        note("idle sessions: B/session", each, 0.0, errors);
-        note("idle sessions: CPU ms in all", cpu, 0.0, errors);
+        used as f64 / plan.sessions as f64
     });
-    Ok(())
+    // Read after the last look at the sessions: one that was lost meanwhile is an error.
+    Some((each, tally.errors.load(Ordering::Relaxed)))
 }
