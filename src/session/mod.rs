@@ -286,7 +286,7 @@ impl Entry {
     /// The same session in another table. This entry has nothing left to settle.
     fn move_to(&mut self, table: Arc<Table>) -> Self {
         self.settled = true;
-        self.table.remove(self.key);
+        self.leave_table();
         let session = self.session.clone();
         session.service.metrics.moved();
         let key = table.insert(session.clone());
@@ -320,12 +320,16 @@ impl Entry {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
-        self.table.remove(self.key);
+        self.leave_table();
         self.session
             .service
             .sessions
             .fetch_sub(1, Ordering::Relaxed);
         self.session.settle(close);
+    }
+
+    fn leave_table(&self) {
+        self.table.remove(self.key);
         if self.table.is_empty() {
             relay::close_spare_pipes();
         }
