@@ -163,7 +163,10 @@ impl Session {
         if state.phase != Phase::Open || state.order.is_some() {
             return None;
         }
-        let suspect = |leg| state.machine.leg(leg).condition == Condition::Suspect;
+        let suspect = |leg| {
+            let condition = state.machine.leg(leg).condition;
+            matches!(condition, Condition::Suspect | Condition::Phantom)
+        };
         Some(Candidate {
             suspect: LEGS.into_iter().any(suspect),
             half_closed: state.machine.is_half_closed(),
