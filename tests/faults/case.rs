@@ -102,15 +102,29 @@ impl Case {
     }
 
     /// The peer on a leg, gone at `since`, must be found within the budget: in time, not too
-    /// early, counted, and with nothing left. The healthy end must see an abort.
+    /// early, counted, and with nothing left. The healthy end must see an abort. Returns how much
+    /// longer the peer was silent, by the histogram, than it was gone.
     #[track_caller]
-    pub fn expect_found(&self, since: Instant, leg: &str, evidence: &str, healthy: &Endpoint) {
+    pub fn expect_found(
+        &self,
+        since: Instant,
+        leg: &str,
+        evidence: &str,
+        healthy: &Endpoint,
+    ) -> Duration {
         let (at, end) = healthy.wait_end(latest(DETECT));
         assert_eq!(end, End::Reset, "what the healthy end saw");
         let after = at.duration_since(since);
         assert!(after >= earliest(DETECT), "found after only {after:?}");
         assert!(after <= latest(DETECT), "found only after {after:?}");
         self.expect_counted_dead(leg, evidence);
+        let on = [("listener", LISTENER), ("leg", leg)];
+        let name = "pulsegate_half_open_detection_delay_seconds_sum";
+        let silent = Duration::from_secs_f64(self.proxy.metrics().value(name, &on));
+        assert!(silent >= DETECT, "a verdict after {silent:?} of silence");
+        let before = silent.saturating_sub(after);
+        assert!(before <= PROBE + ms(500), "{silent:?}, gone for {after:?}");
+        before
     }
 
     /// One session was closed because the peer on a leg was dead, and every figure says so.
