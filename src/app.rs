@@ -179,10 +179,8 @@ impl App {
         Ok(drained)
     }
 
-    fn for_each_session(&self, mut each: impl FnMut(&Arc<Session>)) {
-        self.workers
-            .tables()
-            .for_each(|table| table.for_each(&mut each));
+    fn for_each_session(&self, each: impl FnMut(&Arc<Session>)) {
+        self.workers.for_each_session(each);
     }
 
     fn order_all(&self, reason: CloseReason, how: CloseHow) {

@@ -106,6 +106,9 @@ fn sessions_that_move_in_mid_stream_lose_nothing() {
             let mut from = 0;
             while !done.load(Ordering::Relaxed) {
                 app.workers.move_all(from, (from + 1) % 3);
+                // Each is seen once, wherever it is.
+                let mut seen = HashSet::new();
+                app.for_each_session(|session| assert!(seen.insert(session.id)));
                 from = (from + 1) % 3;
                 thread::sleep(Duration::from_millis(1));
             }

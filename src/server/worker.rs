@@ -18,7 +18,7 @@ use crate::host::MemoryMeter;
 use crate::metrics::Metrics;
 use crate::net::listen;
 use crate::relay;
-use crate::session::{Crew, Table, monitor};
+use crate::session::{Crew, Session, Table, monitor};
 
 /// Clients that may wait for descriptors or memory at a time.
 const MOST_WAITING: usize = 32;
@@ -244,6 +244,11 @@ impl Workers {
     /// Stops accepting; sessions go on.
     pub fn stop_accepting(&self) {
         self.stop.send_replace(true);
+    }
+
+    /// Calls `each` once for every session.
+    pub fn for_each_session(&self, each: impl FnMut(&Arc<Session>)) {
+        self.crew.for_each(each);
     }
 
     /// How many workers carry sessions at present.

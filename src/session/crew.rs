@@ -9,11 +9,11 @@
 use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 use tokio::sync::Notify;
 
-use super::Table;
+use super::{Session, Table};
 use crate::liveness::Millis;
 use crate::sys;
 
@@ -45,6 +45,8 @@ pub struct Crew {
     tables: Vec<Arc<Table>>,
     in_use: AtomicUsize,
     plan: Mutex<Plan>,
+    /// Read by a session while it changes tables, written by who looks at all of them.
+    moves: RwLock<()>,
 }
 
 /// What a table knows of the crew.
@@ -76,12 +78,21 @@ impl Crew {
         let crew = Arc::new(Self {
             in_use: AtomicUsize::new(tables.len()),
             plan: Mutex::new(Plan::new(tables.len())),
+            moves: RwLock::default(),
             tables,
         });
         for (index, table) in crew.tables.iter().enumerate() {
             let _set_once = table.seat.crew.set((Arc::downgrade(&crew), index));
         }
         crew
+    }
+
+    /// Calls `each` once for every session of all workers; none moves meanwhile.
+    pub fn for_each(&self, mut each: impl FnMut(&Arc<Session>)) {
+        let _nobody_moves = self.moves.write().unwrap_or_else(PoisonError::into_inner);
+        self.tables
+            .iter()
+            .for_each(|table| table.for_each(&mut each));
     }
 
     /// How many workers carry sessions at present.
@@ -158,6 +169,15 @@ impl Table {
         }
         let (crew, _) = self.seat.crew.get()?;
         crew.upgrade()?.tables.get(advice.to).cloned()
+    }
+
+    /// Has a session change tables by `change`, unless somebody looks at all of them: it can as
+    /// well move the next time.
+    pub(super) fn unless_looked_at<T>(&self, change: impl FnOnce() -> T) -> Option<T> {
+        let (crew, _) = self.seat.crew.get()?;
+        let crew = crew.upgrade()?;
+        let _moving = crew.moves.try_read().ok()?;
+        Some(change())
     }
 
     /// A session of this worker has been woken up. Called on the worker's thread.

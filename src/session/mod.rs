@@ -283,13 +283,16 @@ impl Entry {
         }
     }
 
-    /// The same session in another table. This entry has nothing left to settle.
-    fn move_to(&mut self, table: Arc<Table>) -> Self {
-        self.settled = true;
-        self.leave_table();
+    /// The same session in another table; this entry has nothing left to settle then. `None`: not
+    /// now.
+    fn move_to(&mut self, table: Arc<Table>) -> Option<Self> {
         let session = self.session.clone();
+        let key = self.table.unless_looked_at(|| {
+            self.leave_table();
+            table.insert(session.clone())
+        })?;
+        self.settled = true;
         session.service.metrics.moved();
-        let key = table.insert(session.clone());
         let (young, due) = {
             let state = session.lock();
             (state.young, state.due)
@@ -299,13 +302,13 @@ impl Entry {
         } else {
             table.schedule(due, key);
         }
-        Self {
+        Some(Self {
             session,
             table,
             key,
             settled: false,
             introduced: false,
-        }
+        })
     }
 
     fn shared(&self) -> Shared {

@@ -108,7 +108,10 @@ impl<P: Send + Unpin + 'static> Task<P> {
                     Poll::Pending if session.is_old() && relay.is_deaf() => None,
                     Poll::Pending => match self.entry.table.elsewhere(session.id) {
                         Some(table) if relay.is_empty_handed() => {
-                            return Poll::Ready(self.move_to(table));
+                            return match self.entry.move_to(table) {
+                                Some(entry) => Poll::Ready(self.leave_for(entry)),
+                                None => Poll::Pending,
+                            };
                         }
                         _ => return Poll::Pending,
                     },
@@ -195,10 +198,10 @@ impl<P: Send + Unpin + 'static> Task<P> {
 
     /// Goes on at another worker, as a task of its runtime. What comes meanwhile waits in the
     /// sockets: epoll says so when they are registered there.
-    fn move_to(&mut self, table: Arc<Table>) -> Stage<P> {
+    fn leave_for(&mut self, entry: Entry) -> Stage<P> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Relaying(relay, legs) => {
-                let entry = self.entry.move_to(table.clone());
+                let table = entry.table.clone();
                 let place = self.place.take();
                 let fds = legs.map(TcpStream::into_fd);
                 table.post(Box::new(move || arrive(entry, place, relay, fds)));
