@@ -1,6 +1,7 @@
 //! The relay loses, repeats and changes no byte, whatever the peers and the kernel do: random
 //! sizes, pauses, half-closes, resets and back-pressure through copy and splice, and faults on
-//! the way into splice. Peers and relay are in this process, over the loopback.
+//! the way into splice. Peers and relay are in this process, over the loopback; the real binary is
+//! between them where CPU is short.
 //!
 //! `cargo test --test exact -- --ignored --nocapture tail` prints how long the last bytes of a
 //! bulk stream take.
@@ -10,8 +11,17 @@
 mod faults;
 #[path = "exact/peer.rs"]
 mod peer;
+#[path = "exact/pressure.rs"]
+mod pressure;
+#[allow(dead_code)]
+#[path = "services/process.rs"]
+mod process;
+#[allow(dead_code)]
+#[path = "services/pulsegate.rs"]
+mod proxy;
 #[path = "exact/rig.rs"]
 mod rig;
+mod support;
 #[path = "exact/tail.rs"]
 mod tail;
 
@@ -19,7 +29,7 @@ use std::time::Duration;
 
 use peer::{Ending, Side, Step};
 use proptest::prelude::*;
-use proptest::test_runner::{Config, RngSeed};
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 use pulsegate::liveness::Leg;
 use rig::{Plan, run};
 
@@ -102,20 +112,29 @@ fn drained() -> impl Strategy<Value = Plan> {
 }
 
 /// New seeds in each run; a failure prints its seed, which `EXACT_SEED` repeats.
-fn check(name: &str, cases: u32, plans: impl Strategy<Value = Plan>) {
+fn seed(name: &str) -> u64 {
     let given = std::env::var("EXACT_SEED")
         .ok()
         .and_then(|s| s.parse().ok());
     let fresh = || std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), name);
     let seed: u64 = given.unwrap_or_else(fresh);
     println!("{name}: EXACT_SEED={seed}");
-    let mut runner = proptest::test_runner::TestRunner::new(Config {
+    seed
+}
+
+fn runner(seed: u64, cases: u32) -> TestRunner {
+    TestRunner::new(Config {
         cases,
         max_shrink_iters: 40,
         failure_persistence: None,
         rng_seed: RngSeed::Fixed(seed),
         ..Config::default()
-    });
+    })
+}
+
+fn check(name: &str, cases: u32, plans: impl Strategy<Value = Plan>) {
+    let seed = seed(name);
+    let mut runner = runner(seed, cases);
     let checked = runner.run(&plans, |plan| {
         rig::judge(&plan, &run(&plan)).map_err(TestCaseError::fail)
     });

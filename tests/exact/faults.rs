@@ -191,7 +191,7 @@ fn more_bulk_streams_than_pipes_lose_nothing() {
             let side = side.clone();
             async move {
                 let socket = tokio::net::TcpStream::from_std(socket).unwrap();
-                peer::play(socket, &side, i % 2).await
+                peer::play(socket, &side, i).await
             }
         };
         let mut tasks = tokio::task::JoinSet::new();

@@ -98,14 +98,15 @@ pub struct Report {
     pub wrong: Option<String>,
 }
 
-/// Plays one end. `stream` is its number: it sends that pattern, and expects the other one.
+/// Plays one end. `stream` is its number: it sends that pattern, and expects the one of the other
+/// end, which differs in the last bit.
 pub async fn play(socket: TcpStream, side: &Side, stream: usize) -> Report {
     let (ended, other_ended) = watch::channel(false);
     let mut report = Report::default();
     let mut write_failed = false;
     {
         let reading = async {
-            read(&socket, side, 1 - stream, &mut report).await;
+            read(&socket, side, stream ^ 1, &mut report).await;
             // Nobody waits where nobody is last.
             let _ = ended.send(true);
         };

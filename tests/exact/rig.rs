@@ -20,7 +20,7 @@ use crate::peer::{self, Ending, Report, Saw, Side};
 /// For a whole run; a generous one, since the machine may be busy.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// Small buffers need small segments, or they wait for the timers of TCP.
-const SMALL_SEGMENT: u32 = 1400;
+pub const SMALL_SEGMENT: u32 = 1400;
 
 /// One run: `sides` are the client and the service.
 #[derive(Clone, Debug)]

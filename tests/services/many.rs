@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -18,7 +17,7 @@ use crate::Case;
 use crate::bytes::{Stream, expect_end};
 use crate::process::free_address;
 use crate::pulsegate::{Pulsegate, bytes_on, connect, figure};
-use crate::support::eventually;
+use crate::support::{eventually, under_cpu_pressure};
 
 pub const CASES: &[Case] = &[
     Case::new("ten_thousand_sessions", &[], ten_thousand_sessions),
@@ -161,25 +160,6 @@ fn accept(listener: &TcpListener) -> TcpStream {
         stream.is_some()
     });
     stream.expect("a connection").0
-}
-
-/// Beside threads that take what they get of every processor.
-fn under_cpu_pressure(body: impl FnOnce()) {
-    let over = AtomicBool::new(false);
-    let threads = thread::available_parallelism().map_or(4, |n| 2 * n.get());
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
-        }
-        // A failure must end the threads as well.
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
-        over.store(true, Ordering::Relaxed);
-        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    });
 }
 
 fn both_ways_at_once(sessions: usize, bytes: usize) {

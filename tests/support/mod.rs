@@ -20,6 +20,7 @@ mod proxy;
 mod victim;
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -85,6 +86,25 @@ pub fn eventually(within: Duration, mut condition: impl FnMut() -> bool) -> bool
         }
         thread::sleep(Duration::from_millis(50));
     }
+}
+
+/// Beside threads that take what they get of every processor.
+pub fn under_cpu_pressure<T>(body: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    let threads = thread::available_parallelism().map_or(4, |n| 2 * n.get());
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        // A failure must end the threads as well.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        over.store(true, Ordering::Relaxed);
+        outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 /// Short for [`Duration::from_millis`].
