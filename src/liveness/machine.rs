@@ -4,6 +4,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 
 use super::policy::{Millis, Policy};
 use super::reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
+use super::repetition::Repetitions;
 use super::sample::{LegSample, Look, TcpState};
 
 /// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
@@ -58,7 +59,11 @@ impl Condition {
 pub enum Ask {
     /// Have the kernel send a keepalive probe now.
     Probe,
-    /// The peer has answered: return to the normal probe interval.
+    /// Have the kernel repeat what is in flight no later than this after it did so first, ms.
+    RepeatBy(Millis),
+    /// Have it repeat for as long as it takes.
+    RepeatFreely,
+    /// The peer has answered: return to the normal probe interval and pace.
     Rest,
 }
 
@@ -158,8 +163,7 @@ struct LegState {
     /// When the last probe was requested.
     probed: AfterLife,
     segs_in: u32,
-    /// The retransmissions that had been counted when the last sign of life was seen.
-    retransmits: u16,
+    repetitions: Repetitions,
     evidence: Option<Evidence>,
     condition: Condition,
 }
@@ -199,7 +203,7 @@ impl Machine {
     /// When the first look is due.
     #[must_use]
     pub fn first_look(&self, policy: &Policy) -> Millis {
-        self.next_look(self.start, policy, [true; 2], true)
+        self.next_look(self.start, policy, [Some(LegSample::default()); 2], true)
     }
 
     /// Takes in what the kernel says and decides. `now` may not be trusted to be monotonic; a
@@ -219,7 +223,7 @@ impl Machine {
         self.last_look = now;
         let whole = look.legs.iter().all(Option::is_some);
         let close = self.due(now, policy, dead, whole);
-        let watched = [0, 1].map(|i| look.legs[i].is_some_and(|s| s.state != TcpState::Closed));
+        let watched = look.legs.map(|s| s.filter(|s| s.state != TcpState::Closed));
         let next = self.next_look(now, policy, watched, whole);
         self.check_invariants(now, next);
         Verdict { ask, close, next }
@@ -327,8 +331,9 @@ impl Machine {
         let mut ask = None;
         let seen = state.seen.get(state.life).unwrap_or(state.life);
         let probed = state.probed().is_some();
-        if state.hear(now, seen, sample) && probed {
-            ask = Some(Ask::Rest);
+        if state.hear(now, seen, sample) {
+            let limited = state.repetitions.answered(sample);
+            ask = (limited || probed).then_some(Ask::Rest);
         }
         state.seen = AfterLife::at(now, state.life);
         if let Some(evidence) = question(sample) {
@@ -357,7 +362,8 @@ impl Machine {
             state.probed = AfterLife::at(now, state.life);
             ask = Some(Ask::Probe);
         }
-        ask
+        let repeat = state.repetitions.arrange(now, state.life, policy, sample);
+        repeat.or(ask)
     }
 
     fn observe_session(&mut self, now: Millis, look: &Look) {
@@ -489,9 +495,18 @@ impl Machine {
         ]
     }
 
-    fn next_look(&self, now: Millis, policy: &Policy, watched: [bool; 2], whole: bool) -> Millis {
-        let legs = LEGS.into_iter().filter(|leg| watched[*leg as usize]);
-        let legs = legs.map(|leg| self.legs[leg as usize].next_look(now, policy));
+    fn next_look(
+        &self,
+        now: Millis,
+        policy: &Policy,
+        watched: [Option<LegSample>; 2],
+        whole: bool,
+    ) -> Millis {
+        let legs = self.legs.iter().zip(watched);
+        let legs = legs.filter_map(|(leg, sample)| {
+            let sample = sample?.clamped(now - self.start);
+            Some(leg.next_look(now, policy, &sample))
+        });
         let timers = self.policy_timers(policy).into_iter().flatten();
         // A clock that has run out while a leg could not be asked is judged at the next attempt.
         let timers = timers.map(|t| {
@@ -550,7 +565,6 @@ impl LegState {
         }
         self.asked = AfterLife::default();
         self.probed = AfterLife::default();
-        self.retransmits = retransmits(sample);
         true
     }
 
@@ -612,6 +626,16 @@ impl LegState {
             && is_unanswered(sample)
             && self.was_asked_since(now, sample)
             && last_question.is_some_and(|at| now >= at + patience)
+            && now >= self.answered_by(now, policy, sample)
+    }
+
+    /// No verdict before this, in flight.
+    fn answered_by(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+        if sample.unacked == 0 {
+            return now;
+        }
+        let deadline = self.life + policy.detect_within;
+        self.repetitions.answered_by(now, deadline, policy, sample)
     }
 
     /// Without TCP_RTO_MAX_MS a sign of life that acknowledges nothing new may be followed by
@@ -622,10 +646,10 @@ impl LegState {
         sample.unacked == 0
             || sample.probes > 0
             || sent > self.life + AGE_JITTER
-            || retransmits(sample) > self.retransmits
+            || self.repetitions.any(sample)
     }
 
-    fn next_look(&self, now: Millis, policy: &Policy) -> Millis {
+    fn next_look(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
         let deadline = self.life + policy.detect_within;
         let final_phase = deadline - policy.final_phase();
         if now < final_phase {
@@ -639,17 +663,20 @@ impl LegState {
             return now + SUSPECT_LOOK_EVERY;
         }
         // The deadline itself is one of the looks: the last question is asked there.
-        let stops = [deadline, deadline + policy.grace()];
-        let stop = stops
+        let stops = [
+            deadline,
+            deadline + policy.grace(),
+            self.answered_by(now, policy, sample),
+            now + FINAL_LOOK_EVERY,
+        ];
+        let repetition = self.repetitions.next_look(now, sample);
+        stops
             .into_iter()
-            .find(|at| *at > now)
-            .unwrap_or(now + FINAL_LOOK_EVERY);
-        stop.min(now + FINAL_LOOK_EVERY)
+            .chain(repetition)
+            .filter(|at| *at > now)
+            .min()
+            .unwrap_or(now + FINAL_LOOK_EVERY)
     }
-}
-
-fn retransmits(sample: &LegSample) -> u16 {
-    u16::try_from(sample.retransmits).unwrap_or(u16::MAX)
 }
 
 /// What the kernel has asked the peer and got no answer to.

@@ -17,9 +17,11 @@
 //! # What it costs
 //!
 //! * An outage kills nothing if it is shorter than D - I, less a round trip and the lateness of
-//!   the kernel's keepalive timer (up to an eighth of I). A leg that was quiet and got data to
-//!   carry during the outage needs up to a second more, because then the kernel's
-//!   retransmissions, at most a second apart, are the only questions.
+//!   the kernel's keepalive timer (up to an eighth of I). That holds for a leg that was quiet and
+//!   got data to carry during the outage, too, although the kernel's retransmissions are then the
+//!   only questions and up to a second apart: from I = 2 s on, quiet legs are asked a second
+//!   sooner than I; below, the last retransmission is moved (see `repetition.rs`). Only a bare FIN
+//!   needs up to a second more there, because the kernel keeps no time of its retransmissions.
 //! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the
 //!   peer's own keepalive or window probes); only their count moves. Such a segment is a sign of
 //!   life *as of the previous look*, the earliest time it can have come: later would find a peer
@@ -48,6 +50,7 @@ mod machine;
 mod policy;
 mod pressure;
 mod reason;
+mod repetition;
 mod sample;
 mod shed;
 #[cfg(test)]

@@ -26,11 +26,18 @@ impl Policy {
     /// When the kernel is to ask a quiet peer: whole seconds, in ms. A second sooner than
     /// promised, where that is possible: after an outage of nearly D - I the kernel's next
     /// question is up to a second away when data was written meanwhile, and its longer timers
-    /// are late by up to 1/8.
+    /// are late by up to 1/8. Where it is not, see [`Self::needs_last_repetition`].
     #[must_use]
     pub const fn keepalive_idle(&self) -> Millis {
         let promised = self.probe_interval / 1000;
         1000 * if promised > 2 { promised - 1 } else { 1 }
+    }
+
+    /// Whether the kernel's next question in flight may come after the verdict on a peer that was
+    /// away for less than D - I.
+    #[must_use]
+    pub const fn needs_last_repetition(&self) -> bool {
+        self.probe_interval < self.keepalive_idle() + 1000
     }
 
     /// How long after D the last question may still be answered: half of the tolerance that the

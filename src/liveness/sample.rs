@@ -38,6 +38,18 @@ pub struct LegSample {
     pub unacked: u32,
     /// Consecutive retransmissions of the oldest segment (`tcpi_retransmits`).
     pub retransmits: u32,
+    /// Segments repeated for whatever reason, in all, wrapping (`tcpi_total_retrans`).
+    pub repeated: u32,
+    /// From the last retransmission to the next, ms (`tcpi_rto`).
+    pub rto_ms: Millis,
+    /// How long retransmissions stayed unanswered, in all, wrapping, ms (`tcpi_total_rto_time`,
+    /// Linux 6.7; else 0).
+    pub timeouts_ms: u32,
+    /// Nothing of what is in flight counts as lost (`tcpi_ca_state` is Open).
+    pub nothing_lost: bool,
+    /// The peer would have said so if later data had come than what is missing, and has not
+    /// (`tcpi_options`, `tcpi_sacked`).
+    pub no_hole_reported: bool,
     /// Keepalive or window probes without an answer (`tcpi_probes`).
     pub probes: u32,
     /// Bytes queued and not yet sent (`tcpi_notsent_bytes`).

@@ -749,6 +749,11 @@ fn any_sample() -> impl Strategy<Value = LegSample> {
             last_sent_age: ages[2],
             bytes_acked: bytes,
             bytes_received: bytes,
+            repeated: counts[1].wrapping_add(counts[0] % 3),
+            rto_ms: ages[2] % 2000,
+            timeouts_ms: (ages[0] % 100_000) as u32,
+            nothing_lost: bytes % 2 == 0,
+            no_hole_reported: bytes % 3 == 0,
         },
     )
 }

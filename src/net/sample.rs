@@ -5,6 +5,10 @@ use std::os::fd::RawFd;
 use crate::liveness::{LegSample, TcpState};
 use crate::sys::{self, TcpInfo};
 
+/// `TCP_CA_Open` and `TCPI_OPT_SACK` (`include/uapi/linux/tcp.h`).
+const CA_OPEN: u8 = 0;
+const OPTION_SACK: u8 = 2;
+
 /// Asks the kernel about one leg; `None` if it cannot say.
 #[must_use]
 pub fn sample(fd: RawFd) -> Option<LegSample> {
@@ -25,6 +29,11 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         },
         unacked: info.unacked,
         retransmits: u32::from(info.retransmits),
+        repeated: info.total_retrans,
+        rto_ms: u64::from(info.rto_us / 1000),
+        timeouts_ms: info.total_rto_time_ms,
+        nothing_lost: info.ca_state == CA_OPEN,
+        no_hole_reported: info.options & OPTION_SACK != 0 && info.sacked == 0,
         probes: u32::from(info.probes),
         notsent: info.notsent_bytes,
         zero_window: info.snd_wnd == 0,

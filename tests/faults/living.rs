@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use crate::case::{Case, DETECT, HELLO, SLACK};
+use crate::case::{Case, DETECT, HELLO, PROBE, SLACK};
 use crate::support::{End, Host, Options, Test, eventually, ms};
 use crate::tests;
 
@@ -16,6 +16,8 @@ pub const TESTS: &[Test] = tests![
     short_outage_while_idle,
     short_outage_with_traffic,
     short_outage_of_the_service_with_traffic,
+    short_outage_with_late_writes,
+    short_outage_of_the_service_with_late_writes,
 ];
 
 const TINY_BUFFER: usize = 8192;
@@ -148,4 +150,60 @@ fn short_outage_with_traffic() {
 
 fn short_outage_of_the_service_with_traffic() {
     outage(Host::Service, Some(ms(100)));
+}
+
+/// Sessions that were quiet for up to a probe interval, and get data to carry at any moment of an
+/// outage that is shorter than `detect_within - probe_interval` by this.
+const LATE_WRITERS: u32 = 16;
+const SHORTER_BY: Duration = ms(150);
+
+/// The kernel repeats late data once a second, and the last time may be long before the verdict.
+fn short_outage_with_late_writes() {
+    survive_late_writes(Host::Client);
+}
+
+fn short_outage_of_the_service_with_late_writes() {
+    survive_late_writes(Host::Service);
+}
+
+/// A machine that is too busy to serve the last tenth of a second in time gets another chance.
+fn survive_late_writes(link: Host) {
+    let survived = (0..3).any(|_| all_survive_late_writes(link));
+    assert!(survived, "a live peer was called dead, three times");
+}
+
+fn all_survive_late_writes(link: Host) -> bool {
+    let case = Case::new();
+    let sessions: Vec<_> = (0..LATE_WRITERS)
+        .map(|_| {
+            thread::sleep(PROBE / LATE_WRITERS);
+            case.session()
+        })
+        .collect();
+    // Each at its own distance from its last probe.
+    thread::sleep(PROBE);
+    let span = DETECT - PROBE - SHORTER_BY;
+    let cut = case.cut(link);
+    for (client, service) in &sessions {
+        let (writer, _) = if link == Host::Client {
+            (service, client)
+        } else {
+            (client, service)
+        };
+        writer.send(1000);
+        thread::sleep(span / LATE_WRITERS);
+    }
+    thread::sleep(span.saturating_sub(cut.elapsed()));
+    case.net.heal(link);
+    let away = cut.elapsed();
+    thread::sleep(DETECT);
+    let killed = case.proxy.closed("downstream_dead") + case.proxy.closed("upstream_dead");
+    if killed > 0.0 {
+        println!("an outage of {away:?} killed {killed}");
+        return false;
+    }
+    for (client, service) in &sessions {
+        case.expect_intact(client, service);
+    }
+    true
 }

@@ -117,6 +117,18 @@ fn a_seed_means_the_same_run_every_time() {
     }
 }
 
+/// An outage shorter than D - I kills nothing, whenever in it something is written to a peer that
+/// was quiet before, although the kernel repeats that only once a second.
+#[test]
+fn a_write_during_an_outage_kills_nobody() {
+    for seed in 0..20_000 {
+        let mut session = Session::late_writes(seed);
+        while session.age() < 60_000 {
+            assert_eq!(session.step(), None, "seed {seed}: {}", session.describe());
+        }
+    }
+}
+
 /// Watching an idle session of two live peers costs one look for each D, less what the last
 /// answer may be old and the final phase: no busy loop, and nothing is closed.
 #[test]

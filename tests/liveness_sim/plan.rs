@@ -12,6 +12,9 @@ pub const HOUR: Ms = 60 * MINUTE;
 /// One in this many seeds is a long quiet life (months) instead of an eventful one.
 pub const MARATHON_EVERY: u64 = 40;
 
+/// What the kernel's timers are late by before and after an outage, ms.
+const LATENESS: Ms = 100;
+
 /// Something that happens to one leg, or to the monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -52,6 +55,8 @@ pub struct Plan {
     pub length: Ms,
     /// Whether the kernel has TCP_RTO_MAX_MS.
     pub rto_max: Ms,
+    /// Whether a loss probe goes before the first timeout.
+    pub tail_probe: bool,
     pub rtt: [Ms; 2],
     /// The peers' own keepalive.
     pub peer_keepalive: [Option<Ms>; 2],
@@ -97,6 +102,7 @@ impl Plan {
                 rng.range(1, 8) * HOUR
             },
             rto_max: if rng.one_in(4) { 120 * SECOND } else { SECOND },
+            tail_probe: rng.one_in(2),
             rtt: [rng.spread(1, 120), rng.spread(1, 120)],
             peer_keepalive: [keepalive(rng), keepalive(rng)],
             buffer: rng.spread(4_000, 200_000),
@@ -126,6 +132,29 @@ impl Plan {
         self.rough = 0;
         self.length = Ms::MAX;
         self.first_action = Ms::MAX;
+    }
+
+    /// Both peers live, the monitor is on time, and data goes to the first leg while it is away for
+    /// nearly as long as is promised to be survived: the actions, each with its leg.
+    pub fn late_writes(&mut self, rng: &mut Rng) -> [(Ms, usize, Action); 3] {
+        self.make_idle();
+        let d = rng.range(2000, 12_000);
+        self.policy.detect_within = d;
+        self.policy.probe_interval = rng.range(SECOND, (d - 500).min(3 * SECOND));
+        self.rto_max = SECOND;
+        self.rtt = [rng.spread(1, 40), rng.spread(1, 40)];
+        let span = (d - self.policy.probe_interval).saturating_sub(LATENESS);
+        let begin = rng.range(d, 3 * d);
+        let span = rng.range(span / 2, span.max(2));
+        let write = Action::Write(rng.spread(1, 5000));
+        let mut writes = [rng.range(0, span), rng.range(0, span)];
+        writes.sort_unstable();
+        let cut = [true; 2];
+        [
+            (begin, 0, Action::Outage { cut, span }),
+            (begin + writes[0], 1, write),
+            (begin + writes[1], 1, write),
+        ]
     }
 
     /// The time to the next action: anything from at once to `max_gap`, short ones as likely.

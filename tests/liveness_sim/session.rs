@@ -39,6 +39,8 @@ pub struct Session {
     look_at: Ms,
     act_at: Ms,
     restore_at: [Option<Ms>; 2],
+    /// What is still to happen instead of something by chance, the last first.
+    script: Vec<(Ms, usize, Action)>,
     slack: Slack,
     fin_seen: bool,
     outcome: Outcome,
@@ -59,15 +61,42 @@ impl Session {
         Self::with(plan, rng)
     }
 
+    /// Both peers live, and data is written to a quiet one while it is away for nearly as long as
+    /// is promised to be survived.
+    pub fn late_writes(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut plan = Plan::new(seed, &mut rng);
+        let script = plan.late_writes(&mut rng);
+        let mut session = Self::with(plan, rng);
+        session.script = script.to_vec();
+        session.script.reverse();
+        session.act_at = session.scripted_at();
+        session
+    }
+
+    fn scripted_at(&self) -> Ms {
+        self.script
+            .last()
+            .map_or(Ms::MAX, |(at, ..)| self.start + at)
+    }
+
     fn with(plan: Plan, mut rng: Rng) -> Self {
         let start = plan.boot;
         let idle = plan.policy.keepalive_idle();
         let leg = |index: usize| {
             let rtt = plan.rtt[index];
             let buffers = [200_000, plan.buffer];
-            let near = Endpoint::new(start, rtt, plan.rto_max, buffers, Some(idle));
+            let near = Endpoint::new(
+                start,
+                rtt,
+                plan.rto_max,
+                buffers,
+                Some(idle),
+                plan.tail_probe,
+            );
             let keepalive = plan.peer_keepalive[index];
-            let far = Endpoint::new(start, rtt, 120_000, [buffers[1], buffers[0]], keepalive);
+            let buffers = [buffers[1], buffers[0]];
+            let far = Endpoint::new(start, rtt, 120_000, buffers, keepalive, plan.tail_probe);
             SimLeg::new(near, far, rtt)
         };
         let legs = [leg(0), leg(1)];
@@ -86,6 +115,7 @@ impl Session {
             look_at,
             act_at: start.saturating_add(plan.first_action),
             restore_at: [None; 2],
+            script: Vec::new(),
             slack: Slack::default(),
             fin_seen: false,
             outcome: Outcome::default(),
@@ -149,12 +179,20 @@ impl Session {
 
     /// A socket error is noticed at once.
     fn react(&mut self) -> Option<Close> {
+        let failed = |near: &Endpoint| near.reset || near.timed_out;
         let leg = LEGS
             .into_iter()
-            .find(|l| self.legs[*l as usize].near.reset)?;
+            .find(|l| failed(&self.legs[*l as usize].near))?;
         let sim = &self.legs[leg as usize];
         let after = sim.near.sample(self.now, sim.rtt);
         let clock = self.now + self.offset;
+        if sim.near.timed_out {
+            let close = self
+                .machine
+                .fault(clock, leg, Fault::TimedOut, Some(&after));
+            self.truth.check_close(self.now, &close, &self.legs);
+            return Some(close);
+        }
         let close = self.machine.fault(clock, leg, Fault::Reset, Some(&after));
         let expected = [CloseReason::reset(leg), CloseReason::dead(leg)];
         assert!(expected.contains(&close.reason));
@@ -169,7 +207,12 @@ impl Session {
                 self.legs[index].up = [true; 2];
             }
         }
-        if self.act_at <= self.now {
+        if self.act_at <= self.now
+            && let Some((_, index, action)) = self.script.pop()
+        {
+            self.act(action, index);
+            self.act_at = self.scripted_at();
+        } else if self.act_at <= self.now {
             let action = self.plan.action(&mut self.rng);
             let index = self.rng.index(2);
             self.act(action, index);
@@ -312,13 +355,17 @@ impl Session {
 
     fn ask(&mut self, leg: Leg, ask: Option<Ask>) {
         let normal = self.plan.policy.keepalive_idle();
-        let idle = match ask {
-            Some(Ask::Probe) => 1000,
-            Some(Ask::Rest) => normal,
-            None => return,
-        };
-        let sim = &mut self.legs[leg as usize];
-        sim.near.set_idle(self.now, idle);
+        let near = &mut self.legs[leg as usize].near;
+        match ask {
+            Some(Ask::Probe) => near.set_idle(self.now, 1000),
+            Some(Ask::RepeatBy(span)) => near.set_user_timeout(Some(span)),
+            Some(Ask::RepeatFreely) => near.set_user_timeout(None),
+            Some(Ask::Rest) => {
+                near.set_idle(self.now, normal);
+                near.set_user_timeout(None);
+            }
+            None => {}
+        }
     }
 
     fn note(&mut self, answer: u64) {

@@ -3,7 +3,8 @@
 //!
 //! Modelled after Linux 6.18 as measured: a keepalive probe carries an old sequence number, so
 //! its receiver answers it but dates nothing by it; keepalive is silent while anything is
-//! unacknowledged or queued; the user timeout is so large that the kernel never gives up.
+//! unacknowledged or queued; the user timeout is so large that the kernel never gives up, but
+//! while it is used to bring a retransmission forward.
 
 use pulsegate::liveness::{LegSample, TcpState};
 
@@ -72,6 +73,17 @@ pub struct Endpoint {
     retransmits: u32,
     backoff: u32,
     probes: u32,
+    /// Whether a loss probe goes before the first timeout, and whether it is the next.
+    tail_probe: [bool; 2],
+    repeated: u32,
+    /// Since when it has been in timeouts, and for how long before that.
+    timeout_since: Option<Ms>,
+    timeouts: Ms,
+    user_timeout: Option<Ms>,
+    /// What the user timeout is counted from.
+    repeating_since: Option<Ms>,
+    /// The user timeout has ended the connection.
+    pub timed_out: bool,
     // Receiving.
     rcv_nxt: u64,
     read: u64,
@@ -109,6 +121,7 @@ impl Endpoint {
         rto_max: Ms,
         [buffer, edge]: [u64; 2],
         keepalive: Option<Ms>,
+        tail_probe: bool,
     ) -> Self {
         Self {
             start: now,
@@ -122,6 +135,13 @@ impl Endpoint {
             retransmits: 0,
             backoff: 0,
             probes: 0,
+            tail_probe: [tail_probe, false],
+            repeated: 0,
+            timeout_since: None,
+            timeouts: 0,
+            user_timeout: None,
+            repeating_since: None,
+            timed_out: false,
             rcv_nxt: 0,
             read: 0,
             buffer,
@@ -183,7 +203,7 @@ impl Endpoint {
 
     /// Not reset, and not both FINs through: only then do its timers run.
     pub fn is_open(&self) -> bool {
-        !self.reset && !self.finished()
+        !self.reset && !self.timed_out && !self.finished()
     }
 
     pub fn has_fin(&self) -> bool {
@@ -220,6 +240,11 @@ impl Endpoint {
         self.idle = idle;
         let elapsed = now - self.last_dated();
         self.keepalive_at = Some(wheel(now, idle.saturating_sub(elapsed)));
+    }
+
+    /// `setsockopt(TCP_USER_TIMEOUT)`; it has an effect when a timer is armed or fires.
+    pub fn set_user_timeout(&mut self, span: Option<Ms>) {
+        self.user_timeout = span;
     }
 
     pub fn next_timer(&self) -> Option<Ms> {
@@ -289,6 +314,11 @@ impl Endpoint {
             last_ack_age: age(self.last_ack),
             last_data_age: age(self.last_data.or(Some(self.start))),
             last_sent_age: age(self.last_sent),
+            repeated: self.repeated,
+            rto_ms: self.gap(),
+            timeouts_ms: (self.timeouts + self.timeout_since.map_or(0, |at| now - at)) as u32,
+            nothing_lost: self.repeating_since.is_none(),
+            no_hole_reported: true,
             busy_ms: 0,
             segs_in: self.segs_in,
             bytes_acked: 1 + self.snd_una,
@@ -301,7 +331,7 @@ impl Endpoint {
         let fin_sent = self.fin && self.snd_nxt == self.total();
         let fin_acked = fin_sent && self.snd_una == self.total();
         match (self.fin_received, fin_sent, fin_acked) {
-            _ if self.reset => TcpState::Closed,
+            _ if self.reset || self.timed_out => TcpState::Closed,
             (false, false, _) => TcpState::Established,
             (true, false, _) => TcpState::CloseWait,
             (false, true, false) => TcpState::FinWait1,
@@ -344,7 +374,8 @@ impl Endpoint {
     /// Sends what the window allows and arms the timer that will ask.
     fn push(&mut self, now: Ms) {
         let end = self.total().min(self.edge);
-        if end > self.snd_nxt {
+        // After a timeout the congestion window holds what is repeated, and nothing else.
+        if end > self.snd_nxt && self.retransmits == 0 {
             let seq = self.snd_nxt;
             self.snd_nxt = end;
             self.send_range(now, seq, end);
@@ -354,6 +385,7 @@ impl Endpoint {
             self.persist_at = None;
             if self.rto_at.is_none() {
                 self.rto_at = Some(wheel(now, self.gap()));
+                self.tail_probe[1] = self.tail_probe[0] && self.repeating_since.is_none();
             }
         } else if self.unsent() > 0 && self.persist_at.is_none() {
             self.persist_at = Some(wheel(now, self.gap()));
@@ -374,11 +406,26 @@ impl Endpoint {
     }
 
     fn retransmit(&mut self, now: Ms) {
+        let elapsed = self.repeating_since.map_or(0, |at| now - at);
+        if self.retransmits > 0 && self.user_timeout.is_some_and(|span| elapsed >= span) {
+            self.timed_out = true;
+            return;
+        }
         self.question(now);
-        self.retransmits += 1;
-        self.backoff += 1;
+        self.repeated += 1;
         self.send_range(now, self.snd_una, self.snd_nxt);
-        self.rto_at = Some(wheel(now, self.gap()));
+        let mut delay = self.gap();
+        if !std::mem::take(&mut self.tail_probe[1]) {
+            if self.retransmits == 0 {
+                self.timeout_since = Some(now);
+            }
+            self.repeating_since.get_or_insert(now);
+            self.retransmits += 1;
+            self.backoff += 1;
+            let left = self.user_timeout.map(|span| span.saturating_sub(elapsed));
+            delay = self.gap().min(left.unwrap_or(Ms::MAX).max(1));
+        }
+        self.rto_at = Some(wheel(now, delay));
     }
 
     fn persist(&mut self, now: Ms) {
@@ -413,6 +460,10 @@ impl Endpoint {
             self.retransmits = 0;
             self.backoff = 0;
             self.rto_at = None;
+            if !self.in_flight() {
+                self.timeouts += self.timeout_since.take().map_or(0, |at| now - at);
+                self.repeating_since = None;
+            }
         }
         self.edge = self.edge.max(edge);
         if !self.zero_window() && !self.in_flight() {

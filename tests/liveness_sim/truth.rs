@@ -204,7 +204,9 @@ impl Truth {
         // Where the kernel backs off into silence, the next question may come that late.
         let d = self.policy.detect_within;
         let near = &sim.near;
-        let asked_late = near.questions == 0 || near.first_question + 2000 > near.last_dated() + d;
+        let asked_late = near.questions == 0
+            || near.first_question + 2000 > near.last_dated() + d
+            || near.last_undated > near.last_sent;
         let backs_off = near.zero_window() || (!near.is_silent() && asked_late);
         let asked = if self.modern || !backs_off {
             0

@@ -1,0 +1,349 @@
+//! The last question in flight.
+//!
+//! In flight the kernel's retransmissions are the questions, and at their slowest they come once
+//! a second. Where a quiet leg is asked at intervals below two seconds, an outage that has to be
+//! survived may end later than that before the verdict, and nobody would ask again. One option
+//! moves a retransmission: when the kernel arms the next one, it brings it forward to the end of
+//! `TCP_USER_TIMEOUT` (`tcp_clamp_rto_to_user_timeout`, net/ipv4/tcp_timer.c). So the timeout is
+//! made to end just after the deadline, and is lifted once the last retransmission before that is
+//! out: the kernel then repeats the data instead of giving up. If we are late to lift it, the
+//! kernel ends the connection, and D is over by then.
+
+use super::Ask;
+use super::policy::{Millis, Policy};
+use super::sample::LegSample;
+
+/// The last repetition is made this long after the deadline, ms: a peer that was heard one probe
+/// interval before an outage of D - I began is back by then.
+const AFTER_DEADLINE: Millis = 50;
+/// Between it and the one before, at least, ms: that one may be late by 80 ms (`HZ`=100), and the
+/// timeout has to be lifted between the two.
+const APART: Millis = 120;
+/// It is arranged this long before the deadline at most, ms: once the one before is not yet out.
+const ARRANGED_WITHIN: Millis = 1200;
+/// While the one before is late, ms.
+const LOOK_EVERY: Millis = 20;
+/// A repetition has had its time after this, and after one and a half round trips, ms.
+const ANSWER_TAKES: Millis = 50;
+/// The kernel repeats at least this often where the last repetition is arranged, ms; so its
+/// repetitions, of which it counts 255, began less than `LONGEST` ago.
+const SLOWEST: Millis = 1000;
+const LONGEST: Millis = 300_000;
+/// What is kept of the time in timeouts is in units of this, ms: 16 bits hold 524 s.
+const UNIT: u32 = 8;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// The kernel repeats at its own pace.
+    #[default]
+    Free,
+    /// The user timeout ends just after the deadline.
+    Limited,
+    /// It was lifted: the next repetition comes just after the deadline.
+    Awaited,
+}
+
+/// What is known of the retransmissions on one leg.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Repetitions {
+    /// `LegSample::timeouts_ms` when nothing was being repeated, in units, the lower half.
+    timeouts: u16,
+    /// `LegSample::repeated` at that time, the lower half.
+    repeated: u16,
+    stage: Stage,
+    /// `LegSample::retransmits` when the last sign of life was seen.
+    before_life: u8,
+}
+
+impl Repetitions {
+    /// A sign of life was seen; true if the user timeout has to be lifted.
+    pub fn answered(&mut self, sample: &LegSample) -> bool {
+        self.before_life = count(sample);
+        std::mem::take(&mut self.stage) == Stage::Limited
+    }
+
+    /// Whether there were any since the last sign of life.
+    pub fn any(&self, sample: &LegSample) -> bool {
+        count(sample) > self.before_life
+    }
+
+    /// What has to be done for the last repetition; `life` is the last sign of life.
+    pub fn arrange(
+        &mut self,
+        now: Millis,
+        life: Millis,
+        policy: &Policy,
+        sample: &LegSample,
+    ) -> Option<Ask> {
+        if sample.nothing_lost {
+            self.timeouts = lower_half(sample.timeouts_ms / UNIT);
+            self.repeated = lower_half(sample.repeated);
+        }
+        if let Some(span) = self.user_timeout(now, life, policy, sample) {
+            self.stage = Stage::Limited;
+            return Some(Ask::RepeatBy(span));
+        }
+        if self.stage == Stage::Limited {
+            self.stage = Stage::Awaited;
+            return Some(Ask::RepeatFreely);
+        }
+        None
+    }
+
+    /// The user timeout that lets the last repetition come in time, while the one before it is
+    /// not yet out. The kernel counts it from the first one.
+    fn user_timeout(
+        &self,
+        now: Millis,
+        life: Millis,
+        policy: &Policy,
+        sample: &LegSample,
+    ) -> Option<Millis> {
+        let deadline = life + policy.detect_within;
+        let wanted = policy.needs_last_repetition() && now + ARRANGED_WITHIN >= deadline;
+        if !wanted || !sample.is_repeating() || sample.zero_window {
+            return None;
+        }
+        let before = sample.next_repetition(now);
+        let due = deadline + AFTER_DEADLINE;
+        // Of a bare FIN no time is known.
+        let known = before + APART > now;
+        if !known || before >= due || now >= due {
+            return None;
+        }
+        let apart = APART.max(Millis::from(sample.rtt_us) / 500);
+        let due = due.max(before + apart);
+        let in_time = due + sample.answer_takes() <= latest(deadline, policy);
+        let first = self.first(now, life, sample)?;
+        in_time.then_some(due - first)
+    }
+
+    /// When the repetitions since the last sign of life began. `None` unless it is certain that
+    /// the kernel counts from the same one: what was repeated before, on the word of the peer,
+    /// would have started its clock earlier.
+    fn first(&self, now: Millis, life: Millis, sample: &LegSample) -> Option<Millis> {
+        let silent_for = now - life;
+        let others = u32::from(lower_half(sample.repeated).wrapping_sub(self.repeated))
+            .checked_sub(sample.retransmits)?;
+        // One is the loss probe (RFC 8985, section 7), unless the peer told of a hole.
+        let certain = others == 0 || (others == 1 && sample.no_hole_reported);
+        let units = lower_half(sample.timeouts_ms / UNIT).wrapping_sub(self.timeouts);
+        let since = Millis::from(units) * Millis::from(UNIT);
+        let known = sample.timeouts_ms > 0 && sample.rto_ms <= SLOWEST && since <= silent_for;
+        (certain && known && silent_for < LONGEST).then(|| now - since)
+    }
+
+    /// No verdict before this: the last repetition is on its way, or has to have its time.
+    pub fn answered_by(
+        &self,
+        now: Millis,
+        deadline: Millis,
+        policy: &Policy,
+        sample: &LegSample,
+    ) -> Millis {
+        let last = now - sample.last_sent_age;
+        let latest = latest(deadline, policy);
+        if self.stage == Stage::Awaited && last < deadline {
+            latest
+        } else {
+            latest.min(last + sample.answer_takes())
+        }
+    }
+
+    /// When to look again because of it.
+    pub fn next_look(&self, now: Millis, sample: &LegSample) -> Option<Millis> {
+        match self.stage {
+            Stage::Free => None,
+            Stage::Limited => Some(sample.next_repetition(now).max(now + LOOK_EVERY)),
+            Stage::Awaited => Some(now + ANSWER_TAKES),
+        }
+    }
+}
+
+/// The promise allows twice the grace; the rest is for the monitor.
+fn latest(deadline: Millis, policy: &Policy) -> Millis {
+    deadline + 2 * policy.grace() - ANSWER_TAKES
+}
+
+fn count(sample: &LegSample) -> u8 {
+    u8::try_from(sample.retransmits).unwrap_or(u8::MAX)
+}
+
+fn lower_half(count: u32) -> u16 {
+    (count & 0xFFFF) as u16
+}
+
+impl LegSample {
+    /// Data of ours was repeated because of a timeout, and was not acknowledged since.
+    fn is_repeating(&self) -> bool {
+        self.unacked > 0 && self.retransmits > 0
+    }
+
+    /// When the kernel's timer makes the next repetition; it may be late by an eighth of a second.
+    fn next_repetition(&self, now: Millis) -> Millis {
+        // A retransmission is data sent.
+        now - self.last_sent_age + self.rto_ms
+    }
+
+    fn answer_takes(&self) -> Millis {
+        ANSWER_TAKES.max(Millis::from(self.rtt_us) * 3 / 2000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEADLINE: Millis = 103_000;
+    const LIFE: Millis = 100_000;
+
+    fn policy(probe_interval: Millis) -> Policy {
+        Policy {
+            detect_within: DEADLINE - LIFE,
+            probe_interval,
+            idle_timeout: None,
+            half_close_timeout: None,
+            stall_timeout: None,
+            first_response_timeout: None,
+            max_duration: None,
+        }
+    }
+
+    /// Written 300 ms after the last sign of life; loss probe at 500, timeouts at 700, 1100,
+    /// 1900 and 2900 ms after it.
+    fn repeating(now: Millis) -> LegSample {
+        let timeouts = [100_700, 101_100, 101_900, 102_900];
+        let past: Vec<_> = timeouts.into_iter().filter(|at| *at <= now).collect();
+        LegSample {
+            unacked: 1,
+            retransmits: past.len() as u32,
+            repeated: past.len() as u32 + 1,
+            rto_ms: (200 << past.len()).min(1000),
+            timeouts_ms: past.first().map_or(0, |at| now - at) as u32,
+            last_sent_age: now - past.last().unwrap_or(&100_500),
+            no_hole_reported: true,
+            rtt_us: 500,
+            ..LegSample::default()
+        }
+    }
+
+    fn arranged(probe_interval: Millis, at: Millis, sample: &LegSample) -> Option<Ask> {
+        Repetitions::default().arrange(at, LIFE, &policy(probe_interval), sample)
+    }
+
+    #[test]
+    fn the_last_repetition_is_moved_and_the_timeout_lifted() {
+        let mut repetitions = Repetitions::default();
+        let mut asks = Vec::new();
+        let mut now = 101_850;
+        while now < DEADLINE {
+            let sample = repeating(now);
+            let ask = repetitions.arrange(now, LIFE, &policy(1000), &sample);
+            asks.extend(ask.map(|ask| (now, ask)));
+            now = repetitions.next_look(now, &sample).unwrap_or(DEADLINE);
+        }
+        // 700 + 2350 = 3050: 50 ms after the deadline, give or take what the marks are rounded by.
+        let by = asks.iter().filter_map(|(at, ask)| match ask {
+            Ask::RepeatBy(span) => Some((*at, *span)),
+            _ => None,
+        });
+        let by: Vec<_> = by.collect();
+        assert!(
+            by.iter().all(|(_, span)| span.abs_diff(2350) <= 8),
+            "{by:?}"
+        );
+        assert!(by.iter().all(|(at, _)| *at < 102_900), "{by:?}");
+        let (lifted, ask) = asks[asks.len() - 1];
+        assert_eq!(ask, Ask::RepeatFreely);
+        assert!((102_900..102_950).contains(&lifted), "{lifted}");
+        // The verdict waits for it.
+        let until = |at: Millis, sample: &LegSample| {
+            repetitions.answered_by(at, DEADLINE, &policy(1000), sample)
+        };
+        assert_eq!(until(DEADLINE, &repeating(DEADLINE)), DEADLINE + 250);
+        let repeated = LegSample {
+            last_sent_age: 20,
+            ..repeating(DEADLINE + 70)
+        };
+        assert_eq!(until(DEADLINE + 70, &repeated), DEADLINE + 100);
+    }
+
+    #[test]
+    fn two_repetitions_are_not_too_close() {
+        // The next one is due 50 ms before the one that is wanted.
+        let sample = LegSample {
+            last_sent_age: 0,
+            rto_ms: 1000,
+            ..repeating(102_000)
+        };
+        let span = 102_000 + 1000 + APART - 100_700;
+        let Some(Ask::RepeatBy(by)) = arranged(1000, 102_000, &sample) else {
+            panic!("not arranged");
+        };
+        assert!(by.abs_diff(span) <= 8, "{by}, not {span}");
+    }
+
+    #[test]
+    fn nothing_is_moved_without_need_or_certainty() {
+        let sample = repeating(101_850);
+        let at = |sample: &LegSample| arranged(1000, 101_850, sample);
+        assert!(matches!(at(&sample), Some(Ask::RepeatBy(_))));
+        // The kernel asks often enough.
+        assert_eq!(arranged(2000, 101_850, &sample), None);
+        // Too early, and too late.
+        assert_eq!(arranged(1000, 101_700, &repeating(101_700)), None);
+        assert_eq!(arranged(1000, 102_950, &repeating(102_950)), None);
+        let uncertain = [
+            LegSample {
+                repeated: 5,
+                ..sample
+            },
+            LegSample {
+                no_hole_reported: false,
+                ..sample
+            },
+            LegSample {
+                timeouts_ms: 0,
+                ..sample
+            },
+            LegSample {
+                timeouts_ms: 2500,
+                ..sample
+            },
+            LegSample {
+                rto_ms: 1600,
+                ..sample
+            },
+            LegSample {
+                zero_window: true,
+                ..sample
+            },
+            LegSample {
+                unacked: 0,
+                ..sample
+            },
+            LegSample {
+                retransmits: 0,
+                ..sample
+            },
+            // A bare FIN.
+            LegSample {
+                last_sent_age: 1500,
+                ..sample
+            },
+        ];
+        for sample in uncertain {
+            assert_eq!(at(&sample), None, "{sample:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_lifts_the_timeout() {
+        let sample = repeating(101_850);
+        let mut repetitions = Repetitions::default();
+        assert!(!repetitions.answered(&sample));
+        repetitions.arrange(101_850, LIFE, &policy(1000), &sample);
+        assert!(repetitions.answered(&sample));
+        assert!(!repetitions.answered(&sample));
+    }
+}
