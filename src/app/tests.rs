@@ -128,6 +128,35 @@ fn sessions_that_move_in_mid_stream_lose_nothing() {
     assert!(eventually(|| app.workers.sessions() == 0));
 }
 
+/// Nobody comes or goes meanwhile.
+#[test]
+fn sessions_that_move_are_counted_once_each() {
+    const SESSIONS: usize = 8;
+    let app = app(3, echo(), &[]);
+    let to = listens_on(&app);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let pings: Vec<_> = (0..SESSIONS)
+            .map(|_| scope.spawn(|| ping(to, &done)))
+            .collect();
+        let connected = eventually(|| app.workers.sessions() == SESSIONS);
+        let mut counts = HashSet::new();
+        for look in 0..3000 {
+            app.workers.move_all(look % 3, (look + 1) % 3);
+            counts.insert(app.workers.sessions());
+            let mut seen = Vec::new();
+            app.for_each_session(|session| seen.push(session.id));
+            counts.insert(seen.len());
+            thread::sleep(Duration::from_micros(200));
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(pings.into_iter().all(|ping| ping.join().is_ok()));
+        assert!(connected, "some were not taken");
+        assert_eq!(counts, HashSet::from([SESSIONS]));
+    });
+    assert!(moved(&app) >= 100, "{}", moved(&app));
+}
+
 #[test]
 fn a_worker_is_given_up_when_little_is_to_be_done_and_used_when_much_is() {
     let app = app(2, echo(), &[]);

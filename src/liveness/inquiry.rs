@@ -18,8 +18,8 @@ const PROOF_IN_FLIGHT: u32 = 2;
 /// An answer may take this long, and one and a half round trips where that is longer, ms.
 const ANSWER_TAKES: Millis = 50;
 /// A question repeated so shortly before the inquiry began is as good as one of its own: the
-/// kernel's next one is a second away, ms.
-const JUST_ASKED: Millis = 120;
+/// kernel's next one is a second away, and up to 80 ms late, ms.
+const JUST_ASKED: Millis = 150;
 /// A question that was asked just before has had its time after this, ms.
 const JUST_ASKED_TAKES: Millis = 970;
 /// Between two looks at most: a live peer's answer is not to lie about unseen, ms.
@@ -108,9 +108,21 @@ pub enum Step {
 }
 
 impl Inquiry {
-    /// Begins. `sample` is what the kernel says now.
+    /// Begins. `sample` is what the kernel says now, `window_probe_age` how long ago it last asked
+    /// about a closed window (ms), where that is known.
     #[must_use]
-    pub fn new(now: Millis, method: Method, sample: &LegSample) -> Self {
+    pub fn new(
+        now: Millis,
+        method: Method,
+        sample: &LegSample,
+        window_probe_age: Option<Millis>,
+    ) -> Self {
+        let last_question_age = if sample.unacked > 0 {
+            // A retransmission is data sent.
+            (sample.retransmits > 0).then_some(sample.last_sent_age)
+        } else {
+            window_probe_age
+        };
         Self {
             method,
             began: now,
@@ -118,10 +130,7 @@ impl Inquiry {
             asked: None,
             old_questions: questions(sample),
             unanswered_since: None,
-            // A retransmission is data sent.
-            just_asked: sample.unacked > 0
-                && sample.retransmits > 0
-                && sample.last_sent_age <= JUST_ASKED,
+            just_asked: last_question_age.is_some_and(|age| age <= JUST_ASKED),
         }
     }
 
@@ -224,7 +233,7 @@ mod tests {
     /// quiet for a second.
     fn ask_a_vanished_peer(method: Method, age: Millis) -> (Millis, Answer) {
         let (mut now, mut probes) = (0, 0);
-        let mut inquiry = Inquiry::new(now, method, &idle(age));
+        let mut inquiry = Inquiry::new(now, method, &idle(age), None);
         loop {
             let sample = LegSample {
                 probes,
@@ -264,7 +273,7 @@ mod tests {
     #[test]
     fn a_recent_word_is_enough_for_a_check_only() {
         let recent = idle(300);
-        let mut check = Inquiry::new(0, Method::CHECK, &recent);
+        let mut check = Inquiry::new(0, Method::CHECK, &recent, None);
         assert_eq!(
             check.look(0, &recent),
             Step::Done(Answer::Alive {
@@ -272,13 +281,13 @@ mod tests {
                 answered: false
             })
         );
-        let mut takeover = Inquiry::new(0, Method::TAKEOVER, &recent);
+        let mut takeover = Inquiry::new(0, Method::TAKEOVER, &recent, None);
         assert!(matches!(takeover.look(0, &recent), Step::Ask(_)));
     }
 
     #[test]
     fn any_segment_is_an_answer() {
-        let mut inquiry = Inquiry::new(0, Method::TAKEOVER, &idle(5000));
+        let mut inquiry = Inquiry::new(0, Method::TAKEOVER, &idle(5000), None);
         assert!(matches!(inquiry.look(0, &idle(5000)), Step::Ask(_)));
         let answered = LegSample {
             segs_in: 6,
@@ -305,7 +314,7 @@ mod tests {
 
     #[test]
     fn without_enough_questions_there_is_no_judgement() {
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &in_flight(2000, 0));
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &in_flight(2000, 0), None);
         assert!(matches!(
             inquiry.look(0, &in_flight(2000, 0)),
             Step::Wait(_)
@@ -319,7 +328,7 @@ mod tests {
 
     #[test]
     fn old_questions_prove_nothing_until_one_is_asked_again() {
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &in_flight(3000, 5));
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &in_flight(3000, 5), None);
         assert_eq!(inquiry.look(800, &in_flight(3800, 5)), UNPROVEN);
         assert_eq!(inquiry.look(900, &in_flight(3900, 6)), UNPROVEN);
         let silent = Step::Done(Answer::Silent {
@@ -335,27 +344,84 @@ mod tests {
             last_sent_age: sent_age + at,
             ..in_flight(9000 + at, 8)
         };
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &asked(0, 30));
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &asked(0, 30), None);
         assert_eq!(inquiry.look(960, &asked(960, 30)), UNPROVEN);
         assert!(matches!(
             inquiry.look(970, &asked(970, 30)),
             Step::Done(Answer::Silent { .. })
         ));
         // The next one is due soon enough.
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &asked(0, 200));
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &asked(0, 200), None);
         assert_eq!(inquiry.look(970, &asked(970, 200)), UNPROVEN);
         // Nothing is proven without a second question.
         let first = LegSample {
             retransmits: 1,
             ..asked(0, 30)
         };
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &first);
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &first, None);
         assert_eq!(inquiry.look(970, &first), UNPROVEN);
     }
 
     #[test]
+    fn a_window_probe_of_just_before_spares_the_wait_as_well() {
+        let asked = |at: Millis, probes| LegSample {
+            notsent: 1,
+            probes,
+            ..idle(9000 + at)
+        };
+        let begin = |probes, age| Inquiry::new(0, Method::CHECK, &asked(0, probes), age);
+        let mut inquiry = begin(2, Some(30));
+        assert_eq!(inquiry.look(960, &asked(960, 2)), UNPROVEN);
+        assert_eq!(
+            inquiry.look(970, &asked(970, 2)),
+            Step::Done(Answer::Silent {
+                silent_for: 9970,
+                evidence: Evidence::WindowProbe
+            })
+        );
+        // The next one is due soon enough, the time is unknown, or there was no second one.
+        for (probes, age) in [(2, Some(200)), (2, None), (1, Some(30))] {
+            let mut inquiry = begin(probes, age);
+            assert_eq!(inquiry.look(970, &asked(970, probes)), UNPROVEN);
+        }
+        // A peer that is back says so.
+        let back = LegSample {
+            segs_in: 6,
+            ..asked(950, 0)
+        };
+        assert!(matches!(
+            begin(2, Some(30)).look(950, &back),
+            Step::Done(Answer::Alive { .. })
+        ));
+    }
+
+    /// The kernel asks a vanished peer each 1000 ms, and is up to 80 ms late.
+    #[test]
+    fn a_closed_window_is_judged_within_a_second_in_any_phase() {
+        for (late, age) in (0..=80).flat_map(|late| (0..1000 + late).map(move |age| (late, age))) {
+            let asked = |at: Millis| LegSample {
+                notsent: 1,
+                probes: 4 + u32::from(age + at >= 1000 + late),
+                ..idle(9000 + at)
+            };
+            let last = Some(age.min(1000));
+            let mut inquiry = Inquiry::new(0, Method::CHECK, &asked(0), last);
+            let mut now = 0;
+            while let Step::Wait(pause) = inquiry.look(now, &asked(now)) {
+                now += pause;
+            }
+            assert!(now < 1000, "{age} late by {late}: {now}");
+            let answer = inquiry.look(now, &asked(now));
+            assert!(
+                matches!(answer, Step::Done(Answer::Silent { .. })),
+                "{answer:?}"
+            );
+        }
+    }
+
+    #[test]
     fn a_late_write_adds_its_questions_to_the_probes() {
-        let mut inquiry = Inquiry::new(0, Method::TAKEOVER, &idle(3000));
+        let mut inquiry = Inquiry::new(0, Method::TAKEOVER, &idle(3000), None);
         assert!(matches!(inquiry.look(0, &idle(3000)), Step::Ask(_)));
         let written = |age, retransmits| LegSample {
             probes: 9,
@@ -376,7 +442,7 @@ mod tests {
             probes,
             ..idle(age)
         };
-        let mut inquiry = Inquiry::new(0, Method::TAKEOVER, &far(5000, 0));
+        let mut inquiry = Inquiry::new(0, Method::TAKEOVER, &far(5000, 0), None);
         assert!(matches!(inquiry.look(1450, &far(6450, 8)), Step::Ask(_)));
         assert!(matches!(inquiry.look(2350, &far(7350, 9)), Step::Ask(_)));
         assert_eq!(
@@ -394,7 +460,7 @@ mod tests {
             state: TcpState::Closed,
             ..idle(10)
         };
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &over);
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &over, None);
         assert_eq!(inquiry.look(0, &over), Step::Done(Answer::Over));
     }
 }

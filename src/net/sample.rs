@@ -2,8 +2,16 @@
 
 use std::os::fd::RawFd;
 
-use crate::liveness::{LegSample, TcpState};
-use crate::sys::{self, TcpInfo};
+use crate::liveness::{LegSample, Millis, TcpState};
+use crate::sys::{self, TcpInfo, sock_diag, sockopt};
+
+/// Between two window probes, however short the round trip is (`TCP_RTO_MIN`,
+/// `include/net/tcp.h`), ms.
+const SHORTEST_GAP: Millis = 200;
+/// The gap is doubled so often at most (`tcp_probe0_when`, the same file).
+const MOST_BACKOFF: u8 = 10;
+/// The longest gap where the kernel has no `TCP_RTO_MAX_MS` to read, ms.
+const LONGEST_GAP: Millis = 120_000;
 
 /// `TCP_CA_Open` and `TCPI_OPT_SACK` (`include/uapi/linux/tcp.h`).
 const CA_OPEN: u8 = 0;
@@ -13,6 +21,26 @@ const OPTION_SACK: u8 = 2;
 #[must_use]
 pub fn sample(fd: RawFd) -> Option<LegSample> {
     sys::tcp_info(fd).ok().map(|info| from_info(&info))
+}
+
+/// How long ago the kernel last asked about the closed window of a leg, ms; `None` where it did not,
+/// or does not say when. It keeps the time of its next question only, but the gap between the two
+/// is known.
+#[must_use]
+pub fn window_probe_age(fd: RawFd) -> Option<Millis> {
+    let info = sys::tcp_info(fd).ok()?;
+    let waits = info.unacked == 0 && info.notsent_bytes > 0;
+    // Each question doubles the gap: before the first one there is no backoff.
+    if !waits || info.probes == 0 || info.backoff == 0 {
+        return None;
+    }
+    let (local, peer) = (sockopt::local_address(fd)?, sockopt::peer_address(fd)?);
+    let next = sock_diag::until_window_probe(local, peer).ok()??;
+    let longest = sockopt::get_int(fd, sockopt::RTO_MAX_MS).ok();
+    let longest = longest.map_or(LONGEST_GAP, |ms| u64::from(ms.unsigned_abs()));
+    let first = Millis::from(info.rto_us / 1000).max(SHORTEST_GAP);
+    let gap = (first << info.backoff.min(MOST_BACKOFF)).min(longest);
+    gap.checked_sub(next)
 }
 
 /// Translates the kernel's struct.

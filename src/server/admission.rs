@@ -231,14 +231,12 @@ async fn end_the_dead(mut holders: Vec<Arc<Session>>, method: Method) -> Vec<Arc
 fn holders(worker: &Worker, entrance: Option<&Entrance>) -> Vec<Arc<Session>> {
     let now = sys::now();
     let mut holders = Vec::new();
-    for table in worker.tables() {
-        table.for_each(|session| {
-            let here = entrance.is_none_or(|e| Arc::ptr_eq(&e.service, &session.service));
-            if let Some(candidate) = session.candidate(now).filter(|_| here) {
-                holders.push((std::cmp::Reverse(candidate.idle), session.clone()));
-            }
-        });
-    }
+    worker.for_each_session(|session| {
+        let here = entrance.is_none_or(|e| Arc::ptr_eq(&e.service, &session.service));
+        if let Some(candidate) = session.candidate(now).filter(|_| here) {
+            holders.push((std::cmp::Reverse(candidate.idle), session.clone()));
+        }
+    });
     holders.sort_by_key(|(idle, _)| *idle);
     holders.into_iter().map(|(_, session)| session).collect()
 }

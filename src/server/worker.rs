@@ -105,18 +105,16 @@ impl Worker {
         self.all.get()?.get(crew.for_newcomer(*index)?)
     }
 
-    /// The sessions of all workers.
-    pub(super) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
-        self.all
-            .get()
-            .into_iter()
-            .flatten()
-            .map(|worker| &worker.table)
+    /// Calls `each` once for every session of all workers.
+    pub(super) fn for_each_session(&self, each: impl FnMut(&Arc<Session>)) {
+        if let Some((_, crew)) = self.seat.get() {
+            crew.for_each(each);
+        }
     }
 
     /// How many sessions all workers have, without the clients that wait for descriptors or memory.
     pub(super) fn sessions(&self) -> usize {
-        let all: usize = self.tables().map(|table| table.len()).sum();
+        let all = self.seat.get().map_or(0, |(_, crew)| crew.sessions());
         all.saturating_sub(self.waiting_room.inside())
     }
 
@@ -137,7 +135,6 @@ impl Worker {
 /// The data plane.
 #[derive(Debug)]
 pub struct Workers {
-    all: Vec<Arc<Worker>>,
     crew: Arc<Crew>,
     threads: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
@@ -195,7 +192,6 @@ impl Workers {
         let all = Worker::crew(count, descriptors, &stopped, &out_of_memory);
         let crew = Crew::new(all.iter().map(|worker| worker.table.clone()).collect());
         let mut workers = Self {
-            all: all.clone(),
             crew: crew.clone(),
             threads: Vec::new(),
             stop,
@@ -236,11 +232,6 @@ impl Workers {
         Ok(workers)
     }
 
-    /// The tables of all sessions.
-    pub fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
-        self.all.iter().map(|worker| &worker.table)
-    }
-
     /// Stops accepting; sessions go on.
     pub fn stop_accepting(&self) {
         self.stop.send_replace(true);
@@ -266,7 +257,7 @@ impl Workers {
     /// How many sessions there are.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.tables().map(|table| table.len()).sum()
+        self.crew.sessions()
     }
 }
 

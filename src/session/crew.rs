@@ -45,7 +45,7 @@ pub struct Crew {
     tables: Vec<Arc<Table>>,
     in_use: AtomicUsize,
     plan: Mutex<Plan>,
-    /// Read by a session while it changes tables, written by who looks at all of them.
+    /// Written by a session while it changes tables, read by who looks at all of them.
     moves: RwLock<()>,
 }
 
@@ -89,10 +89,17 @@ impl Crew {
 
     /// Calls `each` once for every session of all workers; none moves meanwhile.
     pub fn for_each(&self, mut each: impl FnMut(&Arc<Session>)) {
-        let _nobody_moves = self.moves.write().unwrap_or_else(PoisonError::into_inner);
+        let _nobody_moves = self.moves.read().unwrap_or_else(PoisonError::into_inner);
         self.tables
             .iter()
             .for_each(|table| table.for_each(&mut each));
+    }
+
+    /// How many sessions all workers have; none moves meanwhile.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        let _nobody_moves = self.moves.read().unwrap_or_else(PoisonError::into_inner);
+        self.tables.iter().map(|table| table.len()).sum()
     }
 
     /// How many workers carry sessions at present.
@@ -171,12 +178,12 @@ impl Table {
         crew.upgrade()?.tables.get(advice.to).cloned()
     }
 
-    /// Has a session change tables by `change`, unless somebody looks at all of them: it can as
-    /// well move the next time.
+    /// Has a session change tables by `change`, unless somebody looks at all of them, or another
+    /// one moves: it can as well move the next time.
     pub(super) fn unless_looked_at<T>(&self, change: impl FnOnce() -> T) -> Option<T> {
         let (crew, _) = self.seat.crew.get()?;
         let crew = crew.upgrade()?;
-        let _moving = crew.moves.try_read().ok()?;
+        let _moving = crew.moves.try_write().ok()?;
         Some(change())
     }
 

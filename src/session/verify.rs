@@ -111,7 +111,8 @@ impl Session {
 
     async fn inquire(&self, leg: Leg, method: Method) -> Option<Asked> {
         let began = sys::now();
-        let mut inquiry = Inquiry::new(began, method, &self.sample(leg)?);
+        let (sample, window_probe_age) = (self.sample(leg)?, self.window_probe_age(leg));
+        let mut inquiry = Inquiry::new(began, method, &sample, window_probe_age);
         let mut asking = Asking {
             session: self,
             leg,
@@ -143,6 +144,16 @@ impl Session {
         let state = self.lock();
         let fd = state.fds[leg as usize];
         if fd < 0 { None } else { sample::sample(fd) }
+    }
+
+    fn window_probe_age(&self, leg: Leg) -> Option<Millis> {
+        let state = self.lock();
+        let fd = state.fds[leg as usize];
+        if fd < 0 {
+            None
+        } else {
+            sample::window_probe_age(fd)
+        }
     }
 
     /// Acts on a leg's descriptor while it cannot be closed.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Direction, End, Endpoint, Host, LISTENER, Link, Net, Options, Proxy, Service, ms,
+    Direction, End, Endpoint, Host, LISTENER, Link, MemoryGroup, Net, Options, Proxy, Service, ms,
 };
 use crate::support::{Metrics, eventually};
 
@@ -67,6 +67,13 @@ impl Case {
         let net = Arc::new(Net::new());
         let proxy = |net: &Arc<Net>| Proxy::start_in_group(net, limit, flags);
         Self::around(net, Options::default(), proxy)
+    }
+
+    /// Nothing but these flags, in a real control group.
+    pub fn limited_by(group: &MemoryGroup, flags: &[&str], service: Options) -> Self {
+        let net = Arc::new(Net::new());
+        let proxy = |net: &Arc<Net>| Proxy::start_limited_by(net, group, flags);
+        Self::around(net, service, proxy)
     }
 
     fn around(net: Arc<Net>, service: Options, proxy: impl FnOnce(&Arc<Net>) -> Proxy) -> Self {

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::case::{Case, HELLO, PROMPT};
-use crate::support::{End, Endpoint, Host, Options, Test, eventually, ms};
+use crate::support::{End, Endpoint, Host, MemoryGroup, Options, Test, binary, eventually, ms};
 use crate::tests;
 
 pub const TESTS: &[Test] = tests![
@@ -13,6 +13,7 @@ pub const TESTS: &[Test] = tests![
     a_flood_is_refused_and_forgotten,
     a_client_that_would_only_wait_ends_nobody,
     idle_sessions_give_their_memory_back,
+    idle_sessions_go_before_the_kernel_kills,
     the_useless_go_for_memory_but_not_in_vain,
     waiting_clients_go_for_memory_before_sessions,
     memory_that_is_not_of_sessions_ends_none,
@@ -25,6 +26,14 @@ const VANISHED: usize = 4;
 const HALF_CLOSED: usize = 3;
 const MUTE: usize = 3;
 const FREED: usize = VANISHED + HALF_CLOSED + MUTE;
+/// An end that makes the proxy hold what is meant for it.
+const TAKES_NOTHING: Options = Options {
+    paused: true,
+    receive_buffer: Some(8192),
+    echo: false,
+    polite: false,
+    read_rate: None,
+};
 /// The memory limit of the control group in these cases.
 const MEMORY: u64 = 100_000_000;
 /// What the log says then.
@@ -168,12 +177,7 @@ fn idle_sessions_give_their_memory_back() {
     const MOST: usize = 500;
     let flags = ["--detect-within", "60s", "--workers", "2"];
     let memory = ["--memory-limit", "16MiB", "--on-full", "shed"];
-    let takes_nothing = Options {
-        paused: true,
-        receive_buffer: Some(8192),
-        ..Options::default()
-    };
-    let case = Case::with_all_flags(&[flags, memory].concat(), takes_nothing);
+    let case = Case::with_all_flags(&[flags, memory].concat(), TAKES_NOTHING);
     let used = || {
         case.proxy
             .metrics()
@@ -182,17 +186,12 @@ fn idle_sessions_give_their_memory_back() {
     let limit = case.proxy.metrics();
     assert_eq!(limit.value("pulsegate_memory_limit_bytes", &[]), LIMIT);
     assert!(used() < LIMIT * 0.75, "{} without sessions", used());
-    let client = case.net.dial(Host::Healthy, Options::default());
-    client.send_every(500, ms(200));
-    let served = case.service.next();
-    served.resume();
-    served.send_every(500, ms(200));
-    let active = vec![(client, served)];
+    let active = vec![busy_among_the_deaf(&case)];
 
     let mut idle = Vec::new();
     while case.proxy.resident() * 1024 < LIMIT as u64 {
         assert!(idle.len() < MOST, "{} KiB", case.proxy.resident());
-        let client = case.net.dial(Host::Healthy, takes_nothing);
+        let client = case.net.dial(Host::Healthy, TAKES_NOTHING);
         client.send(1 << 20);
         let Some(service) = case.service.next_within(ms(2000)) else {
             // It waits already, for memory.
@@ -205,8 +204,9 @@ fn idle_sessions_give_their_memory_back() {
     let freed = eventually(ROUNDS, enough);
     let all = case.proxy.metrics();
     assert!(freed, "{}", all.excerpt("pulsegate_"));
-    // Nobody had vanished.
-    assert_eq!(all.closed("shed"), shed(&case, "memory"));
+    // Nobody had vanished. The last of them may not have ended yet.
+    let all_of_them = || case.proxy.closed("shed") == shed(&case, "memory");
+    assert!(eventually(PROMPT, all_of_them), "{}", shed(&case, "memory"));
     assert!(case.proxy.output().contains("memory is short: shedding"));
     expect_whole(&active);
     let newcomer = case.net.dial(Host::Healthy, Options::default());
@@ -214,6 +214,81 @@ fn idle_sessions_give_their_memory_back() {
     let service = case.service.next_within(REFUSED_WITHIN).expect("served");
     service.resume();
     assert!(service.wait_received(HELLO, PROMPT));
+}
+
+/// Where a service takes nothing unless it is told to.
+fn busy_among_the_deaf(case: &Case) -> Pair {
+    let client = case.net.dial(Host::Healthy, Options::default());
+    client.send_every(500, ms(200));
+    let served = case.service.next();
+    served.resume();
+    served.send_every(500, ms(200));
+    (client, served)
+}
+
+/// The same with a limit that is the kernel's own, and nobody told pulsegate of it. Another process
+/// has its share.
+fn idle_sessions_go_before_the_kernel_kills() {
+    const LIMIT: u64 = 32 << 20;
+    const MOST: usize = 500;
+    let group = match MemoryGroup::new(LIMIT) {
+        Ok(group) => group,
+        Err(error) => {
+            eprintln!("SKIPPED: no memory control group can be made here: {error}");
+            return;
+        }
+    };
+    let doctor = group.command(binary()).arg("doctor").output();
+    let doctor = String::from_utf8_lossy(&doctor.expect("ran").stdout).into_owned();
+    let mut lines = doctor.lines();
+    let line = lines.find(|line| line.contains("memory_limit"));
+    assert!(line.is_some_and(|line| line.contains("32 MiB")), "{doctor}");
+
+    let flags = [
+        "--detect-within",
+        "60s",
+        "--workers",
+        "2",
+        "--on-full",
+        "shed",
+    ];
+    let case = Case::limited_by(&group, &flags, TAKES_NOTHING);
+    let limit = case.proxy.metrics();
+    let limit = limit.value("pulsegate_memory_limit_bytes", &[]);
+    assert_eq!(limit, LIMIT as f64);
+    assert!(group.used() < LIMIT / 3, "{} at the start", group.used());
+    let neighbour = group.fill(LIMIT / 5 * 2);
+    let active = vec![busy_among_the_deaf(&case)];
+
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let before = shed(&case, "memory");
+        while group.used() < LIMIT / 100 * 95 {
+            assert!(idle.len() < MOST, "{} in use", group.used());
+            let client = case.net.dial(Host::Healthy, TAKES_NOTHING);
+            client.send(1 << 20);
+            let Some(service) = case.service.next_within(ms(2000)) else {
+                // It waits already, for memory.
+                break;
+            };
+            service.send(1 << 20);
+            idle.push((client, service));
+            // What they send has come before the next one.
+            thread::sleep(ms(10));
+        }
+        let enough = || shed(&case, "memory") > before && group.used() < LIMIT / 100 * 94;
+        let freed = eventually(ROUNDS, enough);
+        let all = case.proxy.metrics().excerpt("pulsegate_");
+        assert!(freed, "{} in use\n{all}", group.used());
+    }
+    assert_eq!(group.kills(), 0);
+    expect_whole(&active);
+    let newcomer = case.net.dial(Host::Healthy, Options::default());
+    newcomer.send(HELLO);
+    let service = case.service.next_within(REFUSED_WITHIN).expect("served");
+    service.resume();
+    assert!(service.wait_received(HELLO, PROMPT));
+    drop(neighbour);
 }
 
 fn the_useless_go_for_memory_but_not_in_vain() {

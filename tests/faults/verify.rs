@@ -19,6 +19,8 @@ pub const TESTS: &[Test] = tests![
     vanished_client_with_data_in_flight_is_ended,
     data_in_flight_is_judged_in_any_phase,
     vanished_stalled_client_is_ended,
+    closed_window_is_judged_in_any_phase,
+    stalled_clients_that_are_back_are_alive,
     peer_that_forgot_the_connection_is_reported,
     live_peers_are_never_ended,
     many_at_once,
@@ -30,6 +32,8 @@ pub const TESTS: &[Test] = tests![
 const QUIET: Duration = ms(1500);
 /// A local round trip, where the machine is busy.
 const AT_ONCE_MS: u64 = 100;
+/// Sessions of which each is asked by the kernel at another time.
+const PHASES: usize = 24;
 /// Proof in less than a second, where the machine is busy.
 const PROVEN_MS: u64 = 1000 + 500;
 
@@ -164,9 +168,7 @@ fn data_in_flight_is_judged_in_any_phase() {
         thread::sleep(ms(53));
     }
     thread::sleep(ms(3000));
-    let (status, body) = case.proxy.ask("POST", "/verify").expect("answered");
-    assert_eq!(status, 200, "{body}");
-    let found: Value = serde_json::from_str(&body).expect("JSON");
+    let found = verify_all(&case, "");
     for session in found["sessions"].as_array().expect("sessions") {
         expect_leg(session, "downstream", "silent", "retransmit", PROVEN_MS);
     }
@@ -174,16 +176,40 @@ fn data_in_flight_is_judged_in_any_phase() {
 }
 
 /// A client that takes nothing.
-fn stalled(case: &Case) -> (Endpoint, Endpoint) {
+fn stalling(case: &Case, from: Host) -> (Endpoint, Endpoint) {
     let slow = Options {
         receive_buffer: Some(8192),
         paused: true,
         ..Options::default()
     };
-    let (client, service) = case.session_with(Host::Client, slow);
+    let (client, service) = case.session_with(from, slow);
     service.send(8 << 20);
-    thread::sleep(ms(2000));
     (client, service)
+}
+
+/// The same once its window is closed.
+fn stalled(case: &Case) -> (Endpoint, Endpoint) {
+    let session = stalling(case, Host::Client);
+    thread::sleep(ms(2000));
+    session
+}
+
+/// Clients that stalled one after the other: the kernel asks each at another time.
+fn stalled_in_all_phases(case: &Case) -> Vec<(Endpoint, Endpoint)> {
+    let start = |_| {
+        thread::sleep(ms(43));
+        stalling(case, Host::Client)
+    };
+    let sessions = (0..PHASES).map(start).collect();
+    thread::sleep(ms(4000));
+    sessions
+}
+
+fn verify_all(case: &Case, query: &str) -> Value {
+    let path = format!("/verify{query}");
+    let (status, body) = case.proxy.ask("POST", &path).expect("answered");
+    assert_eq!(status, 200, "{body}");
+    serde_json::from_str(&body).expect("JSON")
 }
 
 fn vanished_stalled_client_is_ended() {
@@ -195,6 +221,64 @@ fn vanished_stalled_client_is_ended() {
     expect_leg(&found, "downstream", "silent", "window_probe", PROVEN_MS);
     assert_eq!(service.wait_end(SLACK).1, End::Reset);
     case.expect_counted_dead("downstream", "window_probe");
+}
+
+/// At a closed window the kernel asks once a second, and does not tell when it last did. The
+/// inquiries begin anywhere between two questions.
+fn closed_window_is_judged_in_any_phase() {
+    let case = case();
+    let live = stalling(&case, Host::Healthy);
+    let vanished = stalled_in_all_phases(&case);
+    case.cut(Host::Client);
+    thread::sleep(ms(3500));
+    let slowest = |found: &Value| {
+        let mut slowest = 0;
+        for session in found["sessions"].as_array().expect("sessions") {
+            if session["downstream"]["answer"] == "alive" {
+                continue;
+            }
+            expect_leg(session, "downstream", "silent", "window_probe", PROVEN_MS);
+            let took = session["downstream"]["took_ms"].as_u64();
+            slowest = slowest.max(took.expect("a time"));
+        }
+        assert_eq!(found["silent"], PHASES, "{found}");
+        assert_eq!(found["alive"], 1, "{found}");
+        slowest
+    };
+    // The machine is not busy each time.
+    let took: Vec<u64> = (0..5).map(|_| slowest(&verify_all(&case, ""))).collect();
+    assert!(took.iter().any(|took| *took < 1000), "{took:?}");
+    let found = verify_all(&case, "?quick=true");
+    slowest(&found);
+    assert_eq!(found["closed"], PHASES, "{found}");
+    for (_, service) in &vanished {
+        assert_eq!(service.wait_end(SLACK).1, End::Reset);
+    }
+    live.0.resume();
+    let complete = || live.0.received() == live.1.sent();
+    assert!(eventually(PROMPT, complete), "{live:?}");
+    assert_eq!(live.0.corrupt_at(), None);
+}
+
+/// Nobody has asked them since they are back, and before that nobody was answered.
+fn stalled_clients_that_are_back_are_alive() {
+    let case = case();
+    let sessions = stalled_in_all_phases(&case);
+    for outage in [3500, 3700] {
+        case.cut(Host::Client);
+        thread::sleep(ms(outage));
+        case.net.heal(Host::Client);
+        // A question of just before counts as one of the inquiry.
+        thread::sleep(ms(200));
+        let found = verify_all(&case, "?quick=true");
+        assert_eq!(found["alive"], PHASES, "{found}");
+    }
+    for (client, _) in &sessions {
+        client.resume();
+    }
+    for (client, service) in &sessions {
+        case.expect_intact(client, service);
+    }
 }
 
 /// RST is proof at once, quick or not.
@@ -255,13 +339,8 @@ fn many_at_once() {
     case.cut(Host::Client);
     thread::sleep(QUIET);
     let since = Instant::now();
-    let (status, body) = case
-        .proxy
-        .ask("POST", "/verify?quick=true")
-        .expect("answered");
+    let found = verify_all(&case, "?quick=true");
     let took = since.elapsed();
-    assert_eq!(status, 200, "{body}");
-    let found: Value = serde_json::from_str(&body).expect("JSON");
     let count = |name: &str| found[name].as_u64();
     let counts = ["asked", "alive", "silent", "closed", "skipped"].map(count);
     assert_eq!(counts, [40, 20, 20, 20, 0].map(Some), "{found}");

@@ -4,6 +4,7 @@
 //! * [`Endpoint`], [`Service`]: TCP ends that check every byte and say how the stream ended;
 //! * [`Deaf`]: a service that does not accept, and whose accept queue is full if need be;
 //! * [`Proxy`]: the binary inside the network, its metrics, its descriptors;
+//! * [`MemoryGroup`]: a control group with a limit, where the test may make one;
 //! * [`Victim`]: an end in a process of its own, to be killed.
 
 // Each test binary uses its own part of this module.
@@ -15,6 +16,7 @@
 
 mod deaf;
 mod endpoint;
+mod group;
 mod net;
 mod proxy;
 mod victim;
@@ -29,6 +31,7 @@ use pulsegate::sys::netns;
 
 pub use deaf::Deaf;
 pub use endpoint::{End, Endpoint, Options, Service};
+pub use group::MemoryGroup;
 pub use net::{Host, LISTEN_PORT, Link, Net, SERVICE, SERVICE_PORT};
 pub use proxy::{LISTENER, Metrics, Proxy, binary};
 pub use pulsegate::sys::link::Direction;

@@ -14,7 +14,7 @@ use pulsegate::sys::netns::Namespace;
 use rustix::process::{Pid, Signal};
 
 use super::net::{LISTEN_PORT, SERVICE};
-use super::{Net, eventually, ms};
+use super::{MemoryGroup, Net, eventually, ms};
 
 /// The name that a listener given by flags gets.
 pub const LISTENER: &str = "default";
@@ -58,6 +58,11 @@ impl Proxy {
             ])
             .arg(binary());
         Self::start_as(net, command, SERVICE, flags)
+    }
+
+    /// The same in a control group of the kernel's.
+    pub fn start_limited_by(net: &Arc<Net>, group: &MemoryGroup, flags: &[&str]) -> Self {
+        Self::start_as(net, group.command(binary()), SERVICE, flags)
     }
 
     /// The same in a control group with a memory limit, of which the process sees what the test
