@@ -157,9 +157,8 @@ fn hoard(left: usize) -> Vec<(OwnedFd, OwnedFd)> {
         rest -= pages;
     }
     if left == 0 {
-        while take(16) && rest > 0 {
-            rest = rest.saturating_sub(16);
-        }
+        // Other pipes of the user count, too.
+        while take(16) {}
     }
     taken
 }

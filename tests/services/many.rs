@@ -17,7 +17,7 @@ use crate::Case;
 use crate::bytes::{Stream, expect_end};
 use crate::process::free_address;
 use crate::pulsegate::{Pulsegate, bytes_on, connect, figure};
-use crate::support::{eventually, under_cpu_pressure};
+use crate::support::eventually;
 
 pub const CASES: &[Case] = &[
     Case::new("ten_thousand_sessions", &[], ten_thousand_sessions),
@@ -26,9 +26,6 @@ pub const CASES: &[Case] = &[
     }),
     Case::new("fifty_sessions_both_ways_at_once", &[], || {
         both_ways_at_once(50, 4_000_000);
-    }),
-    Case::new("fifty_sessions_under_cpu_pressure", &[], || {
-        under_cpu_pressure(|| both_ways_at_once(50, 4_000_000));
     }),
 ];
 
