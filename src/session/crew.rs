@@ -2,8 +2,8 @@
 //! workers carry all of them when there is little to do.
 //!
 //! Each worker that wakes up for a message pays for the wake-up, and two workers that are nearly
-//! idle pay it more often than one that has the work of both. So after a calm while a worker is
-//! given up, and taken into use again as soon as another one is busy. A session moves between two
+//! idle pay it more often than one that has the work of both. So one worker begins, another is
+//! taken into use as soon as one is too busy, and given up after a calm while. A session moves between two
 //! messages, when it holds no byte: its sockets are registered with the other worker's epoll.
 
 use std::cell::Cell;
@@ -76,7 +76,7 @@ impl Crew {
     #[must_use]
     pub fn new(tables: Vec<Arc<Table>>) -> Arc<Self> {
         let crew = Arc::new(Self {
-            in_use: AtomicUsize::new(tables.len()),
+            in_use: AtomicUsize::new(1),
             plan: Mutex::new(Plan::new(tables.len())),
             moves: RwLock::default(),
             tables,
@@ -276,7 +276,7 @@ struct Load {
 impl Plan {
     fn new(workers: usize) -> Self {
         Self {
-            in_use: workers,
+            in_use: 1,
             workers: vec![Load::default(); workers],
             calm_since: None,
             salt: 0,

@@ -104,6 +104,8 @@ pub struct Session {
     ordered: AtomicBool,
     /// It is older than what is called young, and under watch.
     old: AtomicBool,
+    /// Its task was deaf to errors of a leg when it was young.
+    deaf: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -146,6 +148,7 @@ impl Session {
             counters: Counters::default(),
             ordered: AtomicBool::new(false),
             old: AtomicBool::new(false),
+            deaf: AtomicBool::new(false),
             state: Mutex::new(State {
                 phase: Phase::Connecting,
                 fds: [-1; 2],

@@ -54,7 +54,7 @@ async fn sleep(table: &Table) {
 }
 
 impl Session {
-    /// Puts both legs under watch and has a first look; returns when the next one is due.
+    /// Puts both legs under watch; returns when the next look is due.
     fn start_watch(&self, now: Millis) -> Option<Millis> {
         let mut state = self.lock();
         if state.phase != Phase::Open {
@@ -67,11 +67,17 @@ impl Session {
         state.young = false;
         state.watched = true;
         self.old.store(true, Ordering::Relaxed);
-        if let Some(waker) = &state.waker {
-            // It may be deaf to errors of a leg that it does not read.
+        if let Some(waker) = state
+            .waker
+            .as_ref()
+            .filter(|_| self.deaf.load(Ordering::Relaxed))
+        {
+            // It is to hear of them from now on.
             waker.wake_by_ref();
         }
-        Some(self.look_locked(&mut state, now))
+        // A look costs as much as the options: most sessions have nothing to tell yet.
+        let first = state.machine.first_look(&self.service.policy);
+        Some(state.put_off(now, first.max(now + 1)))
     }
 
     /// Brings the next look forward to now; true if there is one to bring forward.

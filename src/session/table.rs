@@ -14,6 +14,8 @@ use crate::liveness::Millis;
 
 /// How old a session is before it is put under watch: a shorter one does not pay for it.
 const YOUNG: Millis = 250;
+/// Sessions that come one after the other are put under watch together, at a multiple of this, ms.
+const YOUNG_GRID: Millis = 50;
 
 /// The sessions of one worker. Locked for moments only: at a session's begin and end, and by the
 /// monitor.
@@ -97,7 +99,7 @@ impl Table {
     /// Has the monitor put the session under watch once it is no longer young.
     pub(super) fn add_young(&self, now: Millis, key: u32, id: u64) {
         let mut inner = self.lock();
-        let due = now + YOUNG;
+        let due = (now + YOUNG).next_multiple_of(YOUNG_GRID);
         inner.young.push_back((due, key, id));
         self.wake_for(&inner, due);
     }

@@ -106,6 +106,10 @@ impl<P: Send + Unpin + 'static> Task<P> {
                     // A leg that is not read cannot tell that it failed. Most sessions are over
                     // or are read again before that matters.
                     Poll::Pending if session.is_old() && relay.is_deaf() => None,
+                    Poll::Pending if relay.is_deaf() => {
+                        session.deaf.store(true, Ordering::Relaxed);
+                        return Poll::Pending;
+                    }
                     Poll::Pending => match self.entry.table.elsewhere(session.id) {
                         Some(table) if relay.is_empty_handed() => {
                             return match self.entry.move_to(table) {
