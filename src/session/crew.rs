@@ -29,8 +29,11 @@ const TOO_BUSY: u32 = 700;
 const UNEVEN: u32 = 300;
 /// One worker less will do when the others would not be busier than this, permille, ...
 const CALM: u32 = 350;
-/// ... for so long, ms.
+/// ... for so long, ms, ...
 const CALM_FOR: Millis = 2000;
+/// ... and at least so many sessions wake up in a second. Fewer hardly ever wake up together, so
+/// nothing would be saved, and each would have to move.
+const FREQUENT: u32 = 2000;
 /// A worker that gave sessions away is given time to show what that brought, ms.
 const SETTLES: Millis = 200;
 /// A worker has clearly more sessions than another when it has more than 9/8 of them.
@@ -66,8 +69,8 @@ impl fmt::Debug for Seat {
 }
 
 thread_local! {
-    /// Of the worker of this thread: wake-ups since the clock was read, when the window began,
-    /// and what the thread's time was then.
+    /// Of the worker of this thread: wake-ups since the window began, when that was, and what the
+    /// thread's time was then.
     static METER: Cell<(u32, Millis, u64)> = const { Cell::new((0, 0, 0)) };
 }
 
@@ -134,9 +137,9 @@ impl Crew {
             .store(advice, Ordering::Relaxed);
     }
 
-    fn report(&self, now: Millis, worker: usize, busy: u32) {
+    fn report(&self, now: Millis, worker: usize, seen: Seen) {
         let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        for (worker, advice) in plan.report(now, worker, busy) {
+        for (worker, advice) in plan.report(now, worker, seen) {
             self.advise(worker, advice);
         }
         self.in_use.store(plan.in_use, Ordering::Relaxed);
@@ -190,23 +193,29 @@ impl Table {
     /// A session of this worker has been woken up. Called on the worker's thread.
     pub(super) fn woken(&self) {
         let (wake_ups, since, before) = METER.get();
-        if wake_ups < READ_CLOCK_EVERY {
-            return METER.set((wake_ups + 1, since, before));
+        let wake_ups = wake_ups.wrapping_add(1);
+        METER.set((wake_ups, since, before));
+        if !wake_ups.is_multiple_of(READ_CLOCK_EVERY) {
+            return;
         }
         let now = sys::now();
         let span = now.saturating_sub(since);
         if span < WINDOW {
-            return METER.set((0, since, before));
+            return;
         }
         let Some((crew, worker)) = self.seat.crew.get() else {
             return;
         };
         let time = sys::thread_time();
         METER.set((0, now, time));
-        // Microseconds in a millisecond are permille.
-        let busy = time.saturating_sub(before) / span;
+        let limited = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let seen = Seen {
+            // Microseconds in a millisecond are permille.
+            busy: limited(time.saturating_sub(before) / span),
+            wake_ups: limited(u64::from(wake_ups) * 1000 / span),
+        };
         if let Some(crew) = crew.upgrade().filter(|crew| crew.tables.len() > 1) {
-            crew.report(now, *worker, u32::try_from(busy).unwrap_or(u32::MAX));
+            crew.report(now, *worker, seen);
         }
     }
 }
@@ -263,11 +272,19 @@ struct Plan {
     salt: u16,
 }
 
-/// The last measurement of a worker.
+/// A measurement of a worker.
 #[derive(Clone, Copy, Debug, Default)]
-struct Load {
+struct Seen {
     /// Permille of the time.
     busy: u32,
+    /// Of its sessions, in a second.
+    wake_ups: u32,
+}
+
+/// What is known of a worker.
+#[derive(Clone, Copy, Debug, Default)]
+struct Load {
+    last: Seen,
     at: Millis,
     /// When it last gave sessions away.
     gave: Millis,
@@ -284,8 +301,9 @@ impl Plan {
     }
 
     /// Takes in how busy a worker was; returns the advice that changes with it.
-    fn report(&mut self, now: Millis, me: usize, busy: u32) -> Vec<(usize, Option<Advice>)> {
-        self.workers[me].busy = busy;
+    fn report(&mut self, now: Millis, me: usize, seen: Seen) -> Vec<(usize, Option<Advice>)> {
+        let busy = seen.busy;
+        self.workers[me].last = seen;
         self.workers[me].at = now;
         if me >= self.in_use {
             // Its advice stays: whoever is left there goes.
@@ -325,8 +343,12 @@ impl Plan {
     /// Takes a worker out of use when the others could do its work for a while.
     fn one_less(&mut self, now: Millis) -> Option<usize> {
         let others = u32::try_from(self.in_use - 1).unwrap_or(u32::MAX);
-        let total: u32 = (0..self.workers.len()).map(|w| self.busy(now, w)).sum();
-        if total > CALM.saturating_mul(others) || others == 0 {
+        let all = |what: fn(Seen) -> u32| -> u32 {
+            let loads = self.workers.iter();
+            loads.map(|load| what(load.recent(now))).sum()
+        };
+        let calm = all(|seen| seen.busy) <= CALM.saturating_mul(others);
+        if !calm || all(|seen| seen.wake_ups) < FREQUENT || others == 0 {
             self.calm_since = None;
             return None;
         }
@@ -340,8 +362,7 @@ impl Plan {
     }
 
     fn busy(&self, now: Millis, worker: usize) -> u32 {
-        let load = self.workers[worker];
-        if load.at + STALE < now { 0 } else { load.busy }
+        self.workers[worker].recent(now).busy
     }
 
     /// Of those in use, other than one of them.
@@ -351,82 +372,111 @@ impl Plan {
     }
 }
 
+impl Load {
+    fn recent(&self, now: Millis) -> Seen {
+        if self.at + STALE < now {
+            Seen::default()
+        } else {
+            self.last
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn busy(busy: u32) -> Seen {
+        Seen {
+            busy,
+            wake_ups: FREQUENT,
+        }
+    }
 
     fn share(advice: &[(usize, Option<Advice>)], of: usize) -> Option<(usize, u8)> {
         let (_, advice) = advice.iter().find(|(worker, _)| *worker == of)?;
         advice.map(|advice| (advice.to, advice.share))
     }
 
-    /// After a calm while.
-    fn packed(workers: usize) -> Plan {
+    fn spread(workers: usize) -> Plan {
         Plan {
-            in_use: 1,
+            in_use: workers,
             ..Plan::new(workers)
         }
     }
 
     #[test]
     fn one_worker_does_what_one_can() {
-        let mut plan = packed(4);
+        let mut plan = Plan::new(4);
         for now in (1000..9000).step_by(50) {
-            assert_eq!(share(&plan.report(now, 0, 600), 0), None);
+            assert_eq!(share(&plan.report(now, 0, busy(600)), 0), None);
         }
         assert_eq!(plan.in_use, 1);
     }
 
     #[test]
     fn a_busy_worker_gives_half_to_the_next() {
-        let mut plan = packed(2);
-        assert_eq!(share(&plan.report(1000, 0, 900), 0), Some((1, 128)));
+        let mut plan = Plan::new(2);
+        assert_eq!(share(&plan.report(1000, 0, busy(900)), 0), Some((1, 128)));
         assert_eq!(plan.in_use, 2);
         // It is given time, and then all is well.
-        assert_eq!(share(&plan.report(1050, 0, 900), 0), None);
-        plan.report(1200, 1, 500);
-        assert_eq!(share(&plan.report(1250, 0, 500), 0), None);
+        assert_eq!(share(&plan.report(1050, 0, busy(900)), 0), None);
+        plan.report(1200, 1, busy(500));
+        assert_eq!(share(&plan.report(1250, 0, busy(500)), 0), None);
         assert_eq!(plan.in_use, 2);
     }
 
     #[test]
     fn work_goes_to_the_idler_one_before_another_is_used() {
-        let mut plan = packed(3);
-        plan.report(1000, 0, 1000);
-        plan.report(1300, 1, 200);
-        let Some((1, given)) = share(&plan.report(1300, 0, 1000), 0) else {
+        let mut plan = Plan::new(3);
+        plan.report(1000, 0, busy(1000));
+        plan.report(1300, 1, busy(200));
+        let Some((1, given)) = share(&plan.report(1300, 0, busy(1000)), 0) else {
             panic!("nothing given");
         };
         assert!((100..=104).contains(&given), "{given}");
         assert_eq!(plan.in_use, 2);
-        plan.report(1600, 1, 900);
-        assert_eq!(share(&plan.report(1600, 0, 1000), 0), Some((2, 128)));
+        plan.report(1600, 1, busy(900));
+        assert_eq!(share(&plan.report(1600, 0, busy(1000)), 0), Some((2, 128)));
         assert_eq!(plan.in_use, 3);
     }
 
     #[test]
     fn when_all_are_busy_nothing_moves() {
-        let mut plan = Plan::new(2);
-        plan.report(1000, 0, 1000);
+        let mut plan = spread(2);
+        plan.report(1000, 0, busy(1000));
         for now in (1300..3000).step_by(50) {
-            plan.report(now, 1, 1000);
-            assert_eq!(share(&plan.report(now, 0, 1000), 0), None);
+            plan.report(now, 1, busy(1000));
+            assert_eq!(share(&plan.report(now, 0, busy(1000)), 0), None);
         }
     }
 
     #[test]
     fn a_worker_is_given_up_after_a_calm_while() {
-        let mut plan = Plan::new(2);
-        plan.report(1000, 0, 1000);
-        plan.report(1300, 1, 100);
+        let mut plan = spread(2);
+        plan.report(1000, 0, busy(1000));
+        plan.report(1300, 1, busy(100));
         for now in (1300..3300).step_by(100) {
-            plan.report(now, 0, 200);
+            plan.report(now, 0, busy(200));
             assert_eq!(plan.in_use, 2, "{now}");
         }
         // The other one has not been heard of for a while: it hardly wakes up.
-        let advice = plan.report(3300, 0, 200);
+        let advice = plan.report(3300, 0, busy(200));
         assert_eq!(plan.in_use, 1);
         assert_eq!(share(&advice, 1), Some((0, u8::MAX)));
+    }
+
+    #[test]
+    fn sessions_that_seldom_wake_up_stay_where_they_are() {
+        let mut plan = spread(2);
+        let seldom = Seen {
+            busy: 50,
+            wake_ups: FREQUENT - 1,
+        };
+        for now in (1000..9000).step_by(100) {
+            assert_eq!(share(&plan.report(now, 0, seldom), 1), None);
+        }
+        assert_eq!(plan.in_use, 2);
     }
 
     #[test]
