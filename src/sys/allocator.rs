@@ -58,12 +58,12 @@ struct Slab {
     /// Blocks that were in use; each holds the address of the next.
     free: *mut FreeBlock,
     /// Its neighbours among those with room.
-    next: *mut Slab,
-    previous: *mut Slab,
+    next: *mut Self,
+    previous: *mut Self,
 }
 
 struct FreeBlock {
-    next: *mut FreeBlock,
+    next: *mut Self,
 }
 
 // SAFETY: a pool's slabs are reached only through its mutex.
