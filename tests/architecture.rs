@@ -248,9 +248,12 @@ fn unfounded_unsafe(file: &File) -> Vec<String> {
         for at in word_at(&file.code, word) {
             let line = line_of(&file.code, at);
             let comment = lines[..line - 1].iter().rev().map(|l| l.trim_start());
-            let reason = comment
-                .take_while(|l| l.starts_with("//"))
-                .any(|l| l.starts_with("// SAFETY:"));
+            let comment: Vec<_> = comment.take_while(|l| l.starts_with("//")).collect();
+            let says = |start: &str| comment.iter().any(|l| l.starts_with(start));
+            // A function has a contract instead: its own, or that of the trait.
+            let contract = file.code[at..].starts_with("unsafe fn")
+                && (says("/// # Safety") || in_unsafe_impl(&file.code[..at]));
+            let reason = contract || says("// SAFETY:");
             if file.module() != "sys" {
                 wrong.push(format!("{}:{line}: `{word}` outside sys", file.path));
             } else if word == "unsafe" && !reason {
@@ -259,6 +262,12 @@ fn unfounded_unsafe(file: &File) -> Vec<String> {
         }
     }
     wrong
+}
+
+/// Whether the last `impl` of this text, which gives its reason itself, is an unsafe one.
+fn in_unsafe_impl(before: &str) -> bool {
+    let last = before.rfind("impl ");
+    last.is_some_and(|at| before[..at].ends_with("unsafe "))
 }
 
 fn clock_reads(file: &File) -> Vec<String> {
@@ -763,6 +772,14 @@ fn unfounded_unsafe_is_found() {
                 1,
             ),
             ("sys/a.rs", founded, 0),
+            ("sys/a.rs", "unsafe fn f() {}", 1),
+            ("sys/a.rs", "impl A { unsafe fn f() {} }", 1),
+            ("sys/a.rs", "/// # Safety\n/// None.\nunsafe fn f() {}", 0),
+            (
+                "sys/a.rs",
+                "// SAFETY: fine.\nunsafe impl A for B {\n    unsafe fn f() {}\n}",
+                0,
+            ),
             ("sys/a.rs", "#![allow(unsafe_code)] // unsafe", 0),
         ],
     );
