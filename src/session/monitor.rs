@@ -10,8 +10,9 @@ use crate::metrics::Metrics;
 use crate::net::options;
 use crate::sys;
 
-/// Looks between two turns of the other tasks of the worker.
-const BATCH: usize = 64;
+/// Looks between two turns of the other tasks of the worker: where all end their sessions, these wait
+/// for so many ends at most.
+const BATCH: usize = 16;
 /// A look that is not urgent is put off to the next multiple of this, so that many share one
 /// wake-up, ms.
 const GRID: Millis = 100;
