@@ -21,7 +21,7 @@
 //!   got data to carry during the outage, too, although the kernel's retransmissions are then the
 //!   only questions and up to a second apart: from I = 2 s on, quiet legs are asked a second
 //!   sooner than I; below, the last retransmission is moved (see `repetition.rs`). Only a bare FIN
-//!   needs up to a second more there, because the kernel keeps no time of its retransmissions.
+//!   may need an eighth of a second more there: the kernel keeps no time of its retransmissions.
 //! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the
 //!   peer's own keepalive or window probes); only their count moves. Such a segment is a sign of
 //!   life *as of the previous look*, the earliest time it can have come: later would find a peer

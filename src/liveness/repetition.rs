@@ -32,15 +32,28 @@ const LONGEST: Millis = 300_000;
 /// What is kept of the time in timeouts is in units of this, ms: 16 bits hold 524 s.
 const UNIT: u32 = 8;
 
+/// How far the last repetition is arranged, in one byte: there are two for each session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Stage {
+struct Stage(u8);
+
+impl Stage {
     /// The kernel repeats at its own pace.
-    #[default]
-    Free,
-    /// The user timeout ends just after the deadline.
-    Limited,
-    /// It was lifted: the next repetition comes just after the deadline.
-    Awaited,
+    const FREE: Self = Self(0);
+    /// The user timeout was lifted: the next repetition comes just after the deadline.
+    const AWAITED: Self = Self(u8::MAX);
+
+    /// The user timeout ends just after the deadline; so many repetitions were out by then.
+    const fn limited(repetitions: u8) -> Self {
+        match repetitions {
+            0 => Self(1),
+            u8::MAX => Self(u8::MAX - 1),
+            n => Self(n),
+        }
+    }
+
+    fn limited_at(self) -> Option<u8> {
+        (self != Self::FREE && self != Self::AWAITED).then_some(self.0)
+    }
 }
 
 /// What is known of the retransmissions on one leg.
@@ -59,7 +72,7 @@ impl Repetitions {
     /// A sign of life was seen; true if the user timeout has to be lifted.
     pub fn answered(&mut self, sample: &LegSample) -> bool {
         self.before_life = count(sample);
-        std::mem::take(&mut self.stage) == Stage::Limited
+        std::mem::take(&mut self.stage).limited_at().is_some()
     }
 
     /// Whether there were any since the last sign of life.
@@ -80,11 +93,11 @@ impl Repetitions {
             self.repeated = lower_half(sample.repeated);
         }
         if let Some(span) = self.user_timeout(now, life, policy, sample) {
-            self.stage = Stage::Limited;
+            self.stage = Stage::limited(count(sample));
             return Some(Ask::RepeatBy(span));
         }
-        if self.stage == Stage::Limited {
-            self.stage = Stage::Awaited;
+        if self.stage.limited_at().is_some() {
+            self.stage = Stage::AWAITED;
             return Some(Ask::RepeatFreely);
         }
         None
@@ -104,11 +117,19 @@ impl Repetitions {
         if !wanted || !sample.is_repeating() || sample.zero_window {
             return None;
         }
-        let before = sample.next_repetition(now);
         let due = deadline + AFTER_DEADLINE;
-        // Of a bare FIN no time is known.
-        let known = before + APART > now;
-        if !known || before >= due || now >= due {
+        let before = sample.next_repetition(now);
+        if before + APART <= now {
+            // Of a bare FIN no time is known, only that one more is out.
+            let out = self.stage.limited_at().is_some_and(|n| count(sample) > n);
+            let last = out && now + sample.rto_ms >= due;
+            let wanted = self.stage != Stage::AWAITED && !last && now + APART < due;
+            return self
+                .first(now, life, sample)
+                .filter(|_| wanted)
+                .map(|first| due - first);
+        }
+        if before >= due || now >= due {
             return None;
         }
         let apart = APART.max(Millis::from(sample.rtt_us) / 500);
@@ -143,7 +164,7 @@ impl Repetitions {
     ) -> Millis {
         let last = now - sample.last_sent_age;
         let latest = latest(deadline, policy);
-        if self.stage == Stage::Awaited && last < deadline {
+        if self.stage == Stage::AWAITED && last < deadline {
             latest
         } else {
             latest.min(last + sample.answer_takes())
@@ -153,9 +174,9 @@ impl Repetitions {
     /// When to look again because of it.
     pub fn next_look(&self, now: Millis, sample: &LegSample) -> Option<Millis> {
         match self.stage {
-            Stage::Free => None,
-            Stage::Limited => Some(sample.next_repetition(now).max(now + LOOK_EVERY)),
-            Stage::Awaited => Some(now + ANSWER_TAKES),
+            Stage::FREE => None,
+            Stage::AWAITED => Some(now + ANSWER_TAKES),
+            _ => Some(sample.next_repetition(now).max(now + LOOK_EVERY)),
         }
     }
 }
@@ -326,15 +347,29 @@ mod tests {
                 retransmits: 0,
                 ..sample
             },
-            // A bare FIN.
-            LegSample {
-                last_sent_age: 1500,
-                ..sample
-            },
         ];
         for sample in uncertain {
             assert_eq!(at(&sample), None, "{sample:?}");
         }
+    }
+
+    /// The time of a repetition is not known, but that one more is out.
+    #[test]
+    fn a_bare_fin_is_repeated_in_time_as_well() {
+        let fin = |now: Millis| LegSample {
+            last_sent_age: now - 99_000,
+            ..repeating(now)
+        };
+        let mut repetitions = Repetitions::default();
+        let mut ask = |now| repetitions.arrange(now, LIFE, &policy(1000), &fin(now));
+        for now in [101_850, 101_950, 102_890] {
+            assert!(
+                matches!(ask(now), Some(Ask::RepeatBy(2344..=2358))),
+                "{now}"
+            );
+        }
+        assert_eq!(ask(102_910), Some(Ask::RepeatFreely));
+        assert_eq!(ask(102_930), None);
     }
 
     #[test]

@@ -146,7 +146,11 @@ impl Plan {
         let span = (d - self.policy.probe_interval).saturating_sub(LATENESS);
         let begin = rng.range(d, 3 * d);
         let span = rng.range(span / 2, span.max(2));
-        let write = Action::Write(rng.spread(1, 5000));
+        let write = match rng.index(3) {
+            0 => Action::Fin,
+            // Both fit into the smallest buffer.
+            _ => Action::Write(rng.spread(1, 1900)),
+        };
         let mut writes = [rng.range(0, span), rng.range(0, span)];
         writes.sort_unstable();
         let cut = [true; 2];
