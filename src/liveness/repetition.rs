@@ -43,12 +43,8 @@ impl Stage {
     const AWAITED: Self = Self(u8::MAX);
 
     /// The user timeout ends just after the deadline; so many repetitions were out by then.
-    const fn limited(repetitions: u8) -> Self {
-        match repetitions {
-            0 => Self(1),
-            u8::MAX => Self(u8::MAX - 1),
-            n => Self(n),
-        }
+    fn limited(repetitions: u8) -> Self {
+        Self(repetitions.clamp(1, u8::MAX - 1))
     }
 
     fn limited_at(self) -> Option<u8> {
