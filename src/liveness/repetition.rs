@@ -23,6 +23,8 @@ const APART: Millis = 120;
 const ARRANGED_WITHIN: Millis = 1200;
 /// While the one before is late, ms.
 const LOOK_EVERY: Millis = 20;
+/// The kernel's timers, coarse at this length, may be late by this, ms.
+const LATE: Millis = 125;
 /// A repetition has had its time after this, and after one and a half round trips, ms.
 const ANSWER_TAKES: Millis = 50;
 /// The kernel repeats at least this often where the last repetition is arranged, ms; so its
@@ -160,7 +162,12 @@ impl Repetitions {
     ) -> Millis {
         let last = now - sample.last_sent_age;
         let latest = latest(deadline, policy);
-        if self.stage == Stage::AWAITED && last < deadline {
+        let moved = self.stage == Stage::AWAITED && last < deadline;
+        let next = sample.next_repetition(now);
+        let comes_by_itself = policy.needs_last_repetition()
+            && next + LATE > now
+            && next + sample.answer_takes() <= latest;
+        if moved || comes_by_itself {
             latest
         } else {
             latest.min(last + sample.answer_takes())
@@ -196,7 +203,7 @@ impl LegSample {
         self.unacked > 0 && self.retransmits > 0
     }
 
-    /// When the kernel's timer makes the next repetition; it may be late by an eighth of a second.
+    /// When the kernel's timer makes the next repetition.
     fn next_repetition(&self, now: Millis) -> Millis {
         // A retransmission is data sent.
         now - self.last_sent_age + self.rto_ms
@@ -283,6 +290,30 @@ mod tests {
             ..repeating(DEADLINE + 70)
         };
         assert_eq!(until(DEADLINE + 70, &repeated), DEADLINE + 100);
+    }
+
+    /// Written so late that the kernel repeats it of its own accord just after the deadline.
+    #[test]
+    fn the_verdict_waits_for_a_repetition_that_is_due() {
+        let until = |probe_interval, last_sent_age, rto_ms| {
+            let sample = LegSample {
+                unacked: 1,
+                probes: 1,
+                last_sent_age,
+                rto_ms,
+                ..LegSample::default()
+            };
+            let at = DEADLINE + 150;
+            Repetitions::default().answered_by(at, DEADLINE, &policy(probe_interval), &sample)
+        };
+        assert_eq!(until(1000, 160, 200), DEADLINE + 250);
+        // The kernel is late, but not that late.
+        assert_eq!(until(1000, 320, 200), DEADLINE + 250);
+        assert_eq!(until(1000, 330, 200), DEADLINE - 130);
+        // Its answer would come too late.
+        assert_eq!(until(1000, 140, 200), DEADLINE + 60);
+        // An outage that has to be survived was over long ago.
+        assert_eq!(until(2000, 160, 200), DEADLINE + 40);
     }
 
     #[test]

@@ -114,6 +114,9 @@ impl Watch {
 fn report(before: Option<Pressure>, after: Pressure, now: Reading) {
     let (used, limit) = (now.used, now.limit);
     match (before, after) {
+        (Some(Pressure::Short { .. } | Pressure::Calm), Pressure::Vain { up_to: u64::MAX }) => {
+            tracing::warn!(used, limit, "memory is short without any session");
+        }
         (None, Pressure::Vain { .. }) => tracing::warn!(
             used,
             limit,
@@ -125,7 +128,7 @@ fn report(before: Option<Pressure>, after: Pressure, now: Reading) {
         (Some(Pressure::Short { .. } | Pressure::Calm), Pressure::Vain { .. }) => tracing::warn!(
             used,
             limit,
-            "memory is short, but not because of sessions: no more are ended for it"
+            "memory stays short although sessions were ended: no more are until it rises"
         ),
         (Some(Pressure::Short { .. } | Pressure::Vain { .. }), Pressure::Calm) => {
             tracing::info!(used, limit, "memory is not short any more");

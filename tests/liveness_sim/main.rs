@@ -121,7 +121,7 @@ fn a_seed_means_the_same_run_every_time() {
 /// was quiet before, although the kernel repeats that only once a second.
 #[test]
 fn a_write_during_an_outage_kills_nobody() {
-    for seed in 0..20_000 {
+    for seed in 0..60_000 {
         let mut session = Session::late_writes(seed);
         while session.age() < 60_000 {
             assert_eq!(session.step(), None, "seed {seed}: {}", session.describe());
