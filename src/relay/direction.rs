@@ -21,9 +21,9 @@ use crate::net::stream::TcpStream;
 const SCRATCH_BYTES: usize = 64 * 1024;
 /// Moved per wake-up before others get their turn.
 const WAKE_UP_BYTES: usize = 1024 * 1024;
-/// In bulk the source wakes the task only when this much has come (`SO_RCVLOWAT`): five times
+/// In bulk the source wakes the task only when this much has come (`SO_RCVLOWAT`): several times
 /// fewer wake-ups for each MB.
-const LOW_WATER: i32 = 512 * 1024;
+const LOW_WATER: i32 = 1024 * 1024;
 /// How long a tail shorter than the low-water mark may have to wait for it.
 const TAIL_WAIT: Duration = Duration::from_millis(2);
 /// The mark is set once this much has come without a byte in the other direction: requests and

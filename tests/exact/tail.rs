@@ -10,9 +10,9 @@ use pulsegate::relay::{Counters, Relay};
 
 use crate::rig::{pair, runtime};
 
-const ROUNDS: usize = 500;
+const ROUNDS: usize = 300;
 /// Enough to be bulk.
-const HEAD: usize = 2 << 20;
+const HEAD: usize = 8 << 20;
 
 /// Time from the end of the last write to the arrival of its last byte, in microseconds, sorted.
 fn delays(low_water: bool, apart: bool, tail: impl Fn(usize) -> usize) -> Vec<u128> {
@@ -64,7 +64,7 @@ fn delays(low_water: bool, apart: bool, tail: impl Fn(usize) -> usize) -> Vec<u1
 #[test]
 #[ignore = "measures; prints a table"]
 fn tail_delay() {
-    println!("last bytes of a 2 MiB burst and a tail, microseconds from write to arrival");
+    println!("last bytes of an 8 MiB burst and a tail, microseconds from write to arrival");
     let any = |round| 1 + round * 99_991 % (512 << 10);
     for (name, apart, tail) in [
         ("10 B, at once", false, (|_| 10) as fn(usize) -> usize),
