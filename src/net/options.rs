@@ -29,18 +29,28 @@ const NOTSENT_BYTES: i32 = 256 * 1024;
 /// The option that could not be set, with the kernel's reason.
 pub fn prepare_listener(fd: RawFd, policy: &Policy) -> io::Result<()> {
     set(fd, sockopt::NODELAY, 1)?;
+    bound_unsent(fd)?;
     prepare_keepalive(fd, policy)?;
     sockopt::arm_abort(fd)
 }
 
+/// Has a socket take no more than it can send soon. The kernel says at once that it can be written
+/// to: a wake-up that a quiet session does not need.
+///
+/// # Errors
+/// The option that could not be set, with the kernel's reason.
+pub fn bound_unsent(fd: RawFd) -> io::Result<()> {
+    set(fd, sockopt::NOTSENT_LOWAT, NOTSENT_BYTES)
+}
+
 fn prepare_keepalive(fd: RawFd, policy: &Policy) -> io::Result<()> {
-    set(fd, sockopt::NOTSENT_LOWAT, NOTSENT_BYTES)?;
     set(fd, sockopt::KEEPINTVL, 1)?;
     set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))
 }
 
-/// What a dialled socket needs before it connects; the rest waits for [`watch`] and, for
-/// `TCP_NODELAY`, for the second write: a short session does not pay for it.
+/// What a dialled socket needs before it connects; the rest waits until it is needed, because a
+/// short session does not pay for it then: [`watch`], `TCP_NODELAY` (the second write) and
+/// [`bound_unsent`].
 ///
 /// # Errors
 /// The option that could not be set, with the kernel's reason.

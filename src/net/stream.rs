@@ -10,6 +10,7 @@ use rustix::pipe::SpliceFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use super::options;
 use crate::sys;
 
 /// Moved into a pipe at once, bytes; the pipe takes what fits.
@@ -157,6 +158,12 @@ impl TcpStream {
     /// right.
     pub fn set_nodelay(&self) {
         let _best_effort = sys::sockopt::set_int(self.raw_fd(), sys::sockopt::NODELAY, 1);
+    }
+
+    /// Has the kernel take no more than it can send soon. Best effort: without it a peer that takes
+    /// nothing costs more memory.
+    pub fn bound_unsent(&self) {
+        let _best_effort = options::bound_unsent(self.raw_fd());
     }
 
     /// How many bytes there have to be before reading is said to be possible. FIN and RST are

@@ -76,6 +76,9 @@ pub(super) struct Direction {
     /// Writes to the destination before it gets `TCP_NODELAY`, and 0 from then on. The first
     /// write is sent at once with or without it, so that a short session does not pay for it.
     pub writes_to_nodelay: u8,
+    /// The kernel may take more for the destination than it can send soon. Bounded as soon as that
+    /// can matter, so that a quiet session does not pay for it.
+    pub unbounded: bool,
     /// In bulk, let the source wait for [`LOW_WATER`].
     pub low_water: bool,
     /// The FIN was passed on, or is owed by whoever closes the destination.
@@ -151,7 +154,7 @@ impl Direction {
             };
             Counters::add(route.sent, written);
             if written < n {
-                self.keep(&scratch[written..n]);
+                self.keep(route, &scratch[written..n]);
             }
             Ok(written > 0)
         })
@@ -168,7 +171,7 @@ impl Direction {
             let read = SCRATCH.with_borrow_mut(|scratch| {
                 let n = route.from.try_read(scratch)?;
                 Counters::add(route.received, n);
-                self.keep(&scratch[..n]);
+                self.keep(route, &scratch[..n]);
                 Ok::<_, io::Error>(n)
             });
             if !matches!(read, Ok(1..)) {
@@ -178,7 +181,8 @@ impl Direction {
         }
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
+    fn keep(&mut self, route: Route<'_>, bytes: &[u8]) {
+        self.bound_unsent(route);
         self.held = Held::Rest(Box::new(Rest {
             bytes: bytes.into(),
             written: 0,
@@ -248,6 +252,9 @@ impl Direction {
                 Ok(n) => n,
                 Err(error) => return Poll::Ready(Err(Stop::SourceFailed(error))),
             };
+            if n == 0 {
+                return Poll::Ready(Ok(0));
+            }
             Counters::add(route.received, n);
             self.count_to_nodelay(route);
             let mut written = 0;
@@ -261,13 +268,13 @@ impl Direction {
                         return Poll::Ready(Err(Stop::DestinationFailed(error)));
                     }
                     Poll::Pending => {
-                        self.keep(&scratch[written..n]);
+                        self.keep(route, &scratch[written..n]);
                         break;
                     }
                 }
             }
             if n == scratch.len() && written == n {
-                self.begin_bulk();
+                self.begin_bulk(route);
             }
             Poll::Ready(Ok(n))
         })
@@ -283,7 +290,8 @@ impl Direction {
         }
     }
 
-    fn begin_bulk(&mut self) {
+    fn begin_bulk(&mut self, route: Route<'_>) {
+        self.bound_unsent(route);
         let Some(pipe) = Pipe::take() else { return };
         let tail = Box::pin(tokio::time::sleep(TAIL_WAIT));
         let bulk = Bulk {
@@ -294,6 +302,12 @@ impl Direction {
             marked: false,
         };
         self.held = Held::Bulk(Box::new(bulk));
+    }
+
+    fn bound_unsent(&mut self, route: Route<'_>) {
+        if std::mem::take(&mut self.unbounded) {
+            route.to.bound_unsent();
+        }
     }
 
     fn end_bulk(&mut self, route: Route<'_>) {

@@ -111,6 +111,7 @@ impl Relay {
         };
         let to_upstream = Direction {
             low_water,
+            unbounded: true,
             writes_to_nodelay: 2,
             ..Direction::default()
         };
