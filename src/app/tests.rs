@@ -170,6 +170,8 @@ fn a_second_worker_is_used_when_one_is_too_busy() {
         assert!(pings.into_iter().all(|ping| ping.join().is_ok()));
         assert!(spread, "the second worker was never used");
     });
+    let given_up = eventually(|| TcpStream::connect(to).is_ok() && app.workers.in_use() == 1);
+    assert!(given_up, "the second worker is in use without a session");
 }
 
 /// The monitor of the other worker takes over, whether or not it was under watch already.

@@ -3,8 +3,9 @@
 //!
 //! Each worker that wakes up for a message pays for the wake-up, and two workers that are nearly
 //! idle pay it more often than one that has the work of both. So one worker begins, another is
-//! taken into use as soon as one is too busy, and given up after a calm while. A session moves between two
-//! messages, when it holds no byte: its sockets are registered with the other worker's epoll.
+//! taken into use as soon as one is too busy, and given up after a calm while, or when it has no
+//! session in a calm moment. A session moves between two messages, when it holds no byte: its
+//! sockets are registered with the other worker's epoll.
 
 use std::cell::Cell;
 use std::fmt;
@@ -114,12 +115,29 @@ impl Crew {
     /// The worker that a client accepted by worker `own` is to be handed to, if another one.
     #[must_use]
     pub fn for_newcomer(&self, own: usize) -> Option<usize> {
+        let in_use = self.in_use();
+        if in_use > 1 && self.tables[in_use - 1].is_empty() {
+            self.give_up_idle(sys::now());
+        }
         let in_use = &self.tables[..self.in_use()];
         let (least, table) = in_use.iter().enumerate().min_by_key(|(_, t)| t.len())?;
         let Some(own) = in_use.get(own) else {
             return Some(least);
         };
         (own.len() * MORE.1 > (table.len() + 1) * MORE.0).then_some(least)
+    }
+
+    /// Gives up workers that have no session, where the others can do with less.
+    fn give_up_idle(&self, now: Millis) {
+        let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        if !plan.is_calm(now) {
+            return;
+        }
+        let needed = self.tables.iter().rposition(|table| !table.is_empty());
+        plan.in_use = plan.in_use.min(needed.map_or(1, |last| last + 1));
+        self.in_use.store(plan.in_use, Ordering::Relaxed);
+        // Nor does anybody move to them.
+        (0..self.tables.len()).for_each(|worker| self.advise(worker, None));
     }
 
     /// Has every session of one worker move to another one, until the next measurement.
@@ -342,13 +360,8 @@ impl Plan {
 
     /// Takes a worker out of use when the others could do its work for a while.
     fn one_less(&mut self, now: Millis) -> Option<usize> {
-        let others = u32::try_from(self.in_use - 1).unwrap_or(u32::MAX);
-        let all = |what: fn(Seen) -> u32| -> u32 {
-            let loads = self.workers.iter();
-            loads.map(|load| what(load.recent(now))).sum()
-        };
-        let calm = all(|seen| seen.busy) <= CALM.saturating_mul(others);
-        if !calm || all(|seen| seen.wake_ups) < FREQUENT || others == 0 {
+        let wake_ups = self.all(now, |seen| seen.wake_ups);
+        if self.in_use == 1 || !self.is_calm(now) || wake_ups < FREQUENT {
             self.calm_since = None;
             return None;
         }
@@ -359,6 +372,17 @@ impl Plan {
         self.calm_since = None;
         self.in_use -= 1;
         Some(self.in_use)
+    }
+
+    /// Whether one worker less would do.
+    fn is_calm(&self, now: Millis) -> bool {
+        let others = u32::try_from(self.in_use - 1).unwrap_or(u32::MAX);
+        self.all(now, |seen| seen.busy) <= CALM.saturating_mul(others)
+    }
+
+    fn all(&self, now: Millis, what: fn(Seen) -> u32) -> u32 {
+        let loads = self.workers.iter();
+        loads.map(|load| what(load.recent(now))).sum()
     }
 
     fn busy(&self, now: Millis, worker: usize) -> u32 {
@@ -439,6 +463,25 @@ mod tests {
         plan.report(1600, 1, busy(900));
         assert_eq!(share(&plan.report(1600, 0, busy(1000)), 0), Some((2, 128)));
         assert_eq!(plan.in_use, 3);
+    }
+
+    #[test]
+    fn a_worker_without_a_session_is_given_up_at_once() {
+        let crew = Crew::new((0..2).map(|_| Arc::default()).collect());
+        crew.report(1000, 0, busy(900));
+        assert_eq!(crew.in_use(), 2);
+        crew.give_up_idle(1001);
+        assert_eq!(crew.in_use(), 2, "it may be needed yet");
+        crew.give_up_idle(1001 + STALE);
+        assert_eq!(crew.in_use(), 1);
+        assert!(crew.tables[0].elsewhere(0).is_none());
+        assert_eq!(crew.for_newcomer(0), None);
+        assert_eq!(crew.for_newcomer(1), Some(0));
+        crew.report(9000, 0, busy(900));
+        assert_eq!(crew.in_use(), 2);
+        crew.report(9100, 0, busy(CALM));
+        crew.give_up_idle(9101);
+        assert_eq!(crew.in_use(), 1);
     }
 
     #[test]
