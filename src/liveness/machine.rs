@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 
 use super::policy::{Millis, Policy};
 use super::reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
-use super::repetition::Repetitions;
+use super::repetition::{self, Repetitions};
 use super::sample::{LegSample, Look, TcpState};
 
 /// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
@@ -164,7 +164,8 @@ struct LegState {
     probed: AfterLife,
     segs_in: u32,
     repetitions: Repetitions,
-    evidence: Option<Evidence>,
+    /// Retransmissions so far when the last sign of life was seen.
+    repeated_before: u8,
     condition: Condition,
 }
 
@@ -211,12 +212,12 @@ impl Machine {
     pub fn look(&mut self, now: Millis, policy: &Policy, look: &Look) -> Verdict {
         let now = now.max(self.last_look);
         let mut ask = [None; 2];
-        let mut dead = [false; 2];
+        let mut dead = [None; 2];
         for leg in LEGS {
             if let Some(sample) = &look.legs[leg as usize] {
                 let sample = sample.clamped(now - self.start);
                 ask[leg as usize] = self.observe_leg(now, policy, leg, &sample);
-                dead[leg as usize] = self.legs[leg as usize].is_dead(now, policy, &sample);
+                dead[leg as usize] = self.legs[leg as usize].death(now, policy, &sample);
             }
         }
         self.observe_session(now, look);
@@ -332,15 +333,13 @@ impl Machine {
         let seen = state.seen.get(state.life).unwrap_or(state.life);
         let probed = state.probed().is_some();
         if state.hear(now, seen, sample) {
-            let limited = state.repetitions.answered(sample);
+            state.repeated_before = repetition::count(sample);
+            let limited = state.repetitions.answered();
             ask = (limited || probed).then_some(Ask::Rest);
         }
         state.seen = AfterLife::at(now, state.life);
-        if let Some(evidence) = question(sample) {
-            if state.asked().is_none() {
-                state.asked = AfterLife::at(now, state.life);
-            }
-            state.evidence = Some(evidence);
+        if question(sample).is_some() && state.asked().is_none() {
+            state.asked = AfterLife::at(now, state.life);
         }
         let taking_no_data = sample.zero_window && sample.notsent > 0;
         // The window may have been closed for long before there was anything to send, and its
@@ -395,14 +394,20 @@ impl Machine {
 
     /// The close that is due now, the gravest first. Without a sample of each leg (`whole`)
     /// bytes may have passed unseen: then only the age of the session can end it.
-    fn due(&self, now: Millis, policy: &Policy, dead: [bool; 2], whole: bool) -> Option<Close> {
-        if let Some(leg) = self.dead_leg(dead) {
+    fn due(
+        &self,
+        now: Millis,
+        policy: &Policy,
+        dead: [Option<Evidence>; 2],
+        whole: bool,
+    ) -> Option<Close> {
+        if let Some((leg, evidence)) = self.dead_leg(dead) {
             let state = &self.legs[leg as usize];
             let reason = self.silent(leg);
             return Some(Close {
                 reason,
                 how: CloseHow::AbortAfterFlush(leg),
-                evidence: state.evidence.filter(|_| reason.dead_leg().is_some()),
+                evidence: reason.dead_leg().map(|_| evidence),
                 silent_for: now - state.life,
             });
         }
@@ -428,10 +433,10 @@ impl Machine {
     }
 
     /// The leg that is proven dead; of two, the one silent for longer.
-    fn dead_leg(&self, dead: [bool; 2]) -> Option<Leg> {
+    fn dead_leg(&self, dead: [Option<Evidence>; 2]) -> Option<(Leg, Evidence)> {
         LEGS.into_iter()
-            .filter(|leg| dead[*leg as usize])
-            .min_by_key(|leg| self.legs[*leg as usize].life)
+            .filter_map(|leg| Some((leg, dead[leg as usize]?)))
+            .min_by_key(|(leg, _)| self.legs[*leg as usize].life)
     }
 
     fn timers(&self, policy: &Policy) -> [Option<Timer>; 8] {
@@ -610,9 +615,9 @@ impl LegState {
         (at < deadline && now >= deadline) || now >= at + every
     }
 
-    /// Silent for D, and the last question stayed unanswered. Told from a sample of this very
-    /// moment: an answer that came since the last look must not be missed.
-    fn is_dead(&self, now: Millis, policy: &Policy, sample: &LegSample) -> bool {
+    /// What proves it: silent for D, and the last question stayed unanswered. Told from a sample of
+    /// this very moment: an answer that came since the last look must not be missed.
+    fn death(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Option<Evidence> {
         let deadline = self.life + policy.detect_within;
         let last_question = if sample.is_silent() {
             self.probed().filter(|at| *at >= deadline)
@@ -621,12 +626,13 @@ impl LegState {
         };
         let answer_takes = Millis::from(sample.rtt_us) * 3 / 2000;
         let patience = answer_takes.clamp(MIN_UNANSWERED, MAX_UNANSWERED);
-        sample.state != TcpState::Closed
+        let dead = sample.state != TcpState::Closed
             && now >= deadline + policy.grace()
             && is_unanswered(sample)
             && self.was_asked_since(now, sample)
             && last_question.is_some_and(|at| now >= at + patience)
-            && now >= self.answered_by(now, policy, sample)
+            && now >= self.answered_by(now, policy, sample);
+        question(sample).filter(|_| dead)
     }
 
     /// No verdict before this, in flight.
@@ -646,7 +652,7 @@ impl LegState {
         sample.unacked == 0
             || sample.probes > 0
             || sent > self.life + AGE_JITTER
-            || self.repetitions.any(sample)
+            || repetition::count(sample) > self.repeated_before
     }
 
     fn next_look(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {

@@ -58,24 +58,18 @@ impl Stage {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Repetitions {
     /// `LegSample::timeouts_ms` when nothing was being repeated, in units, the lower half.
-    timeouts: u16,
+    timeouts_ms: u16,
     /// `LegSample::repeated` at that time, the lower half.
     repeated: u16,
+    /// `LegSample::timeouts` at that time, the lower byte.
+    timeouts: u8,
     stage: Stage,
-    /// `LegSample::retransmits` when the last sign of life was seen.
-    before_life: u8,
 }
 
 impl Repetitions {
     /// A sign of life was seen; true if the user timeout has to be lifted.
-    pub fn answered(&mut self, sample: &LegSample) -> bool {
-        self.before_life = count(sample);
+    pub fn answered(&mut self) -> bool {
         std::mem::take(&mut self.stage).limited_at().is_some()
-    }
-
-    /// Whether there were any since the last sign of life.
-    pub fn any(&self, sample: &LegSample) -> bool {
-        count(sample) > self.before_life
     }
 
     /// What has to be done for the last repetition; `life` is the last sign of life.
@@ -87,7 +81,8 @@ impl Repetitions {
         sample: &LegSample,
     ) -> Option<Ask> {
         if sample.nothing_lost {
-            self.timeouts = lower_half(sample.timeouts_ms / UNIT);
+            self.timeouts_ms = lower_half(sample.timeouts_ms / UNIT);
+            self.timeouts = lower_byte(sample.timeouts);
             self.repeated = lower_half(sample.repeated);
         }
         if let Some(span) = self.user_timeout(now, life, policy, sample) {
@@ -144,9 +139,11 @@ impl Repetitions {
         let silent_for = now - life;
         let others = u32::from(lower_half(sample.repeated).wrapping_sub(self.repeated))
             .checked_sub(sample.retransmits)?;
-        // One is the loss probe (RFC 8985, section 7), unless the peer told of a hole.
-        let certain = others == 0 || (others == 1 && sample.no_hole_reported);
-        let units = lower_half(sample.timeouts_ms / UNIT).wrapping_sub(self.timeouts);
+        // One is the loss probe (RFC 8985, section 7), unless the peer told of a hole, or there were
+        // timeouts before these, and a part of what was lost arrived: the kernel counts from them.
+        let only_these = lower_byte(sample.timeouts).wrapping_sub(self.timeouts) == 1;
+        let certain = only_these && (others == 0 || (others == 1 && sample.no_hole_reported));
+        let units = lower_half(sample.timeouts_ms / UNIT).wrapping_sub(self.timeouts_ms);
         let since = Millis::from(units) * Millis::from(UNIT);
         let known = sample.timeouts_ms > 0 && sample.rto_ms <= SLOWEST && since <= silent_for;
         (certain && known && silent_for < LONGEST).then(|| now - since)
@@ -189,7 +186,8 @@ fn latest(deadline: Millis, policy: &Policy) -> Millis {
     deadline + 2 * policy.grace() - ANSWER_TAKES
 }
 
-fn count(sample: &LegSample) -> u8 {
+/// `LegSample::retransmits`, as far as one byte can tell.
+pub fn count(sample: &LegSample) -> u8 {
     u8::try_from(sample.retransmits).unwrap_or(u8::MAX)
 }
 
@@ -212,6 +210,10 @@ impl LegSample {
     fn answer_takes(&self) -> Millis {
         ANSWER_TAKES.max(Millis::from(self.rtt_us) * 3 / 2000)
     }
+}
+
+fn lower_byte(count: u16) -> u8 {
+    count.to_le_bytes()[0]
 }
 
 #[cfg(test)]
@@ -244,6 +246,7 @@ mod tests {
             repeated: past.len() as u32 + 1,
             rto_ms: (200 << past.len()).min(1000),
             timeouts_ms: past.first().map_or(0, |at| now - at) as u32,
+            timeouts: 1,
             last_sent_age: now - past.last().unwrap_or(&100_500),
             no_hole_reported: true,
             rtt_us: 500,
@@ -354,6 +357,11 @@ mod tests {
                 timeouts_ms: 0,
                 ..sample
             },
+            // Some of what was lost before has arrived.
+            LegSample {
+                timeouts: 2,
+                ..sample
+            },
             LegSample {
                 timeouts_ms: 2500,
                 ..sample
@@ -403,9 +411,9 @@ mod tests {
     fn an_answer_lifts_the_timeout() {
         let sample = repeating(101_850);
         let mut repetitions = Repetitions::default();
-        assert!(!repetitions.answered(&sample));
+        assert!(!repetitions.answered());
         repetitions.arrange(101_850, LIFE, &policy(1000), &sample);
-        assert!(repetitions.answered(&sample));
-        assert!(!repetitions.answered(&sample));
+        assert!(repetitions.answered());
+        assert!(!repetitions.answered());
     }
 }

@@ -45,6 +45,8 @@ pub struct LegSample {
     /// How long retransmissions stayed unanswered, in all, wrapping, ms (`tcpi_total_rto_time`,
     /// Linux 6.7; else 0).
     pub timeouts_ms: u32,
+    /// How often they began, in all, wrapping (`tcpi_total_rto_recoveries`, Linux 6.7; else 0).
+    pub timeouts: u16,
     /// Nothing of what is in flight counts as lost (`tcpi_ca_state` is Open).
     pub nothing_lost: bool,
     /// The peer would have said so if later data had come than what is missing, and has not

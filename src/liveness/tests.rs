@@ -752,6 +752,7 @@ fn any_sample() -> impl Strategy<Value = LegSample> {
             repeated: counts[1].wrapping_add(counts[0] % 3),
             rto_ms: ages[2] % 2000,
             timeouts_ms: (ages[0] % 100_000) as u32,
+            timeouts: (ages[1] % 3) as u16,
             nothing_lost: bytes % 2 == 0,
             no_hole_reported: bytes % 3 == 0,
         },

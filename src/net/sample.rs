@@ -60,6 +60,7 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         repeated: info.total_retrans,
         rto_ms: u64::from(info.rto_us / 1000),
         timeouts_ms: info.total_rto_time_ms,
+        timeouts: info.total_rto_recoveries,
         nothing_lost: info.ca_state == CA_OPEN,
         no_hole_reported: info.options & OPTION_SACK != 0 && info.sacked == 0,
         probes: u32::from(info.probes),

@@ -79,6 +79,7 @@ pub struct Endpoint {
     /// Since when it has been in timeouts, and for how long before that.
     timeout_since: Option<Ms>,
     timeouts: Ms,
+    timeouts_begun: u16,
     user_timeout: Option<Ms>,
     /// What the user timeout is counted from.
     repeating_since: Option<Ms>,
@@ -139,6 +140,7 @@ impl Endpoint {
             repeated: 0,
             timeout_since: None,
             timeouts: 0,
+            timeouts_begun: 0,
             user_timeout: None,
             repeating_since: None,
             timed_out: false,
@@ -317,6 +319,7 @@ impl Endpoint {
             repeated: self.repeated,
             rto_ms: self.gap(),
             timeouts_ms: (self.timeouts + self.timeout_since.map_or(0, |at| now - at)) as u32,
+            timeouts: self.timeouts_begun,
             nothing_lost: self.repeating_since.is_none(),
             no_hole_reported: true,
             busy_ms: 0,
@@ -418,6 +421,7 @@ impl Endpoint {
         if !std::mem::take(&mut self.tail_probe[1]) {
             if self.retransmits == 0 {
                 self.timeout_since = Some(now);
+                self.timeouts_begun = self.timeouts_begun.wrapping_add(1);
             }
             self.repeating_since.get_or_insert(now);
             self.retransmits += 1;
