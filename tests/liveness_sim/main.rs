@@ -129,6 +129,19 @@ fn a_write_during_an_outage_kills_nobody() {
     }
 }
 
+/// A recovery that is interrupted by the next outage: nobody is dead before D, by the kernel's
+/// verdict neither.
+#[test]
+fn a_link_that_flaps_kills_nobody_before_its_time() {
+    for seed in 0..30_000 {
+        let mut session = Session::flapping(seed);
+        let over = catch_unwind(AssertUnwindSafe(|| {
+            while session.age() < 120_000 && session.step().is_none() {}
+        }));
+        assert!(over.is_ok(), "seed {seed}: {}", session.describe());
+    }
+}
+
 /// Watching an idle session of two live peers costs one look for each D, less what the last
 /// answer may be old and the final phase: no busy loop, and nothing is closed.
 #[test]

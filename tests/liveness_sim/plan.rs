@@ -161,6 +161,42 @@ impl Plan {
         ]
     }
 
+    /// One outage after the other, and data for the peer all the while, so that parts of it arrive.
+    pub fn flapping(&mut self, rng: &mut Rng) -> Vec<(Ms, usize, Action)> {
+        self.late_writes(rng);
+        let d = self.policy.detect_within;
+        let outage = |span| Action::Outage {
+            cut: [true; 2],
+            span,
+        };
+        let begin = rng.range(d, 3 * d);
+        let write = |at, rng: &mut Rng| (at, 1, Action::Write(rng.spread(1, 300)));
+        if rng.one_in(2) {
+            // The first repetition arrives, and what follows it does not.
+            self.tail_probe = rng.one_in(4);
+            let [first, last] = [begin + rng.range(0, 60), begin + 200 + rng.range(0, 80)];
+            return vec![
+                (begin, 0, outage(rng.range(100, 190))),
+                write(first, rng),
+                write(first + rng.range(0, 10), rng),
+                write(last, rng),
+                (last + rng.range(0, 80), 0, outage(rng.range(d / 2, d))),
+            ];
+        }
+        let mut script = Vec::new();
+        let mut at = begin;
+        for _ in 0..rng.range(2, 8) {
+            let span = rng.spread(10, d);
+            script.push((at, 0, outage(span)));
+            at += span + rng.spread(1, 1000);
+        }
+        for _ in 0..rng.range(2, 12) {
+            script.push(write(rng.range(begin, at), rng));
+        }
+        script.sort_by_key(|(at, ..)| *at);
+        script
+    }
+
     /// The time to the next action: anything from at once to `max_gap`, short ones as likely.
     pub fn gap(&self, rng: &mut Rng) -> Ms {
         if self.max_gap > HOUR {

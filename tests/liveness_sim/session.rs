@@ -67,8 +67,20 @@ impl Session {
         let mut rng = Rng::new(seed);
         let mut plan = Plan::new(seed, &mut rng);
         let script = plan.late_writes(&mut rng);
+        Self::scripted(plan, rng, script.to_vec())
+    }
+
+    /// Both peers live, and one is away again and again while data is written to it.
+    pub fn flapping(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut plan = Plan::new(seed, &mut rng);
+        let script = plan.flapping(&mut rng);
+        Self::scripted(plan, rng, script)
+    }
+
+    fn scripted(plan: Plan, rng: Rng, script: Vec<(Ms, usize, Action)>) -> Self {
         let mut session = Self::with(plan, rng);
-        session.script = script.to_vec();
+        session.script = script;
         session.script.reverse();
         session.act_at = session.scripted_at();
         session

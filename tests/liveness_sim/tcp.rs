@@ -6,6 +6,8 @@
 //! unacknowledged or queued; the user timeout is so large that the kernel never gives up, but
 //! while it is used to bring a retransmission forward.
 
+use std::collections::VecDeque;
+
 use pulsegate::liveness::{LegSample, TcpState};
 
 /// True time, milliseconds.
@@ -45,6 +47,8 @@ pub struct Segment {
     ack: u64,
     /// The highest sequence number that the receiver would take.
     edge: u64,
+    /// Something came from behind a hole.
+    hole: bool,
 }
 
 impl Segment {
@@ -52,6 +56,7 @@ impl Segment {
         kind: Kind::Rst,
         ack: 0,
         edge: 0,
+        hole: false,
     };
 
     pub fn carries_data(&self) -> bool {
@@ -67,6 +72,10 @@ pub struct Endpoint {
     fin: bool,
     snd_nxt: u64,
     snd_una: u64,
+    /// Where the segments in flight end.
+    ends: VecDeque<u64>,
+    /// The peer has told of a hole among them.
+    hole: bool,
     edge: u64,
     rto: Ms,
     rto_max: Ms,
@@ -130,6 +139,8 @@ impl Endpoint {
             fin: false,
             snd_nxt: 0,
             snd_una: 0,
+            ends: VecDeque::new(),
+            hole: false,
             edge,
             rto: MIN_RTO.max(rtt + rtt / 2),
             rto_max,
@@ -285,17 +296,19 @@ impl Endpoint {
             self.acknowledge();
             return;
         }
+        self.hole |= segment.hole;
         self.take_ack(now, segment.ack, segment.edge);
         if has_payload {
-            // After a hole it waits for what was lost.
-            if seq <= self.rcv_nxt {
-                let payload = end - u64::from(fin);
-                if payload > self.rcv_nxt {
-                    self.last_data = Some(now);
-                }
-                self.rcv_nxt = end;
-                self.fin_received |= fin;
+            if seq > self.rcv_nxt {
+                // It has to come again after what was lost.
+                return self.report_hole();
             }
+            let payload = end - u64::from(fin);
+            if payload > self.rcv_nxt {
+                self.last_data = Some(now);
+            }
+            self.rcv_nxt = end;
+            self.fin_received |= fin;
             self.acknowledge();
         }
     }
@@ -321,7 +334,7 @@ impl Endpoint {
             timeouts_ms: (self.timeouts + self.timeout_since.map_or(0, |at| now - at)) as u32,
             timeouts: self.timeouts_begun,
             nothing_lost: self.repeating_since.is_none(),
-            no_hole_reported: true,
+            no_hole_reported: !self.hole,
             busy_ms: 0,
             segs_in: self.segs_in,
             bytes_acked: 1 + self.snd_una,
@@ -353,7 +366,15 @@ impl Endpoint {
             kind,
             ack: self.rcv_nxt,
             edge: self.rcv_nxt + self.room(),
+            hole: false,
         });
+    }
+
+    fn report_hole(&mut self) {
+        self.acknowledge();
+        if let Some(segment) = self.out.last_mut() {
+            segment.hole = true;
+        }
     }
 
     fn acknowledge(&mut self) {
@@ -381,6 +402,7 @@ impl Endpoint {
         if end > self.snd_nxt && self.retransmits == 0 {
             let seq = self.snd_nxt;
             self.snd_nxt = end;
+            self.ends.push_back(end);
             self.send_range(now, seq, end);
             self.last_new_sent = self.last_new_sent.max(self.last_sent);
         }
@@ -415,10 +437,11 @@ impl Endpoint {
             return;
         }
         self.question(now);
-        self.repeated += 1;
-        self.send_range(now, self.snd_una, self.snd_nxt);
         let mut delay = self.gap();
-        if !std::mem::take(&mut self.tail_probe[1]) {
+        if std::mem::take(&mut self.tail_probe[1]) {
+            self.repeat(now, self.ends.len() - 1);
+        } else {
+            self.repeat(now, 0);
             if self.retransmits == 0 {
                 self.timeout_since = Some(now);
                 self.timeouts_begun = self.timeouts_begun.wrapping_add(1);
@@ -430,6 +453,13 @@ impl Endpoint {
             delay = self.gap().min(left.unwrap_or(Ms::MAX).max(1));
         }
         self.rto_at = Some(wheel(now, delay));
+    }
+
+    /// Sends one of the segments in flight again.
+    fn repeat(&mut self, now: Ms, index: usize) {
+        self.repeated += 1;
+        let begin = index.checked_sub(1).map_or(self.snd_una, |i| self.ends[i]);
+        self.send_range(now, begin, self.ends[index]);
     }
 
     fn persist(&mut self, now: Ms) {
@@ -461,12 +491,17 @@ impl Endpoint {
         self.probes = 0;
         if ack > self.snd_una {
             self.snd_una = ack;
+            self.ends.retain(|end| *end > ack);
+            self.hole = false;
             self.retransmits = 0;
             self.backoff = 0;
             self.rto_at = None;
             if !self.in_flight() {
                 self.timeouts += self.timeout_since.take().map_or(0, |at| now - at);
                 self.repeating_since = None;
+            } else if self.repeating_since.is_some() && self.unsent() == 0 {
+                // New data would go first (F-RTO, RFC 5682).
+                self.repeat(now, 0);
             }
         }
         self.edge = self.edge.max(edge);
