@@ -139,10 +139,12 @@ impl Repetitions {
         let silent_for = now - life;
         let others = u32::from(lower_half(sample.repeated).wrapping_sub(self.repeated))
             .checked_sub(sample.retransmits)?;
-        // One is the loss probe (RFC 8985, section 7), unless the peer told of a hole, or there were
-        // timeouts before these, and a part of what was lost arrived: the kernel counts from them.
+        // One other is the loss probe (RFC 8985, section 7), unless the peer told of a hole. If there
+        // is none, the first repetition may have failed: while the neighbour does not answer, what
+        // was sent before still waits in its queue. The kernel counts from when it was sent, then.
+        // And if there were timeouts before these, of which a part arrived, it counts from them.
         let only_these = lower_byte(sample.timeouts).wrapping_sub(self.timeouts) == 1;
-        let certain = only_these && (others == 0 || (others == 1 && sample.no_hole_reported));
+        let certain = only_these && others == 1 && sample.no_hole_reported;
         let units = lower_half(sample.timeouts_ms / UNIT).wrapping_sub(self.timeouts_ms);
         let since = Millis::from(units) * Millis::from(UNIT);
         let known = sample.timeouts_ms > 0 && sample.rto_ms <= SLOWEST && since <= silent_for;
@@ -355,6 +357,11 @@ mod tests {
             },
             LegSample {
                 timeouts_ms: 0,
+                ..sample
+            },
+            // No loss probe, or one and a repetition that failed.
+            LegSample {
+                repeated: sample.repeated - 1,
                 ..sample
             },
             // Some of what was lost before has arrived.

@@ -142,6 +142,8 @@ impl Plan {
         self.policy.detect_within = d;
         self.policy.probe_interval = rng.range(SECOND, (d - 500).min(3 * SECOND));
         self.rto_max = SECOND;
+        // Without loss probes a repetition that failed cannot be told from one that was made.
+        self.tail_probe = true;
         self.rtt = [rng.spread(1, 40), rng.spread(1, 40)];
         let span = (d - self.policy.probe_interval).saturating_sub(LATENESS);
         let begin = rng.range(d, 3 * d);
