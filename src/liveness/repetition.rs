@@ -57,7 +57,7 @@ impl Stage {
 /// What is known of the retransmissions on one leg.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Repetitions {
-    /// `LegSample::timeouts_ms` when nothing was being repeated, in units, the lower half.
+    /// `LegSample::timeouts_ms` when nothing was in flight, in units, the lower half.
     timeouts_ms: u16,
     /// `LegSample::repeated` at that time, the lower half.
     repeated: u16,
@@ -80,7 +80,7 @@ impl Repetitions {
         policy: &Policy,
         sample: &LegSample,
     ) -> Option<Ask> {
-        if sample.nothing_lost {
+        if sample.nothing_lost && sample.unacked == 0 {
             self.timeouts_ms = lower_half(sample.timeouts_ms / UNIT);
             self.timeouts = lower_byte(sample.timeouts);
             self.repeated = lower_half(sample.repeated);
