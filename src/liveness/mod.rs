@@ -33,6 +33,12 @@
 //!   survived if it is shorter than about (D - I) / 2; a peer that vanished while stalled is found
 //!   at the second unanswered window probe, and one that spoke without acknowledging at the next
 //!   retransmission, up to minutes later.
+//! * Below I = 2 s the last retransmission is moved only where it is certain from when the kernel
+//!   counts: on a leg that had nothing in flight when it was last looked at, whose peer is known to
+//!   report holes, after one loss probe and one row of timeouts. Else the kernel's own pace counts.
+//! * A peer that closes its window while data is in flight, because its kernel has no buffer left, is
+//!   given up by ours after twice TCP_RTO_MAX_MS, 2 s, without an acknowledgement
+//!   (`tcp_rtx_probe0_timed_out`, net/ipv4/tcp_timer.c).
 //! * Where 1.5 round trips are longer than 100 ms, the last answer is awaited that long (at most
 //!   1 s).
 //!

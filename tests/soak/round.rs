@@ -119,11 +119,11 @@ impl<'a> Field<'a> {
     }
 
     fn open_victim(&mut self, until: Instant) -> Pair {
+        let before = self.clients_in_the_table();
         let mut victim = Victim::client(&self.net);
         let service = self.next_at_service(GREETING);
-        let known: Vec<&str> = self.pairs.iter().map(|p| p.client.as_str()).collect();
         let mut addresses = self.clients_in_the_table();
-        addresses.retain(|a| !known.contains(&a.as_str()));
+        addresses.retain(|address| !before.contains(address));
         assert_eq!(addresses.len(), 1, "exactly one client is new");
         service.send(GREETING);
         victim.wait_ready();
