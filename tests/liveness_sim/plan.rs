@@ -142,10 +142,12 @@ impl Plan {
         self.policy.detect_within = d;
         self.policy.probe_interval = rng.range(SECOND, (d - 500).min(3 * SECOND));
         self.rto_max = SECOND;
-        // Without loss probes a repetition that failed cannot be told from one that was made.
-        self.tail_probe = true;
         self.rtt = [rng.spread(1, 40), rng.spread(1, 40)];
-        let span = (d - self.policy.probe_interval).saturating_sub(LATENESS);
+        // Without a loss probe a repetition that failed cannot be told from one that was made, so
+        // none is moved: the kernel repeats once a second.
+        let own_pace = !self.tail_probe && self.policy.probe_interval < 2 * SECOND;
+        let late = LATENESS + if own_pace { SECOND } else { 0 };
+        let span = (d - self.policy.probe_interval).saturating_sub(late);
         let begin = rng.range(d, 3 * d);
         let span = rng.range(span / 2, span.max(2));
         let write = match rng.index(3) {
