@@ -52,6 +52,7 @@
 //! look at once.
 
 mod inquiry;
+mod leg;
 mod machine;
 mod policy;
 mod pressure;
@@ -63,7 +64,8 @@ mod shed;
 mod tests;
 
 pub use inquiry::{Answer, Inquiry, Method, Step};
-pub use machine::{Ask, Close, Condition, Fault, LegView, Machine, Timer, Verdict};
+pub use leg::Condition;
+pub use machine::{Ask, Close, Fault, LegView, Machine, Timer, Verdict};
 pub use policy::{Millis, Policy};
 pub use pressure::{Pressure, Reading};
 pub(crate) use reason::vocabulary;

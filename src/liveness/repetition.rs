@@ -24,12 +24,12 @@ const ARRANGED_WITHIN: Millis = 1200;
 /// While the one before is late, ms.
 const LOOK_EVERY: Millis = 20;
 /// The kernel's timers, coarse at this length, may be late by this, ms.
-const LATE: Millis = 125;
+pub const LATE: Millis = 125;
 /// A repetition has had its time after this, and after one and a half round trips, ms.
 const ANSWER_TAKES: Millis = 50;
 /// The kernel repeats at least this often where the last repetition is arranged, ms; so its
 /// repetitions, of which it counts 255, began less than `LONGEST` ago.
-const SLOWEST: Millis = 1000;
+pub const SLOWEST: Millis = 1000;
 const LONGEST: Millis = 300_000;
 /// What is kept of the time in timeouts is in units of this, ms: 16 bits hold 524 s.
 const UNIT: u32 = 8;
@@ -151,26 +151,28 @@ impl Repetitions {
         (certain && known && silent_for < LONGEST).then(|| now - since)
     }
 
-    /// No verdict before this: the last repetition is on its way, or has to have its time.
+    /// No verdict before this: the last repetition is on its way, or has to have its time. `None`
+    /// where the kernel keeps to its own pace and has not repeated anything since the deadline.
     pub fn answered_by(
         &self,
         now: Millis,
         deadline: Millis,
         policy: &Policy,
         sample: &LegSample,
-    ) -> Millis {
+    ) -> Option<Millis> {
         let last = now - sample.last_sent_age;
         let latest = latest(deadline, policy);
+        let asked = last + sample.answer_takes();
+        if !policy.needs_last_repetition() || sample.rto_ms > SLOWEST {
+            return Some(latest.min(asked));
+        }
         let moved = self.stage == Stage::AWAITED && last < deadline;
         let next = sample.next_repetition(now);
-        let comes_by_itself = policy.needs_last_repetition()
-            && next + LATE > now
-            && next + sample.answer_takes() <= latest;
+        let comes_by_itself = next + LATE > now && next + sample.answer_takes() <= latest;
         if moved || comes_by_itself {
-            latest
-        } else {
-            latest.min(last + sample.answer_takes())
+            return Some(latest);
         }
+        (last >= deadline).then_some(asked)
     }
 
     /// When to look again because of it.
@@ -189,11 +191,11 @@ fn latest(deadline: Millis, policy: &Policy) -> Millis {
 }
 
 /// `LegSample::retransmits`, as far as one byte can tell.
-pub fn count(sample: &LegSample) -> u8 {
+fn count(sample: &LegSample) -> u8 {
     u8::try_from(sample.retransmits).unwrap_or(u8::MAX)
 }
 
-fn lower_half(count: u32) -> u16 {
+pub fn lower_half(count: u32) -> u16 {
     (count & 0xFFFF) as u16
 }
 
@@ -209,7 +211,8 @@ impl LegSample {
         now - self.last_sent_age + self.rto_ms
     }
 
-    fn answer_takes(&self) -> Millis {
+    /// How long a question has to be unanswered, ms.
+    pub(super) fn answer_takes(&self) -> Millis {
         ANSWER_TAKES.max(Millis::from(self.rtt_us) * 3 / 2000)
     }
 }
@@ -289,12 +292,12 @@ mod tests {
         let until = |at: Millis, sample: &LegSample| {
             repetitions.answered_by(at, DEADLINE, &policy(1000), sample)
         };
-        assert_eq!(until(DEADLINE, &repeating(DEADLINE)), DEADLINE + 250);
+        assert_eq!(until(DEADLINE, &repeating(DEADLINE)), Some(DEADLINE + 250));
         let repeated = LegSample {
             last_sent_age: 20,
             ..repeating(DEADLINE + 70)
         };
-        assert_eq!(until(DEADLINE + 70, &repeated), DEADLINE + 100);
+        assert_eq!(until(DEADLINE + 70, &repeated), Some(DEADLINE + 100));
     }
 
     /// Written so late that the kernel repeats it of its own accord just after the deadline.
@@ -311,14 +314,17 @@ mod tests {
             let at = DEADLINE + 150;
             Repetitions::default().answered_by(at, DEADLINE, &policy(probe_interval), &sample)
         };
-        assert_eq!(until(1000, 160, 200), DEADLINE + 250);
+        assert_eq!(until(1000, 160, 200), Some(DEADLINE + 250));
         // The kernel is late, but not that late.
-        assert_eq!(until(1000, 320, 200), DEADLINE + 250);
-        assert_eq!(until(1000, 330, 200), DEADLINE - 130);
-        // Its answer would come too late.
-        assert_eq!(until(1000, 140, 200), DEADLINE + 60);
+        assert_eq!(until(1000, 320, 200), Some(DEADLINE + 250));
+        assert_eq!(until(1000, 330, 200), None);
+        // Its answer would come later than promised, but the peer may be back since it was last asked.
+        assert_eq!(until(1000, 450, 800), None);
+        assert_eq!(until(1000, 140, 200), Some(DEADLINE + 60));
+        // It would not come for long.
+        assert_eq!(until(1000, 450, 1600), Some(DEADLINE - 250));
         // An outage that has to be survived was over long ago.
-        assert_eq!(until(2000, 160, 200), DEADLINE + 40);
+        assert_eq!(until(2000, 160, 200), Some(DEADLINE + 40));
     }
 
     #[test]

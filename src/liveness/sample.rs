@@ -76,6 +76,56 @@ pub struct LegSample {
     pub rtt_us: u32,
 }
 
+impl LegSample {
+    /// Since the last acknowledgement or data.
+    #[must_use]
+    pub fn last_life_age(&self) -> Millis {
+        self.last_ack_age.min(self.last_data_age)
+    }
+
+    /// Nothing of ours is on its way, so the kernel's questions are keepalive probes.
+    pub(super) fn is_silent(&self) -> bool {
+        self.unacked == 0 && self.notsent == 0
+    }
+
+    /// What we sent last has been acknowledged, no data came after it, and some still may. The
+    /// ages tell the order of two events only where they lie in different ticks of the kernel's
+    /// clock. Of an answer and the next request within one tick the relay knows: it had read the
+    /// answer when it wrote the request. (Were it written unread, they count as answered.)
+    pub(super) fn awaits_answer(&self, answers_before: u64) -> bool {
+        let may_answer = matches!(
+            self.state,
+            TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2
+        );
+        let no_answer =
+            self.bytes_received == answers_before || self.last_sent_age < self.last_data_age;
+        may_answer && self.is_silent() && no_answer
+    }
+
+    /// The first segments of ours are being repeated, and none was ever acknowledged. If the
+    /// peer's kernel speaks all the same, it repeats its SYN-ACK: it dropped our last word of the
+    /// handshake because the accept queue was full (`tcp_check_req`, net/ipv4/tcp_minisocks.c).
+    pub(super) fn took_nothing(&self) -> bool {
+        !self.anything_taken() && self.unacked > 0 && self.retransmits >= 2
+    }
+
+    /// The peer has acknowledged or sent a byte at some time; the SYN counts as one.
+    pub(super) fn anything_taken(&self) -> bool {
+        self.bytes_acked > 1 || self.bytes_received > 0
+    }
+
+    /// Ages of things that never happened count from boot; nothing is older than the session.
+    pub(super) fn clamped(&self, oldest: Millis) -> Self {
+        Self {
+            last_ack_age: self.last_ack_age.min(oldest),
+            last_data_age: self.last_data_age.min(oldest),
+            last_sent_age: self.last_sent_age.min(oldest),
+            busy_ms: self.busy_ms.min(oldest),
+            ..*self
+        }
+    }
+}
+
 /// The relay's own counters: what it took from each leg and gave to it, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Traffic {

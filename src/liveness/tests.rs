@@ -285,6 +285,61 @@ fn one_lost_window_probe_proves_nothing() {
     );
 }
 
+/// D = 3 s and I = 1 s: a peer may be back as late as D, and the kernel asks once a second.
+fn short() -> Policy {
+    Policy {
+        detect_within: 3000,
+        probe_interval: 1000,
+        ..policy()
+    }
+}
+
+#[test]
+fn a_window_probe_from_before_the_peer_can_be_back_proves_nothing() {
+    let mut session = Session::new(short());
+    session.look(1, heard(0, 1));
+    // Asked at 1.0, 2.0 and 3.4 s, and the next one is awaited.
+    let asked = |at| 1 + u32::from(at >= 2000) + u32::from(at >= 3400);
+    let (at, close) = session.until_closed(1800, |at| shut(at, at, asked(at)));
+    assert!((3450..3600).contains(&at), "{at}");
+    assert_eq!(close.evidence, Some(Evidence::WindowProbe));
+    // If the kernel does not ask, the peer is not waited for any longer than that.
+    let mut session = Session::new(short());
+    session.look(1, heard(0, 1));
+    let (at, _) = session.until_closed(1800, |at| shut(at, at, 2));
+    assert!((4125..4300).contains(&at), "{at}");
+    // Where the peer has to be back sooner, what was asked since then proves enough.
+    let mut session = Session::new(Policy {
+        probe_interval: 1900,
+        ..short()
+    });
+    session.look(1, heard(0, 1));
+    let (at, _) = session.until_closed(1000, |at| shut(at, at, 1 + u32::from(at >= 2300)));
+    assert!((3150..3160).contains(&at), "{at}");
+}
+
+#[test]
+fn a_repetition_from_before_the_peer_can_be_back_proves_nothing() {
+    let mut session = Session::new(short());
+    session.look(1, heard(0, 1));
+    // Without a loss probe none is moved: 0.7, 1.1, 1.9, 2.9 and 3.9 s.
+    let times = [700, 1100, 1900, 2900, 3900];
+    let repeated = |at: Millis| {
+        let past = times.iter().filter(|t| **t <= at).count();
+        LegSample {
+            unacked: 1,
+            retransmits: past as u32,
+            repeated: past as u32,
+            rto_ms: 1000,
+            last_sent_age: at - times[past.max(1) - 1],
+            ..heard(at, 1)
+        }
+    };
+    let (at, close) = session.until_closed(1800, repeated);
+    assert!((3950..4050).contains(&at), "{at}");
+    assert_eq!(close.evidence, Some(Evidence::Retransmit));
+}
+
 #[test]
 fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
     let mut session = Session::new(policy());

@@ -1,5 +1,6 @@
 //! A peer that lives is never called dead: not when it is slow, quiet, or away for a moment.
 
+use std::fs;
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ pub const TESTS: &[Test] = tests![
     short_outage_of_the_service_with_traffic,
     short_outage_with_late_writes,
     short_outage_of_the_service_with_late_writes,
+    short_outage_with_late_writes_where_nothing_is_moved,
+    short_outage_of_stalled_clients,
 ];
 
 const TINY_BUFFER: usize = 8192;
@@ -159,21 +162,30 @@ const SHORTER_BY: Duration = ms(150);
 
 /// The kernel repeats late data once a second, and the last time may be long before the verdict.
 fn short_outage_with_late_writes() {
-    survive_late_writes(Host::Client);
+    survive_late_writes(Host::Client, Case::new);
 }
 
 fn short_outage_of_the_service_with_late_writes() {
-    survive_late_writes(Host::Service);
+    survive_late_writes(Host::Service, Case::new);
+}
+
+/// Without selective acknowledgements there is no loss probe, and the kernel's pace is what it is.
+fn short_outage_with_late_writes_where_nothing_is_moved() {
+    survive_late_writes(Host::Client, || {
+        let case = Case::new();
+        let off = || fs::write("/proc/sys/net/ipv4/tcp_sack", "0");
+        case.net.proxy.run(off).expect("enter").expect("set");
+        case
+    });
 }
 
 /// A machine that is too busy to serve the last tenth of a second in time gets another chance.
-fn survive_late_writes(link: Host) {
-    let survived = (0..3).any(|_| all_survive_late_writes(link));
+fn survive_late_writes(link: Host, case: fn() -> Case) {
+    let survived = (0..3).any(|_| all_survive_late_writes(link, &case()));
     assert!(survived, "a live peer was called dead, three times");
 }
 
-fn all_survive_late_writes(link: Host) -> bool {
-    let case = Case::new();
+fn all_survive_late_writes(link: Host, case: &Case) -> bool {
     let sessions: Vec<_> = (0..LATE_WRITERS)
         .map(|_| {
             thread::sleep(PROBE / LATE_WRITERS);
@@ -209,6 +221,50 @@ fn all_survive_late_writes(link: Host) -> bool {
         } else {
             case.expect_intact(&session.0, &session.1);
         }
+    }
+    true
+}
+
+/// The kernel asks a peer that takes no data once a second; each of these at another moment.
+fn short_outage_of_stalled_clients() {
+    let survived = (0..3).any(|_| stalled_clients_survive());
+    assert!(survived, "a live peer was called dead, three times");
+}
+
+fn stalled_clients_survive() -> bool {
+    const MORE_THAN_FITS: u64 = 8 << 20;
+    let case = Case::new();
+    let slow = Options {
+        receive_buffer: Some(TINY_BUFFER),
+        paused: true,
+        ..Options::default()
+    };
+    let sessions: Vec<_> = (0..LATE_WRITERS)
+        .map(|_| {
+            thread::sleep(PROBE / LATE_WRITERS);
+            let session = case.session_with(Host::Client, slow);
+            session.1.send(MORE_THAN_FITS);
+            session
+        })
+        .collect();
+    thread::sleep(DETECT);
+    let cut = case.cut(Host::Client);
+    thread::sleep(DETECT - PROBE - SHORTER_BY);
+    case.net.heal(Host::Client);
+    let away = cut.elapsed();
+    thread::sleep(DETECT);
+    let killed = case.proxy.closed("downstream_dead");
+    if killed > 0.0 {
+        println!("an outage of {away:?} killed {killed}");
+        return false;
+    }
+    for (client, service) in &sessions {
+        client.resume();
+        assert!(
+            client.wait_received(MORE_THAN_FITS, ms(60_000)),
+            "{client:?}"
+        );
+        case.expect_intact(client, service);
     }
     true
 }

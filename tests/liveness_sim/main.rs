@@ -129,6 +129,17 @@ fn a_write_during_an_outage_kills_nobody() {
     }
 }
 
+/// The same, of a peer that takes no data: the kernel asks it once a second.
+#[test]
+fn an_outage_of_a_stalled_peer_kills_nobody() {
+    for seed in 0..30_000 {
+        let mut session = Session::shut_window(seed);
+        while session.age() < 90_000 {
+            assert_eq!(session.step(), None, "seed {seed}: {}", session.describe());
+        }
+    }
+}
+
 /// A recovery that is interrupted by the next outage: nobody is dead before D, by the kernel's
 /// verdict neither.
 #[test]

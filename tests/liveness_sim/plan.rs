@@ -143,11 +143,7 @@ impl Plan {
         self.policy.probe_interval = rng.range(SECOND, (d - 500).min(3 * SECOND));
         self.rto_max = SECOND;
         self.rtt = [rng.spread(1, 40), rng.spread(1, 40)];
-        // Without a loss probe a repetition that failed cannot be told from one that was made, so
-        // none is moved: the kernel repeats once a second.
-        let own_pace = !self.tail_probe && self.policy.probe_interval < 2 * SECOND;
-        let late = LATENESS + if own_pace { SECOND } else { 0 };
-        let span = (d - self.policy.probe_interval).saturating_sub(late);
+        let span = (d - self.policy.probe_interval).saturating_sub(LATENESS);
         let begin = rng.range(d, 3 * d);
         let span = rng.range(span / 2, span.max(2));
         let write = match rng.index(3) {
@@ -162,6 +158,17 @@ impl Plan {
             (begin, 0, Action::Outage { cut, span }),
             (begin + writes[0], 1, write),
             (begin + writes[1], 1, write),
+        ]
+    }
+
+    /// A live peer that takes no data is away for nearly as long as is promised to be survived.
+    pub fn shut_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Action); 3] {
+        let [(begin, _, outage), ..] = self.late_writes(rng);
+        let d = self.policy.detect_within;
+        [
+            (rng.range(0, begin), 0, Action::Stall),
+            (begin, 1, Action::Write(2 * self.buffer + 1000)),
+            (begin + rng.range(20, 3 * d), 0, outage),
         ]
     }
 

@@ -70,6 +70,15 @@ impl Session {
         Self::scripted(plan, rng, script.to_vec())
     }
 
+    /// Both peers live, and one that takes no data is away for nearly as long as is promised to be
+    /// survived.
+    pub fn shut_window(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut plan = Plan::new(seed, &mut rng);
+        let script = plan.shut_window(&mut rng);
+        Self::scripted(plan, rng, script.to_vec())
+    }
+
     /// Both peers live, and one is away again and again while data is written to it.
     pub fn flapping(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
@@ -330,12 +339,13 @@ impl Session {
             answers_before: self.answers_before,
         };
         for leg in LEGS {
-            let sim = &self.legs[leg as usize];
+            let sim = &mut self.legs[leg as usize];
             if self.plan.rough > 0 && self.rng.one_in(self.plan.rough) {
                 // A leg that could not be asked is asked again within a second.
                 self.slack.total += 1000 + GRID;
                 continue;
             }
+            sim.near.seen();
             look.legs[leg as usize] = Some(sim.near.sample(self.now, sim.rtt));
             self.truth.sampled(self.now, leg, sim);
         }

@@ -89,6 +89,8 @@ pub struct Endpoint {
     timeout_since: Option<Ms>,
     timeouts: Ms,
     timeouts_begun: u16,
+    /// `repeated` and `timeouts_begun` when somebody last looked and nothing was in flight.
+    when_silent: [u32; 2],
     user_timeout: Option<Ms>,
     /// What the user timeout is counted from.
     repeating_since: Option<Ms>,
@@ -152,6 +154,7 @@ impl Endpoint {
             timeout_since: None,
             timeouts: 0,
             timeouts_begun: 0,
+            when_silent: [0; 2],
             user_timeout: None,
             repeating_since: None,
             timed_out: false,
@@ -192,6 +195,15 @@ impl Endpoint {
     /// Nothing of ours is under way or waits: only keepalive speaks.
     pub fn is_silent(&self) -> bool {
         !self.in_flight() && self.unsent() == 0
+    }
+
+    /// One loss probe and one row of timeouts is all that was repeated since nothing was in flight.
+    pub fn is_plain(&self) -> bool {
+        let [repeated, timeouts] = self.when_silent;
+        self.tail_probe[0]
+            && !self.hole
+            && self.repeated == repeated + 1 + self.retransmits
+            && u32::from(self.timeouts_begun) == timeouts + 1
     }
 
     pub fn is_quiet(&self) -> bool {
@@ -340,6 +352,13 @@ impl Endpoint {
             bytes_acked: 1 + self.snd_una,
             bytes_received: self.rcv_nxt,
             rtt_us: (rtt * 1000) as u32,
+        }
+    }
+
+    /// Somebody looks.
+    pub fn seen(&mut self) {
+        if !self.in_flight() {
+            self.when_silent = [self.repeated, self.timeouts_begun.into()];
         }
     }
 

@@ -1,0 +1,415 @@
+//! What is known of one leg, and when its peer is dead.
+
+use std::num::{NonZeroU8, NonZeroU32, NonZeroU64};
+
+use super::machine::Ask;
+use super::policy::{Millis, Policy};
+use super::reason::{CloseReason, Evidence, Leg};
+use super::repetition::{LATE, Repetitions, SLOWEST, lower_half};
+use super::sample::{LegSample, TcpState};
+
+/// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
+const AGE_JITTER: Millis = 20;
+/// Spacing of the last questions, and of the looks that wait for their answers.
+const FINAL_ASK_EVERY: Millis = 200;
+const FINAL_LOOK_EVERY: Millis = 100;
+/// A leg with an unanswered question is looked at this often until the final phase.
+pub const SUSPECT_LOOK_EVERY: Millis = 1000;
+/// A question must have been pending for this long before its silence counts, and for one and a
+/// half round trips where that is longer (up to the limit).
+const MIN_UNANSWERED: Millis = 100;
+const MAX_UNANSWERED: Millis = 1000;
+
+/// What is known of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Condition {
+    /// Heard within the probe interval.
+    #[default]
+    Alive,
+    /// Nothing heard lately; no judgement.
+    Quiet,
+    /// A question has been unanswered for longer than expected: half-open, awaiting the verdict.
+    Suspect,
+    /// The peer's kernel answers, its application takes no data.
+    Stalled,
+    /// The upstream's kernel completed the connect and took no byte since: its application never
+    /// accepted, because its accept queue was full.
+    Phantom,
+}
+
+impl Condition {
+    /// The word printed everywhere.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Quiet => "quiet",
+            Self::Suspect => "suspect",
+            Self::Stalled => "stalled",
+            Self::Phantom => "phantom",
+        }
+    }
+}
+
+/// A point in time, or none, in eight bytes: there is one machine for each session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mark(Option<NonZeroU64>);
+
+impl Mark {
+    pub fn at(time: Millis) -> Self {
+        Self(NonZeroU64::new(time.saturating_add(1)))
+    }
+
+    pub fn get(self) -> Option<Millis> {
+        self.0.map(|t| t.get() - 1)
+    }
+}
+
+/// A point in time after the last sign of life of a leg, or none, in four bytes. Everything that
+/// is measured so is forgotten at the next sign of life; without one for 49 days it stands still.
+#[derive(Clone, Copy, Debug, Default)]
+struct AfterLife(Option<NonZeroU32>);
+
+impl AfterLife {
+    fn at(time: Millis, life: Millis) -> Self {
+        let span = u32::try_from(time.saturating_sub(life)).unwrap_or(u32::MAX);
+        Self(NonZeroU32::new(span.saturating_add(1)))
+    }
+
+    fn get(self, life: Millis) -> Option<Millis> {
+        self.0.map(|span| life + Millis::from(span.get() - 1))
+    }
+}
+
+/// A point in time up to 2 s after a peer has to be back, or none, in one byte.
+#[derive(Clone, Copy, Debug, Default)]
+struct AfterBack(Option<NonZeroU8>);
+
+impl AfterBack {
+    const UNIT: Millis = 8;
+
+    fn at(time: Millis, back: Millis) -> Self {
+        let span = time.saturating_sub(back).div_ceil(Self::UNIT);
+        Self(NonZeroU8::new(u8::try_from(span + 1).unwrap_or(u8::MAX)))
+    }
+
+    fn get(self, back: Millis) -> Option<Millis> {
+        self.0
+            .map(|span| back + Millis::from(span.get() - 1) * Self::UNIT)
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct LegState {
+    /// Time of the last known sign of life.
+    pub life: Millis,
+    /// Since when the peer has taken no data although its kernel answers.
+    pub stalled: Mark,
+    /// The last look that had a sample of this leg.
+    seen: AfterLife,
+    /// Since when a question is known to be unanswered.
+    asked: AfterLife,
+    /// When the last probe was requested.
+    probed: AfterLife,
+    /// `LegSample::segs_in`, the lower half.
+    segs_in: u16,
+    repetitions: Repetitions,
+    /// Unanswered questions when the last sign of life was seen, and later when a peer that was away
+    /// for as long as it may be was back at the latest.
+    questions_before: u8,
+    /// When one more was seen to be unanswered after that.
+    asked_late: AfterBack,
+    pub condition: Condition,
+}
+
+impl LegState {
+    /// Of a peer that has just been connected.
+    pub fn new(now: Millis) -> Self {
+        Self {
+            life: now,
+            ..Self::default()
+        }
+    }
+
+    /// Takes in what the kernel says; returns what to do to the socket.
+    pub fn observe(
+        &mut self,
+        now: Millis,
+        policy: &Policy,
+        leg: Leg,
+        sample: &LegSample,
+    ) -> Option<Ask> {
+        if sample.state == TcpState::Closed {
+            // Nobody owes an answer any more. What was known stays: the error that may be
+            // waiting in the socket is judged by it.
+            return None;
+        }
+        let mut ask = None;
+        let seen = self.seen.get(self.life).unwrap_or(self.life);
+        let probed = self.probed().is_some();
+        if self.hear(now, seen, sample) {
+            self.questions_before = questions(sample);
+            self.asked_late = AfterBack::default();
+            let limited = self.repetitions.answered();
+            ask = (limited || probed).then_some(Ask::Rest);
+        }
+        self.note_late_question(now, seen, policy, sample);
+        self.seen = AfterLife::at(now, self.life);
+        if question(sample).is_some() && self.asked().is_none() {
+            self.asked = AfterLife::at(now, self.life);
+        }
+        self.note_stall(now, seen, sample);
+        // A segment that came after ours went out, and acknowledged none of them.
+        let spoke_since = self.life > now - sample.busy_ms;
+        self.condition = if leg == Leg::Upstream && sample.took_nothing() && spoke_since {
+            Condition::Phantom
+        } else {
+            self.judge(now, policy, sample)
+        };
+        if sample.is_silent() && self.wants_probe(now, policy) {
+            self.probed = AfterLife::at(now, self.life);
+            ask = Some(Ask::Probe);
+        }
+        let repeat = self.repetitions.arrange(now, self.life, policy, sample);
+        repeat.or(ask)
+    }
+
+    fn note_stall(&mut self, now: Millis, seen: Millis, sample: &LegSample) {
+        let taking_no_data = sample.zero_window && sample.notsent > 0;
+        // The window may have been closed for long before there was anything to send, and its
+        // opening be lost: only the time since the last look that saw no stall can count.
+        let since = self.stalled.get().unwrap_or(seen);
+        self.stalled = if taking_no_data {
+            Mark::at(since.max(now - sample.last_sent_age))
+        } else {
+            Mark::default()
+        };
+    }
+
+    /// What the session is closed as when the peer stays silent.
+    pub fn silent(&self, leg: Leg) -> CloseReason {
+        match self.condition {
+            Condition::Phantom => CloseReason::UpstreamPhantom,
+            _ => CloseReason::dead(leg),
+        }
+    }
+
+    pub fn asked(&self) -> Option<Millis> {
+        self.asked.get(self.life)
+    }
+
+    fn probed(&self) -> Option<Millis> {
+        self.probed.get(self.life)
+    }
+
+    /// Takes in signs of life; true if there was a new one since the leg was last `seen`. It
+    /// answers every question.
+    fn hear(&mut self, now: Millis, seen: Millis, sample: &LegSample) -> bool {
+        let heard = now - sample.last_life_age();
+        let segs_in = lower_half(sample.segs_in);
+        let segs_moved = self.segs_in != segs_in;
+        self.segs_in = segs_in;
+        if segs_moved {
+            // The kernel keeps no time for a segment that is neither data nor a valid
+            // acknowledgement (the peer's own window or keepalive probe): it came after the last
+            // look, and that is all that may be believed.
+            self.life = self.life.max(heard).max(seen);
+        } else if heard > self.life + AGE_JITTER {
+            self.life = heard;
+        } else {
+            return false;
+        }
+        self.asked = AfterLife::default();
+        self.probed = AfterLife::default();
+        true
+    }
+
+    fn judge(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Condition {
+        let age = now - self.life;
+        // A single probe may be on its way at any time: the second one says that the first was
+        // not answered.
+        let overdue = match question(sample) {
+            None => false,
+            Some(Evidence::Keepalive) => sample.probes >= 2 && age >= policy.suspect_after(),
+            Some(_) => {
+                let repeated = sample.probes >= 2 || sample.retransmits > 0;
+                repeated && age >= SUSPECT_LOOK_EVERY
+            }
+        };
+        if overdue {
+            Condition::Suspect
+        } else if self.stalled.get().is_some() {
+            Condition::Stalled
+        } else if age >= policy.suspect_after() {
+            Condition::Quiet
+        } else {
+            Condition::Alive
+        }
+    }
+
+    /// The last questions to a silent leg: every 200 ms in the final phase, and the very last one
+    /// at D or later, however late the look. Asking again before that one had its time would put
+    /// the verdict off for ever.
+    fn wants_probe(&self, now: Millis, policy: &Policy) -> bool {
+        let deadline = self.life + policy.detect_within;
+        if now + policy.final_phase() < deadline {
+            return false;
+        }
+        let Some(at) = self.probed() else {
+            return true;
+        };
+        let every = if now < deadline {
+            FINAL_ASK_EVERY
+        } else {
+            2 * MAX_UNANSWERED
+        };
+        (at < deadline && now >= deadline) || now >= at + every
+    }
+
+    /// What proves it: silent for D, and the last question stayed unanswered. Told from a sample of
+    /// this very moment: an answer that came since the last look must not be missed.
+    pub fn death(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Option<Evidence> {
+        let deadline = self.life + policy.detect_within;
+        let last_question = if sample.is_silent() {
+            self.probed().filter(|at| *at >= deadline)
+        } else {
+            self.asked()
+        };
+        let answer_takes = Millis::from(sample.rtt_us) * 3 / 2000;
+        let patience = answer_takes.clamp(MIN_UNANSWERED, MAX_UNANSWERED);
+        let dead = sample.state != TcpState::Closed
+            && now >= deadline + policy.grace()
+            && is_unanswered(sample)
+            && self.was_asked_since(now, sample)
+            && last_question.is_some_and(|at| now >= at + patience)
+            && now >= self.answered_by(now, policy, sample);
+        question(sample).filter(|_| dead)
+    }
+
+    /// No verdict before this.
+    fn answered_by(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+        if sample.is_silent() {
+            return now;
+        }
+        if sample.unacked > 0 {
+            let deadline = self.life + policy.detect_within;
+            let last = self.repetitions.answered_by(now, deadline, policy, sample);
+            if let Some(answered_by) = last {
+                return answered_by;
+            }
+        } else if !policy.needs_last_repetition() {
+            return now;
+        }
+        let back = self.back_by(policy, sample);
+        let asked = self.asked_late.get(back);
+        asked.unwrap_or(back + SLOWEST + LATE) + sample.answer_takes()
+    }
+
+    /// A peer that was away for less than D - I is back by then. It was heard one probe interval
+    /// before that at the latest, or one window probe.
+    fn back_by(&self, policy: &Policy, sample: &LegSample) -> Millis {
+        let deadline = self.life + policy.detect_within;
+        if sample.unacked > 0 {
+            return deadline;
+        }
+        deadline - policy.probe_interval.saturating_sub(SLOWEST)
+    }
+
+    /// Where the kernel asks at its own pace, about once a second, a question from before the peer
+    /// was back proves nothing.
+    fn note_late_question(
+        &mut self,
+        now: Millis,
+        seen: Millis,
+        policy: &Policy,
+        sample: &LegSample,
+    ) {
+        let back = self.back_by(policy, sample);
+        let rare = sample.unacked > 0 && sample.rto_ms > SLOWEST;
+        if !policy.needs_last_repetition() || rare || now < back {
+            return;
+        }
+        if seen < back {
+            self.questions_before = questions(sample);
+            self.asked_late = AfterBack::default();
+        } else if self.asked_late.0.is_none() && questions(sample) != self.questions_before {
+            self.asked_late = AfterBack::at(now, back);
+        }
+    }
+
+    /// Without TCP_RTO_MAX_MS a sign of life that acknowledges nothing new may be followed by
+    /// minutes without a retransmission; the count then tells of questions from before it. A
+    /// retransmission is data sent, but for that of a bare FIN: of that only the count tells.
+    fn was_asked_since(&self, now: Millis, sample: &LegSample) -> bool {
+        let sent = now - sample.last_sent_age;
+        sample.unacked == 0
+            || sample.probes > 0
+            || sent > self.life + AGE_JITTER
+            || questions(sample) > self.questions_before
+    }
+
+    pub fn next_look(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+        let deadline = self.life + policy.detect_within;
+        let final_phase = deadline - policy.final_phase();
+        if now < final_phase {
+            return match self.asked() {
+                Some(_) => final_phase.min(now + SUSPECT_LOOK_EVERY),
+                None => final_phase,
+            };
+        }
+        // Without TCP_RTO_MAX_MS the kernel asks a stalled peer ever more rarely.
+        let pace = match self.condition {
+            Condition::Stalled => SUSPECT_LOOK_EVERY,
+            _ => FINAL_LOOK_EVERY,
+        };
+        // The deadline itself is one of the looks: the last question is asked there.
+        let stops = [
+            self.back_by(policy, sample),
+            deadline,
+            deadline + policy.grace(),
+            self.answered_by(now, policy, sample),
+            now + pace,
+        ];
+        let repetition = self.repetitions.next_look(now, sample);
+        stops
+            .into_iter()
+            .chain(repetition)
+            .filter(|at| *at > now)
+            .min()
+            .unwrap_or(now + pace)
+    }
+}
+
+/// What the kernel has asked the peer and got no answer to.
+pub fn question(sample: &LegSample) -> Option<Evidence> {
+    let retransmitted = sample.unacked > 0 && sample.retransmits > 0;
+    if sample.probes == 0 && !retransmitted {
+        None
+    } else if sample.unacked > 0 {
+        Some(Evidence::Retransmit)
+    } else if sample.notsent > 0 {
+        Some(Evidence::WindowProbe)
+    } else {
+        Some(Evidence::Keepalive)
+    }
+}
+
+/// How many of them, as far as one byte can tell.
+fn questions(sample: &LegSample) -> u8 {
+    let retransmitted = if sample.unacked > 0 {
+        sample.retransmits
+    } else {
+        0
+    };
+    u8::try_from(sample.probes.saturating_add(retransmitted)).unwrap_or(u8::MAX)
+}
+
+/// Whether the silence after a question means something. Window probes are rare where the kernel
+/// backs off (up to two minutes apart), so the loss of one is no proof: there have to be two.
+fn is_unanswered(sample: &LegSample) -> bool {
+    match question(sample) {
+        None => false,
+        Some(Evidence::WindowProbe) => sample.probes >= 2,
+        Some(_) => true,
+    }
+}
