@@ -329,6 +329,18 @@ impl Truth {
                 now <= answered_by,
                 "a peer that answers since {since} is dead at {now}"
             );
+            let back = dated + d
+                - if sim.near.in_flight() {
+                    0
+                } else {
+                    self.policy.probe_interval - 1000
+                };
+            let awaited =
+                self.policy.needs_last_repetition() && !sim.near.is_silent() && !self.rough;
+            assert!(
+                !awaited || since + sim.rtt > back,
+                "a peer that is back since {since}, before {back}, is dead at {now}"
+            );
         }
         let disturbed = truth.disturbed.expect("nothing ever disturbed this leg");
         let survives = (disturbed + d).saturating_sub(slowest_keepalive(&self.policy, sim.rtt));
