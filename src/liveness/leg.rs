@@ -3,9 +3,9 @@
 use std::num::{NonZeroU8, NonZeroU32, NonZeroU64};
 
 use super::machine::Ask;
-use super::policy::{Millis, Policy};
+use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
 use super::reason::{CloseReason, Evidence, Leg};
-use super::repetition::{LATE, Repetitions, SLOWEST, lower_half};
+use super::repetition::{Repetitions, lower_half};
 use super::sample::{LegSample, TcpState};
 
 /// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
@@ -302,7 +302,7 @@ impl LegState {
         }
         let back = self.back_by(policy, sample);
         let asked = self.asked_late.get(back);
-        asked.unwrap_or(back + SLOWEST + LATE) + sample.answer_takes()
+        asked.unwrap_or(back + SLOWEST_QUESTION + LATE_QUESTION) + sample.answer_takes()
     }
 
     /// A peer that was away for less than D - I is back by then. It was heard one probe interval
@@ -312,7 +312,7 @@ impl LegState {
         if sample.unacked > 0 {
             return deadline;
         }
-        deadline - policy.probe_interval.saturating_sub(SLOWEST)
+        deadline - policy.back_sooner()
     }
 
     /// Where the kernel asks at its own pace, about once a second, a question from before the peer
@@ -325,7 +325,7 @@ impl LegState {
         sample: &LegSample,
     ) {
         let back = self.back_by(policy, sample);
-        let rare = sample.unacked > 0 && sample.rto_ms > SLOWEST;
+        let rare = sample.unacked > 0 && sample.rto_ms > SLOWEST_QUESTION;
         if !policy.needs_last_repetition() || rare || now < back {
             return;
         }

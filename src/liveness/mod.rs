@@ -18,10 +18,15 @@
 //!
 //! * An outage kills nothing if it is shorter than D - I, less a round trip and the lateness of
 //!   the kernel's keepalive timer (up to an eighth of I). That holds for a leg that was quiet and
-//!   got data to carry during the outage, too, although the kernel's retransmissions are then the
-//!   only questions and up to a second apart: from I = 2 s on, quiet legs are asked a second
-//!   sooner than I; below, the last retransmission is moved (see `repetition.rs`). Only a bare FIN
-//!   may need an eighth of a second more there: the kernel keeps no time of its retransmissions.
+//!   got data to carry during the outage, too, and behind a closed window, although the kernel's
+//!   own questions are then up to a second apart: from I = 2 s on, quiet legs are asked a second
+//!   sooner than I; below, the last retransmission is moved (see `repetition.rs`), or the verdict
+//!   waits for the next question.
+//! * That wait is the price below I = 2 s: a peer that vanished behind a closed window, or with data
+//!   in flight where it is not certain from when the kernel counts, may be found up to 1.2 s after
+//!   D ([`Policy::latest_at_own_pace`]). It is certain on a leg that had nothing in flight when it
+//!   was last looked at, whose peer is known to report holes, after one loss probe and one row of
+//!   timeouts.
 //! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the
 //!   peer's own keepalive or window probes); only their count moves. Such a segment is a sign of
 //!   life *as of the previous look*, the earliest time it can have come: later would find a peer
@@ -33,9 +38,6 @@
 //!   survived if it is shorter than about (D - I) / 2; a peer that vanished while stalled is found
 //!   at the second unanswered window probe, and one that spoke without acknowledging at the next
 //!   retransmission, up to minutes later.
-//! * Below I = 2 s the last retransmission is moved only where it is certain from when the kernel
-//!   counts: on a leg that had nothing in flight when it was last looked at, whose peer is known to
-//!   report holes, after one loss probe and one row of timeouts. Else the kernel's own pace counts.
 //! * A peer that closes its window while data is in flight, because its kernel has no buffer left, is
 //!   given up by ours after twice TCP_RTO_MAX_MS, 2 s, without an acknowledgement
 //!   (`tcp_rtx_probe0_timed_out`, net/ipv4/tcp_timer.c).

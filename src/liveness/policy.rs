@@ -3,6 +3,11 @@
 /// Milliseconds since an arbitrary epoch (as a point in time) or a span of milliseconds.
 pub type Millis = u64;
 
+/// The kernel's questions to a peer that owes an answer are so far apart at most, ms.
+pub(super) const SLOWEST_QUESTION: Millis = 1000;
+/// Its timers, coarse at this length, may be late by this, ms.
+pub(super) const LATE_QUESTION: Millis = 125;
+
 /// Validated limits of one listener. All spans in milliseconds; `None` is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -45,6 +50,26 @@ impl Policy {
     #[must_use]
     pub fn grace(&self) -> Millis {
         (self.detect_within / 20).max(300) / 2
+    }
+
+    /// After its last sign of life a peer that vanished is closed at the latest, in ms, where the
+    /// kernel asks about once a second and nothing brings its next question forward: behind a
+    /// closed window, or with data `in_flight` where it is not certain from when the kernel counts.
+    #[must_use]
+    pub fn latest_at_own_pace(&self, in_flight: bool) -> Millis {
+        let soonest = self.detect_within + self.grace();
+        if !self.needs_last_repetition() {
+            return soonest;
+        }
+        let back = self.detect_within - if in_flight { 0 } else { self.back_sooner() };
+        soonest.max(back + SLOWEST_QUESTION + LATE_QUESTION + self.grace() / 2)
+    }
+
+    /// Behind a closed window a peer is heard once a second: after an outage of D - I it is back
+    /// this much sooner than D after it was last heard, ms.
+    #[must_use]
+    pub(super) const fn back_sooner(&self) -> Millis {
+        self.probe_interval.saturating_sub(SLOWEST_QUESTION)
     }
 
     /// How long before D a silent leg is looked at for the last questions. The keepalive answer

@@ -8,9 +8,12 @@
 //! made to end just after the deadline, and is lifted once the last retransmission before that is
 //! out: the kernel then repeats the data instead of giving up. If we are late to lift it, the
 //! kernel ends the connection, and D is over by then.
+//!
+//! That is done only where it is certain from when the kernel counts. Else, and behind a closed
+//! window, which no option moves, the verdict waits for the kernel's next question by itself.
 
 use super::Ask;
-use super::policy::{Millis, Policy};
+use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
 use super::sample::LegSample;
 
 /// The last repetition is made this long after the deadline, ms: a peer that was heard one probe
@@ -23,13 +26,10 @@ const APART: Millis = 120;
 const ARRANGED_WITHIN: Millis = 1200;
 /// While the one before is late, ms.
 const LOOK_EVERY: Millis = 20;
-/// The kernel's timers, coarse at this length, may be late by this, ms.
-pub const LATE: Millis = 125;
 /// A repetition has had its time after this, and after one and a half round trips, ms.
 const ANSWER_TAKES: Millis = 50;
-/// The kernel repeats at least this often where the last repetition is arranged, ms; so its
-/// repetitions, of which it counts 255, began less than `LONGEST` ago.
-pub const SLOWEST: Millis = 1000;
+/// Where the last repetition is arranged, the kernel repeats once a second at least; so its
+/// repetitions, of which it counts 255, began less than this ago, ms.
 const LONGEST: Millis = 300_000;
 /// What is kept of the time in timeouts is in units of this, ms: 16 bits hold 524 s.
 const UNIT: u32 = 8;
@@ -147,7 +147,8 @@ impl Repetitions {
         let certain = only_these && others == 1 && sample.no_hole_reported;
         let units = lower_half(sample.timeouts_ms / UNIT).wrapping_sub(self.timeouts_ms);
         let since = Millis::from(units) * Millis::from(UNIT);
-        let known = sample.timeouts_ms > 0 && sample.rto_ms <= SLOWEST && since <= silent_for;
+        let known =
+            sample.timeouts_ms > 0 && sample.rto_ms <= SLOWEST_QUESTION && since <= silent_for;
         (certain && known && silent_for < LONGEST).then(|| now - since)
     }
 
@@ -163,12 +164,12 @@ impl Repetitions {
         let last = now - sample.last_sent_age;
         let latest = latest(deadline, policy);
         let asked = last + sample.answer_takes();
-        if !policy.needs_last_repetition() || sample.rto_ms > SLOWEST {
+        if !policy.needs_last_repetition() || sample.rto_ms > SLOWEST_QUESTION {
             return Some(latest.min(asked));
         }
         let moved = self.stage == Stage::AWAITED && last < deadline;
         let next = sample.next_repetition(now);
-        let comes_by_itself = next + LATE > now && next + sample.answer_takes() <= latest;
+        let comes_by_itself = next + LATE_QUESTION > now && next + sample.answer_takes() <= latest;
         if moved || comes_by_itself {
             return Some(latest);
         }
