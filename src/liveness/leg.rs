@@ -291,18 +291,21 @@ impl LegState {
         if sample.is_silent() {
             return now;
         }
+        let back = self.back_by(policy, sample);
+        // By then one more question was asked, whatever else is known of it. Without such an end a
+        // peer a second away would be waited for again with each question.
+        let last_chance = back + SLOWEST_QUESTION + LATE_QUESTION + sample.answer_takes();
         if sample.unacked > 0 {
             let deadline = self.life + policy.detect_within;
             let last = self.repetitions.answered_by(now, deadline, policy, sample);
             if let Some(answered_by) = last {
-                return answered_by;
+                return answered_by.min(last_chance);
             }
         } else if !policy.needs_last_repetition() {
             return now;
         }
-        let back = self.back_by(policy, sample);
         let asked = self.asked_late.get(back);
-        asked.unwrap_or(back + SLOWEST_QUESTION + LATE_QUESTION) + sample.answer_takes()
+        asked.map_or(last_chance, |at| at + sample.answer_takes())
     }
 
     /// A peer that was away for less than D - I is back by then. It was heard one probe interval

@@ -28,6 +28,8 @@ const ARRANGED_WITHIN: Millis = 1200;
 const LOOK_EVERY: Millis = 20;
 /// A repetition has had its time after this, and after one and a half round trips, ms.
 const ANSWER_TAKES: Millis = 50;
+/// But not longer than this, ms.
+const ANSWER_TAKES_AT_MOST: Millis = 1000;
 /// Where the last repetition is arranged, the kernel repeats once a second at least; so its
 /// repetitions, of which it counts 255, began less than this ago, ms.
 const LONGEST: Millis = 300_000;
@@ -214,7 +216,7 @@ impl LegSample {
 
     /// How long a question has to be unanswered, ms.
     pub(super) fn answer_takes(&self) -> Millis {
-        ANSWER_TAKES.max(Millis::from(self.rtt_us) * 3 / 2000)
+        (Millis::from(self.rtt_us) * 3 / 2000).clamp(ANSWER_TAKES, ANSWER_TAKES_AT_MOST)
     }
 }
 

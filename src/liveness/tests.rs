@@ -340,6 +340,26 @@ fn a_repetition_from_before_the_peer_can_be_back_proves_nothing() {
     assert_eq!(close.evidence, Some(Evidence::Retransmit));
 }
 
+/// The next repetition is out before the answer to the last one can have come.
+#[test]
+fn a_peer_far_away_is_not_waited_for_again_with_each_question() {
+    for rtt_us in [700_000, 5_000_000] {
+        let mut session = Session::new(short());
+        session.look(1, heard(0, 1));
+        let repeated = |at: Millis| LegSample {
+            unacked: 1,
+            retransmits: (at / 1000) as u32,
+            repeated: (at / 1000) as u32,
+            rto_ms: 1000,
+            last_sent_age: at % 1000,
+            rtt_us,
+            ..heard(at, 1)
+        };
+        let (at, _) = session.until_closed(1800, repeated);
+        assert!((4000..5200).contains(&at), "{at}");
+    }
+}
+
 #[test]
 fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
     let mut session = Session::new(policy());
