@@ -92,6 +92,7 @@ impl Plan {
             weights = [40, 20, 0, 4, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 4];
         }
         let quiet_fraction = [MINUTE, 10 * MINUTE, HOUR][rng.index(3)];
+        let farthest = if seed % 8 == 5 { 1200 } else { 120 };
         let keepalive = |rng: &mut Rng| rng.one_in(3).then(|| rng.range(1, 75) * SECOND);
         Self {
             policy,
@@ -103,7 +104,7 @@ impl Plan {
             },
             rto_max: if rng.one_in(4) { 120 * SECOND } else { SECOND },
             tail_probe: rng.one_in(2),
-            rtt: [rng.spread(1, 120), rng.spread(1, 120)],
+            rtt: [rng.spread(1, 120), rng.spread(1, farthest)],
             peer_keepalive: [keepalive(rng), keepalive(rng)],
             buffer: rng.spread(4_000, 200_000),
             boot: rng.range(0, 30 * 24 * HOUR),
