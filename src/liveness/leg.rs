@@ -13,6 +13,8 @@ const AGE_JITTER: Millis = 20;
 /// Spacing of the last questions, and of the looks that wait for their answers.
 const FINAL_ASK_EVERY: Millis = 200;
 const FINAL_LOOK_EVERY: Millis = 100;
+/// The same while the kernel's own next question is all that is awaited.
+const AWAITED_LOOK_EVERY: Millis = 20;
 /// A leg with an unanswered question is looked at this often until the final phase.
 pub const SUSPECT_LOOK_EVERY: Millis = 1000;
 /// A question must have been pending for this long before its silence counts, and for one and a
@@ -308,14 +310,14 @@ impl LegState {
         asked.map_or(last_chance, |at| at + sample.answer_takes())
     }
 
-    /// A peer that was away for less than D - I is back by then. It was heard one probe interval
-    /// before that at the latest, or one window probe.
+    /// A peer that was away for less than D - I is back by then. When that began it had been heard
+    /// one probe interval before at most, and behind a closed window one window probe.
     fn back_by(&self, policy: &Policy, sample: &LegSample) -> Millis {
         let deadline = self.life + policy.detect_within;
         if sample.unacked > 0 {
             return deadline;
         }
-        deadline - policy.back_sooner()
+        deadline - policy.back_sooner(sample.gap_after_life())
     }
 
     /// Where the kernel asks at its own pace, about once a second, a question from before the peer
@@ -360,14 +362,20 @@ impl LegState {
                 None => final_phase,
             };
         }
-        // Without TCP_RTO_MAX_MS the kernel asks a stalled peer ever more rarely.
+        let back = self.back_by(policy, sample);
+        let awaits_question = policy.needs_last_repetition()
+            && !sample.is_silent()
+            && now >= back
+            && self.asked_late.0.is_none();
         let pace = match self.condition {
+            // Without TCP_RTO_MAX_MS the kernel asks a stalled peer ever more rarely.
             Condition::Stalled => SUSPECT_LOOK_EVERY,
+            _ if awaits_question => AWAITED_LOOK_EVERY,
             _ => FINAL_LOOK_EVERY,
         };
         // The deadline itself is one of the looks: the last question is asked there.
         let stops = [
-            self.back_by(policy, sample),
+            back,
             deadline,
             deadline + policy.grace(),
             self.answered_by(now, policy, sample),

@@ -61,15 +61,20 @@ impl Policy {
         if !self.needs_last_repetition() {
             return soonest;
         }
-        let back = self.detect_within - if in_flight { 0 } else { self.back_sooner() };
+        let heard_before = if in_flight {
+            self.probe_interval
+        } else {
+            SLOWEST_QUESTION
+        };
+        let back = self.detect_within - self.back_sooner(heard_before);
         soonest.max(back + SLOWEST_QUESTION + LATE_QUESTION + self.grace() / 2)
     }
 
-    /// Behind a closed window a peer is heard once a second: after an outage of D - I it is back
-    /// this much sooner than D after it was last heard, ms.
+    /// A peer that had been heard this long before it went away for D - I is back so much sooner
+    /// than D after it was heard, ms.
     #[must_use]
-    pub(super) const fn back_sooner(&self) -> Millis {
-        self.probe_interval.saturating_sub(SLOWEST_QUESTION)
+    pub(super) const fn back_sooner(&self, heard_before: Millis) -> Millis {
+        self.probe_interval.saturating_sub(heard_before)
     }
 
     /// How long before D a silent leg is looked at for the last questions. The keepalive answer

@@ -1,6 +1,10 @@
 //! What a look sees: plain data, translated from the kernel by `net`.
 
 use super::Millis;
+use super::policy::SLOWEST_QUESTION;
+
+/// Between two window probes (`TCP_RTO_MIN`, `include/net/tcp.h`), ms.
+const SHORTEST_GAP: Millis = 200;
 
 /// The TCP states the verdict distinguishes (`enum` in `include/net/tcp_states.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -54,6 +58,8 @@ pub struct LegSample {
     pub no_hole_reported: bool,
     /// Keepalive or window probes without an answer (`tcpi_probes`).
     pub probes: u32,
+    /// How often the gap to the next question was doubled (`tcpi_backoff`).
+    pub backoff: u8,
     /// Bytes queued and not yet sent (`tcpi_notsent_bytes`).
     pub notsent: u32,
     /// The peer's window is closed (`tcpi_snd_wnd` is 0).
@@ -86,6 +92,19 @@ impl LegSample {
     /// Nothing of ours is on its way, so the kernel's questions are keepalive probes.
     pub(super) fn is_silent(&self) -> bool {
         self.unacked == 0 && self.notsent == 0
+    }
+
+    /// From the last sign of life to the next question behind a closed window, at most, ms: the
+    /// gap doubles with each, whether it is answered or not, up to a second. Where none was
+    /// answered yet, the peer was asked by keepalive.
+    pub(super) fn gap_after_life(&self) -> Millis {
+        match u32::from(self.backoff).checked_sub(self.probes) {
+            Some(answered @ 1..) => {
+                let first = self.rto_ms.max(SHORTEST_GAP);
+                (first << answered.min(10)).min(SLOWEST_QUESTION)
+            }
+            _ => SLOWEST_QUESTION,
+        }
     }
 
     /// What we sent last has been acknowledged, no data came after it, and some still may. The

@@ -316,6 +316,19 @@ fn a_window_probe_from_before_the_peer_can_be_back_proves_nothing() {
     session.look(1, heard(0, 1));
     let (at, _) = session.until_closed(1000, |at| shut(at, at, 1 + u32::from(at >= 2300)));
     assert!((3150..3160).contains(&at), "{at}");
+    // So it has to where it was heard just before: one probe was answered, and the next one followed
+    // after 0.4 s.
+    for answered in [0, 1] {
+        let mut session = Session::new(short());
+        session.look(1, heard(0, 1));
+        let asked = |at| 2 + u32::from(at >= 2450);
+        let (at, _) = session.until_closed(1800, |at| LegSample {
+            rto_ms: 200,
+            backoff: asked(at) as u8 + answered,
+            ..shut(at, at, asked(at))
+        });
+        assert_eq!(at > 3200, answered == 0, "{at}");
+    }
 }
 
 #[test]
@@ -814,6 +827,7 @@ fn any_sample() -> impl Strategy<Value = LegSample> {
             unacked: counts[0],
             retransmits: counts[1],
             probes: counts[2],
+            backoff: counts[3] as u8,
             notsent: counts[3],
             busy_ms: 0,
             segs_in: counts[4],

@@ -64,6 +64,7 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         nothing_lost: info.ca_state == CA_OPEN,
         no_hole_reported: info.options & OPTION_SACK != 0 && info.sacked == 0,
         probes: u32::from(info.probes),
+        backoff: info.backoff,
         notsent: info.notsent_bytes,
         zero_window: info.snd_wnd == 0,
         last_ack_age: u64::from(info.last_ack_recv_ms),

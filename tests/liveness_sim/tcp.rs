@@ -336,13 +336,19 @@ impl Endpoint {
             unacked: u32::from(self.in_flight()),
             retransmits: self.retransmits,
             probes: self.probes,
+            backoff: self.backoff as u8,
             notsent: self.unsent() as u32,
             zero_window: self.zero_window(),
             last_ack_age: age(self.last_ack),
             last_data_age: age(self.last_data.or(Some(self.start))),
             last_sent_age: age(self.last_sent),
             repeated: self.repeated,
-            rto_ms: self.gap(),
+            // The gap between window probes is doubled apart from it.
+            rto_ms: if self.in_flight() {
+                self.gap()
+            } else {
+                self.rto
+            },
             timeouts_ms: (self.timeouts + self.timeout_since.map_or(0, |at| now - at)) as u32,
             timeouts: self.timeouts_begun,
             nothing_lost: self.repeating_since.is_none(),
