@@ -373,8 +373,10 @@ impl LegState {
             _ if awaits_question => AWAITED_LOOK_EVERY,
             _ => FINAL_LOOK_EVERY,
         };
-        // The deadline itself is one of the looks: the last question is asked there.
+        // The deadline itself is one of the looks: the last question is asked there. What was asked
+        // until the peer has to be back is counted then, so that look must not be late.
         let stops = [
+            back - FINAL_LOOK_EVERY,
             back,
             deadline,
             deadline + policy.grace(),
