@@ -18,9 +18,10 @@ const AWAITED_LOOK_EVERY: Millis = 20;
 /// A leg with an unanswered question is looked at this often until the final phase.
 pub const SUSPECT_LOOK_EVERY: Millis = 1000;
 /// A question must have been pending for this long before its silence counts, and for one and a
-/// half round trips where that is longer (up to the limit).
+/// half round trips where that is longer.
 const MIN_UNANSWERED: Millis = 100;
-const MAX_UNANSWERED: Millis = 1000;
+/// If even then there is no verdict, it is asked again: the last one had its time long ago.
+const ASK_AGAIN_AFTER: Millis = 2000;
 
 /// What is known of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -168,7 +169,7 @@ impl LegState {
         } else {
             self.judge(now, policy, sample)
         };
-        if sample.is_silent() && self.wants_probe(now, policy) {
+        if sample.is_silent() && self.wants_probe(now, policy, sample) {
             self.probed = AfterLife::at(now, self.life);
             ask = Some(Ask::Probe);
         }
@@ -249,10 +250,10 @@ impl LegState {
         }
     }
 
-    /// The last questions to a silent leg: every 200 ms in the final phase, and the very last one
-    /// at D or later, however late the look. Asking again before that one had its time would put
-    /// the verdict off for ever.
-    fn wants_probe(&self, now: Millis, policy: &Policy) -> bool {
+    /// The last questions to a silent leg: every 200 ms in the final phase and for as long as the
+    /// grace has time for an answer, and one at D or later, however late the look. Asking again
+    /// before that one had its time would put the verdict off for ever.
+    fn wants_probe(&self, now: Millis, policy: &Policy, sample: &LegSample) -> bool {
         let deadline = self.life + policy.detect_within;
         if now + policy.final_phase() < deadline {
             return false;
@@ -260,10 +261,10 @@ impl LegState {
         let Some(at) = self.probed() else {
             return true;
         };
-        let every = if now < deadline {
+        let every = if now + patience(sample) <= deadline + policy.grace() {
             FINAL_ASK_EVERY
         } else {
-            2 * MAX_UNANSWERED
+            ASK_AGAIN_AFTER
         };
         (at < deadline && now >= deadline) || now >= at + every
     }
@@ -277,13 +278,11 @@ impl LegState {
         } else {
             self.asked()
         };
-        let answer_takes = Millis::from(sample.rtt_us) * 3 / 2000;
-        let patience = answer_takes.clamp(MIN_UNANSWERED, MAX_UNANSWERED);
         let dead = sample.state != TcpState::Closed
             && now >= deadline + policy.grace()
             && is_unanswered(sample)
             && self.was_asked_since(now, sample)
-            && last_question.is_some_and(|at| now >= at + patience)
+            && last_question.is_some_and(|at| now >= at + patience(sample))
             && now >= self.answered_by(now, policy, sample);
         question(sample).filter(|_| dead)
     }
@@ -391,6 +390,11 @@ impl LegState {
             .min()
             .unwrap_or(now + pace)
     }
+}
+
+/// How long a question must have been pending for its silence to count, ms.
+fn patience(sample: &LegSample) -> Millis {
+    sample.answer_takes().max(MIN_UNANSWERED)
 }
 
 /// What the kernel has asked the peer and got no answer to.

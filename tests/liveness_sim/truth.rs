@@ -327,7 +327,7 @@ impl Truth {
             return;
         }
         if let Some(since) = truth.reachable {
-            let answered_by = since + next_answer(sim, self.rough, self.policy.grace());
+            let answered_by = since + next_answer(sim, self.rough);
             assert!(
                 now <= answered_by,
                 "a peer that answers since {since} is dead at {now}"
@@ -388,10 +388,10 @@ pub fn slowest_keepalive(policy: &Policy, rtt: Ms) -> Ms {
 }
 
 /// How soon after a link came back the next question is answered at the latest.
-fn next_answer(sim: &SimLeg, rough: bool, grace: Ms) -> Ms {
+fn next_answer(sim: &SimLeg, rough: bool) -> Ms {
     if sim.near.is_silent() && !rough {
         // Questions are 200 ms apart, the last one is asked at D and has the grace.
-        200 + grace.max(200) + GRID + ROUNDING + sim.rtt
+        200 + 200 + GRID + ROUNDING + sim.rtt
     } else {
         // The kernel's own pace. So it is too where the monitor lost the samples after it had
         // asked for the last time, and judges late.
