@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::support::{Host, LISTEN_PORT, Net, SERVICE_PORT};
+use crate::support::{Host, Net};
 
 const MESSAGE: [u8; 64] = [b'm'; 64];
 /// Connections that are opened at the same time.
@@ -87,8 +87,8 @@ pub fn serve(net: &Arc<Net>, idle: usize) -> (Vec<Work>, Arc<Endings>) {
         ready.send(here).expect("somebody waits");
         std::future::pending::<()>().await;
     });
+    let address = net.service();
     let (for_others, ()) = Work::start(net, Host::Service, move |ready| async move {
-        let address = SocketAddr::from((Host::Service.address(), SERVICE_PORT));
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
         socket.bind(address).expect("bind");
         let listener = socket.listen(4096).expect("listen");
@@ -128,14 +128,15 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
 
 /// Opens sessions that carry one message and then nothing; says how many came about.
 pub fn hold(net: &Arc<Net>, sessions: usize) -> (Work, usize) {
-    Work::start(net, Host::Client, |ready| async move {
-        let held = open(Host::Client, sessions).await;
+    let to = net.listener(Host::Client);
+    Work::start(net, Host::Client, move |ready| async move {
+        let held = open(to, sessions).await;
         ready.send(held.len()).expect("somebody waits");
         std::future::pending::<()>().await;
     })
 }
 
-async fn open(host: Host, sessions: usize) -> Vec<TcpStream> {
+async fn open(to: SocketAddr, sessions: usize) -> Vec<TcpStream> {
     let slots = Arc::new(Semaphore::new(DIALS));
     let mut dials = JoinSet::new();
     for _ in 0..sessions {
@@ -144,7 +145,7 @@ async fn open(host: Host, sessions: usize) -> Vec<TcpStream> {
             .await
             .expect("never closed");
         dials.spawn(async move {
-            let stream = greet(host).await;
+            let stream = greet(to).await;
             drop(slot);
             stream
         });
@@ -152,8 +153,7 @@ async fn open(host: Host, sessions: usize) -> Vec<TcpStream> {
     dials.join_all().await.into_iter().flatten().collect()
 }
 
-async fn greet(host: Host) -> io::Result<TcpStream> {
-    let to = SocketAddr::from((host.proxy_address(), LISTEN_PORT));
+async fn greet(to: SocketAddr) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(to).await?;
     stream.set_nodelay(true)?;
     ask(&mut stream).await?;
@@ -193,9 +193,10 @@ impl Waits {
 
 /// Clients that ask ten times a second each, evenly spread.
 pub fn work(net: &Arc<Net>, clients: usize) -> (Work, Arc<Waits>) {
-    Work::start(net, Host::Healthy, |ready| async move {
+    let to = net.listener(Host::Healthy);
+    Work::start(net, Host::Healthy, move |ready| async move {
         let waits = Arc::new(Waits::default());
-        let streams = open(Host::Healthy, clients).await;
+        let streams = open(to, clients).await;
         let missing = (clients - streams.len()) as u64;
         waits.failures.fetch_add(missing, Ordering::Relaxed);
         let begin = Instant::now();

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use crate::sys::link::Link;
+use crate::sys::link::{Family, Link};
 use crate::sys::netns::Namespace;
 
 /// Where the proxy accepts.
@@ -43,7 +43,7 @@ impl Stage {
         let proxy = Namespace::new()?;
         let host = |number| {
             let namespace = Namespace::new()?;
-            let link = Link::connect(number, &proxy, &namespace)?;
+            let link = Link::connect(number, Family::V4, &proxy, &namespace)?;
             link.route_through(&namespace)?;
             io::Result::Ok(Host { namespace, link })
         };
@@ -58,10 +58,6 @@ impl Stage {
 
     pub fn service_address(&self) -> SocketAddr {
         (self.service.link.far(), SERVICE_PORT).into()
-    }
-
-    pub fn field_address(&self) -> Ipv4Addr {
-        self.field.link.far()
     }
 
     pub fn listen(&self) -> io::Result<TcpListener> {
@@ -98,12 +94,15 @@ impl Stage {
         self.field.link.heal(&self.proxy, &self.field.namespace)
     }
 
-    /// How many connections the service's kernel has established with an address.
-    pub fn established_at_service(&self, with: Ipv4Addr) -> io::Result<usize> {
+    /// How many connections with the field client the service's kernel has established.
+    pub fn established_with_field(&self) -> io::Result<usize> {
+        let IpAddr::V4(field) = self.field.link.far() else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
         let read = || fs::read_to_string("/proc/thread-self/net/tcp");
         let table = self.service.namespace.run(read)??;
         // Fields of proc_net_tcp: the remote address in hexadecimal and the state, 01.
-        let remote = format!("{:08X}:", u32::from_ne_bytes(with.octets()));
+        let remote = format!("{:08X}:", u32::from_ne_bytes(field.octets()));
         let is_one = |line: &&str| {
             let mut fields = line.split_whitespace().skip(2);
             fields.next().is_some_and(|f| f.starts_with(&remote)) && fields.next() == Some("01")

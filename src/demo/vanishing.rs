@@ -112,7 +112,7 @@ fn tell_of_the_end(narrator: &Narrator, service: &Service, found: &watch::Closed
 
 fn tell_of_the_unprotected(narrator: &Narrator, stage: &Stage, cut: Millis) -> io::Result<()> {
     let since = seconds(sys::now() - cut);
-    let held = stage.established_at_service(stage.field_address())?;
+    let held = stage.established_with_field()?;
     narrator.say(
         "service",
         &format!(

@@ -2,7 +2,7 @@
 //! the demo.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::netlink::{Mac, NOBODY, Netlink, VethEnd};
 use super::netns::Namespace;
@@ -11,10 +11,30 @@ use super::netns::Namespace;
 const FAR_INTERFACE: &str = "eth0";
 
 /// A veth pair with fixed neighbours: `10.N.0.1/24` at the near end, `10.N.0.2/24` at the far
-/// one. It lives as long as the namespaces do, and knows neither: they are given to each call.
+/// one, or `fd00:N::1/64` and `fd00:N::2/64`. It lives as long as the namespaces do, and knows
+/// neither: they are given to each call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Link {
     number: u8,
+    family: Family,
+}
+
+/// Which addresses a link has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    const fn prefix(self) -> u8 {
+        match self {
+            Self::V4 => 24,
+            Self::V6 => 64,
+        }
+    }
 }
 
 /// One direction of a link.
@@ -32,8 +52,13 @@ impl Link {
     ///
     /// # Errors
     /// What the kernel answers, `EEXIST` for a number that is taken.
-    pub fn connect(number: u8, near: &Namespace, far: &Namespace) -> io::Result<Self> {
-        let link = Self { number };
+    pub fn connect(
+        number: u8,
+        family: Family,
+        near: &Namespace,
+        far: &Namespace,
+    ) -> io::Result<Self> {
+        let link = Self { number, family };
         let name = link.near_interface();
         let here = VethEnd {
             name: &name,
@@ -45,11 +70,11 @@ impl Link {
         };
         within(near, |netlink| {
             netlink.add_veth(here, there, far)?;
-            netlink.add_address(here.name, link.near(), 24)?;
+            netlink.add_address(here.name, link.near(), family.prefix())?;
             netlink.set_up(here.name, true)
         })?;
         within(far, |netlink| {
-            netlink.add_address(there.name, link.far(), 24)?;
+            netlink.add_address(there.name, link.far(), family.prefix())?;
             netlink.set_up(there.name, true)
         })?;
         link.heal(near, far)?;
@@ -58,14 +83,14 @@ impl Link {
 
     /// The address of the near end.
     #[must_use]
-    pub fn near(self) -> Ipv4Addr {
-        Ipv4Addr::new(10, self.number, 0, 1)
+    pub fn near(self) -> IpAddr {
+        self.address(1)
     }
 
     /// The address of the far end.
     #[must_use]
-    pub fn far(self) -> Ipv4Addr {
-        Ipv4Addr::new(10, self.number, 0, 2)
+    pub fn far(self) -> IpAddr {
+        self.address(2)
     }
 
     /// From now on both directions swallow everything, silently.
@@ -104,9 +129,7 @@ impl Link {
     /// # Errors
     /// What the kernel answers.
     pub fn route_through(self, far: &Namespace) -> io::Result<()> {
-        within(far, |netlink| {
-            netlink.add_route(Ipv4Addr::UNSPECIFIED, 0, self.near())
-        })
+        within(far, |netlink| netlink.add_default_route(self.near()))
     }
 
     /// Says whom the sender of a direction takes for the receiver.
@@ -124,6 +147,16 @@ impl Link {
             Direction::ToFar => within(near, |netlink| {
                 netlink.set_neighbour(&self.near_interface(), self.far(), mac)
             }),
+        }
+    }
+
+    fn address(self, end: u8) -> IpAddr {
+        match self.family {
+            Family::V4 => Ipv4Addr::new(10, self.number, 0, end).into(),
+            Family::V6 => {
+                let [number, end] = [self.number, end].map(u16::from);
+                Ipv6Addr::new(0xfd00, number, 0, 0, 0, 0, 0, end).into()
+            }
         }
     }
 

@@ -8,7 +8,7 @@
 //! looks like. Each direction is cut by itself.
 
 use std::io::{self, Read};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -23,6 +23,9 @@ pub const NOBODY: Mac = [0x02, 0xde, 0xad, 0, 0, 0xff];
 
 /// `VETH_INFO_PEER` (`include/uapi/linux/veth.h`); not among libc's constants.
 const VETH_INFO_PEER: u16 = 1;
+/// An address is used at once, without asking whether somebody has it
+/// (`include/uapi/linux/if_addr.h`); libc's is as wide as a newer attribute.
+const IFA_F_NODAD: u8 = 2;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
@@ -101,18 +104,15 @@ impl Netlink {
     ///
     /// # Errors
     /// What the kernel answers, `EEXIST` when it has the address already.
-    pub fn add_address(
-        &mut self,
-        interface: &str,
-        address: Ipv4Addr,
-        prefix: u8,
-    ) -> io::Result<()> {
+    pub fn add_address(&mut self, interface: &str, address: IpAddr, prefix: u8) -> io::Result<()> {
         let index = self.index(interface)?;
         let mut m = Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
-        m.bytes(&[inet(), prefix, 0, libc::RT_SCOPE_UNIVERSE]);
+        // The network is private: nobody else can have the address (IPv6 would ask for a second).
+        let flags = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
+        m.bytes(&[family(address), prefix, flags, libc::RT_SCOPE_UNIVERSE]);
         m.bytes(&index.to_ne_bytes());
-        m.attribute(libc::IFA_LOCAL, &address.octets());
-        m.attribute(libc::IFA_ADDRESS, &address.octets());
+        m.address(libc::IFA_LOCAL, address);
+        m.address(libc::IFA_ADDRESS, address);
         self.request(m)
     }
 
@@ -120,46 +120,24 @@ impl Netlink {
     ///
     /// # Errors
     /// What the kernel answers.
-    pub fn set_neighbour(
-        &mut self,
-        interface: &str,
-        address: Ipv4Addr,
-        mac: Mac,
-    ) -> io::Result<()> {
+    pub fn set_neighbour(&mut self, interface: &str, address: IpAddr, mac: Mac) -> io::Result<()> {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
         let mut m = self.neighbour(libc::RTM_NEWNEIGH, flags, interface, address)?;
         m.attribute(libc::NDA_LLADDR, &mac);
         self.request(m)
     }
 
-    /// Forgets a neighbour; the next packet to it asks by ARP.
-    ///
-    /// # Errors
-    /// What the kernel answers, `ENOENT` for an unknown neighbour.
-    pub fn delete_neighbour(&mut self, interface: &str, address: Ipv4Addr) -> io::Result<()> {
-        let m = self.neighbour(libc::RTM_DELNEIGH, 0, interface, address)?;
-        self.request(m)
-    }
-
-    /// Routes a network through a gateway; `0.0.0.0` and 0 for the default route.
+    /// Routes everything that is on no attached network through a gateway.
     ///
     /// # Errors
     /// What the kernel answers, `ENETUNREACH` when the gateway is on no attached network.
-    pub fn add_route(
-        &mut self,
-        network: Ipv4Addr,
-        prefix: u8,
-        gateway: Ipv4Addr,
-    ) -> io::Result<()> {
+    pub fn add_default_route(&mut self, gateway: IpAddr) -> io::Result<()> {
         let mut m = Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
         let (table, protocol) = (libc::RT_TABLE_MAIN, libc::RTPROT_STATIC);
         let (scope, kind) = (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST);
-        m.bytes(&[inet(), prefix, 0, 0, table, protocol, scope, kind]);
+        m.bytes(&[family(gateway), 0, 0, 0, table, protocol, scope, kind]);
         m.bytes(&0_u32.to_ne_bytes());
-        if prefix > 0 {
-            m.attribute(libc::RTA_DST, &network.octets());
-        }
-        m.attribute(libc::RTA_GATEWAY, &gateway.octets());
+        m.address(libc::RTA_GATEWAY, gateway);
         self.request(m)
     }
 
@@ -168,15 +146,15 @@ impl Netlink {
         kind: u16,
         flags: i32,
         interface: &str,
-        address: Ipv4Addr,
+        address: IpAddr,
     ) -> io::Result<Message> {
         let index = self.index(interface)?;
         let mut m = Message::new(kind, flags);
-        m.bytes(&[inet(), 0, 0, 0]);
+        m.bytes(&[family(address), 0, 0, 0]);
         m.bytes(&index.to_ne_bytes());
         let [low, high] = libc::NUD_PERMANENT.to_ne_bytes();
         m.bytes(&[low, high, 0, 0]);
-        m.attribute(libc::NDA_DST, &address.octets());
+        m.address(libc::NDA_DST, address);
         Ok(m)
     }
 
@@ -252,9 +230,13 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// `AF_INET` as the one byte that it takes in a message.
-fn inet() -> u8 {
-    u8::try_from(libc::AF_INET).unwrap_or_default()
+/// The address family as the one byte that it takes in a message.
+fn family(address: IpAddr) -> u8 {
+    let family = match address {
+        IpAddr::V4(_) => libc::AF_INET,
+        IpAddr::V6(_) => libc::AF_INET6,
+    };
+    u8::try_from(family).unwrap_or_default()
 }
 
 /// A request under construction: header, a fixed part, attributes. Lengths are filled in at the
@@ -290,6 +272,13 @@ impl Message {
         self.buffer.extend_from_slice(&length.to_ne_bytes());
         self.buffer.extend_from_slice(&kind.to_ne_bytes());
         self.bytes(value);
+    }
+
+    fn address(&mut self, kind: u16, value: IpAddr) {
+        match value {
+            IpAddr::V4(ip) => self.attribute(kind, &ip.octets()),
+            IpAddr::V6(ip) => self.attribute(kind, &ip.octets()),
+        }
     }
 
     fn text(&mut self, kind: u16, value: &str) {

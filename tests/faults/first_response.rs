@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::case::{Case, PROMPT, SLACK};
-use crate::support::{Host, LISTEN_PORT, Net, Test, ms};
+use crate::support::{Host, Net, Test, ms};
 use crate::tests;
 
 pub const TESTS: &[Test] = tests![
@@ -26,7 +26,7 @@ const SESSIONS: usize = 5;
 
 /// Answers so many words of each client, and reads on.
 fn service(net: &Net, answers: usize) -> SocketAddr {
-    let address = Host::Service.socket(PORT);
+    let address = net.socket(Host::Service, PORT);
     let listen = || TcpListener::bind(address).expect("bind");
     let listener = net.host(Host::Service).run(listen).expect("enter");
     // It ends with the test's process.
@@ -49,7 +49,7 @@ fn service(net: &Net, answers: usize) -> SocketAddr {
 
 /// A client that asks the next question as soon as it has the answer.
 fn ask(net: &Net, answers: usize) -> TcpStream {
-    let to = SocketAddr::from((Host::Client.proxy_address(), LISTEN_PORT));
+    let to = net.listener(Host::Client);
     let connect = || TcpStream::connect(to).expect("connect");
     let mut stream = net.host(Host::Client).run(connect).expect("enter");
     stream.set_nodelay(true).expect("set");

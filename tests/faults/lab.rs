@@ -17,7 +17,7 @@ const PORT: u16 = 7000;
 
 /// A connection from the client's host straight to a listener in the proxy's namespace.
 fn direct(net: &Net) -> (Endpoint, Endpoint) {
-    let address = SocketAddr::from((Host::Client.proxy_address(), PORT));
+    let address = SocketAddr::from((net.proxy_address(Host::Client), PORT));
     let service = Service::start(&net.proxy, address, Options::default()).expect("listen");
     let client = Endpoint::connect(net.host(Host::Client), address, Options::default());
     let (client, service) = (client.expect("connect"), service.next());

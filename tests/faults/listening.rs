@@ -1,15 +1,13 @@
 //! What waits in front of pulsegate, as its gauges show it.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
 
 use rustix::process::Signal;
 
 use crate::case::{Case, PROMPT};
-use crate::support::{
-    Direction, Host, LISTEN_PORT, LISTENER, Metrics, Net, Proxy, Test, eventually, ms,
-};
+use crate::support::{Direction, Host, LISTENER, Metrics, Net, Proxy, Test, eventually, ms};
 use crate::tests;
 
 pub const TESTS: &[Test] = tests![
@@ -23,14 +21,11 @@ const NEWCOMERS: usize = 3;
 const CROWD: usize = 300;
 const ATTEMPTS: usize = 20;
 
-fn entrance() -> SocketAddr {
-    SocketAddr::from((Host::Client.proxy_address(), LISTEN_PORT))
-}
-
 /// In front of a host where nothing listens: a client costs next to nothing.
 fn without_service(flags: &[&str]) -> Case {
-    let upstream = Host::Service.socket(9009);
-    Case::before(Arc::new(Net::new()), upstream, flags)
+    let net = Arc::new(Net::new());
+    let upstream = net.socket(Host::Service, 9009);
+    Case::before(net, upstream, flags)
 }
 
 /// The clients' last word is missing, because they never hear the first one.
@@ -39,11 +34,11 @@ fn handshakes_in_progress_are_counted() {
     let in_progress = || case.proxy.metrics().value("pulsegate_netns_syn_recv", &[]);
     assert_eq!(in_progress(), 0.0);
     case.cut_one_way(Host::Client, Direction::ToFar);
-    let client = case.net.host(Host::Client);
+    let (client, entrance) = (case.net.host(Host::Client), case.net.listener(Host::Client));
     thread::scope(|scope| {
         for _ in 0..NEWCOMERS {
             scope.spawn(|| {
-                let connect = || TcpStream::connect_timeout(&entrance(), PROMPT * 4);
+                let connect = || TcpStream::connect_timeout(&entrance, PROMPT * 4);
                 // Whether it succeeds in the end is the affair of others.
                 let _ = client.run(connect).expect("enter");
             });
@@ -73,6 +68,7 @@ fn clients_that_wait_to_be_accepted_are_counted() {
         let name = format!("pulsegate_listen_queue_{what}");
         metrics.value(&name, &[("listener", LISTENER)])
     };
+    let entrance = case.net.listener(Host::Client);
     let before = case.proxy.metrics();
     assert_eq!(gauge(&before, "length"), 0.0);
     assert_eq!(gauge(&before, "limit"), 2000.0);
@@ -80,7 +76,7 @@ fn clients_that_wait_to_be_accepted_are_counted() {
     let seen = (0..ATTEMPTS).any(|_| {
         case.proxy.stop();
         let crowd = || -> Vec<_> {
-            let connect = |_| TcpStream::connect(entrance()).expect("room in the queue");
+            let connect = |_| TcpStream::connect(entrance).expect("room in the queue");
             (0..CROWD).map(connect).collect()
         };
         let crowd = case.net.host(Host::Client).run(crowd).expect("enter");
@@ -101,7 +97,8 @@ fn clients_that_find_the_queue_full_are_counted() {
         |metrics: &Metrics| metrics.value("pulsegate_netns_listen_overflows_total", &[]);
     assert_eq!(overflows(&case.proxy.metrics()), 0.0);
     case.proxy.stop();
-    let connect = || TcpStream::connect_timeout(&entrance(), ms(500)).ok();
+    let entrance = case.net.listener(Host::Client);
+    let connect = || TcpStream::connect_timeout(&entrance, ms(500)).ok();
     let connect_all = || (0..7).filter_map(|_| connect()).collect::<Vec<_>>();
     let connected = case.net.host(Host::Client).run(connect_all).expect("enter");
     assert_eq!(connected.len(), 5, "the queue holds one more than it says");

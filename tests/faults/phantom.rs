@@ -42,7 +42,7 @@ impl Rig {
     /// The service is a host of its own.
     fn new(flags: &[&str], options: &[(IntOption, i32)]) -> Self {
         let net = Arc::new(Net::new());
-        let address = Host::Service.socket(PORT);
+        let address = net.socket(Host::Service, PORT);
         let deaf = Deaf::start(net.host(Host::Service), address, options);
         Self::before(net, deaf, flags)
     }

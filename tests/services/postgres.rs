@@ -17,7 +17,7 @@ use crate::Case;
 use crate::bytes::expect_same;
 use crate::process::{Account, Folder, Process, free_address, run, tool};
 use crate::pulsegate::{Pulsegate, closed};
-use crate::support::{Host, LISTEN_PORT, Net, Proxy, SERVICE_PORT, eventually, ms};
+use crate::support::{Host, Net, Proxy, eventually, ms};
 
 const SERVER: &[&str] = &["initdb", "postgres", "psql"];
 
@@ -246,12 +246,11 @@ fn a_psql_session_that_idles_is_not_dead() {
 
 fn a_vanished_client_frees_its_row_lock() {
     let net = Arc::new(Net::new());
-    let service = SocketAddr::from((Host::Service.address(), SERVICE_PORT));
+    let service = net.service();
     let _postgres = Postgres::start_in(net.host(Host::Service), service);
     let proxy = Proxy::start(&net, &["--detect-within", "3s", "--probe-interval", "1s"]);
-    let through = |host: Host| SocketAddr::from((host.proxy_address(), LISTEN_PORT));
     let open = |host: Host| {
-        let mut command = psql(through(host));
+        let mut command = psql(net.listener(host));
         Session {
             process: Process::start_in(net.host(host), &mut command),
         }

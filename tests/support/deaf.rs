@@ -13,10 +13,11 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::endpoint::{Endpoint, Options};
 use super::eventually;
+use super::net::tcp_table;
 
 /// The queue holds one more. SYN cookies do not set in before as many handshakes are in progress.
 const BACKLOG: usize = 3;
-/// A handshake in progress, in `/proc/net/tcp` (`include/net/tcp_states.h`).
+/// A handshake in progress, in the kernel's table (`include/net/tcp_states.h`).
 const SYN_RECV: &str = "03";
 
 /// The listening socket.
@@ -32,7 +33,8 @@ pub struct Deaf {
 impl Deaf {
     /// Listens inside a namespace, with these options set on the listening socket.
     pub fn start(at: &Namespace, address: SocketAddr, options: &[(IntOption, i32)]) -> Self {
-        let make = || Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let make =
+            || Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
         let socket = at.run(make).expect("enter the namespace");
         socket.bind(&address.into()).expect("bind");
         for (option, value) in options {
@@ -63,8 +65,7 @@ impl Deaf {
 
     /// Handshakes in progress.
     pub fn handshakes(&self) -> usize {
-        let read = || std::fs::read_to_string("/proc/thread-self/net/tcp");
-        let table = self.host.run(read).expect("enter").expect("read");
+        let table = tcp_table(&self.host, self.address);
         let port = format!(":{:04X}", self.address.port());
         let in_progress = |line: &&str| {
             let words: Vec<&str> = line.split_whitespace().collect();

@@ -115,7 +115,7 @@ enum Close {
 impl Endpoint {
     /// Connects from inside a namespace.
     pub fn connect(from: &Namespace, to: SocketAddr, options: Options) -> io::Result<Self> {
-        let socket = from.run(|| Socket::new(Domain::IPV4, Type::STREAM, None))??;
+        let socket = from.run(|| Socket::new(Domain::for_address(to), Type::STREAM, None))??;
         if let Some(bytes) = options.receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
@@ -472,7 +472,7 @@ pub struct Service {
 impl Service {
     /// Listens inside a namespace.
     pub fn start(at: &Namespace, address: SocketAddr, options: Options) -> io::Result<Self> {
-        let socket = at.run(|| Socket::new(Domain::IPV4, Type::STREAM, None))??;
+        let socket = at.run(|| Socket::new(Domain::for_address(address), Type::STREAM, None))??;
         socket.set_reuse_address(true)?;
         if let Some(bytes) = options.receive_buffer {
             socket.set_recv_buffer_size(bytes)?;

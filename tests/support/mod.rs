@@ -21,18 +21,20 @@ mod net;
 mod proxy;
 mod victim;
 
+use std::fs;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
+use pulsegate::sys::link::Family;
 use pulsegate::sys::netns;
 
 pub use deaf::Deaf;
 pub use endpoint::{End, Endpoint, Options, Service};
 pub use group::MemoryGroup;
-pub use net::{Host, LISTEN_PORT, Link, Net, SERVICE, SERVICE_PORT};
+pub use net::{Host, Link, Net};
 pub use proxy::{LISTENER, Metrics, Proxy, binary};
 pub use pulsegate::sys::link::Direction;
 pub use victim::{HELLO as VICTIM_HELLO, Victim, become_victim};
@@ -45,8 +47,9 @@ const THREADS: usize = 16;
 pub type Test = (&'static str, fn());
 
 /// The `main` of a test binary that needs namespaces. They must be asked for before the process
-/// has a second thread, which is why the standard harness will not do.
-pub fn main(tests: Vec<Test>) -> ExitCode {
+/// has a second thread, which is why the standard harness will not do. Some tests run over IPv6,
+/// too.
+pub fn main(tests: Vec<Test>, over_ipv6: Vec<Test>) -> ExitCode {
     if become_victim() {
         return ExitCode::SUCCESS;
     }
@@ -61,13 +64,27 @@ pub fn main(tests: Vec<Test>) -> ExitCode {
         }
         eprintln!("ALL {} TESTS OF THIS FILE ARE SKIPPED", tests.len());
     }
-    let trials = tests.into_iter().map(|(name, body)| {
-        Trial::test(name, move || {
+    let v6 = fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6");
+    let no_ipv6 = v6.map_or(true, |disabled| disabled.trim() != "0");
+    if no_ipv6 && !over_ipv6.is_empty() {
+        eprintln!("no IPv6 here: {} TESTS ARE SKIPPED", over_ipv6.len());
+    }
+    let trial = |name: String, body: fn(), family: Family| {
+        let skipped = missing.is_some() || (no_ipv6 && family == Family::V6);
+        let run = move || {
+            // Threads are used again.
+            net::build_over(family);
             body();
             Ok(())
-        })
-        .with_ignored_flag(missing.is_some())
-    });
+        };
+        Trial::test(name, run).with_ignored_flag(skipped)
+    };
+    let tests = tests.into_iter();
+    let tests = tests.map(|(name, body)| trial(name.to_owned(), body, Family::V4));
+    let over_ipv6 = over_ipv6.into_iter();
+    let over_ipv6 =
+        over_ipv6.map(|(name, body)| trial(format!("{name}_over_ipv6"), body, Family::V6));
+    let trials = tests.chain(over_ipv6);
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 

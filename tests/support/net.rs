@@ -5,21 +5,31 @@
 //! healthy 10.2.0.2 --- 10.2.0.1  proxy
 //! service 10.3.0.2 --- 10.3.0.1 /
 //! ```
+//!
+//! Over IPv6 the addresses are `fd00:1::2`, `fd00:1::1` and so on.
 
+use std::cell::Cell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use pulsegate::sys::link::{self, Direction};
+use pulsegate::sys::link::{self, Direction, Family};
 use pulsegate::sys::netns::Namespace;
 
 use super::endpoint::{Endpoint, Options, Service};
 
 /// Where the proxy accepts clients, on every address that it has.
-pub const LISTEN_PORT: u16 = 8000;
+const LISTEN_PORT: u16 = 8000;
 /// Where the service listens.
-pub const SERVICE_PORT: u16 = 9000;
-/// The same with its address.
-pub const SERVICE: SocketAddr = Host::Service.socket(SERVICE_PORT);
+const SERVICE_PORT: u16 = 9000;
+
+thread_local! {
+    static FAMILY: Cell<Family> = const { Cell::new(Family::V4) };
+}
+
+/// Has the networks that this thread builds have such addresses.
+pub fn build_over(family: Family) {
+    FAMILY.set(family);
+}
 
 /// A host other than the proxy, and the link between the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,21 +51,6 @@ impl Host {
     const fn number(self) -> u8 {
         self as u8 + 1
     }
-
-    /// The host's address with a port.
-    pub const fn socket(self, port: u16) -> SocketAddr {
-        SocketAddr::new(IpAddr::V4(self.address()), port)
-    }
-
-    /// The host's address.
-    pub const fn address(self) -> Ipv4Addr {
-        Ipv4Addr::new(10, self.number(), 0, 2)
-    }
-
-    /// The proxy's address on the link to this host.
-    pub fn proxy_address(self) -> Ipv4Addr {
-        Ipv4Addr::new(10, self.number(), 0, 1)
-    }
 }
 
 /// The network of one test. Nothing of it is left when it is dropped.
@@ -70,10 +65,11 @@ pub struct Net {
 impl Net {
     /// Builds the network with every link whole.
     pub fn new() -> Self {
+        let family = FAMILY.get();
         let make = || Namespace::new().expect("a network namespace");
         let (proxy, hosts) = (make(), [make(), make(), make()]);
         let connect = |host: Host| {
-            link::Link::connect(host.number(), &proxy, &hosts[host as usize])
+            link::Link::connect(host.number(), family, &proxy, &hosts[host as usize])
                 .expect("connect two namespaces")
         };
         Self {
@@ -81,6 +77,40 @@ impl Net {
             hosts,
             proxy,
         }
+    }
+
+    /// The address of a host.
+    pub fn address(&self, host: Host) -> IpAddr {
+        self.links[host as usize].far()
+    }
+
+    /// Where the service listens.
+    pub fn service(&self) -> SocketAddr {
+        self.socket(Host::Service, SERVICE_PORT)
+    }
+
+    /// A host's address with a port.
+    pub fn socket(&self, host: Host, port: u16) -> SocketAddr {
+        (self.address(host), port).into()
+    }
+
+    /// The proxy's address on the link to a host.
+    pub fn proxy_address(&self, host: Host) -> IpAddr {
+        self.links[host as usize].near()
+    }
+
+    /// Where the proxy listens.
+    pub fn everywhere(&self) -> SocketAddr {
+        let any: IpAddr = match self.proxy_address(Host::Client) {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        (any, LISTEN_PORT).into()
+    }
+
+    /// Where the proxy accepts a host's connections.
+    pub fn listener(&self, host: Host) -> SocketAddr {
+        (self.proxy_address(host), LISTEN_PORT).into()
     }
 
     /// The namespace of a host.
@@ -117,22 +147,18 @@ impl Net {
 
     /// The same where the proxy may refuse, or reset at once.
     pub fn try_dial(&self, from: Host, options: Options) -> io::Result<Endpoint> {
-        let to = SocketAddr::from((from.proxy_address(), LISTEN_PORT));
-        Endpoint::connect(self.host(from), to, options)
+        Endpoint::connect(self.host(from), self.listener(from), options)
     }
 
     /// Starts the service.
     pub fn serve(&self, options: Options) -> Service {
-        Service::start(self.host(Host::Service), SERVICE, options).expect("start the service")
+        Service::start(self.host(Host::Service), self.service(), options)
+            .expect("start the service")
     }
 
     /// Bytes that the kernel of a host has not got acknowledged on a connection.
     pub fn unacknowledged(&self, host: Host, connection: &Endpoint) -> u64 {
-        let table = self
-            .host(host)
-            .run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))
-            .expect("enter the namespace")
-            .expect("read the table");
+        let table = tcp_table(self.host(host), connection.local);
         let ports = (connection.local.port(), connection.peer.port());
         let line = table.lines().find(|l| ports_of(l) == Some(ports));
         let queues = line.and_then(|l| l.split_whitespace().nth(4)?.split_once(':'));
@@ -140,7 +166,14 @@ impl Net {
     }
 }
 
-/// Local and remote port of a line of `/proc/net/tcp`.
+/// The kernel's connections of a host, those of the same family as this address.
+pub fn tcp_table(host: &Namespace, like: SocketAddr) -> String {
+    let file = if like.is_ipv4() { "tcp" } else { "tcp6" };
+    let read = || std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+    host.run(read).expect("enter").expect("read the table")
+}
+
+/// Local and remote port of a line of `/proc/net/tcp` or `tcp6`.
 fn ports_of(line: &str) -> Option<(u16, u16)> {
     let mut ends = line.split_whitespace().skip(1);
     let mut port = || u16::from_str_radix(ends.next()?.split_once(':')?.1, 16).ok();

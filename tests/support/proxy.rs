@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use pulsegate::sys::netns::Namespace;
 use rustix::process::{Pid, Signal};
 
-use super::net::{LISTEN_PORT, SERVICE};
 use super::{MemoryGroup, Net, eventually, ms};
 
 /// The name that a listener given by flags gets.
@@ -40,7 +39,7 @@ impl Proxy {
     /// Starts the binary in the proxy's namespace, in front of the service, and waits until it
     /// is ready.
     pub fn start(net: &Arc<Net>, flags: &[&str]) -> Self {
-        Self::start_before(net, SERVICE, flags)
+        Self::start_before(net, net.service(), flags)
     }
 
     /// The same in front of another service.
@@ -57,12 +56,12 @@ impl Proxy {
                 &format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""),
             ])
             .arg(binary());
-        Self::start_as(net, command, SERVICE, flags)
+        Self::start_as(net, command, net.service(), flags)
     }
 
     /// The same in a control group of the kernel's.
     pub fn start_limited_by(net: &Arc<Net>, group: &MemoryGroup, flags: &[&str]) -> Self {
-        Self::start_as(net, group.command(binary()), SERVICE, flags)
+        Self::start_as(net, group.command(binary()), net.service(), flags)
     }
 
     /// The same in a control group with a memory limit, of which the process sees what the test
@@ -77,7 +76,7 @@ impl Proxy {
         // As its own root it may mount, whoever runs the test.
         let namespaces = ["--map-root-user", "--mount", "sh", "-c", &files];
         command.args(namespaces).arg(binary());
-        Self::start_as(net, command, SERVICE, flags)
+        Self::start_as(net, command, net.service(), flags)
     }
 
     /// Has the control group use so much memory.
@@ -98,7 +97,7 @@ impl Proxy {
         let output = output_file().expect("a file for the output");
         command
             .arg("run")
-            .args(["--listen", &format!("0.0.0.0:{LISTEN_PORT}")])
+            .args(["--listen", &net.everywhere().to_string()])
             .args(["--upstream", &upstream.to_string()])
             .args(["--admin", ADMIN])
             .args(flags)

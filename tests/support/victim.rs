@@ -1,11 +1,11 @@
 //! An end of a connection in a process of its own: this test binary, executed again.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use super::endpoint::stream_from;
-use super::net::{Host, LISTEN_PORT, Net, SERVICE_PORT};
+use super::net::{Host, Net};
 
 const ROLE: &str = "PULSEGATE_TEST_VICTIM";
 /// Bytes that are exchanged before the victim is ready.
@@ -21,13 +21,13 @@ pub struct Victim {
 impl Victim {
     /// A client that connects to the proxy, sends 64 bytes and expects 64 back.
     pub fn client(net: &Net) -> Self {
-        let to = SocketAddr::from((Host::Client.proxy_address(), LISTEN_PORT));
+        let to = net.listener(Host::Client);
         Self::start(net, Host::Client, &format!("client {to}"))
     }
 
     /// A service that accepts one connection and echoes 64 bytes; it listens on return.
     pub fn service(net: &Net) -> Self {
-        let at = SocketAddr::from((Host::Service.address(), SERVICE_PORT));
+        let at = net.service();
         let mut victim = Self::start(net, Host::Service, &format!("service {at}"));
         victim.expect("listening");
         victim
