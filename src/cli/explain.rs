@@ -258,7 +258,7 @@ fn notes(liveness: &Liveness) -> String {
         let latest = human(policy.latest_at_own_pace(true));
         format!(
             "Below a probe_interval of 2s the verdict on data in flight waits for the kernel's next\n  \
-             retransmission where that cannot be brought forward (no SACK, or one loss soon after\n  \
+             retransmission where that cannot be brought forward (mostly one loss soon after\n  \
              another): {latest} after the last sign of life at the latest.\n  "
         )
     } else {

@@ -231,14 +231,15 @@ impl LegState {
         let age = now - self.life;
         // A single probe may be on its way at any time: the second one says that the first was
         // not answered.
-        let overdue = match question(sample) {
-            None => false,
-            Some(Evidence::Keepalive) => sample.probes >= 2 && age >= policy.suspect_after(),
-            Some(_) => {
-                let repeated = sample.probes >= 2 || sample.retransmits > 0;
-                repeated && age >= SUSPECT_LOOK_EVERY
-            }
+        let due_since = match question(sample) {
+            None => None,
+            Some(Evidence::Retransmit) if sample.retransmits > 0 => Some(SUSPECT_LOOK_EVERY),
+            Some(Evidence::WindowProbe) if sample.probes >= 2 => Some(SUSPECT_LOOK_EVERY),
+            // Those of keepalive, even if there is something in flight by now.
+            Some(_) if sample.probes >= 2 => Some(policy.suspect_after()),
+            Some(_) => None,
         };
+        let overdue = due_since.is_some_and(|span| age >= span);
         if overdue {
             Condition::Suspect
         } else if self.stalled.get().is_some() {

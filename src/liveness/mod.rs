@@ -25,8 +25,7 @@
 //! * That wait is the price below I = 2 s: a peer that vanished behind a closed window, or with data
 //!   in flight where it is not certain from when the kernel counts, may be found up to 1.2 s after
 //!   D ([`Policy::latest_at_own_pace`]). It is certain on a leg that had nothing in flight when it
-//!   was last looked at, whose peer is known to report holes, after one loss probe and one row of
-//!   timeouts.
+//!   was last looked at, after one row of timeouts, and one loss probe where the peer has SACK.
 //! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the
 //!   peer's own keepalive or window probes); only their count moves. Such a segment is a sign of
 //!   life *as of the previous look*, the earliest time it can have come: later would find a peer
@@ -72,5 +71,5 @@ pub use policy::{Millis, Policy};
 pub use pressure::{Pressure, Reading};
 pub(crate) use reason::vocabulary;
 pub use reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
-pub use sample::{LegSample, Look, TcpState, Traffic};
+pub use sample::{LegSample, Look, TcpState, Traffic, window_probe_gap};
 pub use shed::{Candidate, Rank};

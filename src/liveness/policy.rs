@@ -78,10 +78,12 @@ impl Policy {
     }
 
     /// How long before D a silent leg is looked at for the last questions. The keepalive answer
-    /// of a live quiet peer, due `probe_interval` after its last one, has come by then.
+    /// of a live quiet peer has come by then.
     #[must_use]
     pub fn final_phase(&self) -> Millis {
-        let after_probe = self.detect_within.saturating_sub(self.probe_interval + 200);
+        let after_probe = self
+            .detect_within
+            .saturating_sub(self.keepalive_idle() + 200);
         after_probe.min(1200)
     }
 

@@ -9,8 +9,11 @@
 //! out: the kernel then repeats the data instead of giving up. If we are late to lift it, the
 //! kernel ends the connection, and D is over by then.
 //!
-//! That is done only where it is certain from when the kernel counts. Else, and behind a closed
-//! window, which no option moves, the verdict waits for the kernel's next question by itself.
+//! That is done only where it is certain from when the kernel counts. Else the verdict waits for
+//! the kernel's next question by itself. So it does behind a closed window: the next probe of it
+//! could be moved in the same way (`tcp_clamp_probe0_to_user_timeout`), but a window that opens only
+//! a little does not end the count of an earlier stall (`tcp_ack_probe`, net/ipv4/tcp_input.c), and
+//! nothing tells which one it is.
 
 use super::Ask;
 use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
@@ -91,11 +94,14 @@ impl Repetitions {
             self.stage = Stage::limited(count(sample));
             return Some(Ask::RepeatBy(span));
         }
-        if self.stage.limited_at().is_some() {
-            self.stage = Stage::AWAITED;
-            return Some(Ask::RepeatFreely);
-        }
-        None
+        let limited_at = self.stage.limited_at()?;
+        // Nothing is moved where no repetition was made under the timeout.
+        self.stage = if count(sample) > limited_at {
+            Stage::AWAITED
+        } else {
+            Stage::FREE
+        };
+        Some(Ask::RepeatFreely)
     }
 
     /// The user timeout that lets the last repetition come in time, while the one before it is
@@ -129,7 +135,7 @@ impl Repetitions {
         }
         let apart = APART.max(Millis::from(sample.rtt_us) / 500);
         let due = due.max(before + apart);
-        let in_time = due + sample.answer_takes() <= latest(deadline, policy);
+        let in_time = due + sample.answer_takes() <= latest(deadline, policy, sample);
         let first = self.first(now, life, sample)?;
         in_time.then_some(due - first)
     }
@@ -141,12 +147,13 @@ impl Repetitions {
         let silent_for = now - life;
         let others = u32::from(lower_half(sample.repeated).wrapping_sub(self.repeated))
             .checked_sub(sample.retransmits)?;
-        // One other is the loss probe (RFC 8985, section 7), unless the peer told of a hole. If there
-        // is none, the first repetition may have failed: while the neighbour does not answer, what
+        // One other is the loss probe (RFC 8985, section 7), unless the peer told of a hole. If one is
+        // missing, the first repetition may have failed: while the neighbour does not answer, what
         // was sent before still waits in its queue. The kernel counts from when it was sent, then.
         // And if there were timeouts before these, of which a part arrived, it counts from them.
         let only_these = lower_byte(sample.timeouts).wrapping_sub(self.timeouts) == 1;
-        let certain = only_these && others == 1 && sample.no_hole_reported;
+        let all_repeated = others == u32::from(sample.sack) && !sample.hole_reported;
+        let certain = only_these && all_repeated;
         let units = lower_half(sample.timeouts_ms / UNIT).wrapping_sub(self.timeouts_ms);
         let since = Millis::from(units) * Millis::from(UNIT);
         let known =
@@ -164,7 +171,7 @@ impl Repetitions {
         sample: &LegSample,
     ) -> Option<Millis> {
         let last = now - sample.last_sent_age;
-        let latest = latest(deadline, policy);
+        let latest = latest(deadline, policy, sample);
         let asked = last + sample.answer_takes();
         if !policy.needs_last_repetition() || sample.rto_ms > SLOWEST_QUESTION {
             return Some(latest.min(asked));
@@ -188,9 +195,11 @@ impl Repetitions {
     }
 }
 
-/// The promise allows twice the grace; the rest is for the monitor.
-fn latest(deadline: Millis, policy: &Policy) -> Millis {
-    deadline + 2 * policy.grace() - ANSWER_TAKES
+/// The promise allows twice the grace, and a peer that is far away its own time instead of one of
+/// the two; the rest is for the monitor.
+fn latest(deadline: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+    let answer = policy.grace().max(sample.answer_takes());
+    deadline + policy.grace() + answer - ANSWER_TAKES
 }
 
 /// `LegSample::retransmits`, as far as one byte can tell.
@@ -256,7 +265,7 @@ mod tests {
             timeouts_ms: past.first().map_or(0, |at| now - at) as u32,
             timeouts: 1,
             last_sent_age: now - past.last().unwrap_or(&100_500),
-            no_hole_reported: true,
+            sack: true,
             rtt_us: 500,
             ..LegSample::default()
         }
@@ -330,6 +339,62 @@ mod tests {
         assert_eq!(until(2000, 160, 200), Some(DEADLINE + 40));
     }
 
+    /// Nothing else is repeated without SACK: no loss probe goes before.
+    #[test]
+    fn it_is_moved_without_sack_as_well() {
+        let with_one_less = LegSample {
+            sack: false,
+            repeated: 3,
+            ..repeating(101_950)
+        };
+        assert_eq!(with_one_less.retransmits, 3);
+        let ask = arranged(1000, 101_950, &with_one_less);
+        assert!(matches!(ask, Some(Ask::RepeatBy(2344..=2358))), "{ask:?}");
+    }
+
+    /// Where certainty is lost before a repetition was made under the timeout, none is moved, and the
+    /// verdict must not count on one.
+    #[test]
+    fn a_timeout_that_moved_nothing_is_forgotten() {
+        let mut repetitions = Repetitions::default();
+        let sample = repeating(101_850);
+        let ask = repetitions.arrange(101_850, LIFE, &policy(1000), &sample);
+        assert!(matches!(ask, Some(Ask::RepeatBy(_))), "{ask:?}");
+        let uncertain = LegSample {
+            hole_reported: true,
+            ..repeating(101_870)
+        };
+        let ask = repetitions.arrange(101_870, LIFE, &policy(1000), &uncertain);
+        assert_eq!(ask, Some(Ask::RepeatFreely));
+        let at = DEADLINE + 100;
+        let sample = LegSample {
+            last_sent_age: 200,
+            ..repeating(at)
+        };
+        let until = repetitions.answered_by(at, DEADLINE, &policy(1000), &sample);
+        assert_eq!(until, None, "the kernel's next question is awaited");
+    }
+
+    #[test]
+    fn a_peer_far_away_has_the_time_to_answer() {
+        let far = LegSample {
+            rtt_us: 320_000,
+            ..repeating(101_850)
+        };
+        let mut repetitions = Repetitions::default();
+        let ask = repetitions.arrange(101_850, LIFE, &policy(1000), &far);
+        assert!(matches!(ask, Some(Ask::RepeatBy(_))), "{ask:?}");
+        let out = LegSample {
+            rtt_us: 320_000,
+            ..repeating(102_920)
+        };
+        let ask = repetitions.arrange(102_920, LIFE, &policy(1000), &out);
+        assert_eq!(ask, Some(Ask::RepeatFreely));
+        let until = repetitions.answered_by(DEADLINE, DEADLINE, &policy(1000), &out);
+        let moved_to = 102_900 + 160;
+        assert!(until >= Some(moved_to + 480), "{until:?}");
+    }
+
     #[test]
     fn two_repetitions_are_not_too_close() {
         // The next one is due 50 ms before the one that is wanted.
@@ -361,7 +426,12 @@ mod tests {
                 ..sample
             },
             LegSample {
-                no_hole_reported: false,
+                hole_reported: true,
+                ..sample
+            },
+            // Without SACK there is no loss probe: that was something else.
+            LegSample {
+                sack: false,
                 ..sample
             },
             LegSample {

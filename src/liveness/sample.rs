@@ -3,8 +3,12 @@
 use super::Millis;
 use super::policy::SLOWEST_QUESTION;
 
-/// Between two window probes (`TCP_RTO_MIN`, `include/net/tcp.h`), ms.
-const SHORTEST_GAP: Millis = 200;
+/// From one question about a closed window to the next, ms: the retransmission timeout, but 200 ms
+/// at least, doubled with each question (`tcp_probe0_when`, include/net/tcp.h).
+#[must_use]
+pub fn window_probe_gap(rto_ms: Millis, doubled: u32, longest: Millis) -> Millis {
+    (rto_ms.max(200) << doubled.min(10)).min(longest)
+}
 
 /// The TCP states the verdict distinguishes (`enum` in `include/net/tcp_states.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -53,9 +57,12 @@ pub struct LegSample {
     pub timeouts: u16,
     /// Nothing of what is in flight counts as lost (`tcpi_ca_state` is Open).
     pub nothing_lost: bool,
-    /// The peer would have said so if later data had come than what is missing, and has not
-    /// (`tcpi_options`, `tcpi_sacked`).
-    pub no_hole_reported: bool,
+    /// The peer tells which later data has come than what is missing (`tcpi_options`). Only then
+    /// the kernel sends a loss probe before its first timeout (`tcp_schedule_loss_probe`,
+    /// net/ipv4/tcp_output.c).
+    pub sack: bool,
+    /// It has told of some (`tcpi_sacked`).
+    pub hole_reported: bool,
     /// Keepalive or window probes without an answer (`tcpi_probes`).
     pub probes: u32,
     /// How often the gap to the next question was doubled (`tcpi_backoff`).
@@ -99,10 +106,7 @@ impl LegSample {
     /// answered yet, the peer was asked by keepalive.
     pub(super) fn gap_after_life(&self) -> Millis {
         match u32::from(self.backoff).checked_sub(self.probes) {
-            Some(answered @ 1..) => {
-                let first = self.rto_ms.max(SHORTEST_GAP);
-                (first << answered.min(10)).min(SLOWEST_QUESTION)
-            }
+            Some(answered @ 1..) => window_probe_gap(self.rto_ms, answered, SLOWEST_QUESTION),
             _ => SLOWEST_QUESTION,
         }
     }

@@ -782,10 +782,10 @@ fn derived_spans() {
     let table = [
         // D, I, grace, final phase
         (2000, 1000, 150, 800),
-        (2000, 1999, 150, 0),
+        (2000, 1999, 150, 800),
         (8000, 1600, 200, 1200),
         (30_000, 6000, 750, 1200),
-        (60_000, 59_000, 1500, 800),
+        (60_000, 59_000, 1500, 1200),
     ];
     for (detect_within, probe_interval, grace, final_phase) in table {
         let policy = Policy {
@@ -843,7 +843,8 @@ fn any_sample() -> impl Strategy<Value = LegSample> {
             timeouts_ms: (ages[0] % 100_000) as u32,
             timeouts: (ages[1] % 3) as u16,
             nothing_lost: bytes % 2 == 0,
-            no_hole_reported: bytes % 3 == 0,
+            sack: bytes % 3 == 0,
+            hole_reported: bytes % 7 == 0,
         },
     )
 }

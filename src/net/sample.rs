@@ -2,14 +2,9 @@
 
 use std::os::fd::RawFd;
 
-use crate::liveness::{LegSample, Millis, TcpState};
+use crate::liveness::{LegSample, Millis, TcpState, window_probe_gap};
 use crate::sys::{self, TcpInfo, sock_diag, sockopt};
 
-/// Between two window probes, however short the round trip is (`TCP_RTO_MIN`,
-/// `include/net/tcp.h`), ms.
-const SHORTEST_GAP: Millis = 200;
-/// The gap is doubled so often at most (`tcp_probe0_when`, the same file).
-const MOST_BACKOFF: u8 = 10;
 /// The longest gap where the kernel has no `TCP_RTO_MAX_MS` to read, ms.
 const LONGEST_GAP: Millis = 120_000;
 
@@ -38,9 +33,8 @@ pub fn window_probe_age(fd: RawFd) -> Option<Millis> {
     let next = sock_diag::until_window_probe(local, peer).ok()??;
     let longest = sockopt::get_int(fd, sockopt::RTO_MAX_MS).ok();
     let longest = longest.map_or(LONGEST_GAP, |ms| u64::from(ms.unsigned_abs()));
-    let first = Millis::from(info.rto_us / 1000).max(SHORTEST_GAP);
-    let gap = (first << info.backoff.min(MOST_BACKOFF)).min(longest);
-    gap.checked_sub(next)
+    let rto_ms = Millis::from(info.rto_us / 1000);
+    window_probe_gap(rto_ms, info.backoff.into(), longest).checked_sub(next)
 }
 
 /// Translates the kernel's struct.
@@ -62,7 +56,8 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         timeouts_ms: info.total_rto_time_ms,
         timeouts: info.total_rto_recoveries,
         nothing_lost: info.ca_state == CA_OPEN,
-        no_hole_reported: info.options & OPTION_SACK != 0 && info.sacked == 0,
+        sack: info.options & OPTION_SACK != 0,
+        hole_reported: info.sacked > 0,
         probes: u32::from(info.probes),
         backoff: info.backoff,
         notsent: info.notsent_bytes,

@@ -3,7 +3,7 @@
 use pulsegate::liveness::Policy;
 
 use crate::rng::Rng;
-use crate::tcp::Ms;
+use crate::tcp::{Ms, Sack};
 
 const SECOND: Ms = 1000;
 const MINUTE: Ms = 60 * SECOND;
@@ -55,8 +55,7 @@ pub struct Plan {
     pub length: Ms,
     /// Whether the kernel has TCP_RTO_MAX_MS.
     pub rto_max: Ms,
-    /// Whether a loss probe goes before the first timeout.
-    pub tail_probe: bool,
+    pub sack: Sack,
     pub rtt: [Ms; 2],
     /// The peers' own keepalive.
     pub peer_keepalive: [Option<Ms>; 2],
@@ -103,7 +102,7 @@ impl Plan {
                 rng.range(1, 8) * HOUR
             },
             rto_max: if rng.one_in(4) { 120 * SECOND } else { SECOND },
-            tail_probe: rng.one_in(2),
+            sack: sack(rng),
             rtt: [rng.spread(1, 120), rng.spread(1, farthest)],
             peer_keepalive: [keepalive(rng), keepalive(rng)],
             buffer: rng.spread(4_000, 200_000),
@@ -185,7 +184,9 @@ impl Plan {
         let write = |at, rng: &mut Rng| (at, 1, Action::Write(rng.spread(1, 300)));
         if rng.one_in(2) {
             // The first repetition arrives, and what follows it does not.
-            self.tail_probe = rng.one_in(4);
+            if !rng.one_in(4) {
+                self.sack = [Sack::Off, Sack::WithoutLossProbe][rng.index(2)];
+            }
             let [first, last] = [begin + rng.range(0, 60), begin + 200 + rng.range(0, 80)];
             return vec![
                 (begin, 0, outage(rng.range(100, 190))),
@@ -247,6 +248,11 @@ impl Plan {
     fn survivable(&self) -> Ms {
         self.policy.detect_within - self.policy.probe_interval + 200
     }
+}
+
+fn sack(rng: &mut Rng) -> Sack {
+    let common = Sack::WithLossProbe;
+    [Sack::Off, Sack::WithoutLossProbe, common, common][rng.index(4)]
 }
 
 fn policy(rng: &mut Rng, marathon: bool) -> Policy {

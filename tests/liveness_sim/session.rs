@@ -107,17 +107,10 @@ impl Session {
         let leg = |index: usize| {
             let rtt = plan.rtt[index];
             let buffers = [200_000, plan.buffer];
-            let near = Endpoint::new(
-                start,
-                rtt,
-                plan.rto_max,
-                buffers,
-                Some(idle),
-                plan.tail_probe,
-            );
+            let near = Endpoint::new(start, rtt, plan.rto_max, buffers, Some(idle), plan.sack);
             let keepalive = plan.peer_keepalive[index];
             let buffers = [buffers[1], buffers[0]];
-            let far = Endpoint::new(start, rtt, 120_000, buffers, keepalive, plan.tail_probe);
+            let far = Endpoint::new(start, rtt, 120_000, buffers, keepalive, plan.sack);
             SimLeg::new(near, far, rtt)
         };
         let legs = [leg(0), leg(1)];

@@ -31,6 +31,15 @@ pub fn wheel(now: Ms, delay: Ms) -> Ms {
     (((expires >> shift) + 1) << shift) * JIFFY
 }
 
+/// Whether a receiver tells of holes, and whether the sender's kernel begins with a loss probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sack {
+    Off,
+    /// `net.ipv4.tcp_early_retrans` is 0.
+    WithoutLossProbe,
+    WithLossProbe,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// A keepalive or window probe: to be answered, dates nothing.
@@ -82,8 +91,9 @@ pub struct Endpoint {
     retransmits: u32,
     backoff: u32,
     probes: u32,
-    /// Whether a loss probe goes before the first timeout, and whether it is the next.
-    tail_probe: [bool; 2],
+    sack: Sack,
+    /// A loss probe is next, before the first timeout.
+    tail_probe: bool,
     repeated: u32,
     /// Since when it has been in timeouts, and for how long before that.
     timeout_since: Option<Ms>,
@@ -133,7 +143,7 @@ impl Endpoint {
         rto_max: Ms,
         [buffer, edge]: [u64; 2],
         keepalive: Option<Ms>,
-        tail_probe: bool,
+        sack: Sack,
     ) -> Self {
         Self {
             start: now,
@@ -149,7 +159,8 @@ impl Endpoint {
             retransmits: 0,
             backoff: 0,
             probes: 0,
-            tail_probe: [tail_probe, false],
+            sack,
+            tail_probe: false,
             repeated: 0,
             timeout_since: None,
             timeouts: 0,
@@ -197,12 +208,13 @@ impl Endpoint {
         !self.in_flight() && self.unsent() == 0
     }
 
-    /// One loss probe and one row of timeouts is all that was repeated since nothing was in flight.
+    /// The loss probe, if there is one, and one row of timeouts is all that was repeated since
+    /// nothing was in flight.
     pub fn is_plain(&self) -> bool {
         let [repeated, timeouts] = self.when_silent;
-        self.tail_probe[0]
+        self.sack != Sack::WithoutLossProbe
             && !self.hole
-            && self.repeated == repeated + 1 + self.retransmits
+            && self.repeated == repeated + u32::from(self.sack != Sack::Off) + self.retransmits
             && u32::from(self.timeouts_begun) == timeouts + 1
     }
 
@@ -352,7 +364,8 @@ impl Endpoint {
             timeouts_ms: (self.timeouts + self.timeout_since.map_or(0, |at| now - at)) as u32,
             timeouts: self.timeouts_begun,
             nothing_lost: self.repeating_since.is_none(),
-            no_hole_reported: !self.hole,
+            sack: self.sack != Sack::Off,
+            hole_reported: self.hole,
             busy_ms: 0,
             segs_in: self.segs_in,
             bytes_acked: 1 + self.snd_una,
@@ -398,7 +411,7 @@ impl Endpoint {
     fn report_hole(&mut self) {
         self.acknowledge();
         if let Some(segment) = self.out.last_mut() {
-            segment.hole = true;
+            segment.hole = self.sack != Sack::Off;
         }
     }
 
@@ -435,7 +448,8 @@ impl Endpoint {
             self.persist_at = None;
             if self.rto_at.is_none() {
                 self.rto_at = Some(wheel(now, self.gap()));
-                self.tail_probe[1] = self.tail_probe[0] && self.repeating_since.is_none();
+                self.tail_probe =
+                    self.sack == Sack::WithLossProbe && self.repeating_since.is_none();
             }
         } else if self.unsent() > 0 && self.persist_at.is_none() {
             self.persist_at = Some(wheel(now, self.gap()));
@@ -463,7 +477,7 @@ impl Endpoint {
         }
         self.question(now);
         let mut delay = self.gap();
-        if std::mem::take(&mut self.tail_probe[1]) {
+        if std::mem::take(&mut self.tail_probe) {
             self.repeat(now, self.ends.len() - 1);
         } else {
             self.repeat(now, 0);
