@@ -143,8 +143,12 @@ impl LegState {
         sample: &LegSample,
     ) -> Option<Ask> {
         if sample.state == TcpState::Closed {
-            // Nobody owes an answer any more. What was known stays: the error that may be
-            // waiting in the socket is judged by it.
+            // Nobody owes an answer any more, nor takes data. What else was known stays: the error
+            // that may be waiting in the socket is judged by it.
+            self.stalled = Mark::default();
+            if self.condition == Condition::Stalled {
+                self.condition = Condition::Alive;
+            }
             return None;
         }
         let mut ask = None;
@@ -158,7 +162,8 @@ impl LegState {
         }
         self.note_late_question(now, seen, policy, sample);
         self.seen = AfterLife::at(now, self.life);
-        if question(sample).is_some() && self.asked().is_none() {
+        let asked = question(sample).is_some() && self.was_asked_since(now, sample);
+        if asked && self.asked().is_none() {
             self.asked = AfterLife::at(now, self.life);
         }
         self.note_stall(now, seen, sample);
@@ -229,17 +234,21 @@ impl LegState {
 
     fn judge(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Condition {
         let age = now - self.life;
+        let answer_takes = sample.answer_takes();
         // A single probe may be on its way at any time: the second one says that the first was
-        // not answered.
+        // not answered, or, to a peer far away, the one that comes a round trip and a half later.
+        let probed = Millis::from(sample.probes) >= 2 + answer_takes / FINAL_ASK_EVERY;
+        let repeated = sample.retransmits >= 2
+            || (sample.retransmits == 1 && sample.last_sent_age >= answer_takes);
         let due_since = match question(sample) {
             None => None,
-            Some(Evidence::Retransmit) if sample.retransmits > 0 => Some(SUSPECT_LOOK_EVERY),
-            Some(Evidence::WindowProbe) if sample.probes >= 2 => Some(SUSPECT_LOOK_EVERY),
+            Some(Evidence::Retransmit) if repeated => Some(SUSPECT_LOOK_EVERY),
+            Some(Evidence::WindowProbe) if probed => Some(SUSPECT_LOOK_EVERY),
             // Those of keepalive, even if there is something in flight by now.
-            Some(_) if sample.probes >= 2 => Some(policy.suspect_after()),
+            Some(_) if probed => Some(policy.suspect_after()),
             Some(_) => None,
         };
-        let overdue = due_since.is_some_and(|span| age >= span);
+        let overdue = self.asked().is_some() && due_since.is_some_and(|span| age >= span);
         if overdue {
             Condition::Suspect
         } else if self.stalled.get().is_some() {

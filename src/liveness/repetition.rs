@@ -51,11 +51,11 @@ impl Stage {
 
     /// The user timeout ends just after the deadline; so many repetitions were out by then.
     fn limited(repetitions: u8) -> Self {
-        Self(repetitions.clamp(1, u8::MAX - 1))
+        Self(repetitions.saturating_add(1).min(u8::MAX - 1))
     }
 
     fn limited_at(self) -> Option<u8> {
-        (self != Self::FREE && self != Self::AWAITED).then_some(self.0)
+        (self != Self::FREE && self != Self::AWAITED).then(|| self.0 - 1)
     }
 }
 
@@ -95,12 +95,10 @@ impl Repetitions {
             return Some(Ask::RepeatBy(span));
         }
         let limited_at = self.stage.limited_at()?;
-        // Nothing is moved where no repetition was made under the timeout.
-        self.stage = if count(sample) > limited_at {
-            Stage::AWAITED
-        } else {
-            Stage::FREE
-        };
+        // One that was made under the timeout has moved the next, if that would have come later.
+        let due = life + policy.detect_within + AFTER_DEADLINE;
+        let moved = count(sample) > limited_at && sample.next_repetition(now) >= due;
+        self.stage = if moved { Stage::AWAITED } else { Stage::FREE };
         Some(Ask::RepeatFreely)
     }
 
@@ -115,34 +113,37 @@ impl Repetitions {
     ) -> Option<Millis> {
         let deadline = life + policy.detect_within;
         let wanted = policy.needs_last_repetition() && now + ARRANGED_WITHIN >= deadline;
-        if !wanted || !sample.is_repeating() || sample.zero_window {
+        if !wanted || sample.unacked == 0 || sample.zero_window {
             return None;
         }
         let due = deadline + AFTER_DEADLINE;
-        let before = sample.next_repetition(now);
-        if before + APART <= now {
-            // Of a bare FIN no time is known, only that one more is out.
+        let next = sample.next_repetition(now);
+        if !sample.is_repeating() || sample.is_bare_fin(now) {
+            // When the first one comes is not certain, and of a bare FIN no time is known, only that
+            // one more is out: it may be at any moment.
             let out = self.stage.limited_at().is_some_and(|n| count(sample) > n);
-            let last = out && now + sample.rto_ms >= due;
-            let wanted = self.stage != Stage::AWAITED && !last && now + APART < due;
+            let last = out && next >= due;
+            let due = due.max(now + LOOK_EVERY + APART);
+            let in_time = due + sample.answer_takes() <= latest(deadline, policy);
+            let wanted = self.stage != Stage::AWAITED && !last && in_time;
             return self
                 .first(now, life, sample)
                 .filter(|_| wanted)
                 .map(|first| due - first);
         }
-        if before >= due || now >= due {
+        if next >= due || now >= due {
             return None;
         }
         let apart = APART.max(Millis::from(sample.rtt_us) / 500);
-        let due = due.max(before + apart);
-        let in_time = due + sample.answer_takes() <= latest(deadline, policy, sample);
+        let due = due.max(next + apart);
+        let in_time = due + sample.answer_takes() <= latest(deadline, policy);
         let first = self.first(now, life, sample)?;
         in_time.then_some(due - first)
     }
 
-    /// When the repetitions since the last sign of life began. `None` unless it is certain that
-    /// the kernel counts from the same one: what was repeated before, on the word of the peer,
-    /// would have started its clock earlier.
+    /// When the repetitions since the last sign of life began, or now if they are still to begin.
+    /// `None` unless it is certain that the kernel counts from the same one: what was repeated
+    /// before, on the word of the peer, would have started its clock earlier.
     fn first(&self, now: Millis, life: Millis, sample: &LegSample) -> Option<Millis> {
         let silent_for = now - life;
         let others = u32::from(lower_half(sample.repeated).wrapping_sub(self.repeated))
@@ -151,9 +152,13 @@ impl Repetitions {
         // missing, the first repetition may have failed: while the neighbour does not answer, what
         // was sent before still waits in its queue. The kernel counts from when it was sent, then.
         // And if there were timeouts before these, of which a part arrived, it counts from them.
-        let only_these = lower_byte(sample.timeouts).wrapping_sub(self.timeouts) == 1;
+        let timeouts = lower_byte(sample.timeouts).wrapping_sub(self.timeouts);
+        if !sample.is_repeating() {
+            let none = timeouts == 0 && others <= u32::from(sample.sack) && !sample.hole_reported;
+            return (none && sample.rto_ms <= SLOWEST_QUESTION).then_some(now);
+        }
         let all_repeated = others == u32::from(sample.sack) && !sample.hole_reported;
-        let certain = only_these && all_repeated;
+        let certain = timeouts == 1 && all_repeated;
         let units = lower_half(sample.timeouts_ms / UNIT).wrapping_sub(self.timeouts_ms);
         let since = Millis::from(units) * Millis::from(UNIT);
         let known =
@@ -171,7 +176,7 @@ impl Repetitions {
         sample: &LegSample,
     ) -> Option<Millis> {
         let last = now - sample.last_sent_age;
-        let latest = latest(deadline, policy, sample);
+        let latest = latest(deadline, policy);
         let asked = last + sample.answer_takes();
         if !policy.needs_last_repetition() || sample.rto_ms > SLOWEST_QUESTION {
             return Some(latest.min(asked));
@@ -190,16 +195,15 @@ impl Repetitions {
         match self.stage {
             Stage::FREE => None,
             Stage::AWAITED => Some(now + ANSWER_TAKES),
+            _ if !sample.is_repeating() || sample.is_bare_fin(now) => Some(now + LOOK_EVERY),
             _ => Some(sample.next_repetition(now).max(now + LOOK_EVERY)),
         }
     }
 }
 
-/// The promise allows twice the grace, and a peer that is far away its own time instead of one of
-/// the two; the rest is for the monitor.
-fn latest(deadline: Millis, policy: &Policy, sample: &LegSample) -> Millis {
-    let answer = policy.grace().max(sample.answer_takes());
-    deadline + policy.grace() + answer - ANSWER_TAKES
+/// The promise allows twice the grace; the rest is for the monitor.
+fn latest(deadline: Millis, policy: &Policy) -> Millis {
+    deadline + 2 * policy.grace() - ANSWER_TAKES
 }
 
 /// `LegSample::retransmits`, as far as one byte can tell.
@@ -217,10 +221,18 @@ impl LegSample {
         self.unacked > 0 && self.retransmits > 0
     }
 
-    /// When the kernel's timer makes the next repetition.
+    /// When the kernel's timer makes the next repetition, at the latest.
     fn next_repetition(&self, now: Millis) -> Millis {
+        if self.is_bare_fin(now) {
+            return now + self.rto_ms;
+        }
         // A retransmission is data sent.
         now - self.last_sent_age + self.rto_ms
+    }
+
+    /// A repetition was due for long, and the time of the last data says nothing of it.
+    fn is_bare_fin(&self, now: Millis) -> bool {
+        self.is_repeating() && now - self.last_sent_age + self.rto_ms + APART <= now
     }
 
     /// How long a question has to be unanswered, ms.
@@ -375,24 +387,49 @@ mod tests {
         assert_eq!(until, None, "the kernel's next question is awaited");
     }
 
+    /// Written so late that the first repetition is still to come: it may move the second.
     #[test]
-    fn a_peer_far_away_has_the_time_to_answer() {
-        let far = LegSample {
-            rtt_us: 320_000,
-            ..repeating(101_850)
-        };
+    fn the_second_repetition_is_moved_when_the_first_is_made() {
         let mut repetitions = Repetitions::default();
-        let ask = repetitions.arrange(101_850, LIFE, &policy(1000), &far);
-        assert!(matches!(ask, Some(Ask::RepeatBy(_))), "{ask:?}");
-        let out = LegSample {
-            rtt_us: 320_000,
-            ..repeating(102_920)
+        let written = |now: Millis| LegSample {
+            unacked: 1,
+            sack: true,
+            // The loss probe.
+            repeated: 1,
+            last_sent_age: now - 102_700,
+            rto_ms: 200,
+            ..LegSample::default()
         };
-        let ask = repetitions.arrange(102_920, LIFE, &policy(1000), &out);
-        assert_eq!(ask, Some(Ask::RepeatFreely));
-        let until = repetitions.answered_by(DEADLINE, DEADLINE, &policy(1000), &out);
-        let moved_to = 102_900 + 160;
-        assert!(until >= Some(moved_to + 480), "{until:?}");
+        let mut ask = |now, sample: &LegSample| {
+            let ask = repetitions.arrange(now, LIFE, &policy(1000), sample);
+            (ask, repetitions.next_look(now, sample))
+        };
+        // It may come at any moment, and the kernel counts from it.
+        for now in [102_800, 102_820, 102_880] {
+            let asked = ask(now, &written(now));
+            let span = DEADLINE + AFTER_DEADLINE - now;
+            let expected = (Some(Ask::RepeatBy(span)), Some(now + LOOK_EVERY));
+            assert_eq!(asked, expected, "{now}");
+        }
+        let first = LegSample {
+            retransmits: 1,
+            repeated: 2,
+            timeouts: 1,
+            timeouts_ms: 20,
+            last_sent_age: 20,
+            rto_ms: 400,
+            ..written(102_920)
+        };
+        assert_eq!(ask(102_920, &first).0, Some(Ask::RepeatFreely));
+        assert_eq!(repetitions.stage, Stage::AWAITED);
+        // Nothing is done where something else was repeated before.
+        let mut repetitions = Repetitions::default();
+        let others = LegSample {
+            repeated: 2,
+            ..written(102_800)
+        };
+        let ask = repetitions.arrange(102_800, LIFE, &policy(1000), &others);
+        assert_eq!(ask, None);
     }
 
     #[test]
@@ -491,6 +528,20 @@ mod tests {
         }
         assert_eq!(ask(102_910), Some(Ask::RepeatFreely));
         assert_eq!(ask(102_930), None);
+        // One that comes later leaves as much time to lift the timeout.
+        let mut repetitions = Repetitions::default();
+        let mut ask = |now: Millis, count| {
+            let sample = LegSample {
+                retransmits: count,
+                repeated: count + 1,
+                ..fin(now)
+            };
+            repetitions.arrange(now, LIFE, &policy(1000), &sample)
+        };
+        assert!(matches!(ask(101_950, 3), Some(Ask::RepeatBy(2344..=2358))));
+        assert!(matches!(ask(102_960, 3), Some(Ask::RepeatBy(2394..=2408))));
+        assert_eq!(ask(102_990, 4), Some(Ask::RepeatFreely));
+        assert_eq!(repetitions.stage, Stage::AWAITED);
     }
 
     #[test]

@@ -384,11 +384,12 @@ fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
     for at in [10_000, 30_000, 31_000, 60_000] {
         assert_eq!(session.look(at, old(at)).close, None, "at {at}");
     }
-    let asked = LegSample {
-        last_sent_age: 200,
-        ..old(70_000)
+    let asked = |at: Millis| LegSample {
+        last_sent_age: at - 69_800,
+        ..old(at)
     };
-    let verdict = session.look(70_000, asked);
+    assert_eq!(session.look(70_000, asked(70_000)).close, None);
+    let verdict = session.look(70_100, asked(70_100));
     assert_eq!(reason(&verdict), Some(CloseReason::DownstreamDead));
     // Of a bare FIN only the count tells.
     let fin = |at: Millis, retransmits| LegSample {
@@ -401,7 +402,34 @@ fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
     session.look(600, fin(600, 8));
     session.look(30_700, fin(30_700, 8));
     assert_eq!(session.look(30_900, fin(30_900, 8)).close, None);
-    assert!(session.look(31_500, fin(31_500, 9)).close.is_some());
+    // It has its time.
+    assert_eq!(session.look(31_500, fin(31_500, 9)).close, None);
+    assert!(session.look(31_600, fin(31_600, 9)).close.is_some());
+}
+
+/// It has taken everything, and both FINs are through.
+#[test]
+fn a_leg_that_is_closed_is_not_stalled() {
+    let mut session = Session::new(Policy {
+        stall_timeout: Some(10_000),
+        ..policy()
+    });
+    session.look(1, heard(0, 1));
+    session.look(5000, shut(20, 5000, 0));
+    assert_eq!(
+        session.machine.leg(Leg::Downstream).condition,
+        Condition::Stalled
+    );
+    let closed = LegSample {
+        state: TcpState::Closed,
+        ..heard(5900, 2)
+    };
+    assert_eq!(session.look(6000, closed).close, None);
+    assert_eq!(
+        session.machine.leg(Leg::Downstream).condition,
+        Condition::Alive
+    );
+    assert_eq!(session.look(20_000, closed).close, None);
 }
 
 #[test]

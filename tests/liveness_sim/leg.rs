@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use crate::tcp::{Endpoint, Kind, Ms, Segment, wheel};
+use crate::tcp::{Endpoint, Kind, Ms, Segment};
 
 /// What became of the peer's host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,13 +209,13 @@ fn skip_exchanges(asker: &mut Endpoint, answerer: &mut Endpoint, now: Ms, rtt: M
         return;
     };
     let at = at.max(asker.last_dated() + asker.idle);
-    let period = wheel(at, asker.idle) - at + rtt;
+    let period = asker.kernel.timer(at, asker.idle) - at + rtt;
     let rounds = now.saturating_sub(at) / period;
     if rounds < 3 {
         return;
     }
     let last = at + (rounds - 2) * period;
-    asker.keepalive_at = Some(wheel(last, asker.idle));
+    asker.keepalive_at = Some(asker.kernel.timer(last, asker.idle));
     asker.last_ack = Some(last);
     asker.segs_in = asker.segs_in.wrapping_add(rounds as u32 - 1);
     answerer.segs_in = answerer.segs_in.wrapping_add(rounds as u32 - 1);

@@ -3,7 +3,7 @@
 use pulsegate::liveness::Policy;
 
 use crate::rng::Rng;
-use crate::tcp::{Ms, Sack};
+use crate::tcp::{Kernel, Ms, Sack};
 
 const SECOND: Ms = 1000;
 const MINUTE: Ms = 60 * SECOND;
@@ -53,9 +53,7 @@ pub enum Action {
 pub struct Plan {
     pub policy: Policy,
     pub length: Ms,
-    /// Whether the kernel has TCP_RTO_MAX_MS.
-    pub rto_max: Ms,
-    pub sack: Sack,
+    pub kernel: Kernel,
     pub rtt: [Ms; 2],
     /// The peers' own keepalive.
     pub peer_keepalive: [Option<Ms>; 2],
@@ -101,8 +99,7 @@ impl Plan {
             } else {
                 rng.range(1, 8) * HOUR
             },
-            rto_max: if rng.one_in(4) { 120 * SECOND } else { SECOND },
-            sack: sack(rng),
+            kernel: kernel(rng),
             rtt: [rng.spread(1, 120), rng.spread(1, farthest)],
             peer_keepalive: [keepalive(rng), keepalive(rng)],
             buffer: rng.spread(4_000, 200_000),
@@ -141,7 +138,7 @@ impl Plan {
         let d = rng.range(2000, 12_000);
         self.policy.detect_within = d;
         self.policy.probe_interval = rng.range(SECOND, (d - 500).min(3 * SECOND));
-        self.rto_max = SECOND;
+        self.kernel.rto_max = SECOND;
         self.rtt = [rng.spread(1, 40), rng.spread(1, 40)];
         let span = (d - self.policy.probe_interval).saturating_sub(LATENESS);
         let begin = rng.range(d, 3 * d);
@@ -185,7 +182,7 @@ impl Plan {
         if rng.one_in(2) {
             // The first repetition arrives, and what follows it does not.
             if !rng.one_in(4) {
-                self.sack = [Sack::Off, Sack::WithoutLossProbe][rng.index(2)];
+                self.kernel.sack = [Sack::Off, Sack::WithoutLossProbe][rng.index(2)];
             }
             let [first, last] = [begin + rng.range(0, 60), begin + 200 + rng.range(0, 80)];
             return vec![
@@ -250,9 +247,14 @@ impl Plan {
     }
 }
 
-fn sack(rng: &mut Rng) -> Sack {
+fn kernel(rng: &mut Rng) -> Kernel {
     let common = Sack::WithLossProbe;
-    [Sack::Off, Sack::WithoutLossProbe, common, common][rng.index(4)]
+    Kernel {
+        jiffy: [1, 4, 10][rng.index(3)],
+        // Whether it has TCP_RTO_MAX_MS.
+        rto_max: if rng.one_in(4) { 120 * SECOND } else { SECOND },
+        sack: [Sack::Off, Sack::WithoutLossProbe, common, common][rng.index(4)],
+    }
 }
 
 fn policy(rng: &mut Rng, marathon: bool) -> Policy {

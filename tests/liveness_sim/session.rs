@@ -6,7 +6,7 @@ use pulsegate::liveness::{Ask, Close, CloseReason, Fault, LEGS, Leg, Look, Machi
 use crate::leg::{Fate, Leg as SimLeg};
 use crate::plan::{Action, HOUR, Plan};
 use crate::rng::Rng;
-use crate::tcp::{Endpoint, Ms};
+use crate::tcp::{Endpoint, Kernel, Ms};
 use crate::truth::{GRID, Slack, Truth, slowest_keepalive};
 
 /// The relay stops reading from one leg while this much waits for the other.
@@ -107,10 +107,14 @@ impl Session {
         let leg = |index: usize| {
             let rtt = plan.rtt[index];
             let buffers = [200_000, plan.buffer];
-            let near = Endpoint::new(start, rtt, plan.rto_max, buffers, Some(idle), plan.sack);
+            let near = Endpoint::new(start, rtt, plan.kernel, buffers, Some(idle));
             let keepalive = plan.peer_keepalive[index];
             let buffers = [buffers[1], buffers[0]];
-            let far = Endpoint::new(start, rtt, 120_000, buffers, keepalive, plan.sack);
+            let kernel = Kernel {
+                rto_max: 120_000,
+                ..plan.kernel
+            };
+            let far = Endpoint::new(start, rtt, kernel, buffers, keepalive);
             SimLeg::new(near, far, rtt)
         };
         let legs = [leg(0), leg(1)];
@@ -146,9 +150,9 @@ impl Session {
     pub fn describe(&self) -> String {
         let plan = &self.plan;
         format!(
-            "{:?}\nrto_max {} rtt {:?} peers' keepalive {:?} rough {}\nnow {} machine {:?}\nlegs {:#?}",
+            "{:?}\n{:?} rtt {:?} peers' keepalive {:?} rough {}\nnow {} machine {:?}\nlegs {:#?}",
             plan.policy,
-            plan.rto_max,
+            plan.kernel,
             plan.rtt,
             plan.peer_keepalive,
             plan.rough,

@@ -13,22 +13,37 @@ use pulsegate::liveness::{LegSample, TcpState};
 /// True time, milliseconds.
 pub type Ms = u64;
 
-/// The clock tick by which the kernel measures ages (HZ=250).
-pub const JIFFY: Ms = 4;
 const MIN_RTO: Ms = 200;
 const KEEPALIVE_INTERVAL: Ms = 1000;
 
-/// When a timer armed at `now` for `delay` fires: the wheel gets coarser, up to 1/8, and is late.
-pub fn wheel(now: Ms, delay: Ms) -> Ms {
-    let expires = (now + delay).div_ceil(JIFFY);
-    let shift = match expires - now / JIFFY {
-        0..=63 => 0,
-        64..=511 => 3,
-        512..=4095 => 6,
-        4096..=32767 => 9,
-        _ => 12,
-    };
-    (((expires >> shift) + 1) << shift) * JIFFY
+/// What kernels differ in.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel {
+    /// The tick of its clock: 1, 4 or 10 ms (HZ=1000, 250, 100).
+    pub jiffy: Ms,
+    pub rto_max: Ms,
+    pub sack: Sack,
+}
+
+impl Kernel {
+    /// When a timer armed at `now` for `delay` fires: the wheel gets coarser, up to 1/8, and is
+    /// late.
+    pub fn timer(self, now: Ms, delay: Ms) -> Ms {
+        let expires = (now + delay).div_ceil(self.jiffy);
+        let shift = match expires - now / self.jiffy {
+            0..=63 => 0,
+            64..=511 => 3,
+            512..=4095 => 6,
+            4096..=32767 => 9,
+            _ => 12,
+        };
+        (((expires >> shift) + 1) << shift) * self.jiffy
+    }
+
+    /// In which tick a moment is.
+    pub fn tick(self, at: Ms) -> Ms {
+        at / self.jiffy
+    }
 }
 
 /// Whether a receiver tells of holes, and whether the sender's kernel begins with a loss probe.
@@ -75,6 +90,7 @@ impl Segment {
 
 #[derive(Clone, Debug)]
 pub struct Endpoint {
+    pub kernel: Kernel,
     pub start: Ms,
     // Sending. The FIN is the last position of the stream.
     written: u64,
@@ -87,11 +103,9 @@ pub struct Endpoint {
     hole: bool,
     edge: u64,
     rto: Ms,
-    rto_max: Ms,
     retransmits: u32,
     backoff: u32,
     probes: u32,
-    sack: Sack,
     /// A loss probe is next, before the first timeout.
     tail_probe: bool,
     repeated: u32,
@@ -140,12 +154,12 @@ impl Endpoint {
     pub fn new(
         now: Ms,
         rtt: Ms,
-        rto_max: Ms,
+        kernel: Kernel,
         [buffer, edge]: [u64; 2],
         keepalive: Option<Ms>,
-        sack: Sack,
     ) -> Self {
         Self {
+            kernel,
             start: now,
             written: 0,
             fin: false,
@@ -155,11 +169,9 @@ impl Endpoint {
             hole: false,
             edge,
             rto: MIN_RTO.max(rtt + rtt / 2),
-            rto_max,
             retransmits: 0,
             backoff: 0,
             probes: 0,
-            sack,
             tail_probe: false,
             repeated: 0,
             timeout_since: None,
@@ -176,7 +188,7 @@ impl Endpoint {
             reset: false,
             rto_at: None,
             persist_at: None,
-            keepalive_at: keepalive.map(|idle| wheel(now, idle)),
+            keepalive_at: keepalive.map(|idle| kernel.timer(now, idle)),
             idle: keepalive.unwrap_or(Ms::MAX),
             last_ack: Some(now),
             last_data: None,
@@ -212,9 +224,10 @@ impl Endpoint {
     /// nothing was in flight.
     pub fn is_plain(&self) -> bool {
         let [repeated, timeouts] = self.when_silent;
-        self.sack != Sack::WithoutLossProbe
+        self.kernel.sack != Sack::WithoutLossProbe
             && !self.hole
-            && self.repeated == repeated + u32::from(self.sack != Sack::Off) + self.retransmits
+            && self.repeated
+                == repeated + u32::from(self.kernel.sack != Sack::Off) + self.retransmits
             && u32::from(self.timeouts_begun) == timeouts + 1
     }
 
@@ -276,7 +289,7 @@ impl Endpoint {
     pub fn set_idle(&mut self, now: Ms, idle: Ms) {
         self.idle = idle;
         let elapsed = now - self.last_dated();
-        self.keepalive_at = Some(wheel(now, idle.saturating_sub(elapsed)));
+        self.keepalive_at = Some(self.kernel.timer(now, idle.saturating_sub(elapsed)));
     }
 
     /// `setsockopt(TCP_USER_TIMEOUT)`; it has an effect when a timer is armed or fires.
@@ -340,7 +353,7 @@ impl Endpoint {
     /// What `getsockopt(TCP_INFO)` says. Ages of what never happened count from boot.
     pub fn sample(&self, now: Ms, rtt: Ms) -> LegSample {
         let age = |at: Option<Ms>| match at {
-            Some(at) => (now / JIFFY - at / JIFFY) * JIFFY,
+            Some(at) => (self.kernel.tick(now) - self.kernel.tick(at)) * self.kernel.jiffy,
             None => now,
         };
         LegSample {
@@ -364,7 +377,7 @@ impl Endpoint {
             timeouts_ms: (self.timeouts + self.timeout_since.map_or(0, |at| now - at)) as u32,
             timeouts: self.timeouts_begun,
             nothing_lost: self.repeating_since.is_none(),
-            sack: self.sack != Sack::Off,
+            sack: self.kernel.sack != Sack::Off,
             hole_reported: self.hole,
             busy_ms: 0,
             segs_in: self.segs_in,
@@ -382,9 +395,9 @@ impl Endpoint {
     }
 
     fn state(&self) -> TcpState {
-        let fin_sent = self.fin && self.snd_nxt == self.total();
-        let fin_acked = fin_sent && self.snd_una == self.total();
-        match (self.fin_received, fin_sent, fin_acked) {
+        // A FIN that is still queued counts (`tcp_shutdown`, net/ipv4/tcp.c).
+        let fin_acked = self.fin && self.snd_una == self.total();
+        match (self.fin_received, self.fin, fin_acked) {
             _ if self.reset || self.timed_out => TcpState::Closed,
             (false, false, _) => TcpState::Established,
             (true, false, _) => TcpState::CloseWait,
@@ -411,7 +424,7 @@ impl Endpoint {
     fn report_hole(&mut self) {
         self.acknowledge();
         if let Some(segment) = self.out.last_mut() {
-            segment.hole = self.sack != Sack::Off;
+            segment.hole = self.kernel.sack != Sack::Off;
         }
     }
 
@@ -447,19 +460,19 @@ impl Endpoint {
         if self.in_flight() {
             self.persist_at = None;
             if self.rto_at.is_none() {
-                self.rto_at = Some(wheel(now, self.gap()));
+                self.rto_at = Some(self.kernel.timer(now, self.gap()));
                 self.tail_probe =
-                    self.sack == Sack::WithLossProbe && self.repeating_since.is_none();
+                    self.kernel.sack == Sack::WithLossProbe && self.repeating_since.is_none();
             }
         } else if self.unsent() > 0 && self.persist_at.is_none() {
-            self.persist_at = Some(wheel(now, self.gap()));
+            self.persist_at = Some(self.kernel.timer(now, self.gap()));
         }
         let shut = self.unsent() > 0 && self.zero_window() && !self.in_flight();
         self.shut_since = shut.then(|| self.shut_since.unwrap_or(now));
     }
 
     fn gap(&self) -> Ms {
-        (self.rto << self.backoff.min(16)).min(self.rto_max)
+        (self.rto << self.backoff.min(16)).min(self.kernel.rto_max)
     }
 
     fn question(&mut self, now: Ms) {
@@ -491,7 +504,7 @@ impl Endpoint {
             let left = self.user_timeout.map(|span| span.saturating_sub(elapsed));
             delay = self.gap().min(left.unwrap_or(Ms::MAX).max(1));
         }
-        self.rto_at = Some(wheel(now, delay));
+        self.rto_at = Some(self.kernel.timer(now, delay));
     }
 
     /// Sends one of the segments in flight again.
@@ -506,7 +519,7 @@ impl Endpoint {
         self.probes += 1;
         self.backoff += 1;
         self.emit(Kind::Probe);
-        self.persist_at = Some(wheel(now, self.gap()));
+        self.persist_at = Some(self.kernel.timer(now, self.gap()));
     }
 
     fn keepalive(&mut self, now: Ms) {
@@ -521,7 +534,7 @@ impl Endpoint {
         } else {
             self.idle - elapsed
         };
-        self.keepalive_at = Some(wheel(now, delay));
+        self.keepalive_at = Some(self.kernel.timer(now, delay));
     }
 
     fn take_ack(&mut self, now: Ms, ack: u64, edge: u64) {
@@ -549,7 +562,7 @@ impl Endpoint {
             self.persist_at = None;
         } else if self.persist_at.is_some() {
             // An answered window probe: the next one is a whole gap away.
-            self.persist_at = Some(wheel(now, self.gap()));
+            self.persist_at = Some(self.kernel.timer(now, self.gap()));
         }
         self.push(now);
     }
