@@ -259,7 +259,7 @@ fn notes(liveness: &Liveness) -> String {
         format!(
             "Below a probe_interval of 2s the verdict on data in flight waits for the kernel's next\n  \
              retransmission where that cannot be brought forward (mostly one loss soon after\n  \
-             another): {latest} after the last sign of life at the latest.\n  "
+             another, or a peer more than 70 ms away): {latest} after the last sign of life at the latest.\n  "
         )
     } else {
         String::new()
