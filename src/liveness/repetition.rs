@@ -51,11 +51,11 @@ impl Stage {
 
     /// The user timeout ends just after the deadline; so many repetitions were out by then.
     fn limited(repetitions: u8) -> Self {
-        Self(repetitions.saturating_add(1).min(u8::MAX - 1))
+        Self(repetitions.clamp(1, u8::MAX - 1))
     }
 
     fn limited_at(self) -> Option<u8> {
-        (self != Self::FREE && self != Self::AWAITED).then(|| self.0 - 1)
+        (self != Self::FREE && self != Self::AWAITED).then_some(self.0)
     }
 }
 
@@ -113,14 +113,13 @@ impl Repetitions {
     ) -> Option<Millis> {
         let deadline = life + policy.detect_within;
         let wanted = policy.needs_last_repetition() && now + ARRANGED_WITHIN >= deadline;
-        if !wanted || sample.unacked == 0 || sample.zero_window {
+        if !wanted || !sample.is_repeating() || sample.zero_window {
             return None;
         }
         let due = deadline + AFTER_DEADLINE;
         let next = sample.next_repetition(now);
-        if !sample.is_repeating() || sample.is_bare_fin(now) {
-            // When the first one comes is not certain, and of a bare FIN no time is known, only that
-            // one more is out: it may be at any moment.
+        if sample.is_bare_fin(now) {
+            // Of that no time is known, only that one more is out; it may be at any moment.
             let out = self.stage.limited_at().is_some_and(|n| count(sample) > n);
             let last = out && next >= due;
             let due = due.max(now + LOOK_EVERY + APART);
@@ -141,9 +140,9 @@ impl Repetitions {
         in_time.then_some(due - first)
     }
 
-    /// When the repetitions since the last sign of life began, or now if they are still to begin.
-    /// `None` unless it is certain that the kernel counts from the same one: what was repeated
-    /// before, on the word of the peer, would have started its clock earlier.
+    /// When the repetitions since the last sign of life began. `None` unless it is certain that
+    /// the kernel counts from the same one: what was repeated before, on the word of the peer,
+    /// would have started its clock earlier.
     fn first(&self, now: Millis, life: Millis, sample: &LegSample) -> Option<Millis> {
         let silent_for = now - life;
         let others = u32::from(lower_half(sample.repeated).wrapping_sub(self.repeated))
@@ -152,13 +151,9 @@ impl Repetitions {
         // missing, the first repetition may have failed: while the neighbour does not answer, what
         // was sent before still waits in its queue. The kernel counts from when it was sent, then.
         // And if there were timeouts before these, of which a part arrived, it counts from them.
-        let timeouts = lower_byte(sample.timeouts).wrapping_sub(self.timeouts);
-        if !sample.is_repeating() {
-            let none = timeouts == 0 && others <= u32::from(sample.sack) && !sample.hole_reported;
-            return (none && sample.rto_ms <= SLOWEST_QUESTION).then_some(now);
-        }
+        let only_these = lower_byte(sample.timeouts).wrapping_sub(self.timeouts) == 1;
         let all_repeated = others == u32::from(sample.sack) && !sample.hole_reported;
-        let certain = timeouts == 1 && all_repeated;
+        let certain = only_these && all_repeated;
         let units = lower_half(sample.timeouts_ms / UNIT).wrapping_sub(self.timeouts_ms);
         let since = Millis::from(units) * Millis::from(UNIT);
         let known =
@@ -195,7 +190,7 @@ impl Repetitions {
         match self.stage {
             Stage::FREE => None,
             Stage::AWAITED => Some(now + ANSWER_TAKES),
-            _ if !sample.is_repeating() || sample.is_bare_fin(now) => Some(now + LOOK_EVERY),
+            _ if sample.is_bare_fin(now) => Some(now + LOOK_EVERY),
             _ => Some(sample.next_repetition(now).max(now + LOOK_EVERY)),
         }
     }
@@ -385,51 +380,6 @@ mod tests {
         };
         let until = repetitions.answered_by(at, DEADLINE, &policy(1000), &sample);
         assert_eq!(until, None, "the kernel's next question is awaited");
-    }
-
-    /// Written so late that the first repetition is still to come: it may move the second.
-    #[test]
-    fn the_second_repetition_is_moved_when_the_first_is_made() {
-        let mut repetitions = Repetitions::default();
-        let written = |now: Millis| LegSample {
-            unacked: 1,
-            sack: true,
-            // The loss probe.
-            repeated: 1,
-            last_sent_age: now - 102_700,
-            rto_ms: 200,
-            ..LegSample::default()
-        };
-        let mut ask = |now, sample: &LegSample| {
-            let ask = repetitions.arrange(now, LIFE, &policy(1000), sample);
-            (ask, repetitions.next_look(now, sample))
-        };
-        // It may come at any moment, and the kernel counts from it.
-        for now in [102_800, 102_820, 102_880] {
-            let asked = ask(now, &written(now));
-            let span = DEADLINE + AFTER_DEADLINE - now;
-            let expected = (Some(Ask::RepeatBy(span)), Some(now + LOOK_EVERY));
-            assert_eq!(asked, expected, "{now}");
-        }
-        let first = LegSample {
-            retransmits: 1,
-            repeated: 2,
-            timeouts: 1,
-            timeouts_ms: 20,
-            last_sent_age: 20,
-            rto_ms: 400,
-            ..written(102_920)
-        };
-        assert_eq!(ask(102_920, &first).0, Some(Ask::RepeatFreely));
-        assert_eq!(repetitions.stage, Stage::AWAITED);
-        // Nothing is done where something else was repeated before.
-        let mut repetitions = Repetitions::default();
-        let others = LegSample {
-            repeated: 2,
-            ..written(102_800)
-        };
-        let ask = repetitions.arrange(102_800, LIFE, &policy(1000), &others);
-        assert_eq!(ask, None);
     }
 
     #[test]

@@ -231,6 +231,10 @@ impl Endpoint {
             && u32::from(self.timeouts_begun) == timeouts + 1
     }
 
+    pub fn repeating_since(&self) -> Option<Ms> {
+        self.repeating_since
+    }
+
     pub fn is_quiet(&self) -> bool {
         self.is_silent() && self.probes == 0 && self.rto_at.is_none() && self.persist_at.is_none()
     }

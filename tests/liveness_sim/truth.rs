@@ -219,11 +219,15 @@ impl Truth {
         } else {
             400_000
         };
-        // Or where the answer to a question that is moved would come too late.
+        // The second repetition, up to 450 ms after the first, is not moved, nor one to which the
+        // answer would come too late.
+        let is_second = near
+            .repeating_since()
+            .is_some_and(|at| at + 450 > near.last_dated() + d);
         let own_pace = self.modern
             && self.policy.needs_last_repetition()
             && !near.is_silent()
-            && (near.zero_window() || !near.is_plain() || sim.rtt > 70);
+            && (near.zero_window() || !near.is_plain() || is_second || sim.rtt > 70);
         let asked = asked + if own_pace { 1200 } else { 0 };
         // The last answer has one and a half round trips, up to a second.
         let far = (sim.rtt * 3 / 2).min(1000).saturating_sub(180);
