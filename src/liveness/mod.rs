@@ -23,9 +23,10 @@
 //!   sooner than I; below, the last retransmission is moved (see `repetition.rs`), or the verdict
 //!   waits for the next question.
 //! * That wait is the price below I = 2 s: a peer that vanished behind a closed window, or with data
-//!   in flight where it is not certain from when the kernel counts or the answer to a moved
-//!   question takes too long (a peer more than 70 ms away), may be found up to 1.2 s after D
-//!   ([`Policy::latest_at_own_pace`]). It is certain on a leg that had nothing in flight when it
+//!   in flight where it is not certain from when the kernel counts, may be found up to 1.2 s after D
+//!   ([`Policy::latest_at_own_pace`]). So may one to which data was written in the last half second
+//!   (the second retransmission is not moved), or that is more than 70 ms away (the answer to one
+//!   that is moved takes too long). It is certain on a leg that had nothing in flight when it
 //!   was last looked at, after one row of timeouts, and one loss probe where the peer has SACK.
 //! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the
 //!   peer's own keepalive or window probes); only their count moves. Such a segment is a sign of
