@@ -74,9 +74,8 @@ fn derived(liveness: &Liveness) -> String {
         (
             "kernel keepalive",
             format!(
-                "idle {}, interval {}",
-                show(liveness.keepalive_idle()),
-                show(liveness.keepalive_interval())
+                "idle {}, then every 1s to 3s",
+                show(liveness.keepalive_idle())
             ),
         ),
         (

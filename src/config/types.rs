@@ -289,12 +289,6 @@ impl Liveness {
         Duration::from_millis(self.policy().keepalive_idle())
     }
 
-    /// How often the kernel repeats a question that stays unanswered (`TCP_KEEPINTVL`).
-    #[must_use]
-    pub const fn keepalive_interval(&self) -> Duration {
-        Duration::from_secs(1)
-    }
-
     /// The same limits for the pure machine.
     #[must_use]
     pub fn policy(&self) -> Policy {

@@ -38,6 +38,22 @@ impl Policy {
         1000 * if promised > 2 { promised - 1 } else { 1 }
     }
 
+    /// How often the kernel is to repeat a keepalive probe that stays unanswered: whole seconds, in
+    /// ms. Its longer timers end on a coarse grid, so that of thousands of quiet legs hundreds are
+    /// asked in one tick, and a queue on the way may drop the last of them. Repeated on the same
+    /// grid, they would meet as many others again, and be dropped again, for long: so the first of
+    /// these intervals is taken that leaves it. `tick` is that of the kernel's clock, microseconds.
+    #[must_use]
+    pub fn keepalive_interval(&self, tick: u64) -> Millis {
+        let grid = granule(self.keepalive_idle() * 1000 / tick);
+        let leaves = |interval: &Millis| {
+            let ticks = interval * 1000 / tick;
+            let granule = granule(ticks);
+            !((ticks / granule + 1) * granule).is_multiple_of(grid)
+        };
+        [1000, 2000, 3000].into_iter().find(leaves).unwrap_or(1000)
+    }
+
     /// Whether the kernel's next question in flight may come after the verdict on a peer that was
     /// away for less than D - I.
     #[must_use]
@@ -92,5 +108,44 @@ impl Policy {
     #[must_use]
     pub fn suspect_after(&self) -> Millis {
         self.probe_interval + 1000
+    }
+}
+
+/// How exact a timer of so many ticks is, in ticks: it ends at a multiple of this. The kernel's timer
+/// wheel is eight times coarser with each level (kernel/time/timer.c, the table of levels).
+const fn granule(ticks: u64) -> u64 {
+    let mut granule = 1;
+    while ticks >= 63 * granule {
+        granule *= 8;
+    }
+    granule
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interval(probe_interval: Millis, hz: u64) -> Millis {
+        let policy = Policy {
+            detect_within: 5 * probe_interval,
+            probe_interval,
+            idle_timeout: None,
+            half_close_timeout: None,
+            stall_timeout: None,
+            first_response_timeout: None,
+            max_duration: None,
+        };
+        policy.keepalive_interval(1_000_000 / hz)
+    }
+
+    /// A timer of 1 s takes 1024 ms at 250 Hz, four times the grid of one of 5 s; one of 2 s takes 2016.
+    #[test]
+    fn probes_are_repeated_off_the_grid() {
+        let of_30s = [100, 250, 300, 1000].map(|hz| interval(6000, hz));
+        assert_eq!(of_30s, [1000, 2000, 1000, 3000]);
+        // That of a short one is so fine that few meet.
+        let of_10s = [100, 250, 300, 1000].map(|hz| interval(2000, hz));
+        assert_eq!(of_10s, [1000; 4]);
+        assert_eq!(interval(30_000, 250), 1000);
     }
 }

@@ -1,8 +1,8 @@
 //! The socket options of a watched leg.
 //!
 //! The kernel asks the questions (keepalive probes, retransmissions, window probes); the verdict
-//! is made in [`crate::liveness`]. So the kernel must keep asking, about every second once a
-//! question is unanswered, and must not give up by itself before the verdict:
+//! is made in [`crate::liveness`]. So the kernel must keep asking, every one to three seconds once
+//! a question is unanswered, and must not give up by itself before the verdict:
 //!
 //! * `TCP_RTO_MAX_MS` = 1000 keeps retransmissions and window probes from backing off;
 //! * `TCP_USER_TIMEOUT` = 2^31-1 ms replaces `tcp_retries2` and `TCP_KEEPCNT` as the kernel's
@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::RawFd;
 
 use crate::liveness::{Leg, Millis, Policy};
+use crate::sys;
 use crate::sys::sockopt::{self, IntOption};
 
 /// The longest gap between two questions of the kernel, ms.
@@ -44,7 +45,8 @@ pub fn bound_unsent(fd: RawFd) -> io::Result<()> {
 }
 
 fn prepare_keepalive(fd: RawFd, policy: &Policy) -> io::Result<()> {
-    set(fd, sockopt::KEEPINTVL, 1)?;
+    let interval = policy.keepalive_interval(sys::tick()) / 1000;
+    set(fd, sockopt::KEEPINTVL, i32::try_from(interval).unwrap_or(1))?;
     set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))
 }
 

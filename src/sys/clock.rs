@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::sync::OnceLock;
 
-use rustix::time::{ClockId, clock_gettime};
+use rustix::time::{ClockId, clock_getres, clock_gettime};
 
 use crate::liveness::Millis;
 
@@ -13,6 +14,17 @@ pub fn now() -> Millis {
     let t = clock_gettime(ClockId::Monotonic);
     // Neither part is ever negative (clock_gettime(2)).
     t.tv_sec.unsigned_abs() * 1000 + t.tv_nsec.unsigned_abs() / 1_000_000
+}
+
+/// How long a tick of the kernel's clock is (1/`HZ`), microseconds: the coarse clocks have its
+/// resolution (clock_getres(2)).
+#[must_use]
+pub fn tick() -> u64 {
+    static TICK: OnceLock<u64> = OnceLock::new();
+    *TICK.get_or_init(|| {
+        let resolution = clock_getres(ClockId::MonotonicCoarse);
+        resolution.tv_nsec.unsigned_abs().div_ceil(1000).max(1)
+    })
 }
 
 /// Microseconds that this thread has run or waited for a processor: what it would have been busy

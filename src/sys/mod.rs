@@ -15,6 +15,6 @@ pub mod sockopt;
 mod tcp_info;
 
 pub use allocator::release_free_memory;
-pub use clock::{now, thread_time};
+pub use clock::{now, thread_time, tick};
 pub use register::register;
 pub use tcp_info::{TcpInfo, state_name, tcp_info};

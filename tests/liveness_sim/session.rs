@@ -107,7 +107,8 @@ impl Session {
         let leg = |index: usize| {
             let rtt = plan.rtt[index];
             let buffers = [200_000, plan.buffer];
-            let near = Endpoint::new(start, rtt, plan.kernel, buffers, Some(idle));
+            let mut near = Endpoint::new(start, rtt, plan.kernel, buffers, Some(idle));
+            near.interval = plan.policy.keepalive_interval(plan.kernel.jiffy * 1000);
             let keepalive = plan.peer_keepalive[index];
             let buffers = [buffers[1], buffers[0]];
             let kernel = Kernel {

@@ -14,7 +14,6 @@ use pulsegate::liveness::{LegSample, TcpState};
 pub type Ms = u64;
 
 const MIN_RTO: Ms = 200;
-const KEEPALIVE_INTERVAL: Ms = 1000;
 
 /// What kernels differ in.
 #[derive(Clone, Copy, Debug)]
@@ -131,6 +130,8 @@ pub struct Endpoint {
     persist_at: Option<Ms>,
     pub keepalive_at: Option<Ms>,
     pub idle: Ms,
+    /// From one unanswered keepalive probe to the next.
+    pub interval: Ms,
     // What TCP_INFO is made of.
     pub last_ack: Option<Ms>,
     pub last_data: Option<Ms>,
@@ -190,6 +191,7 @@ impl Endpoint {
             persist_at: None,
             keepalive_at: keepalive.map(|idle| kernel.timer(now, idle)),
             idle: keepalive.unwrap_or(Ms::MAX),
+            interval: 1000,
             last_ack: Some(now),
             last_data: None,
             last_sent: None,
@@ -534,7 +536,7 @@ impl Endpoint {
             self.question(now);
             self.probes += 1;
             self.emit(Kind::Probe);
-            KEEPALIVE_INTERVAL
+            self.interval
         } else {
             self.idle - elapsed
         };
