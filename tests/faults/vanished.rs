@@ -2,7 +2,7 @@
 //! the budget, named with the right leg and evidence, and the other side sees an abort.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -13,6 +13,7 @@ use crate::tests;
 pub const TESTS: &[Test] = tests![
     client_vanishes_while_idle,
     service_vanishes_while_idle,
+    client_vanishes_while_idle_with_a_long_budget,
     client_vanishes_with_data_in_flight,
     service_vanishes_with_data_in_flight,
     late_write_towards_a_vanished_client_buys_no_time,
@@ -35,11 +36,11 @@ pub const TESTS: &[Test] = tests![
 ];
 
 /// Longer than a probe interval, so that a leg is really quiet.
-const QUIET: std::time::Duration = ms(1300);
+const QUIET: Duration = ms(1300);
 /// A peer that answers ten times a second was last heard when it vanished: the histogram and the
 /// test's clock agree, to 0.1 s on an idle machine. (When the healthy end sees the abort late, the
 /// difference is smaller.)
-const AGREES: std::time::Duration = ms(800);
+const AGREES: Duration = ms(800);
 /// More than all buffers on the way can take.
 const MORE_THAN_FITS: u64 = 16 << 20;
 
@@ -60,6 +61,25 @@ fn client_vanishes_while_idle() {
 
 fn service_vanishes_while_idle() {
     vanishes_while_idle(Host::Service);
+}
+
+/// From a probe interval of 4 s on, an unanswered probe is repeated every two or three seconds.
+fn client_vanishes_while_idle_with_a_long_budget() {
+    const DETECT: Duration = ms(20_000);
+    let flags = ["--detect-within", "20s", "--probe-interval", "4s"];
+    let case = Case::with_all_flags(&flags, Options::default());
+    let (_client, service) = case.session();
+    thread::sleep(QUIET);
+    let cut = case.cut(Host::Client);
+    let (at, end) = service.wait_end(DETECT + ms(1000) + SLACK);
+    assert_eq!(end, End::Reset);
+    let after = at.duration_since(cut);
+    assert!(after >= DETECT - ms(4300), "found after only {after:?}");
+    assert!(
+        after <= DETECT + ms(1000) + SLACK,
+        "found only after {after:?}"
+    );
+    case.expect_counted_dead("downstream", "keepalive");
 }
 
 fn client_vanishes_with_data_in_flight() {
