@@ -28,6 +28,20 @@ pub struct Policy {
 }
 
 impl Policy {
+    /// Only the promise.
+    #[cfg(test)]
+    pub(super) const fn without_limits(detect_within: Millis, probe_interval: Millis) -> Self {
+        Self {
+            detect_within,
+            probe_interval,
+            idle_timeout: None,
+            half_close_timeout: None,
+            stall_timeout: None,
+            first_response_timeout: None,
+            max_duration: None,
+        }
+    }
+
     /// When the kernel is to ask a quiet peer: whole seconds, in ms. A second sooner than
     /// promised, where that is possible: after an outage of nearly D - I the kernel's next
     /// question is up to a second away when data was written meanwhile, and its longer timers
@@ -103,8 +117,8 @@ impl Policy {
         after_probe.min(1200)
     }
 
-    /// A quiet leg is suspected when it has said nothing for this long: one probe interval, and
-    /// a second for the first unanswered probe.
+    /// A quiet leg is suspected when it has said nothing for this long, and two probes are
+    /// unanswered. (The second may come a second later than this where they are 3 s apart.)
     #[must_use]
     pub fn suspect_after(&self) -> Millis {
         self.probe_interval + 1000
@@ -126,15 +140,7 @@ mod tests {
     use super::*;
 
     fn interval(probe_interval: Millis, hz: u64) -> Millis {
-        let policy = Policy {
-            detect_within: 5 * probe_interval,
-            probe_interval,
-            idle_timeout: None,
-            half_close_timeout: None,
-            stall_timeout: None,
-            first_response_timeout: None,
-            max_duration: None,
-        };
+        let policy = Policy::without_limits(5 * probe_interval, probe_interval);
         policy.keepalive_interval(1_000_000 / hz)
     }
 

@@ -248,15 +248,7 @@ mod tests {
     const LIFE: Millis = 100_000;
 
     fn policy(probe_interval: Millis) -> Policy {
-        Policy {
-            detect_within: DEADLINE - LIFE,
-            probe_interval,
-            idle_timeout: None,
-            half_close_timeout: None,
-            stall_timeout: None,
-            first_response_timeout: None,
-            max_duration: None,
-        }
+        Policy::without_limits(DEADLINE - LIFE, probe_interval)
     }
 
     /// Written 300 ms after the last sign of life; loss probe at 500, timeouts at 700, 1100,

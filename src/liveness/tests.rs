@@ -8,15 +8,7 @@ const T0: Millis = 1_000_000;
 
 /// D = 30 s, I = 6 s: the last questions from 28.8 s, the verdict at 30.75 s.
 fn policy() -> Policy {
-    Policy {
-        detect_within: 30_000,
-        probe_interval: 6000,
-        idle_timeout: None,
-        half_close_timeout: None,
-        stall_timeout: None,
-        first_response_timeout: None,
-        max_duration: None,
-    }
+    Policy::without_limits(30_000, 6000)
 }
 
 /// A leg that was heard `age` ago and has nothing under way.

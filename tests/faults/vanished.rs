@@ -63,7 +63,7 @@ fn service_vanishes_while_idle() {
     vanishes_while_idle(Host::Service);
 }
 
-/// From a probe interval of 4 s on, an unanswered probe is repeated every two or three seconds.
+/// From a probe interval of 4 s on, an unanswered probe may be repeated only after 2 or 3 s.
 fn client_vanishes_while_idle_with_a_long_budget() {
     const DETECT: Duration = ms(20_000);
     let flags = ["--detect-within", "20s", "--probe-interval", "4s"];
