@@ -363,12 +363,13 @@ impl Session {
         };
         let metrics = &self.service.metrics;
         let duration = Duration::from_millis(now - self.started);
-        metrics.closed(close.reason, duration, &traffic);
         let silent = Duration::from_millis(close.silent_for);
         let found_dead = close.reason.dead_leg().zip(close.evidence);
         if let Some((leg, evidence)) = found_dead {
             metrics.half_open_found(leg, evidence, silent);
         }
+        // Whoever sees an end counted sees why.
+        metrics.closed(close.reason, duration, &traffic);
         telemetry::access_log(&telemetry::AccessRecord {
             id: self.id,
             listener: &self.service.name,

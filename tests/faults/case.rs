@@ -177,6 +177,15 @@ impl Case {
         self.expect_nothing_left();
     }
 
+    /// So many sessions have ended for this reason, whatever became of others. The peers hear of an
+    /// end a moment before it is counted.
+    #[track_caller]
+    pub fn expect_counted(&self, reason: &str, times: usize) {
+        let counted = || self.proxy.closed(reason) == times as f64;
+        let all = || self.proxy.metrics().excerpt("pulsegate_");
+        assert!(eventually(PROMPT, counted), "{reason}:\n{}", all());
+    }
+
     /// No session, no descriptor.
     #[track_caller]
     pub fn expect_nothing_left(&self) {

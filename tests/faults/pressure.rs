@@ -105,9 +105,8 @@ fn the_gone_and_the_useless_make_room_for_newcomers() {
         service.send_every(500, ms(200));
         active.push((client, service));
     }
-    let closed = |reason| case.proxy.closed(reason);
-    assert_eq!(closed("downstream_dead"), VANISHED as f64);
-    assert_eq!(closed("shed"), (HALF_CLOSED + MUTE) as f64);
+    case.expect_counted("downstream_dead", VANISHED);
+    case.expect_counted("shed", HALF_CLOSED + MUTE);
     // Everybody is active now: whoever comes is refused, and nobody else is touched.
     let refused: Vec<_> = (0..3)
         .map(|_| case.net.dial(Host::Healthy, Options::default()))
@@ -115,7 +114,7 @@ fn the_gone_and_the_useless_make_room_for_newcomers() {
     for client in &refused {
         assert_eq!(client.wait_end(REFUSED_WITHIN).1, End::Reset);
     }
-    assert_eq!(closed("rejected"), 3.0);
+    case.expect_counted("rejected", 3);
     expect_whole(&active);
     drop((vanishing, half_closed, mute, active, refused));
     case.net.heal(Host::Client);
@@ -160,7 +159,7 @@ fn a_client_that_would_only_wait_ends_nobody() {
     thread::sleep(ms(3000));
     let refused = case.net.dial(Host::Healthy, Options::default());
     assert_eq!(refused.wait_end(REFUSED_WITHIN).1, End::Reset);
-    assert_eq!(case.proxy.closed("rejected"), 1.0);
+    case.expect_counted("rejected", 1);
     assert!(half_closed.is_open() && waiting.is_open());
     expect_whole(&active);
     // Its turn comes.
@@ -312,7 +311,7 @@ fn the_useless_go_for_memory_but_not_in_vain() {
     let stopped = eventually(ROUNDS, || case.proxy.output().contains(GAVE_UP));
     let all = case.proxy.metrics();
     assert!(stopped, "{}", all.excerpt("pulsegate_"));
-    assert_eq!(all.closed("downstream_dead"), vanished.len() as f64);
+    case.expect_counted("downstream_dead", vanished.len());
     // Five rounds, of which the first ends the vanished.
     let ended = shed(&case, "memory");
     assert!((5.0..=6.0).contains(&ended), "{ended}");
@@ -327,7 +326,7 @@ fn the_useless_go_for_memory_but_not_in_vain() {
     // Nobody else goes by the policy of this listener, so newcomers have to.
     let refused = case.net.dial(Host::Healthy, Options::default());
     assert_eq!(refused.wait_end(REFUSED_WITHIN).1, End::Reset);
-    assert_eq!(case.proxy.closed("rejected"), 1.0);
+    case.expect_counted("rejected", 1);
     case.proxy.set_memory_in_use(MEMORY / 100 * 50);
     let over = "memory is not short any more";
     assert!(eventually(ROUNDS, || case.proxy.output().contains(over)));
@@ -364,9 +363,8 @@ fn waiting_clients_go_for_memory_before_sessions() {
     assert!(ends.iter().all(|(_, end)| *end == End::Reset));
     let (at, _) = half_closed.wait_end(ROUNDS);
     assert!(ends[0].0 < at, "a session went before a waiting client");
-    assert_eq!(case.proxy.closed("rejected"), 2.0);
-    let ended = || case.proxy.closed("shed") == 1.0;
-    assert!(eventually(PROMPT, ended), "{}", case.proxy.closed("shed"));
+    case.expect_counted("rejected", 2);
+    case.expect_counted("shed", 1);
     assert_eq!(shed(&case, "memory"), 3.0);
     expect_whole(&active);
     drop(service);

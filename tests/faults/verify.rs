@@ -388,7 +388,7 @@ fn client_in_the_queue_can_be_asked() {
     expect_leg(&found, "downstream", "silent", "keepalive", PROVEN_MS);
     assert_eq!(found["closed"], true, "{found}");
     assert!(eventually(PROMPT, || queued() == 1.0), "{}", queued());
-    assert_eq!(case.proxy.closed("downstream_dead"), 1.0);
+    case.expect_counted("downstream_dead", 1);
     assert!(client.is_open() && service.is_open() && live.is_open());
 }
 
