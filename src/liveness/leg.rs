@@ -7,6 +7,7 @@ use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
 use super::reason::{CloseReason, Evidence, Leg};
 use super::repetition::{Repetitions, lower_half};
 use super::sample::{LegSample, TcpState};
+use super::withdrawn::{self, Window};
 
 /// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
 const AGE_JITTER: Millis = 20;
@@ -17,6 +18,9 @@ const FINAL_LOOK_EVERY: Millis = 100;
 const AWAITED_LOOK_EVERY: Millis = 20;
 /// A leg with an unanswered question is looked at this often until the final phase.
 pub const SUSPECT_LOOK_EVERY: Millis = 1000;
+/// A leg that carries data is looked at this often, and so it is to be soon after it begins to: its
+/// peer may take the window back, and the kernel would give it up 2 s after it fell silent, ms.
+pub const BUSY_LOOK_EVERY: Millis = 1500;
 /// A question must have been pending for this long before its silence counts, and for one and a
 /// half round trips where that is longer.
 const MIN_UNANSWERED: Millis = 100;
@@ -123,6 +127,7 @@ pub struct LegState {
     /// When one more was seen to be unanswered after that.
     asked_late: AfterBack,
     pub condition: Condition,
+    window: Window,
 }
 
 impl LegState {
@@ -183,11 +188,15 @@ impl LegState {
     }
 
     fn note_stall(&mut self, now: Millis, seen: Millis, sample: &LegSample) {
-        let taking_no_data = sample.zero_window && sample.notsent > 0;
+        let took_some = self.window.moved(sample);
+        let taking_no_data = sample.zero_window && !sample.is_silent();
         // The window may have been closed for long before there was anything to send, and its
         // opening be lost: only the time since the last look that saw no stall can count.
         let since = self.stalled.get().unwrap_or(seen);
-        self.stalled = if taking_no_data {
+        self.stalled = if taking_no_data && sample.is_withdrawn() && !took_some {
+            // What is repeated is sent, too.
+            Mark::at(since)
+        } else if taking_no_data {
             Mark::at(since.max(now - sample.last_sent_age))
         } else {
             Mark::default()
@@ -200,6 +209,10 @@ impl LegState {
             Condition::Phantom => CloseReason::UpstreamPhantom,
             _ => CloseReason::dead(leg),
         }
+    }
+
+    fn deadline(&self, policy: &Policy) -> Millis {
+        self.life + policy.detect_within
     }
 
     pub fn asked(&self) -> Option<Millis> {
@@ -238,8 +251,9 @@ impl LegState {
         // A single probe may be on its way at any time: the second one says that the first was
         // not answered, or, to a peer far away, the one that comes a round trip and a half later.
         let probed = Millis::from(sample.probes) >= 2 + answer_takes / FINAL_ASK_EVERY;
-        let repeated = sample.retransmits >= 2
-            || (sample.retransmits == 1 && sample.last_sent_age >= answer_takes);
+        let repetitions = sample.unanswered_repetitions();
+        let repeated =
+            repetitions >= 2 || (repetitions == 1 && sample.last_sent_age >= answer_takes);
         let due_since = match question(sample) {
             None => None,
             Some(Evidence::Retransmit) if repeated => Some(SUSPECT_LOOK_EVERY),
@@ -303,6 +317,15 @@ impl LegState {
             return now;
         }
         let back = self.back_by(policy, sample);
+        if sample.is_withdrawn() {
+            let sent = now - sample.last_sent_age;
+            let awaited_until = withdrawn::awaited_until(self.deadline(policy), policy);
+            return if sent >= back {
+                awaited_until.min(sent + sample.answer_takes())
+            } else {
+                awaited_until
+            };
+        }
         // By then one more question was asked, whatever else is known of it. Without such an end a
         // peer a second away would be waited for again with each question.
         let last_chance = back + SLOWEST_QUESTION + LATE_QUESTION + sample.answer_takes();
@@ -322,7 +345,10 @@ impl LegState {
     /// A peer that was away for less than D - I is back by then. When that began it had been heard
     /// one probe interval before at most, and behind a closed window one window probe.
     fn back_by(&self, policy: &Policy, sample: &LegSample) -> Millis {
-        let deadline = self.life + policy.detect_within;
+        let deadline = self.deadline(policy);
+        if sample.is_withdrawn() {
+            return withdrawn::back_by(deadline, policy);
+        }
         if sample.unacked > 0 {
             return deadline;
         }
@@ -362,8 +388,30 @@ impl LegState {
             || questions(sample) > self.questions_before
     }
 
+    /// The longest gap that the kernel is to leave between two repetitions, if it is to be set.
+    pub fn longest_gap(
+        &mut self,
+        now: Millis,
+        policy: &Policy,
+        sample: &LegSample,
+    ) -> Option<Millis> {
+        self.window.longest_gap(now, self.life, policy, sample)
+    }
+
     pub fn next_look(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
-        let deadline = self.life + policy.detect_within;
+        let next = self.next_look_for_life(now, policy, sample);
+        if sample.is_withdrawn() {
+            next.min(withdrawn::next_look(now, sample))
+                .min(now + SUSPECT_LOOK_EVERY)
+        } else if sample.is_silent() {
+            next
+        } else {
+            next.min(now + BUSY_LOOK_EVERY)
+        }
+    }
+
+    fn next_look_for_life(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+        let deadline = self.deadline(policy);
         let final_phase = deadline - policy.final_phase();
         if now < final_phase {
             return match self.asked() {
@@ -409,8 +457,7 @@ fn patience(sample: &LegSample) -> Millis {
 
 /// What the kernel has asked the peer and got no answer to.
 pub fn question(sample: &LegSample) -> Option<Evidence> {
-    let retransmitted = sample.unacked > 0 && sample.retransmits > 0;
-    if sample.probes == 0 && !retransmitted {
+    if sample.probes == 0 && sample.unanswered_repetitions() == 0 {
         None
     } else if sample.unacked > 0 {
         Some(Evidence::Retransmit)
@@ -423,12 +470,8 @@ pub fn question(sample: &LegSample) -> Option<Evidence> {
 
 /// How many of them, as far as one byte can tell.
 fn questions(sample: &LegSample) -> u8 {
-    let retransmitted = if sample.unacked > 0 {
-        sample.retransmits
-    } else {
-        0
-    };
-    u8::try_from(sample.probes.saturating_add(retransmitted)).unwrap_or(u8::MAX)
+    let questions = sample.probes.saturating_add(sample.unanswered_repetitions());
+    u8::try_from(questions).unwrap_or(u8::MAX)
 }
 
 /// Whether the silence after a question means something. Window probes are rare where the kernel

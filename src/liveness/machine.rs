@@ -40,6 +40,9 @@ pub struct Close {
 pub struct Verdict {
     /// Per leg, what to do to the socket.
     pub ask: [Option<Ask>; 2],
+    /// Per leg, the longest gap that the kernel is to leave between two repetitions, ms, where it is
+    /// to be set: the usual second, or more.
+    pub longest_gap: [Option<Millis>; 2],
     /// End the session.
     pub close: Option<Close>,
     /// Look again at this time, always later than the look itself.
@@ -115,12 +118,14 @@ impl Machine {
     pub fn look(&mut self, now: Millis, policy: &Policy, look: &Look) -> Verdict {
         let now = now.max(self.last_look);
         let mut ask = [None; 2];
+        let mut longest_gap = [None; 2];
         let mut dead = [None; 2];
         for leg in LEGS {
             if let Some(sample) = &look.legs[leg as usize] {
                 let sample = sample.clamped(now - self.start);
                 let state = &mut self.legs[leg as usize];
                 ask[leg as usize] = state.observe(now, policy, leg, &sample);
+                longest_gap[leg as usize] = state.longest_gap(now, policy, &sample);
                 dead[leg as usize] = state.death(now, policy, &sample);
             }
         }
@@ -131,7 +136,12 @@ impl Machine {
         let watched = look.legs.map(|s| s.filter(|s| s.state != TcpState::Closed));
         let next = self.next_look(now, policy, watched, whole);
         self.check_invariants(now, next);
-        Verdict { ask, close, next }
+        Verdict {
+            ask,
+            longest_gap,
+            close,
+            next,
+        }
     }
 
     /// A socket reported an error. `after` is a sample taken after it: a question that was

@@ -65,9 +65,10 @@ mod sample;
 mod shed;
 #[cfg(test)]
 mod tests;
+mod withdrawn;
 
 pub use inquiry::{Answer, Inquiry, Method, Step};
-pub use leg::Condition;
+pub use leg::{BUSY_LOOK_EVERY, Condition};
 pub use machine::{Ask, Close, Fault, LegView, Machine, Timer, Verdict};
 pub use policy::{Millis, Policy};
 pub use pressure::{Pressure, Reading};

@@ -127,7 +127,7 @@ impl Policy {
 
 /// How exact a timer of so many ticks is, in ticks: it ends at a multiple of this. The kernel's timer
 /// wheel is eight times coarser with each level (kernel/time/timer.c, the table of levels).
-const fn granule(ticks: u64) -> u64 {
+pub(super) const fn granule(ticks: u64) -> u64 {
     let mut granule = 1;
     while ticks >= 63 * granule {
         granule *= 8;

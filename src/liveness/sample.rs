@@ -101,6 +101,20 @@ impl LegSample {
         self.unacked == 0 && self.notsent == 0
     }
 
+    /// The peer has taken back the window that data of ours was on its way to. The kernel repeats that
+    /// data and does not count it (`tcp_retransmit_timer`, net/ipv4/tcp_timer.c).
+    pub(super) fn is_withdrawn(&self) -> bool {
+        self.unacked > 0 && self.zero_window
+    }
+
+    /// Unanswered repetitions of the oldest segment, as far as they are counted: where they are not,
+    /// one that came after the last acknowledgement.
+    pub(super) fn unanswered_repetitions(&self) -> u32 {
+        let uncounted = self.is_withdrawn() && self.last_sent_age < self.last_ack_age;
+        let counted = if self.unacked > 0 { self.retransmits } else { 0 };
+        counted.max(uncounted.into())
+    }
+
     /// From the last sign of life to the next question behind a closed window, at most, ms: the
     /// gap doubles with each, whether it is answered or not, up to a second. Where none was
     /// answered yet, the peer was asked by keepalive.

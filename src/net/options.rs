@@ -90,6 +90,12 @@ pub fn probe_now(fd: RawFd) -> io::Result<()> {
     set(fd, sockopt::KEEPIDLE, 1)
 }
 
+/// Has the kernel leave no more than this between two repetitions, ms, where it can be told.
+pub fn repeat_every(fd: RawFd, longest_gap: Millis) {
+    let gap = i32::try_from(longest_gap).unwrap_or(KERNEL_RTO_MAX_MS);
+    let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, gap);
+}
+
 /// Returns to the normal probe interval.
 ///
 /// # Errors

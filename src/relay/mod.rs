@@ -47,6 +47,13 @@ impl Counters {
         self.answers_before.load(Ordering::Acquire)
     }
 
+    /// Changes once in a while where much is sent: with each 32 KiB that a leg was given. A receiver
+    /// takes about 100 KB by default before its memory is used up, tiny segments and all.
+    pub fn blocks_sent(&self) -> u64 {
+        let blocks = |sent: &AtomicU64| sent.load(Ordering::Relaxed) >> 15;
+        self.sent.iter().map(blocks).sum()
+    }
+
     fn written_to_upstream(&self) -> u64 {
         self.sent[Leg::Upstream as usize].load(Ordering::Relaxed)
     }

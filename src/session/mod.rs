@@ -104,6 +104,8 @@ pub struct Session {
     ordered: AtomicBool,
     /// It is older than what is called young, and under watch.
     old: AtomicBool,
+    /// The monitor will look soon enough for a session that carries data.
+    looked_at: AtomicBool,
     /// Its task was deaf to errors of a leg when it was young.
     deaf: AtomicBool,
     state: Mutex<State>,
@@ -148,6 +150,7 @@ impl Session {
             counters: Counters::default(),
             ordered: AtomicBool::new(false),
             old: AtomicBool::new(false),
+            looked_at: AtomicBool::new(false),
             deaf: AtomicBool::new(false),
             state: Mutex::new(State {
                 phase: Phase::Connecting,

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Phase, Session, State, Table};
-use crate::liveness::{Ask, Condition, LEGS, Machine, Millis};
+use crate::liveness::{Ask, BUSY_LOOK_EVERY, Condition, LEGS, Machine, Millis};
 use crate::metrics::Metrics;
 use crate::net::options;
 use crate::sys;
@@ -16,8 +16,8 @@ const BATCH: usize = 16;
 /// A look that is not urgent is put off to the next multiple of this, so that many share one
 /// wake-up, ms.
 const GRID: Millis = 100;
-/// What is due later than this from now is not urgent, ms.
-const URGENT: Millis = 1500;
+/// What is due so much later than now, or more, is not urgent, ms.
+const URGENT: Millis = BUSY_LOOK_EVERY;
 
 /// Runs for as long as the worker.
 pub async fn monitor(table: Arc<Table>, metrics: Arc<Metrics>) {
@@ -78,7 +78,9 @@ impl Session {
         }
         // A look costs as much as the options: most sessions have nothing to tell yet.
         let first = state.machine.first_look(&self.service.policy);
-        Some(state.put_off(now, first.max(now + 1)))
+        let first = state.put_off(now, first.max(now + 1));
+        self.will_be_looked_at(now, first);
+        Some(first)
     }
 
     /// Brings the next look forward to now; true if there is one to bring forward.
@@ -96,7 +98,30 @@ impl Session {
         if state.phase != Phase::Open || state.due != at {
             return None;
         }
-        Some(self.look_locked(&mut state, now))
+        let next = self.look_locked(&mut state, now);
+        self.will_be_looked_at(now, next);
+        Some(next)
+    }
+
+    fn will_be_looked_at(&self, now: Millis, at: Millis) {
+        let soon = at < now + BUSY_LOOK_EVERY + GRID;
+        self.looked_at.store(soon, Ordering::Relaxed);
+    }
+
+    /// Data flows, and the next look may be far away: brings it forward to when one is due for a
+    /// session that carries data.
+    pub(super) fn look_soon(&self, table: &Table, key: u32) {
+        let now = sys::now();
+        let mut state = self.lock();
+        if state.phase != Phase::Open || !state.watched {
+            return;
+        }
+        let known = state.due;
+        let due = state.put_off(now, known.min(now + BUSY_LOOK_EVERY));
+        self.will_be_looked_at(now, due);
+        if due != known {
+            table.schedule(due, key);
+        }
     }
 
     /// Looks now, for fresh figures. The next look stays where it is.
@@ -133,6 +158,9 @@ impl Session {
                 }
                 None => {}
             }
+            if let Some(gap) = verdict.longest_gap[leg as usize] {
+                options::repeat_every(fd, gap);
+            }
         }
         if let Some(close) = verdict.close {
             self.order_locked(state, close);
@@ -165,7 +193,7 @@ impl Session {
 
 impl State {
     fn put_off(&mut self, now: Millis, next: Millis) -> Millis {
-        self.due = if next > now + URGENT {
+        self.due = if next >= now + URGENT {
             next.next_multiple_of(GRID)
         } else {
             next

@@ -101,7 +101,8 @@ impl<P: Send + Unpin + 'static> Task<P> {
             },
             Stage::Relaying(relay, legs) => {
                 let both = [&legs[0], &legs[1]];
-                let end = match session.poll_relay(relay, both, cx) {
+                let place = (&*self.entry.table, self.entry.key);
+                let end = match session.poll_relay(relay, both, place, cx) {
                     Poll::Ready(end) => Some(end),
                     // A leg that is not read cannot tell that it failed. Most sessions are over
                     // or are read again before that matters.
@@ -379,8 +380,9 @@ async fn watch_errors(shared: &Shared, relay: &mut Relay, legs: [&TcpStream; 2])
     let session = &shared.session;
     let mut failed = [pin!(legs[0].failed()), pin!(legs[1].failed())];
     let mut half_closed = false;
+    let place = (&*shared.table, shared.key);
     poll_fn(|cx| {
-        if let Poll::Ready(end) = session.poll_relay(relay, legs, cx) {
+        if let Poll::Ready(end) = session.poll_relay(relay, legs, place, cx) {
             return Poll::Ready(end);
         }
         if relay.is_half_closed() && !std::mem::replace(&mut half_closed, true) {
@@ -421,12 +423,18 @@ impl Session {
         &self,
         relay: &mut Relay,
         legs: [&TcpStream; 2],
+        (table, key): (&Table, u32),
         cx: &mut Context<'_>,
     ) -> Poll<Ended> {
         if let Poll::Ready(close) = self.take_order() {
             return Poll::Ready(Ended::Ordered(close));
         }
-        relay.poll(legs, &self.counters, cx).map(Ended::Relay)
+        let before = self.counters.blocks_sent();
+        let end = relay.poll(legs, &self.counters, cx);
+        if self.counters.blocks_sent() != before && !self.looked_at.load(Ordering::Relaxed) {
+            self.look_soon(table, key);
+        }
+        end.map(Ended::Relay)
     }
 
     fn cannot_connect(&self, error: &io::Error) -> Close {

@@ -1,0 +1,188 @@
+//! A window that was taken back.
+//!
+//! A receiver that has no memory left for what is on its way drops it and closes its window (Linux
+//! does since 6.6, `tcp_data_queue`, net/ipv4/tcp_input.c): a stalled reader of a stream of tiny
+//! segments comes to that, because each takes much more memory than it has bytes. From then on the
+//! sender's kernel repeats the first segment as its question, doubling the gap up to
+//! `TCP_RTO_MAX_MS`, and gives the connection up at the first one that comes more than twice that
+//! after the last acknowledgement (`tcp_rtx_probe0_timed_out`, net/ipv4/tcp_timer.c). With our gap of
+//! a second that is a verdict after two.
+//!
+//! So while such a peer is silent, the longest gap is raised ahead of each repetition, so that the
+//! kernel survives it, and no further than needed, since it is the next gap as well: the last
+//! repetition before the verdict is to come when a peer that was away for less than D - I is back.
+
+use std::ops::RangeInclusive;
+
+use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
+use super::sample::LegSample;
+
+/// Two readings of the kernel's clock, at its coarsest tick, and as much again, ms.
+const MARGIN: Millis = 40;
+/// After a repetition was due, the next gap is arranged, ms.
+const ARRANGED_AFTER: Millis = 30;
+/// The answer to the last repetition has this long, ms.
+const ANSWER_TAKES: Millis = 50;
+/// `TCP_RTO_MAX_MS` goes up to here (tcp(7)), ms.
+const LONGEST_GAP: Millis = 120_000;
+
+/// What is kept of the window of a peer, in one byte: there are two for each session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Window(u8);
+
+impl Window {
+    /// The longest gap is not the usual one.
+    const RAISED: u8 = 0x80;
+
+    /// Whether the peer has acknowledged something since the last call; from what is kept, a move that
+    /// is not seen is one in 128.
+    pub fn moved(&mut self, sample: &LegSample) -> bool {
+        let spread = sample.bytes_acked.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let digest = spread.to_be_bytes()[0] & !Self::RAISED;
+        let moved = self.0 & !Self::RAISED != digest;
+        self.0 = self.0 & Self::RAISED | digest;
+        moved
+    }
+
+    /// The longest gap that the kernel is to leave between two repetitions from now on, ms, if it is to
+    /// be set; `life` is the last sign of life.
+    pub fn longest_gap(
+        &mut self,
+        now: Millis,
+        life: Millis,
+        policy: &Policy,
+        sample: &LegSample,
+    ) -> Option<Millis> {
+        let gap = if sample.is_withdrawn() {
+            longest_gap(now, life, policy, sample)
+        } else {
+            SLOWEST_QUESTION
+        };
+        let was_raised = self.0 & Self::RAISED != 0;
+        let is_raised = gap > SLOWEST_QUESTION;
+        self.0 = self.0 & !Self::RAISED | if is_raised { Self::RAISED } else { 0 };
+        (is_raised || was_raised).then_some(gap)
+    }
+}
+
+fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+    let next = next_repetition(now, sample);
+    let heard = now - sample.last_ack_age;
+    let least = SLOWEST_QUESTION.max((next - heard) / 2 + MARGIN);
+    // The kernel doubles it at most.
+    let most = least.max(2 * sample.rto_ms);
+    let silent = next - heard;
+    let stop = stop_within(
+        silent + least..=silent + most,
+        last_repetition(life, policy).saturating_sub(heard),
+    );
+    let gap = match stop {
+        Some(stop) => stop - silent,
+        None if next + most < last_repetition(life, policy) => most,
+        None => least,
+    };
+    gap.min(LONGEST_GAP)
+}
+
+/// Where in this stretch of silence a repetition has to be for another to be at `last` in the end.
+/// Each has to come after half as much silence again at least, and a part of that may be lost on late
+/// timers; and not after much more, since the gap before it, doubled, has to suffice.
+fn stop_within(stretch: RangeInclusive<Millis>, last: Millis) -> Option<Millis> {
+    let (mut low, mut high) = (last, last);
+    while high >= *stretch.start() {
+        let common = low.max(*stretch.start())..=high.min(*stretch.end());
+        if !common.is_empty() {
+            return Some(common.start().midpoint(*common.end()));
+        }
+        (low, high) = (low * 5 / 9, high * 20 / 31);
+    }
+    None
+}
+
+/// When to look again: the gap behind the next repetition has to be arranged before that one.
+pub fn next_look(now: Millis, sample: &LegSample) -> Millis {
+    next_repetition(now, sample) + ARRANGED_AFTER
+}
+
+/// A peer that was away for less than D - I is back by then; it was heard one question before.
+pub fn back_by(deadline: Millis, policy: &Policy) -> Millis {
+    deadline - policy.back_sooner(SLOWEST_QUESTION)
+}
+
+/// No verdict before this, if the last repetition is still to come.
+pub fn awaited_until(deadline: Millis, policy: &Policy) -> Millis {
+    let tolerated = deadline + 2 * policy.grace() - ANSWER_TAKES;
+    tolerated.max(back_by(deadline, policy) + SLOWEST_QUESTION + LATE_QUESTION)
+}
+
+/// When the last repetition before the verdict is to come.
+fn last_repetition(life: Millis, policy: &Policy) -> Millis {
+    let deadline = life + policy.detect_within;
+    let early = deadline - policy.detect_within / 16;
+    early.max(back_by(deadline, policy) + LATE_QUESTION + MARGIN)
+}
+
+/// A repetition is data sent, and the kernel's timer was set then.
+fn next_repetition(now: Millis, sample: &LegSample) -> Millis {
+    now.max((now + sample.rto_ms).saturating_sub(sample.last_sent_age))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::policy::granule;
+    use super::*;
+
+    /// When a peer is asked that is silent from 0 on, by a kernel whose repetitions were a second
+    /// apart, whose timers end on the grid of such ticks, and that gives up as Linux does.
+    fn asked_at(policy: &Policy, first: Millis, tick: Millis, until: Millis) -> Vec<Millis> {
+        const LIFE: Millis = 1_000_000;
+        let timer = |gap: Millis| {
+            let grid = granule(gap / tick) * tick;
+            (gap / grid + 1) * grid
+        };
+        let (mut sent, mut rto, mut asked) = (LIFE + first - 1000, 1000, Vec::new());
+        loop {
+            let fires = sent.max(LIFE) + ARRANGED_AFTER;
+            let sample = LegSample {
+                unacked: 1,
+                zero_window: true,
+                rto_ms: rto,
+                last_ack_age: fires - LIFE,
+                last_data_age: fires - LIFE,
+                last_sent_age: fires - sent,
+                ..LegSample::default()
+            };
+            let gap = longest_gap(fires, LIFE, policy, &sample);
+            let due = sent + rto;
+            assert!(due - LIFE <= 2 * gap, "given up at {}", due - LIFE);
+            sent += timer(rto);
+            rto = (2 * rto).min(gap);
+            asked.push(sent - LIFE);
+            if sent >= LIFE + until {
+                return asked;
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_never_gives_up_and_asks_before_the_verdict() {
+        for seconds in 2..=120 {
+            for probe_interval in [1000, 1500, 2000, 200 * seconds, 500 * seconds] {
+                let detect_within = 1000 * seconds;
+                let policy = Policy::without_limits(detect_within, probe_interval);
+                // A timer of more than 16 s may be 2 s late: too much where nothing is early.
+                let too_long = policy.needs_last_repetition() && seconds > 40;
+                if probe_interval >= detect_within || probe_interval < 1000 || too_long {
+                    continue;
+                }
+                let back = back_by(detect_within, &policy);
+                let end = awaited_until(detect_within, &policy);
+                for (first, tick) in [(1, 1), (400, 4), (1000, 4), (1000, 10)] {
+                    let asked = asked_at(&policy, first, tick, back);
+                    let in_time = asked.last().is_some_and(|last| *last <= end);
+                    assert!(in_time, "{policy:?}: not in {back}..{end}: {asked:?}");
+                }
+            }
+        }
+    }
+}
