@@ -1,6 +1,12 @@
-//! A window that was taken back.
+//! A closed window, and a kernel that would give up the peer behind it.
 //!
-//! A receiver that has no memory left for what is on its way drops it and closes its window (Linux
+//! `TCP_USER_TIMEOUT` puts off every end that the kernel has of its own but two.
+//!
+//! **A closed window.** The kernel gives up once `tcp_retries2` (15) probes of the window are unanswered
+//! (`tcp_probe_timer`, net/ipv4/tcp_timer.c); with one in each second that is a verdict after 15 s. So
+//! a longer D has the probes of a silent peer spread over it, with one in each second at the end again.
+//!
+//! **A window that was taken back.** A receiver that has no memory left for what is on its way drops it and closes its window (Linux
 //! does since 6.6, `tcp_data_queue`, net/ipv4/tcp_input.c): a stalled reader of a stream of tiny
 //! segments comes to that, because each takes much more memory than it has bytes. From then on the
 //! sender's kernel repeats the first segment as its question, doubling the gap up to
@@ -23,6 +29,11 @@ const MARGIN: Millis = 40;
 const ARRANGED_AFTER: Millis = 30;
 /// The answer to the last repetition has this long, ms.
 const ANSWER_TAKES: Millis = 50;
+/// Of the probes that the kernel sends before it gives up, so many are spread, the first of which come
+/// sooner than that; the others are for the end.
+const SPREAD_PROBES: u32 = 9;
+/// So long before D probes are a second apart again, ms.
+const CLOSE_PROBES: Millis = 2000;
 /// `TCP_RTO_MAX_MS` goes up to here (tcp(7)), ms.
 const LONGEST_GAP: Millis = 120_000;
 
@@ -55,6 +66,8 @@ impl Window {
     ) -> Option<Millis> {
         let gap = if sample.is_withdrawn() {
             longest_gap(now, life, policy, sample)
+        } else if sample.notsent > 0 && sample.zero_window {
+            longest_probe_gap(now, life, policy, sample.probes)
         } else {
             SLOWEST_QUESTION
         };
@@ -63,6 +76,17 @@ impl Window {
         self.0 = self.0 & !Self::RAISED | if is_raised { Self::RAISED } else { 0 };
         (is_raised || was_raised).then_some(gap)
     }
+}
+
+/// Between two probes of a closed window, of which so many are unanswered.
+fn longest_probe_gap(now: Millis, life: Millis, policy: &Policy, unanswered: u32) -> Millis {
+    // The answer to a single one may be on its way.
+    if unanswered < 2 {
+        return SLOWEST_QUESTION;
+    }
+    let spread = SPREAD_PROBES.saturating_sub(unanswered).max(1);
+    let left = (life + policy.detect_within).saturating_sub(now + CLOSE_PROBES);
+    (left / Millis::from(spread)).clamp(SLOWEST_QUESTION, LONGEST_GAP)
 }
 
 fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSample) -> Millis {

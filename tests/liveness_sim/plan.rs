@@ -1,6 +1,6 @@
 //! What a seed stands for: the policy, the hosts, the roughness of the monitor, the actions.
 
-use pulsegate::liveness::Policy;
+use pulsegate::liveness::{BUSY_LOOK_EVERY, Policy};
 
 use crate::rng::Rng;
 use crate::tcp::{Kernel, Ms, Sack};
@@ -58,6 +58,8 @@ pub struct Plan {
     /// The peers' own keepalive.
     pub peer_keepalive: [Option<Ms>; 2],
     pub buffer: u64,
+    /// Of a peer's kernel that runs out of it before its window is full, bytes.
+    pub memory: Option<u64>,
     /// The kernel's boot lies this long before the session.
     pub boot: Ms,
     /// One look in this many misses a sample (0: none), and the monitor pauses and its clock
@@ -103,6 +105,7 @@ impl Plan {
             rtt: [rng.spread(1, 120), rng.spread(1, farthest)],
             peer_keepalive: [keepalive(rng), keepalive(rng)],
             buffer: rng.spread(4_000, 200_000),
+            memory: rng.one_in(4).then(|| rng.spread(100, 4_000)),
             boot: rng.range(0, 30 * 24 * HOUR),
             rough,
             max_gap: if marathon { 100 * HOUR } else { quiet_fraction },
@@ -134,8 +137,12 @@ impl Plan {
     /// Both peers live, the monitor is on time, and data goes to the first leg while it is away for
     /// nearly as long as is promised to be survived: the actions, each with its leg.
     pub fn late_writes(&mut self, rng: &mut Rng) -> [(Ms, usize, Action); 3] {
+        self.late_writes_within(rng, 12_000)
+    }
+
+    fn late_writes_within(&mut self, rng: &mut Rng, most: Ms) -> [(Ms, usize, Action); 3] {
         self.make_idle();
-        let d = rng.range(2000, 12_000);
+        let d = rng.range(2000, most);
         self.policy.detect_within = d;
         self.policy.probe_interval = rng.range(SECOND, (d - 500).min(3 * SECOND));
         self.kernel.rto_max = SECOND;
@@ -160,12 +167,26 @@ impl Plan {
 
     /// A live peer that takes no data is away for nearly as long as is promised to be survived.
     pub fn shut_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Action); 3] {
-        let [(begin, _, outage), ..] = self.late_writes(rng);
+        let [(begin, _, outage), ..] = self.late_writes_within(rng, 60_000);
         let d = self.policy.detect_within;
+        self.memory = None;
         [
             (rng.range(0, begin), 0, Action::Stall),
             (begin, 1, Action::Write(2 * self.buffer + 1000)),
             (begin + rng.range(20, 3 * d), 0, outage),
+        ]
+    }
+
+    /// The same, of a peer that has taken its window back while data was on the way to it.
+    pub fn withdrawn_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Action); 4] {
+        let [stall, (begin, to, _), (at, from, outage)] = self.shut_window(rng);
+        let memory = rng.range(100, 4000);
+        self.memory = Some(memory);
+        [
+            stall,
+            (begin, to, Action::Write(memory)),
+            (begin + 300, to, Action::Write(rng.range(1, 3000))),
+            (at + 300 + BUSY_LOOK_EVERY, from, outage),
         ]
     }
 

@@ -1,7 +1,9 @@
 //! One simulated session: two legs with a relay between them, and the monitor that drives the
 //! machine, on a virtual clock that jumps from event to event.
 
-use pulsegate::liveness::{Ask, Close, CloseReason, Fault, LEGS, Leg, Look, Machine, Traffic};
+use pulsegate::liveness::{
+    Ask, BUSY_LOOK_EVERY, Close, CloseReason, Fault, LEGS, Leg, Look, Machine, Traffic,
+};
 
 use crate::leg::{Fate, Leg as SimLeg};
 use crate::plan::{Action, HOUR, Plan};
@@ -79,6 +81,14 @@ impl Session {
         Self::scripted(plan, rng, script.to_vec())
     }
 
+    /// The same, of one that has taken its window back while data was on the way to it.
+    pub fn withdrawn_window(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let mut plan = Plan::new(seed, &mut rng);
+        let script = plan.withdrawn_window(&mut rng);
+        Self::scripted(plan, rng, script.to_vec())
+    }
+
     /// Both peers live, and one is away again and again while data is written to it.
     pub fn flapping(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
@@ -115,7 +125,8 @@ impl Session {
                 rto_max: 120_000,
                 ..plan.kernel
             };
-            let far = Endpoint::new(start, rtt, kernel, buffers, keepalive);
+            let mut far = Endpoint::new(start, rtt, kernel, buffers, keepalive);
+            far.memory = plan.memory;
             SimLeg::new(near, far, rtt)
         };
         let legs = [leg(0), leg(1)];
@@ -301,6 +312,7 @@ impl Session {
             if waiting < NOTSENT_LIMIT && self.legs[from].near.unread() > 0 {
                 let bytes = self.legs[from].near.read_all();
                 self.legs[to].near.write(self.now, bytes);
+                self.look_soon();
                 self.traffic.received[from] += bytes;
                 if !self.legs[to].near.has_fin() {
                     self.traffic.sent[to] += bytes;
@@ -329,6 +341,13 @@ impl Session {
         }
     }
 
+    /// The driver looks soon after data begins to flow, so that a window that closes is seen. (The
+    /// real one does so from some kilobytes on.)
+    fn look_soon(&mut self) {
+        let soon = self.now + BUSY_LOOK_EVERY + self.rng.range(0, GRID);
+        self.look_at = self.look_at.min(soon.max(self.slack.paused_until));
+    }
+
     fn look(&mut self) -> Option<Close> {
         let lag = self.rng.range(0, 2);
         let mut look = Look {
@@ -355,6 +374,10 @@ impl Session {
         assert!(verdict.next > clock, "the next look is not later");
         for leg in LEGS {
             self.ask(leg, verdict.ask[leg as usize]);
+            // An older kernel does not know the option.
+            if let Some(gap) = verdict.longest_gap[leg as usize].filter(|_| self.modern()) {
+                self.legs[leg as usize].near.kernel.rto_max = gap;
+            }
             if look.legs[leg as usize].is_some() {
                 let condition = self.machine.leg(leg).condition;
                 let sim = &self.legs[leg as usize];
@@ -386,6 +409,10 @@ impl Session {
             }
             None => {}
         }
+    }
+
+    fn modern(&self) -> bool {
+        self.plan.kernel.rto_max <= 1000
     }
 
     fn note(&mut self, answer: u64) {

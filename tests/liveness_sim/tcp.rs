@@ -4,7 +4,8 @@
 //! Modelled after Linux 6.18 as measured: a keepalive probe carries an old sequence number, so
 //! its receiver answers it but dates nothing by it; keepalive is silent while anything is
 //! unacknowledged or queued; the user timeout is so large that the kernel never gives up, but
-//! while it is used to bring a retransmission forward.
+//! while it is used to bring a retransmission forward, or where the window of a silent peer is closed:
+//! after so many probes, or sooner where data was on its way to it.
 
 use std::collections::VecDeque;
 
@@ -14,6 +15,8 @@ use pulsegate::liveness::{LegSample, TcpState};
 pub type Ms = u64;
 
 const MIN_RTO: Ms = 200;
+/// `net.ipv4.tcp_retries2`.
+const RETRIES_2: u32 = 15;
 
 /// What kernels differ in.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +105,8 @@ pub struct Endpoint {
     hole: bool,
     edge: u64,
     rto: Ms,
+    /// From one retransmission to the next.
+    gap: Ms,
     retransmits: u32,
     backoff: u32,
     probes: u32,
@@ -123,10 +128,14 @@ pub struct Endpoint {
     rcv_nxt: u64,
     read: u64,
     buffer: u64,
+    /// The memory for what was not read suffices for so many bytes; they come in tiny segments.
+    pub memory: Option<u64>,
     pub fin_received: bool,
     pub reset: bool,
     // Timers.
     rto_at: Option<Ms>,
+    /// When it should fire.
+    rto_due: Ms,
     persist_at: Option<Ms>,
     pub keepalive_at: Option<Ms>,
     pub idle: Ms,
@@ -170,6 +179,7 @@ impl Endpoint {
             hole: false,
             edge,
             rto: MIN_RTO.max(rtt + rtt / 2),
+            gap: MIN_RTO.max(rtt + rtt / 2),
             retransmits: 0,
             backoff: 0,
             probes: 0,
@@ -185,9 +195,11 @@ impl Endpoint {
             rcv_nxt: 0,
             read: 0,
             buffer,
+            memory: None,
             fin_received: false,
             reset: false,
             rto_at: None,
+            rto_due: 0,
             persist_at: None,
             keepalive_at: keepalive.map(|idle| kernel.timer(now, idle)),
             idle: keepalive.unwrap_or(Ms::MAX),
@@ -249,6 +261,16 @@ impl Endpoint {
         self.edge <= self.snd_nxt
     }
 
+    /// The other side has closed it, and not only filled it.
+    fn zero_window_told(&self) -> bool {
+        self.edge <= self.snd_una
+    }
+
+    /// It has done so while data was on its way.
+    pub fn is_withdrawn(&self) -> bool {
+        self.in_flight() && self.zero_window_told()
+    }
+
     pub fn last_dated(&self) -> Ms {
         self.last_ack.max(self.last_data).unwrap_or(self.start)
     }
@@ -283,7 +305,7 @@ impl Endpoint {
     /// The application takes everything that has come.
     pub fn read_all(&mut self) -> u64 {
         let bytes = self.unread();
-        let was_shut = self.room() == 0;
+        let was_shut = self.room() == 0 || self.is_out_of_memory();
         self.read += bytes;
         if was_shut && bytes > 0 {
             self.acknowledge();
@@ -347,6 +369,9 @@ impl Endpoint {
                 return self.report_hole();
             }
             let payload = end - u64::from(fin);
+            if payload > self.rcv_nxt && self.is_out_of_memory() {
+                return self.acknowledge();
+            }
             if payload > self.rcv_nxt {
                 self.last_data = Some(now);
             }
@@ -369,14 +394,14 @@ impl Endpoint {
             probes: self.probes,
             backoff: self.backoff as u8,
             notsent: self.unsent() as u32,
-            zero_window: self.zero_window(),
+            zero_window: self.zero_window_told(),
             last_ack_age: age(self.last_ack),
             last_data_age: age(self.last_data.or(Some(self.start))),
             last_sent_age: age(self.last_sent),
             repeated: self.repeated,
             // The gap between window probes is doubled apart from it.
             rto_ms: if self.in_flight() {
-                self.gap()
+                self.gap
             } else {
                 self.rto
             },
@@ -414,15 +439,24 @@ impl Endpoint {
         }
     }
 
+    fn is_out_of_memory(&self) -> bool {
+        self.memory.is_some_and(|bytes| self.unread() >= bytes)
+    }
+
     fn room(&self) -> u64 {
         self.buffer.saturating_sub(self.unread())
     }
 
     fn emit(&mut self, kind: Kind) {
+        let room = if self.is_out_of_memory() {
+            0
+        } else {
+            self.room()
+        };
         self.out.push(Segment {
             kind,
             ack: self.rcv_nxt,
-            edge: self.rcv_nxt + self.room(),
+            edge: self.rcv_nxt + room,
             hole: false,
         });
     }
@@ -466,18 +500,20 @@ impl Endpoint {
         if self.in_flight() {
             self.persist_at = None;
             if self.rto_at.is_none() {
-                self.rto_at = Some(self.kernel.timer(now, self.gap()));
+                self.gap = self.gap.min(self.kernel.rto_max);
+                self.arm(now, self.gap);
                 self.tail_probe =
                     self.kernel.sack == Sack::WithLossProbe && self.repeating_since.is_none();
             }
         } else if self.unsent() > 0 && self.persist_at.is_none() {
-            self.persist_at = Some(self.kernel.timer(now, self.gap()));
+            self.persist_at = Some(self.kernel.timer(now, self.probe_gap()));
         }
         let shut = self.unsent() > 0 && self.zero_window() && !self.in_flight();
+        let shut = shut || self.is_withdrawn();
         self.shut_since = shut.then(|| self.shut_since.unwrap_or(now));
     }
 
-    fn gap(&self) -> Ms {
+    fn probe_gap(&self) -> Ms {
         (self.rto << self.backoff.min(16)).min(self.kernel.rto_max)
     }
 
@@ -494,10 +530,20 @@ impl Endpoint {
             self.timed_out = true;
             return;
         }
+        let withdrawn = self.is_withdrawn();
+        let heard = self.last_ack.unwrap_or(self.start);
+        if withdrawn && self.rto_due > heard + 2 * self.kernel.rto_max {
+            self.timed_out = true;
+            return;
+        }
         self.question(now);
-        let mut delay = self.gap();
+        let mut delay = self.gap;
         if std::mem::take(&mut self.tail_probe) {
             self.repeat(now, self.ends.len() - 1);
+        } else if withdrawn {
+            self.repeat(now, 0);
+            self.repeating_since.get_or_insert(now);
+            delay = self.double();
         } else {
             self.repeat(now, 0);
             if self.retransmits == 0 {
@@ -506,11 +552,21 @@ impl Endpoint {
             }
             self.repeating_since.get_or_insert(now);
             self.retransmits += 1;
-            self.backoff += 1;
             let left = self.user_timeout.map(|span| span.saturating_sub(elapsed));
-            delay = self.gap().min(left.unwrap_or(Ms::MAX).max(1));
+            delay = self.double().min(left.unwrap_or(Ms::MAX).max(1));
         }
+        self.arm(now, delay);
+    }
+
+    fn arm(&mut self, now: Ms, delay: Ms) {
+        self.rto_due = now + delay;
         self.rto_at = Some(self.kernel.timer(now, delay));
+    }
+
+    fn double(&mut self) -> Ms {
+        self.backoff += 1;
+        self.gap = (2 * self.gap).min(self.kernel.rto_max);
+        self.gap
     }
 
     /// Sends one of the segments in flight again.
@@ -521,11 +577,15 @@ impl Endpoint {
     }
 
     fn persist(&mut self, now: Ms) {
+        if self.probes >= RETRIES_2 {
+            self.timed_out = true;
+            return;
+        }
         self.question(now);
         self.probes += 1;
         self.backoff += 1;
         self.emit(Kind::Probe);
-        self.persist_at = Some(self.kernel.timer(now, self.gap()));
+        self.persist_at = Some(self.kernel.timer(now, self.probe_gap()));
     }
 
     fn keepalive(&mut self, now: Ms) {
@@ -553,6 +613,7 @@ impl Endpoint {
             self.hole = false;
             self.retransmits = 0;
             self.backoff = 0;
+            self.gap = self.rto;
             self.rto_at = None;
             if !self.in_flight() {
                 self.timeouts += self.timeout_since.take().map_or(0, |at| now - at);
@@ -562,13 +623,14 @@ impl Endpoint {
                 self.repeat(now, 0);
             }
         }
-        self.edge = self.edge.max(edge);
+        // No window at all is believed even where it takes one back (`tcp_may_update_window`).
+        self.edge = if edge <= ack { ack } else { self.edge.max(edge) };
         if !self.zero_window() && !self.in_flight() {
             self.backoff = 0;
             self.persist_at = None;
         } else if self.persist_at.is_some() {
             // An answered window probe: the next one is a whole gap away.
-            self.persist_at = Some(self.kernel.timer(now, self.gap()));
+            self.persist_at = Some(self.kernel.timer(now, self.probe_gap()));
         }
         self.push(now);
     }

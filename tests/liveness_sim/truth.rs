@@ -295,6 +295,11 @@ impl Truth {
     fn check_dead(&self, now: Ms, leg: Leg, close: &Close, sim: &SimLeg) {
         let truth = &self.legs[leg as usize];
         let d = self.policy.detect_within;
+        let by_kernel = self.rough && close.evidence == Some(Evidence::KernelTimeout);
+        if by_kernel && sim.near.zero_window() {
+            // Nobody was there to keep it from that.
+            return;
+        }
         let dated = sim.near.last_dated();
         assert!(
             now + self.rounding() >= dated + d,
@@ -309,7 +314,6 @@ impl Truth {
         );
         assert!(close.evidence.is_some(), "no evidence");
         // The kernel's verdict comes by its own clock, and ours may have stepped back.
-        let by_kernel = self.rough && close.evidence == Some(Evidence::KernelTimeout);
         assert!(
             close.silent_for >= d || by_kernel,
             "silent for {} only",
@@ -368,8 +372,13 @@ impl Truth {
         let Some(since) = self.legs[leg as usize].reachable else {
             return;
         };
-        let settled =
-            since + 2000 + self.policy.probe_interval + slowest_keepalive(&self.policy, sim.rtt);
+        // Behind a closed window the next question may be far away.
+        let spread = if sim.near.zero_window() {
+            self.policy.detect_within
+        } else {
+            self.policy.probe_interval + slowest_keepalive(&self.policy, sim.rtt)
+        };
+        let settled = since + 2000 + spread;
         let asks_often = self.modern || sim.near.is_silent();
         // A peer so far away cannot have answered the first probe when the second one goes out.
         let near = sim.rtt < 900;
