@@ -13,6 +13,8 @@ mod support;
 
 #[path = "faults/case.rs"]
 mod case;
+#[path = "faults/closed_window.rs"]
+mod closed_window;
 #[path = "faults/endings.rs"]
 mod endings;
 #[path = "faults/first_response.rs"]
@@ -42,6 +44,7 @@ fn main() -> ExitCode {
     // The longest case first.
     let all = [
         lifecycle::TESTS,
+        closed_window::TESTS,
         lab::TESTS,
         first_response::TESTS,
         phantom::TESTS,
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         phantom::TESTS,
         verify::TESTS,
         listening::TESTS,
+        closed_window::TESTS,
         vanished::TESTS,
         living::TESTS,
     ];

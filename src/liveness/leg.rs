@@ -470,7 +470,9 @@ pub fn question(sample: &LegSample) -> Option<Evidence> {
 
 /// How many of them, as far as one byte can tell.
 fn questions(sample: &LegSample) -> u8 {
-    let questions = sample.probes.saturating_add(sample.unanswered_repetitions());
+    let questions = sample
+        .probes
+        .saturating_add(sample.unanswered_repetitions());
     u8::try_from(questions).unwrap_or(u8::MAX)
 }
 

@@ -111,7 +111,11 @@ impl LegSample {
     /// one that came after the last acknowledgement.
     pub(super) fn unanswered_repetitions(&self) -> u32 {
         let uncounted = self.is_withdrawn() && self.last_sent_age < self.last_ack_age;
-        let counted = if self.unacked > 0 { self.retransmits } else { 0 };
+        let counted = if self.unacked > 0 {
+            self.retransmits
+        } else {
+            0
+        };
         counted.max(uncounted.into())
     }
 

@@ -25,8 +25,8 @@ use super::sample::LegSample;
 
 /// Two readings of the kernel's clock, at its coarsest tick, and as much again, ms.
 const MARGIN: Millis = 40;
-/// After a repetition was due, the next gap is arranged, ms.
-const ARRANGED_AFTER: Millis = 30;
+/// The answer to a repetition is waited for so long before the next gap is arranged, at most, ms.
+const LONGEST_PATIENCE: Millis = 500;
 /// The answer to the last repetition has this long, ms.
 const ANSWER_TAKES: Millis = 50;
 /// Of the probes that the kernel sends before it gives up, so many are spread, the first of which come
@@ -93,17 +93,21 @@ fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSample) -
     let next = next_repetition(now, sample);
     let heard = now - sample.last_ack_age;
     let least = SLOWEST_QUESTION.max((next - heard) / 2 + MARGIN);
+    let may_be_answered =
+        sample.last_sent_age >= sample.last_ack_age || sample.last_sent_age < patience(sample);
+    if may_be_answered {
+        return least;
+    }
     // The kernel doubles it at most.
     let most = least.max(2 * sample.rto_ms);
     let silent = next - heard;
-    let stop = stop_within(
-        silent + least..=silent + most,
-        last_repetition(life, policy).saturating_sub(heard),
-    );
+    let last = last_repetition(life, policy);
+    let stop = stop_within(silent + least..=silent + most, last.saturating_sub(heard));
     let gap = match stop {
         Some(stop) => stop - silent,
-        None if next + most < last_repetition(life, policy) => most,
-        None => least,
+        // Two in time are better than one, and one late is better than one too soon.
+        None if next + most > last || (silent + least) * 3 / 2 <= policy.detect_within => least,
+        None => most,
     };
     gap.min(LONGEST_GAP)
 }
@@ -118,14 +122,23 @@ fn stop_within(stretch: RangeInclusive<Millis>, last: Millis) -> Option<Millis> 
         if !common.is_empty() {
             return Some(common.start().midpoint(*common.end()));
         }
-        (low, high) = (low * 5 / 9, high * 20 / 31);
+        (low, high) = (low * 5 / 9, high * 25 / 38);
     }
     None
 }
 
 /// When to look again: the gap behind the next repetition has to be arranged before that one.
 pub fn next_look(now: Millis, sample: &LegSample) -> Millis {
-    next_repetition(now, sample) + ARRANGED_AFTER
+    let asked = now - sample.last_sent_age.min(now) + patience(sample);
+    if asked > now {
+        return asked;
+    }
+    next_repetition(now, sample) + patience(sample)
+}
+
+/// From a repetition to the look that tells whether it was answered, ms.
+fn patience(sample: &LegSample) -> Millis {
+    sample.answer_takes().min(LONGEST_PATIENCE)
 }
 
 /// A peer that was away for less than D - I is back by then; it was heard one question before.
@@ -166,7 +179,7 @@ mod tests {
         };
         let (mut sent, mut rto, mut asked) = (LIFE + first - 1000, 1000, Vec::new());
         loop {
-            let fires = sent.max(LIFE) + ARRANGED_AFTER;
+            let fires = sent.max(LIFE) + ANSWER_TAKES;
             let sample = LegSample {
                 unacked: 1,
                 zero_window: true,
@@ -194,8 +207,8 @@ mod tests {
             for probe_interval in [1000, 1500, 2000, 200 * seconds, 500 * seconds] {
                 let detect_within = 1000 * seconds;
                 let policy = Policy::without_limits(detect_within, probe_interval);
-                // A timer of more than 16 s may be 2 s late: too much where nothing is early.
-                let too_long = policy.needs_last_repetition() && seconds > 40;
+                // Long timers may be late by an eighth: too much where nothing is early.
+                let too_long = policy.needs_last_repetition() && seconds > 10;
                 if probe_interval >= detect_within || probe_interval < 1000 || too_long {
                     continue;
                 }

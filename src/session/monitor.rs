@@ -77,7 +77,12 @@ impl Session {
             waker.wake_by_ref();
         }
         // A look costs as much as the options: most sessions have nothing to tell yet.
-        let first = state.machine.first_look(&self.service.policy);
+        let quiet = state.machine.first_look(&self.service.policy);
+        let first = if self.counters.blocks_sent() > 0 {
+            quiet.min(now + BUSY_LOOK_EVERY)
+        } else {
+            quiet
+        };
         let first = state.put_off(now, first.max(now + 1));
         self.will_be_looked_at(now, first);
         Some(first)

@@ -400,11 +400,7 @@ impl Endpoint {
             last_sent_age: age(self.last_sent),
             repeated: self.repeated,
             // The gap between window probes is doubled apart from it.
-            rto_ms: if self.in_flight() {
-                self.gap
-            } else {
-                self.rto
-            },
+            rto_ms: if self.in_flight() { self.gap } else { self.rto },
             timeouts_ms: (self.timeouts + self.timeout_since.map_or(0, |at| now - at)) as u32,
             timeouts: self.timeouts_begun,
             nothing_lost: self.repeating_since.is_none(),
@@ -624,7 +620,11 @@ impl Endpoint {
             }
         }
         // No window at all is believed even where it takes one back (`tcp_may_update_window`).
-        self.edge = if edge <= ack { ack } else { self.edge.max(edge) };
+        self.edge = if edge <= ack {
+            ack
+        } else {
+            self.edge.max(edge)
+        };
         if !self.zero_window() && !self.in_flight() {
             self.backoff = 0;
             self.persist_at = None;

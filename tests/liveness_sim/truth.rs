@@ -248,7 +248,12 @@ impl Truth {
             }
             if close.reason == CloseReason::stalled(leg) {
                 let span = self.policy.stall_timeout.expect("is off");
-                let sent = sim.near.last_sent.unwrap_or(0);
+                let sent = if sim.near.is_withdrawn() {
+                    sim.near.last_new_sent
+                } else {
+                    sim.near.last_sent
+                };
+                let sent = sent.unwrap_or(0);
                 assert!(sim.near.zero_window(), "stalled with an open window");
                 let silent = self.legs[leg as usize]
                     .inaudible
