@@ -110,6 +110,8 @@ pub struct Endpoint {
     retransmits: u32,
     backoff: u32,
     probes: u32,
+    /// Of these, the keepalive probes.
+    pub keepalive_probes: u32,
     /// A loss probe is next, before the first timeout.
     tail_probe: bool,
     repeated: u32,
@@ -183,6 +185,7 @@ impl Endpoint {
             retransmits: 0,
             backoff: 0,
             probes: 0,
+            keepalive_probes: 0,
             tail_probe: false,
             repeated: 0,
             timeout_since: None,
@@ -591,6 +594,7 @@ impl Endpoint {
         } else if elapsed >= self.idle {
             self.question(now);
             self.probes += 1;
+            self.keepalive_probes += 1;
             self.emit(Kind::Probe);
             self.interval
         } else {
@@ -603,6 +607,7 @@ impl Endpoint {
         self.last_ack = Some(now);
         self.questions = 0;
         self.probes = 0;
+        self.keepalive_probes = 0;
         if ack > self.snd_una {
             self.snd_una = ack;
             self.ends.retain(|end| *end > ack);
@@ -611,6 +616,7 @@ impl Endpoint {
             self.backoff = 0;
             self.gap = self.rto;
             self.rto_at = None;
+            self.shut_since = None;
             if !self.in_flight() {
                 self.timeouts += self.timeout_since.take().map_or(0, |at| now - at);
                 self.repeating_since = None;

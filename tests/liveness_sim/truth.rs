@@ -160,8 +160,11 @@ impl Truth {
             if let (Some((since, known)), Some(span)) =
                 (self.stalled[leg as usize], self.policy.stall_timeout)
             {
-                // An unanswered question from before delays it by its answer.
-                self.check_timer(now, "stall", since, known, span + 2000, slack);
+                // An unanswered question from before delays it by the answer to the next one.
+                let shut = legs[leg as usize].near.shut_since;
+                let was_away = shut.is_some_and(|shut| since > shut + GRID);
+                let next = 2000 + u64::from(was_away) * self.policy.detect_within / 2;
+                self.check_timer(now, "stall", since, known, span + next, slack);
             }
         }
         let (at, known) = self.last_byte;
@@ -300,11 +303,13 @@ impl Truth {
     fn check_dead(&self, now: Ms, leg: Leg, close: &Close, sim: &SimLeg) {
         let truth = &self.legs[leg as usize];
         let d = self.policy.detect_within;
-        let by_kernel = self.rough && close.evidence == Some(Evidence::KernelTimeout);
-        if by_kernel && sim.near.zero_window() {
-            // Nobody was there to keep it from that.
+        let by_kernel = close.evidence == Some(Evidence::KernelTimeout);
+        // Nobody was there to keep it from that, or nobody could: keepalive probes count as well.
+        let inevitable = self.rough || sim.near.keepalive_probes > 0;
+        if by_kernel && sim.near.zero_window() && inevitable {
             return;
         }
+        let by_kernel = by_kernel && self.rough;
         let dated = sim.near.last_dated();
         assert!(
             now + self.rounding() >= dated + d,
