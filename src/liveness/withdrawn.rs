@@ -4,7 +4,8 @@
 //!
 //! **A closed window.** The kernel gives up once `tcp_retries2` (15) probes of the window are unanswered
 //! (`tcp_probe_timer`, net/ipv4/tcp_timer.c); with one in each second that is a verdict after 15 s. So
-//! a longer D has the probes of a silent peer spread over it, with one in each second at the end again.
+//! with a longer D the peer is asked each second for some 9 s, so that an inquiry finds out soon; then
+//! rarely; and each second again at the end.
 //!
 //! **A window that was taken back.** A receiver that has no memory left for what is on its way drops it and closes its window (Linux
 //! does since 6.6, `tcp_data_queue`, net/ipv4/tcp_input.c): a stalled reader of a stream of tiny
@@ -29,11 +30,12 @@ const MARGIN: Millis = 40;
 const LONGEST_PATIENCE: Millis = 500;
 /// The answer to the last repetition has this long, ms.
 const ANSWER_TAKES: Millis = 50;
-/// Of the probes that the kernel sends before it gives up, so many are spread, the first of which come
-/// sooner than that; the others are for the end.
-const SPREAD_PROBES: u32 = 9;
+/// Of the probes that the kernel sends before it gives up, so many come at once, up to a second apart.
+const FIRST_PROBES: u32 = 9;
+/// So many are spread over the time that is left; the others are for the end.
+const SPREAD_PROBES: u32 = 2;
 /// So long before D probes are a second apart again, ms.
-const CLOSE_PROBES: Millis = 2000;
+const CLOSE_PROBES: Millis = 1000;
 /// `TCP_RTO_MAX_MS` goes up to here (tcp(7)), ms.
 const LONGEST_GAP: Millis = 120_000;
 
@@ -80,13 +82,16 @@ impl Window {
 
 /// Between two probes of a closed window, of which so many are unanswered.
 fn longest_probe_gap(now: Millis, life: Millis, policy: &Policy, unanswered: u32) -> Millis {
-    // The answer to a single one may be on its way.
-    if unanswered < 2 {
+    if unanswered < FIRST_PROBES {
         return SLOWEST_QUESTION;
     }
-    let spread = SPREAD_PROBES.saturating_sub(unanswered).max(1);
+    let spread = (FIRST_PROBES + SPREAD_PROBES)
+        .saturating_sub(unanswered)
+        .max(1);
     let left = (life + policy.detect_within).saturating_sub(now + CLOSE_PROBES);
-    (left / Millis::from(spread)).clamp(SLOWEST_QUESTION, LONGEST_GAP)
+    let on_time = left / Millis::from(spread);
+    // Long timers are late by up to an eighth.
+    (on_time * 8 / 9).clamp(SLOWEST_QUESTION, LONGEST_GAP)
 }
 
 fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSample) -> Millis {

@@ -110,6 +110,8 @@ impl Truth {
 
     fn observe_leg(&mut self, now: Ms, leg: Leg, sim: &SimLeg, slack: Slack) {
         let keepalive = slowest_keepalive(&self.policy, sim.rtt);
+        // Behind a closed window the next question may be far away.
+        let to_be_asked = u64::from(sim.near.zero_window()) * self.policy.detect_within / 2;
         let truth = &mut self.legs[leg as usize];
         truth.inaudible = match (sim.is_audible(), truth.inaudible) {
             (true, _) => None,
@@ -125,7 +127,7 @@ impl Truth {
             None => {
                 truth.disturbed.get_or_insert(now);
             }
-            Some(since) if now > since + keepalive => truth.disturbed = None,
+            Some(since) if now > since + keepalive + to_be_asked => truth.disturbed = None,
             Some(_) => {}
         }
         let shut = sim.near.shut_since.filter(|_| truth.reachable.is_some());
