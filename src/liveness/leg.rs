@@ -7,7 +7,7 @@ use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
 use super::reason::{CloseReason, Evidence, Leg};
 use super::repetition::{Repetitions, lower_half};
 use super::sample::{LegSample, TcpState};
-use super::withdrawn::{self, Window};
+use super::window::{self, Window};
 
 /// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
 const AGE_JITTER: Millis = 20;
@@ -319,7 +319,7 @@ impl LegState {
         let back = self.back_by(policy, sample);
         if sample.is_withdrawn() {
             let sent = now - sample.last_sent_age;
-            let awaited_until = withdrawn::awaited_until(self.deadline(policy), policy);
+            let awaited_until = window::awaited_until(self.deadline(policy), policy);
             return if sent >= back {
                 awaited_until.min(sent + sample.answer_takes())
             } else {
@@ -347,7 +347,7 @@ impl LegState {
     fn back_by(&self, policy: &Policy, sample: &LegSample) -> Millis {
         let deadline = self.deadline(policy);
         if sample.is_withdrawn() {
-            return withdrawn::back_by(deadline, policy);
+            return window::back_by(deadline, policy);
         }
         if sample.unacked > 0 {
             return deadline;
@@ -401,7 +401,7 @@ impl LegState {
     pub fn next_look(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
         let next = self.next_look_for_life(now, policy, sample);
         if sample.is_withdrawn() {
-            next.min(withdrawn::next_look(now, sample))
+            next.min(window::next_look(now, sample))
                 .min(now + SUSPECT_LOOK_EVERY)
         } else if sample.is_silent() {
             next

@@ -39,9 +39,14 @@
 //!   survived if it is shorter than about (D - I) / 2; a peer that vanished while stalled is found
 //!   at the second unanswered window probe, and one that spoke without acknowledging at the next
 //!   retransmission, up to minutes later.
-//! * A peer that closes its window while data is in flight, because its kernel has no buffer left, is
-//!   given up by ours after twice TCP_RTO_MAX_MS, 2 s, without an acknowledgement
-//!   (`tcp_rtx_probe0_timed_out`, net/ipv4/tcp_timer.c).
+//! * Behind a closed window our kernel would give up a silent peer by itself, after 15 probes, or after
+//!   2 s where the window was taken back. So its questions become rarer, and come often again before
+//!   the verdict only (`window.rs`): an inquiry in between may not find out, and a peer that was away
+//!   for some 10 s or more and is back may be heard up to (D - 10 s) / 2 later, or D / 3 where the window
+//!   was taken back. If it goes away again before that, the next outage counts from when it was heard.
+//!   With D above some 120 s, or where the driver comes late, the kernel's end may come first; so it
+//!   does where keepalive probes were unanswered before something was written into a closed window,
+//!   since they count as well.
 //! * Where 1.5 round trips are longer than 100 ms, the last answer is awaited that long (at most
 //!   1 s).
 //!
@@ -52,7 +57,8 @@
 //! here is reconstructed from the ages the kernel keeps (`tcpi_last_ack_recv` and friends), so a
 //! late look loses no precision and the byte path needs no timestamps. One thing has no age: the
 //! half-close clock starts at the look that first sees a FIN, so whoever passes a FIN on should
-//! look at once.
+//! look at once. And whoever gives data to a leg that was quiet should look within
+//! [`BUSY_LOOK_EVERY`]: its window may close.
 
 mod inquiry;
 mod leg;
@@ -65,7 +71,7 @@ mod sample;
 mod shed;
 #[cfg(test)]
 mod tests;
-mod withdrawn;
+mod window;
 
 pub use inquiry::{Answer, Inquiry, Method, Step};
 pub use leg::{BUSY_LOOK_EVERY, Condition};

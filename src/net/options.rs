@@ -7,7 +7,9 @@
 //! * `TCP_RTO_MAX_MS` = 1000 keeps retransmissions and window probes from backing off;
 //! * `TCP_USER_TIMEOUT` = 2^31-1 ms replaces `tcp_retries2` and `TCP_KEEPCNT` as the kernel's
 //!   own end (net/ipv4/tcp_timer.c), which else comes after some 15 s in flight. As a verdict
-//!   it would be wrong: it kills live peers that do not read.
+//!   it would be wrong: it kills live peers that do not read. Behind a closed window the kernel keeps
+//!   an end of its own: there `TCP_RTO_MAX_MS` is raised while the peer is silent
+//!   (`liveness/window.rs`).
 
 use std::io;
 use std::os::fd::RawFd;

@@ -3,6 +3,9 @@
 use super::{Check, Limits, Status, of};
 use crate::host::Abilities;
 
+/// The kernel's own value of `net.ipv4.tcp_retries2`, which the probes of a closed window are spread for.
+const USUAL_RETRIES: u64 = 15;
+
 pub(super) fn abilities(abilities: &Abilities) -> Vec<Check> {
     let judge = |name, what, ability, bad: (Status, &str), good: &str| {
         of(name, what, ability, |present| {
@@ -107,8 +110,16 @@ fn retries(limits: &Limits) -> Check {
             Some(orphan) => format!("{retries2}, tcp_orphan_retries {orphan}"),
             None => retries2.to_string(),
         };
-        let meaning = "not used for sessions: pulsegate decides before; \
-                       tcp_orphan_retries bounds what is left of orderly ends";
+        if retries2 < USUAL_RETRIES {
+            let meaning = format!(
+                "the kernel gives up a peer that takes no data after {retries2} unanswered probes of its \
+                 window, up to a second apart, whatever detect_within is"
+            );
+            return Check::new(name, Status::Warn, found, &meaning)
+                .set(format!("sysctl -w net.ipv4.tcp_retries2={USUAL_RETRIES}"));
+        }
+        let meaning = "bounds the probes of a closed window, which are made to suffice for \
+                       detect_within; tcp_orphan_retries bounds what is left of orderly ends";
         Check::new(name, Status::Info, found, meaning)
     })
 }

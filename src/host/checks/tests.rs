@@ -150,6 +150,9 @@ fn what_bounds_the_promise_warns() {
     expect("tcp_max_syn_backlog", Warn, "backlog=4096", |f, _| {
         f.limits.syncookies = Some(0);
     });
+    expect("tcp_retries2", Warn, "after 8 unanswered", |f, _| {
+        f.limits.retries2 = Some(8);
+    });
     expect("tcp_synack_retries", Warn, "held for 127 s", |f, _| {
         f.limits.synack_retries = Some(6);
     });
