@@ -43,7 +43,7 @@
 //!   2 s where the window was taken back. So its questions become rarer, and come often again before
 //!   the verdict only (`window.rs`): an inquiry in between may not find out, and a peer that was away
 //!   for some 10 s or more and is back may be heard up to (D - 10 s) / 2 later, or D / 3 where the window
-//!   was taken back. If it goes away again before that, the next outage counts from when it was heard.
+//!   was taken back (D, where it was heard all the time but did not hear us). If it goes away again before that, the next outage counts from when it was heard.
 //!   With D above some 120 s, or where the driver comes late, the kernel's end may come first; so it
 //!   does where keepalive probes were unanswered before something was written into a closed window,
 //!   since they count as well.

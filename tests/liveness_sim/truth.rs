@@ -165,7 +165,7 @@ impl Truth {
                 // An unanswered question from before delays it by the answer to the next one.
                 let shut = legs[leg as usize].near.shut_since;
                 let was_away = shut.is_some_and(|shut| since > shut + GRID);
-                let next = 2000 + u64::from(was_away) * self.policy.detect_within / 2;
+                let next = 2000 + u64::from(was_away) * self.policy.detect_within;
                 self.check_timer(now, "stall", since, known, span + next, slack);
             }
         }
@@ -356,7 +356,9 @@ impl Truth {
             return;
         }
         if let Some(since) = truth.reachable {
-            let answered_by = since + next_answer(sim, self.rough, self.rounding());
+            // Nobody was there to have a closed window probed more often towards the end.
+            let unattended = u64::from(self.rough && sim.near.zero_window()) * d;
+            let answered_by = since + next_answer(sim, self.rough, self.rounding()) + unattended;
             assert!(
                 now <= answered_by,
                 "a peer that answers since {since} is dead at {now}"
