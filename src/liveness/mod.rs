@@ -39,14 +39,14 @@
 //!   survived if it is shorter than about (D - I) / 2; a peer that vanished while stalled is found
 //!   at the second unanswered window probe, and one that spoke without acknowledging at the next
 //!   retransmission, up to minutes later.
-//! * Behind a closed window our kernel would give up a silent peer by itself, after 15 probes, or after
-//!   2 s where the window was taken back. So its questions become rarer, and come often again before
-//!   the verdict only (`window.rs`): an inquiry in between may not find out, and a peer that was away
-//!   for some 10 s or more and is back may be heard up to (D - 10 s) / 2 later, or D / 3 where the window
-//!   was taken back (D, where it was heard all the time but did not hear us). If it goes away again before that, the next outage counts from when it was heard.
-//!   With D above some 120 s, or where the driver comes late, the kernel's end may come first; so it
-//!   does where keepalive probes were unanswered before something was written into a closed window,
-//!   since they count as well.
+//! * Behind a closed window our kernel would give up a silent peer by itself, after 15 probes, or
+//!   after 2 s where the window was taken back. So its questions become rarer, and come often again
+//!   before the verdict only (`window.rs`): an inquiry in between may not find out, and a peer that
+//!   was away for some 10 s or more (2 s, if it took its window back) is heard late when it is back,
+//!   by up to half of D. If it goes away again before the next question, the two outages may count as
+//!   one. With D above some 120 s, or where the driver comes late, the kernel's end may come first;
+//!   so it does where keepalive probes were unanswered before something was written into a closed
+//!   window, since they count as well.
 //! * Where 1.5 round trips are longer than 100 ms, the last answer is awaited that long (at most
 //!   1 s).
 //!

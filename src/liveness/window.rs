@@ -7,13 +7,13 @@
 //! with a longer D the peer is asked each second for some 9 s, so that an inquiry finds out soon; then
 //! rarely; and each second again at the end.
 //!
-//! **A window that was taken back.** A receiver that has no memory left for what is on its way drops it and closes its window (Linux
-//! does since 6.6, `tcp_data_queue`, net/ipv4/tcp_input.c): a stalled reader of a stream of tiny
-//! segments comes to that, because each takes much more memory than it has bytes. From then on the
-//! sender's kernel repeats the first segment as its question, doubling the gap up to
-//! `TCP_RTO_MAX_MS`, and gives the connection up at the first one that comes more than twice that
-//! after the last acknowledgement (`tcp_rtx_probe0_timed_out`, net/ipv4/tcp_timer.c). With our gap of
-//! a second that is a verdict after two.
+//! **A window that was taken back.** A receiver that has no memory left for what is on its way drops
+//! it and closes its window (Linux does since 6.6, `tcp_data_queue`, net/ipv4/tcp_input.c): a stalled
+//! reader of a stream of tiny segments comes to that, because each takes much more memory than it has
+//! bytes. From then on the sender's kernel repeats the first segment as its question, doubling the gap
+//! up to `TCP_RTO_MAX_MS`, and gives the connection up at the first one that is due more than twice
+//! that after the last acknowledgement (`tcp_rtx_probe0_timed_out`, net/ipv4/tcp_timer.c). With our gap
+//! of a second that is a verdict after two.
 //!
 //! So while such a peer is silent, the longest gap is raised ahead of each repetition, so that the
 //! kernel survives it, and no further than needed, since it is the next gap as well: the last
@@ -80,7 +80,7 @@ impl Window {
     }
 }
 
-/// Between two probes of a closed window, of which so many are unanswered.
+/// Between two probes of a closed window, of which so many are unanswered, at most.
 fn longest_probe_gap(now: Millis, life: Millis, policy: &Policy, unanswered: u32) -> Millis {
     if unanswered < FIRST_PROBES {
         return SLOWEST_QUESTION;
@@ -94,6 +94,7 @@ fn longest_probe_gap(now: Millis, life: Millis, policy: &Policy, unanswered: u32
     (on_time * 8 / 9).clamp(SLOWEST_QUESTION, LONGEST_GAP)
 }
 
+/// Between two repetitions of what is on its way to a window that was taken back, at most.
 fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSample) -> Millis {
     let next = next_repetition(now, sample);
     let heard = now - sample.last_ack_age;

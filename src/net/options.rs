@@ -19,7 +19,7 @@ use crate::sys;
 use crate::sys::sockopt::{self, IntOption};
 
 /// The longest gap between two questions of the kernel, ms.
-const QUESTION_GAP_MS: i32 = 1000;
+pub(super) const QUESTION_GAP_MS: i32 = 1000;
 /// The kernel's own value of the same.
 const KERNEL_RTO_MAX_MS: i32 = 120_000;
 /// Unsent bytes per leg in the kernel: bounds what a stalled peer makes us hold.

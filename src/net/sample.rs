@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 
+use super::options::QUESTION_GAP_MS;
 use crate::liveness::{LegSample, Millis, TcpState, window_probe_gap};
 use crate::sys::{self, TcpInfo, sock_diag, sockopt};
 
@@ -31,8 +32,12 @@ pub fn window_probe_age(fd: RawFd) -> Option<Millis> {
     }
     let (local, peer) = (sockopt::local_address(fd)?, sockopt::peer_address(fd)?);
     let next = sock_diag::until_window_probe(local, peer).ok()??;
-    let longest = sockopt::get_int(fd, sockopt::RTO_MAX_MS).ok();
-    let longest = longest.map_or(LONGEST_GAP, |ms| u64::from(ms.unsigned_abs()));
+    let longest = match sockopt::get_int(fd, sockopt::RTO_MAX_MS) {
+        Ok(QUESTION_GAP_MS) => u64::from(QUESTION_GAP_MS.unsigned_abs()),
+        // It was raised, and may have been another when the next question was set.
+        Ok(_) => return None,
+        Err(_) => LONGEST_GAP,
+    };
     let rto_ms = Millis::from(info.rto_us / 1000);
     window_probe_gap(rto_ms, info.backoff.into(), longest).checked_sub(next)
 }
