@@ -30,7 +30,7 @@ const ARRANGED_WITHIN: Millis = 1200;
 /// While the one before is late, ms.
 const LOOK_EVERY: Millis = 20;
 /// A repetition has had its time after this, and after one and a half round trips, ms.
-const ANSWER_TAKES: Millis = 50;
+pub const ANSWER_TAKES: Millis = 50;
 /// But not longer than this, ms.
 const ANSWER_TAKES_AT_MOST: Millis = 1000;
 /// Where the last repetition is arranged, the kernel repeats once a second at least; so its
@@ -197,7 +197,7 @@ impl Repetitions {
 }
 
 /// The promise allows twice the grace; the rest is for the monitor.
-fn latest(deadline: Millis, policy: &Policy) -> Millis {
+pub fn latest(deadline: Millis, policy: &Policy) -> Millis {
     deadline + 2 * policy.grace() - ANSWER_TAKES
 }
 

@@ -22,14 +22,13 @@
 use std::ops::RangeInclusive;
 
 use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
+use super::repetition::latest;
 use super::sample::LegSample;
 
 /// Two readings of the kernel's clock, at its coarsest tick, and as much again, ms.
 const MARGIN: Millis = 40;
 /// The answer to a repetition is waited for so long before the next gap is arranged, at most, ms.
 const LONGEST_PATIENCE: Millis = 500;
-/// The answer to the last repetition has this long, ms.
-const ANSWER_TAKES: Millis = 50;
 /// Of the probes that the kernel sends before it gives up, so many come at once, up to a second apart.
 const FIRST_PROBES: u32 = 9;
 /// So many are spread over the time that is left; the others are for the end.
@@ -154,8 +153,8 @@ pub fn back_by(deadline: Millis, policy: &Policy) -> Millis {
 
 /// No verdict before this, if the last repetition is still to come.
 pub fn awaited_until(deadline: Millis, policy: &Policy) -> Millis {
-    let tolerated = deadline + 2 * policy.grace() - ANSWER_TAKES;
-    tolerated.max(back_by(deadline, policy) + SLOWEST_QUESTION + LATE_QUESTION)
+    let back = back_by(deadline, policy);
+    latest(deadline, policy).max(back + SLOWEST_QUESTION + LATE_QUESTION)
 }
 
 /// When the last repetition before the verdict is to come.
@@ -173,6 +172,7 @@ fn next_repetition(now: Millis, sample: &LegSample) -> Millis {
 #[cfg(test)]
 mod tests {
     use super::super::policy::granule;
+    use super::super::repetition::ANSWER_TAKES;
     use super::*;
 
     /// When a peer is asked that is silent from 0 on, by a kernel whose repetitions were a second

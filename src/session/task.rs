@@ -101,8 +101,8 @@ impl<P: Send + Unpin + 'static> Task<P> {
             },
             Stage::Relaying(relay, legs) => {
                 let both = [&legs[0], &legs[1]];
-                let place = (&*self.entry.table, self.entry.key);
-                let end = match session.poll_relay(relay, both, place, cx) {
+                let listed = (&*self.entry.table, self.entry.key);
+                let end = match session.poll_relay(relay, both, listed, cx) {
                     Poll::Ready(end) => Some(end),
                     // A leg that is not read cannot tell that it failed. Most sessions are over
                     // or are read again before that matters.
@@ -380,9 +380,9 @@ async fn watch_errors(shared: &Shared, relay: &mut Relay, legs: [&TcpStream; 2])
     let session = &shared.session;
     let mut failed = [pin!(legs[0].failed()), pin!(legs[1].failed())];
     let mut half_closed = false;
-    let place = (&*shared.table, shared.key);
+    let listed = (&*shared.table, shared.key);
     poll_fn(|cx| {
-        if let Poll::Ready(end) = session.poll_relay(relay, legs, place, cx) {
+        if let Poll::Ready(end) = session.poll_relay(relay, legs, listed, cx) {
             return Poll::Ready(end);
         }
         if relay.is_half_closed() && !std::mem::replace(&mut half_closed, true) {
