@@ -1,11 +1,11 @@
-//! pulsegate in front of real services, used by their real clients: Redis, PostgreSQL, nginx;
-//! then many sessions, many bytes and bad input. Each test starts what it needs on free ports of
-//! the loopback, judges by bytes and by metrics, and leaves nothing behind.
+//! pulsegate in front of real services, used by their real clients: Redis, PostgreSQL, nginx,
+//! FTP; then many sessions, many bytes and bad input. Each test starts what it needs on free ports
+//! of the loopback, judges by bytes and by metrics, and leaves nothing behind.
 //!
 //! `cargo test --test services -- --list` shows the cases. A tool that is missing fails them
 //! where `CI` is set, and skips them loudly elsewhere. On Debian:
-//! `apt-get install redis-server postgresql nginx-light wrk curl`. About 1 GB of the folder for
-//! temporary files is used for a while.
+//! `apt-get install redis-server postgresql nginx-light wrk curl vsftpd tnftp`. About 1 GB of the
+//! folder for temporary files is used for a while.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod support;
@@ -14,6 +14,8 @@ mod support;
 mod bad_input;
 #[path = "services/bytes.rs"]
 mod bytes;
+#[path = "services/ftp.rs"]
+mod ftp;
 #[path = "services/http.rs"]
 mod http;
 #[path = "services/many.rs"]
@@ -113,6 +115,7 @@ fn main() -> ExitCode {
         many::CASES,
         postgres::CASES,
         http::CASES,
+        ftp::CASES,
         redis::CASES,
         bad_input::CASES,
     ];

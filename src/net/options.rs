@@ -34,6 +34,7 @@ pub fn prepare_listener(fd: RawFd, policy: &Policy) -> io::Result<()> {
     set(fd, sockopt::NODELAY, 1)?;
     bound_unsent(fd)?;
     prepare_keepalive(fd, policy)?;
+    set(fd, sockopt::OOBINLINE, 1)?;
     sockopt::arm_abort(fd)
 }
 
@@ -59,6 +60,7 @@ fn prepare_keepalive(fd: RawFd, policy: &Policy) -> io::Result<()> {
 /// # Errors
 /// The option that could not be set, with the kernel's reason.
 pub fn prepare_dialled(fd: RawFd) -> io::Result<()> {
+    set(fd, sockopt::OOBINLINE, 1)?;
     sockopt::arm_abort(fd)
 }
 

@@ -3,7 +3,8 @@
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::task::{Context, Poll, ready};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker, ready};
 
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::SpliceFlags;
@@ -29,8 +30,18 @@ fn splice_once(from: impl AsFd, to: impl AsFd, most: usize) -> rustix::io::Resul
 /// A connected TCP socket, registered with the runtime of its worker.
 ///
 /// Unlike `tokio::net::TcpStream` it can be polled in both directions through `&self`, ends a
-/// read at the first short one (less than asked for means that the socket is drained: one
-/// system call less for each message), and calls the kernel without glibc's cancellation points.
+/// read at the first short one (one system call less for each message), and calls the kernel
+/// without glibc's cancellation points.
+///
+/// A read is short where the receive queue ends, and there nothing may be left that epoll does not
+/// tell again. That holds for what came during the read (the socket's backlog): it makes a new edge.
+/// It holds for FIN and RST: their readiness stays. It does not hold for the urgent mark, where
+/// recv(2) stops with bytes behind it; splice(2) does not even pass it, and says EAGAIN there, or 0
+/// if the FIN has come. But while an urgent byte is unread each event carries EPOLLPRI
+/// (`tcp_poll`), so a socket without it is drained. A signal makes no read short, but has recv(2)
+/// say EAGAIN at the mark (`tcp_recvmsg_locked`): there it is asked twice.
+///
+/// Urgent bytes stay in the stream (`SO_OOBINLINE`), so that none is lost.
 #[derive(Debug)]
 pub struct TcpStream {
     fd: AsyncFd<OwnedFd>,
@@ -42,8 +53,9 @@ impl TcpStream {
     /// # Errors
     /// When the runtime cannot watch it (epoll_ctl(2)).
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
         Ok(Self {
-            fd: sys::register(fd, Interest::READABLE | Interest::WRITABLE)?,
+            fd: sys::register(fd, interest)?,
         })
     }
 
@@ -63,16 +75,15 @@ impl TcpStream {
     pub fn poll_read(&self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            match rustix::net::recv(self.fd.get_ref(), &mut *buf, RecvFlags::empty()) {
-                Ok((n, _)) => {
+            match self.receive(buf) {
+                Ok(n) => {
                     // A FIN or RST keeps the readiness set whatever is cleared here.
-                    if n > 0 && n < buf.len() {
+                    if n > 0 && n < buf.len() && !self.has_urgent() {
                         guard.clear_ready();
                     }
                     return Poll::Ready(Ok(n));
                 }
                 Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
-                Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
@@ -99,8 +110,31 @@ impl TcpStream {
     /// # Errors
     /// `WouldBlock` when there is nothing, else why the connection failed.
     pub fn try_read(&self, buf: &mut [u8]) -> io::Result<usize> {
-        let read = rustix::net::recv(self.fd.get_ref(), buf, RecvFlags::empty());
-        read.map(|(n, _)| n).map_err(Into::into)
+        self.receive(buf).map_err(Into::into)
+    }
+
+    /// Whether the next byte is an urgent one. Asks the kernel only if one has come.
+    #[must_use]
+    pub fn is_at_urgent(&self) -> bool {
+        if !self.has_urgent() {
+            return false;
+        }
+        // The other cause is a FIN, which ends most sessions.
+        let told =
+            pin!(self.fd.ready(Interest::PRIORITY)).poll(&mut Context::from_waker(Waker::noop()));
+        let urgent = matches!(told, Poll::Ready(Ok(guard)) if guard.ready().is_priority());
+        urgent && sys::sockopt::at_urgent_mark(self.raw_fd())
+    }
+
+    /// Sends one byte as urgent, now; false if it does not fit.
+    ///
+    /// # Errors
+    /// Why the connection failed.
+    pub fn try_write_urgent(&self, byte: u8) -> io::Result<bool> {
+        match self.send_with(&[byte], SendFlags::OOB) {
+            Err(rustix::io::Errno::AGAIN) => Ok(false),
+            sent => sent.map(|_| true).map_err(Into::into),
+        }
     }
 
     /// Writes what fits now.
@@ -111,7 +145,8 @@ impl TcpStream {
         self.send(buf).map_err(Into::into)
     }
 
-    /// Moves what is there into an empty pipe; 0 is the peer's FIN.
+    /// Moves what is there into an empty pipe; 0 is the peer's FIN or the urgent mark, which a read
+    /// tells apart.
     pub fn poll_splice_into(
         &self,
         cx: &mut Context<'_>,
@@ -120,6 +155,7 @@ impl TcpStream {
         loop {
             let mut guard = ready!(self.fd.poll_read_ready(cx))?;
             match splice_once(self.fd.get_ref(), inlet, SPLICE_BYTES) {
+                Err(rustix::io::Errno::AGAIN) if self.has_urgent() => return Poll::Ready(Ok(0)),
                 Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
                 result => return Poll::Ready(result.map_err(Into::into)),
             }
@@ -212,9 +248,36 @@ impl TcpStream {
         !matches!(peeked, Ok((1.., _)) | Err(rustix::io::Errno::AGAIN))
     }
 
-    fn send(&self, buf: &[u8]) -> rustix::io::Result<usize> {
+    /// Whether the last events told of an urgent byte, or of a FIN; the read that finds nothing
+    /// forgets the former.
+    fn has_urgent(&self) -> bool {
+        self.fd.try_io(Interest::PRIORITY, |_| Ok(())).is_ok()
+    }
+
+    fn receive(&self, buf: &mut [u8]) -> rustix::io::Result<usize> {
         loop {
-            match rustix::net::send(self.fd.get_ref(), buf, SendFlags::NOSIGNAL) {
+            match rustix::net::recv(self.fd.get_ref(), &mut *buf, RecvFlags::empty()) {
+                Err(rustix::io::Errno::INTR) => {}
+                // Said of an unread urgent byte, too. Events come between polls, not here, so
+                // the next one is not forgotten.
+                Err(rustix::io::Errno::AGAIN) if self.has_urgent() => {
+                    let again = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                    let _forgotten = self.fd.try_io(Interest::PRIORITY, |_| again());
+                    let again = rustix::net::recv(self.fd.get_ref(), buf, RecvFlags::empty());
+                    return again.map(|(n, _)| n);
+                }
+                result => return result.map(|(n, _)| n),
+            }
+        }
+    }
+
+    fn send(&self, buf: &[u8]) -> rustix::io::Result<usize> {
+        self.send_with(buf, SendFlags::empty())
+    }
+
+    fn send_with(&self, buf: &[u8], flags: SendFlags) -> rustix::io::Result<usize> {
+        loop {
+            match rustix::net::send(self.fd.get_ref(), buf, flags | SendFlags::NOSIGNAL) {
                 Err(rustix::io::Errno::INTR) => {}
                 result => return result,
             }

@@ -240,13 +240,32 @@ impl Direction {
             },
         };
         self.eof = n == 0;
-        if self.eof && matches!(self.held, Held::Bulk(_)) {
-            self.held = Held::Nothing;
-        }
         Poll::Ready(Ok(n))
     }
 
+    /// Passes one urgent byte on as such, or as an ordinary one where the destination does not take
+    /// it at once. `None`: it cannot be read; the next read tells why.
+    fn pass_urgent(&mut self, route: Route<'_>) -> Option<Result<usize, Stop>> {
+        let mut byte = [0];
+        let Ok(1) = route.from.try_read(&mut byte) else {
+            return None;
+        };
+        Counters::add(route.received, 1);
+        self.count_to_nodelay(route);
+        match route.to.try_write_urgent(byte[0]) {
+            Ok(true) => Counters::add(route.sent, 1),
+            Ok(false) => self.keep(route, &byte),
+            Err(error) => return Some(Err(Stop::DestinationFailed(error))),
+        }
+        Some(Ok(1))
+    }
+
     fn poll_copy(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<Result<usize, Stop>> {
+        if route.from.is_at_urgent()
+            && let Some(passed) = self.pass_urgent(route)
+        {
+            return Poll::Ready(passed);
+        }
         SCRATCH.with_borrow_mut(|scratch| {
             let n = match ready!(route.from.poll_read(cx, scratch)) {
                 Ok(n) => n,
@@ -365,6 +384,8 @@ impl Bulk {
 
     fn took(&mut self, route: Route<'_>, filled: io::Result<usize>) -> io::Result<Option<usize>> {
         match filled {
+            // The FIN, or the urgent mark: the read after this says which.
+            Ok(0) => Ok(None),
             Ok(n) => {
                 Counters::add(route.received, n);
                 self.pipe.filled(n);

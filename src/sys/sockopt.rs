@@ -33,6 +33,12 @@ pub const RCVLOWAT: IntOption = IntOption {
     name: libc::SO_RCVLOWAT,
     label: "SO_RCVLOWAT",
 };
+/// `SO_OOBINLINE`: an urgent byte stays in the stream.
+pub const OOBINLINE: IntOption = IntOption {
+    level: libc::SOL_SOCKET,
+    name: libc::SO_OOBINLINE,
+    label: "SO_OOBINLINE",
+};
 /// Seconds of silence before the first probe, from 1. Each set re-arms the timer for the time
 /// that is left, so that 1 on a quiet connection sends a probe at once
 /// (`tcp_sock_set_keepidle_locked`, net/ipv4/tcp.c).
@@ -133,6 +139,16 @@ pub fn send_queue_bytes(fd: RawFd) -> io::Result<u32> {
     } else {
         Ok(bytes.unsigned_abs())
     }
+}
+
+/// Whether the next byte to be read is the urgent one (`SIOCATMARK`, tcp(7)).
+#[must_use]
+pub fn at_urgent_mark(fd: RawFd) -> bool {
+    const SIOCATMARK: libc::Ioctl = 0x8905;
+    let mut at_mark: libc::c_int = 0;
+    // SAFETY: SIOCATMARK stores one int through the pointer, which is valid for the call.
+    let rc = unsafe { libc::ioctl(fd, SIOCATMARK, &raw mut at_mark) };
+    rc == 0 && at_mark != 0
 }
 
 /// The own end of a connection.

@@ -190,6 +190,12 @@ impl Process {
         self.child.id()
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        // Not reaped before `wait`, so the number is still that of the child.
+        let _ended = rustix::process::kill_process(Pid::from_child(&self.child), signal);
+    }
+
     /// Where its input is written.
     pub fn input(&mut self) -> &mut ChildStdin {
         self.child.stdin.as_mut().expect("piped")
@@ -241,8 +247,7 @@ impl Drop for Process {
         }
         let ended = |child: &mut Child| matches!(child.try_wait(), Ok(Some(_)));
         if !ended(&mut self.child) {
-            // Not reaped yet, so the number is still that of the child.
-            let _ = rustix::process::kill_process(Pid::from_child(&self.child), self.end);
+            self.signal(self.end);
             if !eventually(END_WITHIN, || ended(&mut self.child)) {
                 eprintln!("{} does not end and is killed", self.name);
                 let _ = self.child.kill();

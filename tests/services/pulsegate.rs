@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -54,6 +55,13 @@ impl Pulsegate {
         Self::start_by(shell, upstream, flags)
     }
 
+    /// The same from a file that names these two addresses.
+    pub fn start_config(file: &Path, address: SocketAddr, admin: SocketAddr) -> Self {
+        let mut command = binary();
+        command.arg("--config").arg(file);
+        Self::ready(command, address, admin)
+    }
+
     fn start_by(mut command: Command, upstream: impl ToString, flags: &[&str]) -> Self {
         let (address, admin) = (free_address(), free_address());
         command
@@ -61,6 +69,10 @@ impl Pulsegate {
             .args(["--upstream", &upstream.to_string()])
             .args(["--admin", &admin.to_string()])
             .args(flags);
+        Self::ready(command, address, admin)
+    }
+
+    fn ready(mut command: Command, address: SocketAddr, admin: SocketAddr) -> Self {
         let mut process = Process::start(&mut command);
         process.wait_until(|_| matches!(get(admin, "/readyz"), Ok((200, _))));
         // What the first scrape opens for good belongs to the start.
