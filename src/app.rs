@@ -4,16 +4,16 @@ mod surroundings;
 
 use std::collections::HashSet;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use crate::admin::{self, Control, Readiness};
-use crate::config::{self, Config, Listener, MemoryLimit, OnFull};
-use crate::exit::Exit;
+use crate::config::{self, Config, ConfigErrors, Listener, MemoryLimit, OnFull};
+use crate::exit::{self, Exit};
 use crate::host::MemoryMeter;
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason};
@@ -24,6 +24,7 @@ use crate::session::{self, Service, Session};
 use crate::view::{ConnectionView, VerifiedSession};
 use crate::{sys, telemetry};
 
+use tokio::sync::oneshot;
 use tracing_appender::non_blocking::ErrorCounter;
 
 /// Descriptors that are no sessions': listeners, runtimes, admin connections, log, clients that
@@ -56,6 +57,9 @@ pub struct App {
 /// Why the process could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
+    /// Flags or file are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
     /// A listener or worker could not be started.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -155,9 +159,8 @@ impl App {
     /// Serves until a signal or the admin endpoint asks for the end, then drains.
     ///
     /// # Errors
-    /// When signals or the admin endpoint cannot be set up.
-    pub async fn serve(self: &Arc<Self>) -> Result<Drained, AppError> {
-        let mut signals = EndSignals::new()?;
+    /// When the admin endpoint cannot be set up.
+    pub async fn serve(self: &Arc<Self>, signals: &mut EndSignals) -> Result<Drained, AppError> {
         let (done, is_done) = tokio::sync::oneshot::channel::<()>();
         let mut endpoint = None;
         if let Some(listener) = self.open_admin().await? {
@@ -170,7 +173,7 @@ impl App {
             name = signals.next() => tracing::info!("{name}: draining"),
             () = self.drain.asked() => tracing::info!("the admin endpoint asks: draining"),
         }
-        let drained = lifecycle::drain(&self.config.drain, &**self, &mut signals).await;
+        let drained = lifecycle::drain(&self.config.drain, &**self, signals).await;
         drop(done);
         if let Some(endpoint) = endpoint {
             let limit = std::time::Duration::from_millis(200);
@@ -194,31 +197,56 @@ impl App {
     }
 }
 
-/// Runs the proxy until it is told to end.
-#[must_use]
-pub fn run(config: Config) -> ExitCode {
-    match run_logging(config) {
-        Ok(()) => Exit::Ok.into(),
+/// Runs the proxy with the configuration that `load` finds, until it is told to end; then ends
+/// the process, whatever its threads still wait for.
+pub fn run(load: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static) -> ! {
+    let ended = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(AppError::from)
+        // Never dropped: that waits for its threads, one of which may look a name up.
+        .and_then(|runtime| ManuallyDrop::new(runtime).block_on(run_loaded(load)));
+    let exit = match ended {
+        Ok(()) => Exit::Ok,
         Err(error) => {
             // The log may be JSON, or be read by nobody: the operator's terminal gets it.
-            eprintln!("pulsegate: {error}");
-            error.exit().into()
+            exit::complain(&error.for_a_person());
+            error.exit()
         }
-    }
+    };
+    std::process::exit(exit as i32)
 }
 
-fn run_logging(config: Config) -> Result<(), AppError> {
-    let log = telemetry::init(&config.log).map_err(io::Error::other)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let app = App::start(config, Some(log.drops()), &Hooks::default())?;
-    let drained = runtime.block_on(app.serve())?;
-    match drained {
+async fn run_loaded(
+    load: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static,
+) -> Result<(), AppError> {
+    let mut signals = EndSignals::install()?;
+    // On a thread of its own: no file and no name that a start waits for keeps a signal waiting.
+    let (started, has_started) = oneshot::channel();
+    let start = move || -> Result<_, AppError> {
+        let config = load()?;
+        let log = telemetry::init(&config.log).map_err(io::Error::other)?;
+        let app = App::start(config, Some(log.drops()), &Hooks::default());
+        app.map(|app| (app, log))
+    };
+    thread::Builder::new()
+        .name("start".to_owned())
+        .spawn(move || drop(started.send(start())))?;
+    let (app, log) = tokio::select! {
+        started = has_started => started.map_err(io::Error::other)??,
+        name = signals.next() => {
+            tracing::info!("{name}: ended before it served");
+            return Ok(());
+        }
+    };
+    // Never dropped: the process ends, which aborts what is left.
+    let app = ManuallyDrop::new(app);
+    match app.serve(&mut signals).await? {
         Drained::Clean => tracing::info!("drained: every session has finished"),
         Drained::TimedOut(left) => tracing::warn!(sessions = left, "drained by drain.timeout"),
         Drained::Forced(left) => tracing::warn!(sessions = left, "ended by force"),
     }
+    drop(log);
     Ok(())
 }
 
@@ -226,7 +254,15 @@ impl AppError {
     fn exit(&self) -> Exit {
         match self {
             Self::Admin { .. } | Self::Start(StartError::Listen { .. }) => Exit::CannotListen,
+            Self::Config(_) => Exit::Usage,
             _ => Exit::Failure,
+        }
+    }
+
+    fn for_a_person(&self) -> String {
+        match self {
+            Self::Config(errors) => errors.to_string(),
+            other => format!("pulsegate: {other}"),
         }
     }
 }

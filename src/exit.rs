@@ -1,6 +1,9 @@
 //! How the process ends, for scripts and supervisors.
 
+use std::io::{Write, stderr};
 use std::process::ExitCode;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// The exit codes, as `pulsegate --help` documents them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,4 +24,30 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
     }
+}
+
+/// How long a complaint waits for a reader of standard error.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 1,
+    tv_nsec: 0,
+};
+/// So much a pipe takes without blocking when poll(2) says that it is writable (`PIPE_BUF`).
+const AT_ONCE: usize = 4096;
+
+/// Writes text and a line end to standard error, for a person. Nobody is left to tell where that
+/// fails, and a reader that does not read costs a second: the exit code says it as well.
+pub fn complain(text: &str) {
+    for part in format!("{text}\n").as_bytes().chunks(AT_ONCE) {
+        if !can_complain() || stderr().write_all(part).is_err() {
+            return;
+        }
+    }
+}
+
+/// Whether standard error takes [`AT_ONCE`] bytes within a second.
+#[must_use]
+pub fn can_complain() -> bool {
+    let errors = stderr();
+    let mut fds = [PollFd::new(&errors, PollFlags::OUT)];
+    matches!(poll(&mut fds, Some(&PATIENCE)), Ok(1))
 }

@@ -16,15 +16,29 @@ pub struct EndSignals {
 }
 
 impl EndSignals {
-    /// Listens for SIGTERM and SIGINT.
+    /// Listens for SIGTERM and SIGINT, and keeps SIGHUP, SIGUSR1 and SIGUSR2 from killing the
+    /// process. To be called on the runtime's thread, first of all: process 1 of a container does
+    /// not get a signal that it has no handler for.
     ///
     /// # Errors
     /// When a handler cannot be installed.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
+    pub fn install() -> io::Result<Self> {
+        let signals = Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
-        })
+        };
+        note(SignalKind::hangup(), || {
+            tracing::warn!(
+                "SIGHUP: the configuration is not read again; to change it, restart pulsegate"
+            );
+        })?;
+        note(SignalKind::user_defined1(), || {
+            tracing::info!("SIGUSR1 is ignored");
+        })?;
+        note(SignalKind::user_defined2(), || {
+            tracing::info!("SIGUSR2 is ignored");
+        })?;
+        Ok(signals)
     }
 
     /// Waits for the next one; returns its name.
@@ -34,6 +48,16 @@ impl EndSignals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+}
+
+fn note(kind: SignalKind, say: impl Fn() + Send + 'static) -> io::Result<()> {
+    let mut coming = signal(kind)?;
+    tokio::spawn(async move {
+        while coming.recv().await.is_some() {
+            say();
+        }
+    });
+    Ok(())
 }
 
 /// What a drain acts on.

@@ -3,8 +3,13 @@
 //! Lines go through a bounded queue to a thread that writes them. If the reader of standard
 //! output blocks, lines are dropped and counted; the data plane never waits for it.
 
+use std::env;
+use std::ffi::OsStr;
 use std::io::{IsTerminal, stdout};
+use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
@@ -24,12 +29,35 @@ const ACCESS: &str = "access";
 /// Lines of some hundred bytes: a few MiB at worst.
 const BUFFERED_LINES: usize = 16 * 1024;
 
-/// Keeps the writing thread; dropping it writes what is queued, for about a second at most.
+/// How long the end of the process waits for the reader of the log.
+const LAST_LINES: Duration = Duration::from_millis(1500);
+
+/// Keeps the writing thread; dropping it writes what is queued, for [`LAST_LINES`] at most. What a
+/// reader that does not read has not taken by then is lost.
 #[must_use = "lines are written as long as it lives"]
 #[derive(Debug)]
 pub struct LogGuard {
-    _worker: WorkerGuard,
+    worker: Option<WorkerGuard>,
     drops: ErrorCounter,
+}
+
+impl Drop for LogGuard {
+    /// On a thread of its own: where the queue is full, the drop of the guard prints to standard
+    /// output, whose lock is held by the writer that its reader blocks.
+    fn drop(&mut self) {
+        let Some(worker) = self.worker.take().map(ManuallyDrop::new) else {
+            return;
+        };
+        let (done, is_done) = mpsc::channel::<()>();
+        // Without a thread to be had the guard is left alone, not dropped here.
+        let flush = thread::Builder::new().spawn(move || {
+            drop(ManuallyDrop::into_inner(worker));
+            drop(done);
+        });
+        if flush.is_ok() {
+            let _written_or_not = is_done.recv_timeout(LAST_LINES);
+        }
+    }
 }
 
 impl LogGuard {
@@ -51,11 +79,19 @@ pub fn init(log: &Log) -> Result<LogGuard, TryInitError> {
         .thread_name("log")
         .finish(stdout());
     let guard = LogGuard {
-        _worker: worker,
+        worker: Some(worker),
         drops: writer.error_counter(),
     };
-    subscriber(log, writer, stdout().is_terminal()).try_init()?;
+    subscriber(log, writer, colourful()).try_init()?;
     Ok(guard)
+}
+
+/// Whether standard output is a terminal that shows colours to somebody who wants them
+/// (<https://no-color.org>).
+fn colourful() -> bool {
+    let is = |name: &str, word: &str| env::var_os(name).as_deref() == Some(OsStr::new(word));
+    let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    stdout().is_terminal() && !plain && !is("TERM", "dumb")
 }
 
 fn subscriber<W>(log: &Log, writer: W, colour: bool) -> impl Subscriber + Send + Sync

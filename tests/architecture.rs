@@ -65,13 +65,9 @@ const CLOCKS: [(&str, &str); 4] = [
 ];
 
 /// Where standard output or standard error may be written to directly.
-const PRINTS: [(&str, &str); 3] = [
+const PRINTS: [(&str, &str); 2] = [
     ("cli", "answers on standard output"),
     ("demo", "tells its story on standard output"),
-    (
-        "app.rs",
-        "why the process could not start, on standard error: the log may be JSON",
-    ),
 ];
 
 const FUNCTION_LINES: usize = 60;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::config::{Config, ConfigErrors, schema};
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 
 pub use args::RunArgs;
 use doctor::Doctor;
@@ -83,16 +83,15 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help goes to standard output, errors to standard error; a closed one is no failure.
-            let _ = error.print();
             let usage = error.use_stderr();
+            if !usage || exit::can_complain() {
+                let _ = error.print();
+            }
             return if usage { Exit::Usage } else { Exit::Ok }.into();
         }
     };
     match cli.command {
-        Command::Run(args) => match args.load() {
-            Ok(config) => crate::app::run(config),
-            Err(errors) => refuse(&errors),
-        },
+        Command::Run(args) => crate::app::run(move || args.load()),
         Command::Check(args) => print(&args, |config| explain::summary(&args.source(), config)),
         Command::Explain(args) => print(&args, explain::explain),
         Command::Doctor(args) => doctor::doctor(&args),
@@ -114,8 +113,7 @@ fn print(args: &RunArgs, text: impl FnOnce(&Config) -> String) -> ExitCode {
 }
 
 fn refuse(errors: &ConfigErrors) -> ExitCode {
-    // Nobody is left to tell if standard error is closed.
-    let _ = writeln!(io::stderr(), "{errors}");
+    exit::complain(&errors.to_string());
     Exit::Usage.into()
 }
 
@@ -124,7 +122,7 @@ fn write_out(text: &str) -> ExitCode {
     let mut out = io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let _ = writeln!(io::stderr(), "cannot write to standard output: {error}");
+            exit::complain(&format!("cannot write to standard output: {error}"));
             Exit::Failure.into()
         }
         _ => Exit::Ok.into(),

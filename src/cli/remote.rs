@@ -1,6 +1,5 @@
 //! Subcommands that ask a running pulsegate through its admin endpoint.
 
-use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use clap::Args;
 use super::write_out;
 use crate::admin::client::{self, Format, Health, Which};
 use crate::config;
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:9900";
 
@@ -207,6 +206,5 @@ fn report(answer: Result<String, String>) -> ExitCode {
 }
 
 fn complain(error: &str) {
-    // Nobody is left to tell if standard error is closed.
-    let _ = writeln!(io::stderr(), "pulsegate: {error}");
+    exit::complain(&format!("pulsegate: {error}"));
 }

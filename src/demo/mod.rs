@@ -31,7 +31,8 @@ use clap::Args;
 use crate::admin::Control;
 use crate::app::{App, AppError};
 use crate::config;
-use crate::exit::Exit;
+use crate::exit::{self, Exit};
+use crate::lifecycle::EndSignals;
 use crate::server::Hooks;
 use crate::sys::netns;
 
@@ -67,7 +68,7 @@ pub fn run(options: &Options) -> ExitCode {
     match played {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {
-            eprintln!("pulsegate: {error}");
+            exit::complain(&format!("pulsegate: {error}"));
             match error {
                 AppError::Admin { .. } => Exit::CannotListen.into(),
                 _ => Exit::Failure.into(),
@@ -145,5 +146,8 @@ fn perform(
         }
         Control::drain(&*told);
     });
-    runtime.block_on(app.serve()).map(drop)
+    runtime.block_on(async {
+        let mut signals = EndSignals::install()?;
+        app.serve(&mut signals).await.map(drop)
+    })
 }
