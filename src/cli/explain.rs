@@ -92,10 +92,10 @@ fn derived(liveness: &Liveness) -> String {
         ),
         (
             "survives",
-            format!(
-                "every outage shorter than {}",
-                human(detect - policy.probe_interval)
-            ),
+            match policy.survives() {
+                0 => "no outage for certain".to_owned(),
+                span => format!("every outage shorter than {}", human(span)),
+            },
         ),
     ];
     values.iter().fold(String::new(), |mut out, (name, value)| {
@@ -176,16 +176,10 @@ fn vanished(liveness: &Liveness, idle: Limit, half_close: Limit) -> Vec<Row> {
     let policy = liveness.policy();
     let dead = Duration::from_millis(policy.detect_within + policy.grace());
     let found = limit_of("*_dead", Some(dead));
-    let behind_window = Duration::from_millis(policy.latest_at_own_pace(false));
-    let behind_window = limit_of("*_dead", Some(behind_window));
     let cases: [(&str, Evidence, &[Limit]); 4] = [
         ("vanished, idle", Evidence::Keepalive, &[found, idle]),
         ("vanished, data in flight", Evidence::Retransmit, &[found]),
-        (
-            "vanished, window closed",
-            Evidence::WindowProbe,
-            &[behind_window],
-        ),
+        ("vanished, window closed", Evidence::WindowProbe, &[found]),
         (
             "vanished, half-closed",
             Evidence::Keepalive,
@@ -253,16 +247,6 @@ fn notes(liveness: &Liveness) -> String {
     let dead = human(policy.detect_within + policy.grace());
     let soonest = human(policy.detect_within + policy.grace() - policy.probe_interval);
     let half = human(policy.detect_within / 2);
-    let own_pace = if policy.needs_last_repetition() {
-        let latest = human(policy.latest_at_own_pace(true));
-        format!(
-            "Below a probe_interval of 2s the verdict on data in flight waits for the kernel's next\n  \
-             retransmission where that cannot be brought forward (mostly one loss soon after\n  \
-             another, or a peer more than 70 ms away): {latest} after the last sign of life at the latest.\n  "
-        )
-    } else {
-        String::new()
-    };
     format!(
         "  * is the leg at fault: downstream or upstream. A vanished peer is closed {dead} after its\n  \
          last sign of life. On a quiet connection that lies up to {interval} before it vanished, so\n  \
@@ -273,7 +257,7 @@ fn notes(liveness: &Liveness) -> String {
          answers keepalives by itself hides a peer that vanished behind it: put pulsegate between\n  \
          it and the peer, or let first_response_timeout and stall_timeout judge the application.\n  \
          A NAT or firewall forgets quiet connections: keep probe_interval ({interval}) below its time.\n  \
-         {own_pace}Linux before 6.15 has no TCP_RTO_MAX_MS: with data in flight or a closed window the\n  \
+         Linux before 6.15 has no TCP_RTO_MAX_MS: with data in flight or a closed window the\n  \
          kernel's questions back off. A vanished peer is found in the same time, but behind a closed\n  \
          window up to minutes later; and after an outage longer than about {half} the next question\n  \
          may come too late for a peer that is back, and it is closed as dead.\n"

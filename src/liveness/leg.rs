@@ -1,11 +1,10 @@
 //! What is known of one leg, and when its peer is dead.
 
-use std::num::{NonZeroU8, NonZeroU32, NonZeroU64};
+use std::num::{NonZeroU32, NonZeroU64};
 
 use super::machine::Ask;
-use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
+use super::policy::{Millis, Policy};
 use super::reason::{CloseReason, Evidence, Leg};
-use super::repetition::{Repetitions, lower_half};
 use super::sample::{LegSample, TcpState};
 use super::window::{self, Window};
 
@@ -14,8 +13,6 @@ const AGE_JITTER: Millis = 20;
 /// Spacing of the last questions, and of the looks that wait for their answers.
 const FINAL_ASK_EVERY: Millis = 200;
 const FINAL_LOOK_EVERY: Millis = 100;
-/// The same while the kernel's own next question is all that is awaited.
-const AWAITED_LOOK_EVERY: Millis = 20;
 /// A leg with an unanswered question is looked at this often until the final phase.
 pub const SUSPECT_LOOK_EVERY: Millis = 1000;
 /// A leg that carries data is looked at this often, and so it is to be soon after it begins to: its
@@ -88,24 +85,6 @@ impl AfterLife {
     }
 }
 
-/// A point in time up to 2 s after a peer has to be back, or none, in one byte.
-#[derive(Clone, Copy, Debug, Default)]
-struct AfterBack(Option<NonZeroU8>);
-
-impl AfterBack {
-    const UNIT: Millis = 8;
-
-    fn at(time: Millis, back: Millis) -> Self {
-        let span = time.saturating_sub(back).div_ceil(Self::UNIT);
-        Self(NonZeroU8::new(u8::try_from(span + 1).unwrap_or(u8::MAX)))
-    }
-
-    fn get(self, back: Millis) -> Option<Millis> {
-        self.0
-            .map(|span| back + Millis::from(span.get() - 1) * Self::UNIT)
-    }
-}
-
 #[derive(Clone, Debug, Default)]
 pub struct LegState {
     /// Time of the last known sign of life.
@@ -120,12 +99,8 @@ pub struct LegState {
     probed: AfterLife,
     /// `LegSample::segs_in`, the lower half.
     segs_in: u16,
-    repetitions: Repetitions,
-    /// Unanswered questions when the last sign of life was seen, and later when a peer that was away
-    /// for as long as it may be was back at the latest.
+    /// Unanswered questions when the last sign of life was seen.
     questions_before: u8,
-    /// When one more was seen to be unanswered after that.
-    asked_late: AfterBack,
     pub condition: Condition,
     window: Window,
 }
@@ -161,11 +136,8 @@ impl LegState {
         let probed = self.probed().is_some();
         if self.hear(now, seen, sample) {
             self.questions_before = questions(sample);
-            self.asked_late = AfterBack::default();
-            let limited = self.repetitions.answered();
-            ask = (limited || probed).then_some(Ask::Rest);
+            ask = probed.then_some(Ask::Rest);
         }
-        self.note_late_question(now, seen, policy, sample);
         self.seen = AfterLife::at(now, self.life);
         let asked = question(sample).is_some() && self.was_asked_since(now, sample);
         if asked && self.asked().is_none() {
@@ -183,8 +155,7 @@ impl LegState {
             self.probed = AfterLife::at(now, self.life);
             ask = Some(Ask::Probe);
         }
-        let repeat = self.repetitions.arrange(now, self.life, policy, sample);
-        repeat.or(ask)
+        ask
     }
 
     fn note_stall(&mut self, now: Millis, seen: Millis, sample: &LegSample) {
@@ -227,7 +198,7 @@ impl LegState {
     /// answers every question.
     fn hear(&mut self, now: Millis, seen: Millis, sample: &LegSample) -> bool {
         let heard = now - sample.last_life_age();
-        let segs_in = lower_half(sample.segs_in);
+        let segs_in = (sample.segs_in & 0xFFFF) as u16;
         let segs_moved = self.segs_in != segs_in;
         self.segs_in = segs_in;
         if segs_moved {
@@ -311,70 +282,19 @@ impl LegState {
         question(sample).filter(|_| dead)
     }
 
-    /// No verdict before this.
+    /// A question that was asked just before the verdict has its time, as far as the tolerance goes.
     fn answered_by(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
-        if sample.is_silent() {
+        if sample.unacked == 0 {
             return now;
         }
-        let back = self.back_by(policy, sample);
-        if sample.is_withdrawn() {
-            let sent = now - sample.last_sent_age;
-            let awaited_until = window::awaited_until(self.deadline(policy), policy);
-            return if sent >= back {
-                awaited_until.min(sent + sample.answer_takes())
-            } else {
-                awaited_until
-            };
+        // A retransmission is data sent.
+        let asked = now - sample.last_sent_age;
+        let latest = policy.latest(self.life);
+        if sample.is_withdrawn() && asked < window::back_by(self.deadline(policy), policy) {
+            // These are rare: the last one is still to come.
+            return latest;
         }
-        // By then one more question was asked, whatever else is known of it. Without such an end a
-        // peer a second away would be waited for again with each question.
-        let last_chance = back + SLOWEST_QUESTION + LATE_QUESTION + sample.answer_takes();
-        if sample.unacked > 0 {
-            let deadline = self.life + policy.detect_within;
-            let last = self.repetitions.answered_by(now, deadline, policy, sample);
-            if let Some(answered_by) = last {
-                return answered_by.min(last_chance);
-            }
-        } else if !policy.needs_last_repetition() {
-            return now;
-        }
-        let asked = self.asked_late.get(back);
-        asked.map_or(last_chance, |at| at + sample.answer_takes())
-    }
-
-    /// A peer that was away for less than D - I is back by then. When that began it had been heard
-    /// one probe interval before at most, and behind a closed window one window probe.
-    fn back_by(&self, policy: &Policy, sample: &LegSample) -> Millis {
-        let deadline = self.deadline(policy);
-        if sample.is_withdrawn() {
-            return window::back_by(deadline, policy);
-        }
-        if sample.unacked > 0 {
-            return deadline;
-        }
-        deadline - policy.back_sooner(sample.gap_after_life())
-    }
-
-    /// Where the kernel asks at its own pace, about once a second, a question from before the peer
-    /// was back proves nothing.
-    fn note_late_question(
-        &mut self,
-        now: Millis,
-        seen: Millis,
-        policy: &Policy,
-        sample: &LegSample,
-    ) {
-        let back = self.back_by(policy, sample);
-        let rare = sample.unacked > 0 && sample.rto_ms > SLOWEST_QUESTION;
-        if !policy.needs_last_repetition() || rare || now < back {
-            return;
-        }
-        if seen < back {
-            self.questions_before = questions(sample);
-            self.asked_late = AfterBack::default();
-        } else if self.asked_late.0.is_none() && questions(sample) != self.questions_before {
-            self.asked_late = AfterBack::at(now, back);
-        }
+        latest.min(asked + sample.answer_takes())
     }
 
     /// Without TCP_RTO_MAX_MS a sign of life that acknowledges nothing new may be followed by
@@ -419,31 +339,20 @@ impl LegState {
                 None => final_phase,
             };
         }
-        let back = self.back_by(policy, sample);
-        let awaits_question = policy.needs_last_repetition()
-            && !sample.is_silent()
-            && now >= back
-            && self.asked_late.0.is_none();
         let pace = match self.condition {
             // Without TCP_RTO_MAX_MS the kernel asks a stalled peer ever more rarely.
             Condition::Stalled => SUSPECT_LOOK_EVERY,
-            _ if awaits_question => AWAITED_LOOK_EVERY,
             _ => FINAL_LOOK_EVERY,
         };
-        // The deadline itself is one of the looks: the last question is asked there. What was asked
-        // until the peer has to be back is counted then, so that look must not be late.
+        // The deadline itself is one of the looks: the last question is asked there.
         let stops = [
-            back - FINAL_LOOK_EVERY,
-            back,
             deadline,
             deadline + policy.grace(),
             self.answered_by(now, policy, sample),
             now + pace,
         ];
-        let repetition = self.repetitions.next_look(now, sample);
         stops
             .into_iter()
-            .chain(repetition)
             .filter(|at| *at > now)
             .min()
             .unwrap_or(now + pace)

@@ -14,11 +14,7 @@ const REPEATED: Millis = 200;
 pub enum Ask {
     /// Have the kernel send a keepalive probe now.
     Probe,
-    /// Have the kernel repeat what is in flight no later than this after it did so first, ms.
-    RepeatBy(Millis),
-    /// Have it repeat for as long as it takes.
-    RepeatFreely,
-    /// The peer has answered: return to the normal probe interval and pace.
+    /// The peer has answered: return to the normal probe interval.
     Rest,
 }
 

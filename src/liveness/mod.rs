@@ -16,18 +16,9 @@
 //!
 //! # What it costs
 //!
-//! * An outage kills nothing if it is shorter than D - I, less a round trip and the lateness of
-//!   the kernel's keepalive timer (up to an eighth of I). That holds for a leg that was quiet and
-//!   got data to carry during the outage, too, and behind a closed window, although the kernel's
-//!   own questions are then up to a second apart: from I = 2 s on, quiet legs are asked a second
-//!   sooner than I; below, the last retransmission is moved (see `repetition.rs`), or the verdict
-//!   waits for the next question.
-//! * That wait is the price below I = 2 s: a peer that vanished behind a closed window, or with data
-//!   in flight where it is not certain from when the kernel counts, may be found up to 1.2 s after D
-//!   ([`Policy::latest_at_own_pace`]). So may one to which data was written in the last half second
-//!   (the second retransmission is not moved), or that is more than 70 ms away (the answer to one
-//!   that is moved takes too long). It is certain on a leg that had nothing in flight when it
-//!   was last looked at, after one row of timeouts, and one loss probe where the peer has SACK.
+//! * An outage kills nothing if it is shorter than D - I, or D - 2 s where I is below 2 s
+//!   ([`Policy::survives`]): under suspicion the kernel's own questions are a second apart. Off that
+//!   goes a round trip, and the lateness of the kernel's timers (up to an eighth of I).
 //! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the
 //!   peer's own keepalive or window probes); only their count moves. Such a segment is a sign of
 //!   life *as of the previous look*, the earliest time it can have come: later would find a peer
@@ -66,7 +57,6 @@ mod machine;
 mod policy;
 mod pressure;
 mod reason;
-mod repetition;
 mod sample;
 mod shed;
 #[cfg(test)]

@@ -8,6 +8,9 @@ pub(super) const SLOWEST_QUESTION: Millis = 1000;
 /// Its timers, coarse at this length, may be late by this, ms.
 pub(super) const LATE_QUESTION: Millis = 125;
 
+/// Of the tolerance, what is left to the monitor and the kernel, ms.
+const MONITOR: Millis = 50;
+
 /// Validated limits of one listener. All spans in milliseconds; `None` is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -45,7 +48,7 @@ impl Policy {
     /// When the kernel is to ask a quiet peer: whole seconds, in ms. A second sooner than
     /// promised, where that is possible: after an outage of nearly D - I the kernel's next
     /// question is up to a second away when data was written meanwhile, and its longer timers
-    /// are late by up to 1/8. Where it is not, see [`Self::needs_last_repetition`].
+    /// are late by up to 1/8. Where it is not, less is survived: see [`Self::survives`].
     #[must_use]
     pub const fn keepalive_idle(&self) -> Millis {
         let promised = self.probe_interval / 1000;
@@ -68,13 +71,6 @@ impl Policy {
         [1000, 2000, 3000].into_iter().find(leaves).unwrap_or(1000)
     }
 
-    /// Whether the kernel's next question in flight may come after the verdict on a peer that was
-    /// away for less than D - I.
-    #[must_use]
-    pub const fn needs_last_repetition(&self) -> bool {
-        self.probe_interval < self.keepalive_idle() + 1000
-    }
-
     /// How long after D the last question may still be answered: half of the tolerance that the
     /// promise allows (5 %, at least 300 ms). The other half is for the monitor and the kernel.
     #[must_use]
@@ -82,29 +78,22 @@ impl Policy {
         (self.detect_within / 20).max(300) / 2
     }
 
-    /// After its last sign of life a peer that vanished is closed at the latest, in ms, where the
-    /// kernel asks about once a second and nothing brings its next question forward: behind a
-    /// closed window, or with data `in_flight` where it is not certain from when the kernel counts.
-    #[must_use]
-    pub fn latest_at_own_pace(&self, in_flight: bool) -> Millis {
-        let soonest = self.detect_within + self.grace();
-        if !self.needs_last_repetition() {
-            return soonest;
-        }
-        let heard_before = if in_flight {
-            self.probe_interval
-        } else {
-            SLOWEST_QUESTION
-        };
-        let back = self.detect_within - self.back_sooner(heard_before);
-        soonest.max(back + SLOWEST_QUESTION + LATE_QUESTION + self.grace() / 2)
+    /// The promise allows the verdict until then, on a peer with this last sign of life; the rest of
+    /// the tolerance is for the monitor.
+    pub(super) fn latest(&self, life: Millis) -> Millis {
+        life + self.detect_within + 2 * self.grace() - MONITOR
     }
 
-    /// A peer that had been heard this long before it went away for D - I is back so much sooner
-    /// than D after it was heard, ms.
+    /// An outage shorter than this ends nothing, ms. Under suspicion the kernel's questions are up to
+    /// a second apart, so the peer has to be back a second before D; and when the outage began, it
+    /// had been heard a second before, or `probe_interval`.
     #[must_use]
-    pub(super) const fn back_sooner(&self, heard_before: Millis) -> Millis {
-        self.probe_interval.saturating_sub(heard_before)
+    pub fn survives(&self) -> Millis {
+        self.detect_within
+            - self
+                .probe_interval
+                .max(2 * SLOWEST_QUESTION)
+                .min(self.detect_within)
     }
 
     /// How long before D a silent leg is looked at for the last questions. The keepalive answer

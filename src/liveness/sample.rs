@@ -1,7 +1,11 @@
 //! What a look sees: plain data, translated from the kernel by `net`.
 
 use super::Millis;
-use super::policy::SLOWEST_QUESTION;
+
+/// A question has had its time after this, and after one and a half round trips, ms.
+pub const ANSWER_TAKES: Millis = 50;
+/// But not longer than this, ms.
+const ANSWER_TAKES_AT_MOST: Millis = 1000;
 
 /// From one question about a closed window to the next, ms: the retransmission timeout, but 200 ms
 /// at least, doubled with each question (`tcp_probe0_when`, include/net/tcp.h).
@@ -46,23 +50,8 @@ pub struct LegSample {
     pub unacked: u32,
     /// Consecutive retransmissions of the oldest segment (`tcpi_retransmits`).
     pub retransmits: u32,
-    /// Segments repeated for whatever reason, in all, wrapping (`tcpi_total_retrans`).
-    pub repeated: u32,
     /// From the last retransmission to the next, ms (`tcpi_rto`).
     pub rto_ms: Millis,
-    /// How long retransmissions stayed unanswered, in all, wrapping, ms (`tcpi_total_rto_time`,
-    /// Linux 6.7; else 0).
-    pub timeouts_ms: u32,
-    /// How often they began, in all, wrapping (`tcpi_total_rto_recoveries`, Linux 6.7; else 0).
-    pub timeouts: u16,
-    /// Nothing of what is in flight counts as lost (`tcpi_ca_state` is Open).
-    pub nothing_lost: bool,
-    /// The peer tells which later data has come than what is missing (`tcpi_options`). Only then
-    /// the kernel sends a loss probe before its first timeout (`tcp_schedule_loss_probe`,
-    /// net/ipv4/tcp_output.c).
-    pub sack: bool,
-    /// It has told of some (`tcpi_sacked`).
-    pub hole_reported: bool,
     /// Keepalive or window probes without an answer (`tcpi_probes`).
     pub probes: u32,
     /// How often the gap to the next question was doubled (`tcpi_backoff`).
@@ -119,14 +108,9 @@ impl LegSample {
         counted.max(uncounted.into())
     }
 
-    /// From the last sign of life to the next question behind a closed window, at most, ms: the
-    /// gap doubles with each, whether it is answered or not, up to a second. Where none was
-    /// answered yet, the peer was asked by keepalive.
-    pub(super) fn gap_after_life(&self) -> Millis {
-        match u32::from(self.backoff).checked_sub(self.probes) {
-            Some(answered @ 1..) => window_probe_gap(self.rto_ms, answered, SLOWEST_QUESTION),
-            _ => SLOWEST_QUESTION,
-        }
+    /// How long a question has to be unanswered, ms.
+    pub(super) fn answer_takes(&self) -> Millis {
+        (Millis::from(self.rtt_us) * 3 / 2000).clamp(ANSWER_TAKES, ANSWER_TAKES_AT_MOST)
     }
 
     /// What we sent last has been acknowledged, no data came after it, and some still may. The

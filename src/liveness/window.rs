@@ -22,7 +22,6 @@
 use std::ops::RangeInclusive;
 
 use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
-use super::repetition::latest;
 use super::sample::LegSample;
 
 /// Two readings of the kernel's clock, at its coarsest tick, and as much again, ms.
@@ -146,15 +145,10 @@ fn patience(sample: &LegSample) -> Millis {
     sample.answer_takes().min(LONGEST_PATIENCE)
 }
 
-/// A peer that was away for less than D - I is back by then; it was heard one question before.
+/// A peer that was away for no longer than is survived is back by then; it was heard one question
+/// before.
 pub fn back_by(deadline: Millis, policy: &Policy) -> Millis {
-    deadline - policy.back_sooner(SLOWEST_QUESTION)
-}
-
-/// No verdict before this, if the last repetition is still to come.
-pub fn awaited_until(deadline: Millis, policy: &Policy) -> Millis {
-    let back = back_by(deadline, policy);
-    latest(deadline, policy).max(back + SLOWEST_QUESTION + LATE_QUESTION)
+    deadline - policy.detect_within + policy.survives() + SLOWEST_QUESTION
 }
 
 /// When the last repetition before the verdict is to come.
@@ -172,7 +166,7 @@ fn next_repetition(now: Millis, sample: &LegSample) -> Millis {
 #[cfg(test)]
 mod tests {
     use super::super::policy::granule;
-    use super::super::repetition::ANSWER_TAKES;
+    use super::super::sample::ANSWER_TAKES;
     use super::*;
 
     /// When a peer is asked that is silent from 0 on, by a kernel whose repetitions were a second
@@ -213,13 +207,11 @@ mod tests {
             for probe_interval in [1000, 1500, 2000, 200 * seconds, 500 * seconds] {
                 let detect_within = 1000 * seconds;
                 let policy = Policy::without_limits(detect_within, probe_interval);
-                // Long timers may be late by an eighth: too much where nothing is early.
-                let too_long = policy.needs_last_repetition() && seconds > 10;
-                if probe_interval >= detect_within || probe_interval < 1000 || too_long {
+                if probe_interval >= detect_within || probe_interval < 1000 {
                     continue;
                 }
                 let back = back_by(detect_within, &policy);
-                let end = awaited_until(detect_within, &policy);
+                let end = policy.latest(0);
                 for (first, tick) in [(1, 1), (400, 4), (1000, 4), (1000, 10)] {
                     let asked = asked_at(&policy, first, tick, back);
                     let in_time = asked.last().is_some_and(|last| *last <= end);

@@ -70,13 +70,13 @@ pub fn prepare_dialled(fd: RawFd) -> io::Result<()> {
 /// # Errors
 /// The option that could not be set, with the kernel's reason. `TCP_RTO_MAX_MS` is best effort.
 pub fn watch(fd: RawFd, leg: Leg, policy: &Policy) -> io::Result<()> {
-    repeat_freely(fd)?;
+    set(fd, sockopt::USER_TIMEOUT, i32::MAX)?;
     set(fd, sockopt::KEEPALIVE, 1)?;
     // That counts the idle time from now; told once more, the kernel counts it from the last sign
     // of life (`tcp_sock_set_keepidle_locked`, net/ipv4/tcp.c).
     if leg == Leg::Upstream {
         prepare_keepalive(fd, policy)?;
-    } else if policy.needs_last_repetition() {
+    } else if policy.keepalive_idle() == 1000 {
         set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))?;
     }
     // Not before: behind the close(2) of a short session the kernel would give up its FIN after
@@ -106,28 +106,6 @@ pub fn repeat_every(fd: RawFd, longest_gap: Millis) {
 /// The option that could not be set, with the kernel's reason.
 pub fn probe_later(fd: RawFd, policy: &Policy) -> io::Result<()> {
     set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))
-}
-
-/// Has the kernel repeat what is in flight no later than this after it did so first (ms): the
-/// retransmission timer that is armed next ends there. It gives up when that one fires, unless
-/// [`repeat_freely`] comes before.
-///
-/// # Errors
-/// The option that could not be set, with the kernel's reason.
-pub fn repeat_by(fd: RawFd, span: Millis) -> io::Result<()> {
-    set(
-        fd,
-        sockopt::USER_TIMEOUT,
-        i32::try_from(span).unwrap_or(i32::MAX),
-    )
-}
-
-/// Has the kernel repeat what is in flight for as long as it takes.
-///
-/// # Errors
-/// The option that could not be set, with the kernel's reason.
-pub fn repeat_freely(fd: RawFd) -> io::Result<()> {
-    set(fd, sockopt::USER_TIMEOUT, i32::MAX)
 }
 
 /// Gives a leg back to the kernel before close(2) leaves a FIN to it. With our limits the kernel

@@ -9,10 +9,6 @@ use crate::sys::{self, TcpInfo, sock_diag, sockopt};
 /// The longest gap where the kernel has no `TCP_RTO_MAX_MS` to read, ms.
 const LONGEST_GAP: Millis = 120_000;
 
-/// `TCP_CA_Open` and `TCPI_OPT_SACK` (`include/uapi/linux/tcp.h`).
-const CA_OPEN: u8 = 0;
-const OPTION_SACK: u8 = 2;
-
 /// Asks the kernel about one leg; `None` if it cannot say.
 #[must_use]
 pub fn sample(fd: RawFd) -> Option<LegSample> {
@@ -56,13 +52,7 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         },
         unacked: info.unacked,
         retransmits: u32::from(info.retransmits),
-        repeated: info.total_retrans,
         rto_ms: u64::from(info.rto_us / 1000),
-        timeouts_ms: info.total_rto_time_ms,
-        timeouts: info.total_rto_recoveries,
-        nothing_lost: info.ca_state == CA_OPEN,
-        sack: info.options & OPTION_SACK != 0,
-        hole_reported: info.sacked > 0,
         probes: u32::from(info.probes),
         backoff: info.backoff,
         notsent: info.notsent_bytes,

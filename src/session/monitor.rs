@@ -155,12 +155,7 @@ impl Session {
                     self.service.metrics.probe_sent(leg);
                     self.check_option(options::probe_now(fd));
                 }
-                Some(Ask::RepeatBy(span)) => self.check_option(options::repeat_by(fd, span)),
-                Some(Ask::RepeatFreely) => self.check_option(options::repeat_freely(fd)),
-                Some(Ask::Rest) => {
-                    self.check_option(options::probe_later(fd, policy));
-                    self.check_option(options::repeat_freely(fd));
-                }
+                Some(Ask::Rest) => self.check_option(options::probe_later(fd, policy)),
                 None => {}
             }
             if let Some(gap) = verdict.longest_gap[leg as usize] {

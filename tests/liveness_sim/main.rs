@@ -117,7 +117,7 @@ fn a_seed_means_the_same_run_every_time() {
     }
 }
 
-/// An outage shorter than D - I kills nothing, whenever in it something is written to a peer that
+/// An outage that is promised to be survived kills nothing, whenever in it something is written to a peer that
 /// was quiet before, although the kernel repeats that only once a second.
 #[test]
 fn a_write_during_an_outage_kills_nobody() {

@@ -147,7 +147,7 @@ impl Plan {
         self.policy.probe_interval = rng.range(SECOND, (d - 500).min(3 * SECOND));
         self.kernel.rto_max = SECOND;
         self.rtt = [rng.spread(1, 40), rng.spread(1, 40)];
-        let span = (d - self.policy.probe_interval).saturating_sub(LATENESS);
+        let span = self.policy.survives().saturating_sub(LATENESS);
         let begin = rng.range(d, 3 * d);
         let span = rng.range(span / 2, span.max(2));
         let write = match rng.index(3) {
@@ -264,7 +264,7 @@ impl Plan {
 
     /// Outages up to about this long must kill nothing; a little more is drawn, for the edge.
     fn survivable(&self) -> Ms {
-        self.policy.detect_within - self.policy.probe_interval + 200
+        self.policy.survives() + 200
     }
 }
 

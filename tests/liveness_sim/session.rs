@@ -362,7 +362,6 @@ impl Session {
                 self.slack.total += 1000 + GRID;
                 continue;
             }
-            sim.near.seen();
             look.legs[leg as usize] = Some(sim.near.sample(self.now, sim.rtt));
             self.truth.sampled(self.now, leg, sim);
         }
@@ -401,12 +400,7 @@ impl Session {
         let near = &mut self.legs[leg as usize].near;
         match ask {
             Some(Ask::Probe) => near.set_idle(self.now, 1000),
-            Some(Ask::RepeatBy(span)) => near.set_user_timeout(Some(span)),
-            Some(Ask::RepeatFreely) => near.set_user_timeout(None),
-            Some(Ask::Rest) => {
-                near.set_idle(self.now, normal);
-                near.set_user_timeout(None);
-            }
+            Some(Ask::Rest) => near.set_idle(self.now, normal),
             None => {}
         }
     }

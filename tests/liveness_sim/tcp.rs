@@ -3,9 +3,9 @@
 //!
 //! Modelled after Linux 6.18 as measured: a keepalive probe carries an old sequence number, so
 //! its receiver answers it but dates nothing by it; keepalive is silent while anything is
-//! unacknowledged or queued; the user timeout is so large that the kernel never gives up, but
-//! while it is used to bring a retransmission forward, or where the window of a silent peer is closed:
-//! after so many probes, or sooner where data was on its way to it.
+//! unacknowledged or queued; the user timeout is so large that the kernel never gives up, but where
+//! the window of a silent peer is closed: after so many probes, or sooner where data was on its way
+//! to it.
 
 use std::collections::VecDeque;
 
@@ -48,7 +48,7 @@ impl Kernel {
     }
 }
 
-/// Whether a receiver tells of holes, and whether the sender's kernel begins with a loss probe.
+/// Whether the sender's kernel begins with a loss probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sack {
     Off,
@@ -73,8 +73,6 @@ pub struct Segment {
     ack: u64,
     /// The highest sequence number that the receiver would take.
     edge: u64,
-    /// Something came from behind a hole.
-    hole: bool,
 }
 
 impl Segment {
@@ -82,7 +80,6 @@ impl Segment {
         kind: Kind::Rst,
         ack: 0,
         edge: 0,
-        hole: false,
     };
 
     pub fn carries_data(&self) -> bool {
@@ -101,8 +98,6 @@ pub struct Endpoint {
     snd_una: u64,
     /// Where the segments in flight end.
     ends: VecDeque<u64>,
-    /// The peer has told of a hole among them.
-    hole: bool,
     edge: u64,
     rto: Ms,
     /// From one retransmission to the next.
@@ -114,17 +109,9 @@ pub struct Endpoint {
     pub keepalive_probes: u32,
     /// A loss probe is next, before the first timeout.
     tail_probe: bool,
-    repeated: u32,
-    /// Since when it has been in timeouts, and for how long before that.
-    timeout_since: Option<Ms>,
-    timeouts: Ms,
-    timeouts_begun: u16,
-    /// `repeated` and `timeouts_begun` when somebody last looked and nothing was in flight.
-    when_silent: [u32; 2],
-    user_timeout: Option<Ms>,
-    /// What the user timeout is counted from.
+    /// Since when it has been in timeouts.
     repeating_since: Option<Ms>,
-    /// The user timeout has ended the connection.
+    /// The kernel has given up.
     pub timed_out: bool,
     // Receiving.
     rcv_nxt: u64,
@@ -178,7 +165,6 @@ impl Endpoint {
             snd_nxt: 0,
             snd_una: 0,
             ends: VecDeque::new(),
-            hole: false,
             edge,
             rto: MIN_RTO.max(rtt + rtt / 2),
             gap: MIN_RTO.max(rtt + rtt / 2),
@@ -187,12 +173,6 @@ impl Endpoint {
             probes: 0,
             keepalive_probes: 0,
             tail_probe: false,
-            repeated: 0,
-            timeout_since: None,
-            timeouts: 0,
-            timeouts_begun: 0,
-            when_silent: [0; 2],
-            user_timeout: None,
             repeating_since: None,
             timed_out: false,
             rcv_nxt: 0,
@@ -235,21 +215,6 @@ impl Endpoint {
     /// Nothing of ours is under way or waits: only keepalive speaks.
     pub fn is_silent(&self) -> bool {
         !self.in_flight() && self.unsent() == 0
-    }
-
-    /// The loss probe, if there is one, and one row of timeouts is all that was repeated since
-    /// nothing was in flight.
-    pub fn is_plain(&self) -> bool {
-        let [repeated, timeouts] = self.when_silent;
-        self.kernel.sack != Sack::WithoutLossProbe
-            && !self.hole
-            && self.repeated
-                == repeated + u32::from(self.kernel.sack != Sack::Off) + self.retransmits
-            && u32::from(self.timeouts_begun) == timeouts + 1
-    }
-
-    pub fn repeating_since(&self) -> Option<Ms> {
-        self.repeating_since
     }
 
     pub fn is_quiet(&self) -> bool {
@@ -323,11 +288,6 @@ impl Endpoint {
         self.keepalive_at = Some(self.kernel.timer(now, idle.saturating_sub(elapsed)));
     }
 
-    /// `setsockopt(TCP_USER_TIMEOUT)`; it has an effect when a timer is armed or fires.
-    pub fn set_user_timeout(&mut self, span: Option<Ms>) {
-        self.user_timeout = span;
-    }
-
     pub fn next_timer(&self) -> Option<Ms> {
         [self.rto_at, self.persist_at, self.keepalive_at]
             .into_iter()
@@ -364,12 +324,11 @@ impl Endpoint {
             self.acknowledge();
             return;
         }
-        self.hole |= segment.hole;
         self.take_ack(now, segment.ack, segment.edge);
         if has_payload {
             if seq > self.rcv_nxt {
                 // It has to come again after what was lost.
-                return self.report_hole();
+                return self.acknowledge();
             }
             let payload = end - u64::from(fin);
             if payload > self.rcv_nxt && self.is_out_of_memory() {
@@ -401,26 +360,13 @@ impl Endpoint {
             last_ack_age: age(self.last_ack),
             last_data_age: age(self.last_data.or(Some(self.start))),
             last_sent_age: age(self.last_sent),
-            repeated: self.repeated,
             // The gap between window probes is doubled apart from it.
             rto_ms: if self.in_flight() { self.gap } else { self.rto },
-            timeouts_ms: (self.timeouts + self.timeout_since.map_or(0, |at| now - at)) as u32,
-            timeouts: self.timeouts_begun,
-            nothing_lost: self.repeating_since.is_none(),
-            sack: self.kernel.sack != Sack::Off,
-            hole_reported: self.hole,
             busy_ms: 0,
             segs_in: self.segs_in,
             bytes_acked: 1 + self.snd_una,
             bytes_received: self.rcv_nxt,
             rtt_us: (rtt * 1000) as u32,
-        }
-    }
-
-    /// Somebody looks.
-    pub fn seen(&mut self) {
-        if !self.in_flight() {
-            self.when_silent = [self.repeated, self.timeouts_begun.into()];
         }
     }
 
@@ -456,15 +402,7 @@ impl Endpoint {
             kind,
             ack: self.rcv_nxt,
             edge: self.rcv_nxt + room,
-            hole: false,
         });
-    }
-
-    fn report_hole(&mut self) {
-        self.acknowledge();
-        if let Some(segment) = self.out.last_mut() {
-            segment.hole = self.kernel.sack != Sack::Off;
-        }
     }
 
     fn acknowledge(&mut self) {
@@ -524,11 +462,6 @@ impl Endpoint {
     }
 
     fn retransmit(&mut self, now: Ms) {
-        let elapsed = self.repeating_since.map_or(0, |at| now - at);
-        if self.retransmits > 0 && self.user_timeout.is_some_and(|span| elapsed >= span) {
-            self.timed_out = true;
-            return;
-        }
         let withdrawn = self.is_withdrawn();
         let heard = self.last_ack.unwrap_or(self.start);
         if withdrawn && self.rto_due > heard + 2 * self.kernel.rto_max {
@@ -545,14 +478,9 @@ impl Endpoint {
             delay = self.double();
         } else {
             self.repeat(now, 0);
-            if self.retransmits == 0 {
-                self.timeout_since = Some(now);
-                self.timeouts_begun = self.timeouts_begun.wrapping_add(1);
-            }
             self.repeating_since.get_or_insert(now);
             self.retransmits += 1;
-            let left = self.user_timeout.map(|span| span.saturating_sub(elapsed));
-            delay = self.double().min(left.unwrap_or(Ms::MAX).max(1));
+            delay = self.double();
         }
         self.arm(now, delay);
     }
@@ -570,7 +498,6 @@ impl Endpoint {
 
     /// Sends one of the segments in flight again.
     fn repeat(&mut self, now: Ms, index: usize) {
-        self.repeated += 1;
         let begin = index.checked_sub(1).map_or(self.snd_una, |i| self.ends[i]);
         self.send_range(now, begin, self.ends[index]);
     }
@@ -611,14 +538,12 @@ impl Endpoint {
         if ack > self.snd_una {
             self.snd_una = ack;
             self.ends.retain(|end| *end > ack);
-            self.hole = false;
             self.retransmits = 0;
             self.backoff = 0;
             self.gap = self.rto;
             self.rto_at = None;
             self.shut_since = None;
             if !self.in_flight() {
-                self.timeouts += self.timeout_since.take().map_or(0, |at| now - at);
                 self.repeating_since = None;
             } else if self.repeating_since.is_some() && self.unsent() == 0 {
                 // New data would go first (F-RTO, RFC 5682).

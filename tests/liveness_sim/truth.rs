@@ -224,16 +224,6 @@ impl Truth {
         } else {
             400_000
         };
-        // The second repetition, up to 450 ms after the first, is not moved, nor one to which the
-        // answer would come too late.
-        let is_second = near
-            .repeating_since()
-            .is_some_and(|at| at + 450 > near.last_dated() + d);
-        let own_pace = self.modern
-            && self.policy.needs_last_repetition()
-            && !near.is_silent()
-            && (near.zero_window() || !near.is_plain() || is_second || sim.rtt > 70);
-        let asked = asked + if own_pace { 1200 } else { 0 };
         // The last answer has one and a half round trips, up to a second.
         let far = (sim.rtt * 3 / 2).min(1000).saturating_sub(180);
         let deadline =
@@ -360,18 +350,6 @@ impl Truth {
             assert!(
                 now <= answered_by,
                 "a peer that answers since {since} is dead at {now}"
-            );
-            let back = dated + d
-                - if sim.near.in_flight() {
-                    0
-                } else {
-                    self.policy.probe_interval - 1000
-                };
-            let awaited =
-                self.policy.needs_last_repetition() && !sim.near.is_silent() && !self.rough;
-            assert!(
-                !awaited || since + sim.rtt > back,
-                "a peer that is back since {since}, before {back}, is dead at {now}"
             );
         }
         let disturbed = truth.disturbed.expect("nothing ever disturbed this leg");
