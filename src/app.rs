@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::relay;
 use crate::server::{Entrance, Gate, Hooks, Listening, StartError, Workers};
 use crate::session::{self, Service, Session};
-use crate::view::{ConnectionView, VerifiedSession};
+use crate::view::{Shown, VerifiedSession};
 use crate::{sys, telemetry};
 
 use tokio::sync::oneshot;
@@ -406,11 +406,10 @@ impl Control for App {
         }
     }
 
-    fn connections(&self) -> Vec<ConnectionView> {
-        let now = sys::now();
-        let mut views = Vec::new();
-        self.for_each_session(|session| views.push(session.view(now)));
-        views
+    fn sessions(&self) -> Vec<Arc<dyn Shown>> {
+        let mut sessions: Vec<Arc<dyn Shown>> = Vec::with_capacity(self.workers.sessions());
+        self.for_each_session(|session| sessions.push(session.clone()));
+        sessions
     }
 
     fn close(&self, id: u64) -> bool {

@@ -4,15 +4,12 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-/// The answer to `/connections`.
-#[derive(Clone, Debug, Serialize)]
-pub struct ConnectionList {
-    /// Sessions in the process.
-    pub total: usize,
-    /// Of these, how many passed the filters.
-    pub matched: usize,
-    /// Of these, as many as `limit` allows.
-    pub connections: Vec<ConnectionView>,
+/// A session that can be shown. Holding one holds up nothing: the session may end meanwhile.
+pub trait Shown: Send + Sync {
+    /// Unique in the life of the process.
+    fn id(&self) -> u64;
+    /// What it looks like now; `None` once it has ended.
+    fn view(&self) -> Option<ConnectionView>;
 }
 
 /// One session: two legs, paired.

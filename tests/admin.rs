@@ -5,14 +5,14 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use pulsegate::admin::client::{self, Format, Health, Which};
 use pulsegate::admin::view::{
-    AnswerWord, ConnectionView, LegView, TimerView, VerifiedLeg, VerifiedSession,
+    AnswerWord, ConnectionView, LegView, Shown, TimerView, VerifiedLeg, VerifiedSession,
 };
 use pulsegate::admin::{Control, Readiness, serve};
 use pulsegate::liveness::CloseReason;
@@ -27,6 +27,7 @@ struct Fake {
     verified: Mutex<Vec<(Vec<u64>, bool)>>,
     drains: AtomicUsize,
     sessions: AtomicUsize,
+    slow: AtomicBool,
 }
 
 impl Control for Fake {
@@ -44,9 +45,10 @@ impl Control for Fake {
         }
     }
 
-    fn connections(&self) -> Vec<ConnectionView> {
-        (1..=self.sessions.load(SeqCst) as u64)
-            .map(session)
+    fn sessions(&self) -> Vec<Arc<dyn Shown>> {
+        let ids = 1..=self.sessions.load(SeqCst) as u64;
+        ids.rev()
+            .map(|id| Arc::new(Known(id)) as Arc<dyn Shown>)
             .collect()
     }
 
@@ -66,8 +68,9 @@ impl Control for Fake {
         let known = self.sessions.load(SeqCst) as u64;
         let found = ids.iter().rev().filter(|id| **id <= known);
         let found: Vec<_> = found.map(|id| verified(*id, quick)).collect();
-        Box::pin(async {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        let takes = if self.slow.load(SeqCst) { 2000 } else { 50 };
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(takes)).await;
             found
         })
     }
@@ -79,6 +82,19 @@ impl Control for Fake {
     fn drain(&self) {
         self.drains.fetch_add(1, SeqCst);
         self.readiness.store(2, SeqCst);
+    }
+}
+
+/// A session of the fake process. Each thousandth has ended by the time it is to be shown.
+struct Known(u64);
+
+impl Shown for Known {
+    fn id(&self) -> u64 {
+        self.0
+    }
+
+    fn view(&self) -> Option<ConnectionView> {
+        (!self.0.is_multiple_of(1000)).then(|| session(self.0))
     }
 }
 
@@ -479,9 +495,14 @@ fn cross_site_changes_are_refused() {
     }
     assert_eq!(e.fake.drains.load(SeqCst), 0);
     assert!(e.fake.closed.lock().expect("not poisoned").is_empty());
-    // Reading is open to Prometheus under any name.
-    e.ask_with("GET", "/metrics", "Host: proxy.example\r\n")
+    // A name that was rebound to 127.0.0.1 is same-origin to the browser.
+    for path in ["/metrics", "/connections", "/config", "/livez", "/"] {
+        e.ask_with("GET", path, "Host: evil.example:9900\r\n")
+            .expect(403, "refused: the Host header");
+    }
+    e.ask_with("GET", "/metrics", "Host: localhost\r\n")
         .expect(200, "");
+    Answer(e.raw(b"GET /livez HTTP/1.0\r\n\r\n")).expect(200, "ok");
     e.ask_with("POST", "/drain", &own).expect(202, "");
 }
 
@@ -489,6 +510,9 @@ fn cross_site_changes_are_refused() {
 fn changes_are_refused_on_all_addresses() {
     let e = Endpoint::start_on("0.0.0.0:0");
     e.get("/connections").expect(200, "");
+    // Prometheus comes by the name of a Service.
+    e.ask_with("GET", "/metrics", "Host: proxy.example\r\n")
+        .expect(200, "");
     e.ask("POST", "/drain").expect(403, "loopback");
     e.ask("DELETE", "/connections/1").expect(403, "loopback");
     e.ask("POST", "/connections/1/verify")
@@ -598,6 +622,138 @@ fn idle_connections_do_not_keep_others_out() {
     );
     assert!(ask() > 0, "one that asks outlives those who do not");
     drop(idle);
+}
+
+/// All connections of the process together hold this much, not each of them.
+#[test]
+fn readers_that_do_not_read_keep_nobody_out() {
+    let e = Endpoint::start();
+    e.fake.sessions.store(20_000, SeqCst);
+    let request = format!("GET /connections HTTP/1.1\r\nHost: {}\r\n\r\n", e.addr);
+    let readers: Vec<TcpStream> = (0..64)
+        .map(|_| {
+            let mut stream = e.connect();
+            // The other end's window, so that little is under way.
+            let socket = socket2::SockRef::from(&stream);
+            socket.set_recv_buffer_size(16 << 10).expect("set");
+            stream.write_all(request.as_bytes()).expect("written");
+            stream
+        })
+        .collect();
+    let start = Instant::now();
+    let second = Duration::from_secs(1);
+    for _ in 0..20 {
+        assert_eq!(client::healthcheck(e.addr, second, Health::Live), Ok(()));
+        assert_eq!(client::healthcheck(e.addr, second, Health::Ready), Ok(()));
+        e.get("/metrics").expect(200, "pulsegate_");
+    }
+    assert!(start.elapsed() < Duration::from_secs(5));
+    // The places are taken: who asks for the same is told to come again.
+    let busy = e.get("/connections").expect(503, "try again");
+    assert_eq!(busy.header("retry-after"), Some("1"));
+    // Who takes nothing is cut, and its place is free again.
+    let all = client::connections(e.addr, &[], Format::Json);
+    let all = all.or_else(|_| client::connections(e.addr, &[], Format::Json));
+    let all = all.expect("a place within 20 s");
+    assert!(all.ends_with("]}\n"), "whole");
+    drop(readers);
+}
+
+#[test]
+fn many_sessions_come_in_pieces() {
+    let e = Endpoint::start();
+    e.fake.sessions.store(2500, SeqCst);
+    let text = client::connections(e.addr, &[], Format::Json).expect("whole");
+    let list: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let ids = |list: &serde_json::Value| -> Vec<u64> {
+        let all = list["connections"].as_array().expect("a list").iter();
+        all.map(|c| c["id"].as_u64().expect("a number")).collect()
+    };
+    let expected: Vec<u64> = (1..=2500).filter(|id| id % 1000 != 0).collect();
+    assert_eq!(ids(&list), expected);
+    assert_eq!(
+        (&list["total"], &list["matched"]),
+        (&2500.into(), &2500.into())
+    );
+    let by_age = [("sort", "age"), ("limit", "300")];
+    let text = client::connections(e.addr, &by_age, Format::Json).expect("whole");
+    let list: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let expected: Vec<u64> = (2200..=2500).rev().collect();
+    assert_eq!(ids(&list), expected[..300]);
+    assert_eq!(
+        (&list["total"], &list["matched"]),
+        (&2500.into(), &2498.into())
+    );
+    let table = client::connections(e.addr, &[], Format::Text).expect("whole");
+    assert_eq!(table.lines().count(), 1 + 2 * 2498 + 1);
+    assert!(table.ends_with("2498 shown, 2500 matched, 2500 in all\n"));
+    assert_eq!(table.matches("LISTENER").count(), 1);
+}
+
+/// The limit of requests is one of the process, and probes are not subject to it.
+#[test]
+fn requests_of_all_connections_are_limited_together() {
+    let e = Endpoint::start();
+    e.fake.slow.store(true, SeqCst);
+    let request = format!(
+        "POST /connections/1/verify HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+        e.addr
+    );
+    let mut asking: Vec<TcpStream> = (0..40)
+        .map(|_| {
+            let mut stream = e.connect();
+            stream.write_all(request.as_bytes()).expect("written");
+            stream
+        })
+        .collect();
+    let second = Duration::from_secs(1);
+    assert_eq!(client::healthcheck(e.addr, second, Health::Ready), Ok(()));
+    let answers = asking.iter_mut().map(|stream| {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("answered");
+        Answer(answer).status()
+    });
+    let answers: Vec<u16> = answers.collect();
+    let count = |status| answers.iter().filter(|s| **s == status).count();
+    assert_eq!((count(200), count(503)), (32, 8), "{answers:?}");
+}
+
+/// Whoever asks all the time, over connection after connection, keeps no newcomer out.
+#[test]
+fn probes_are_answered_during_a_flood() {
+    let e = Endpoint::start();
+    e.fake.sessions.store(5_000, SeqCst);
+    let over = Arc::new(AtomicBool::new(false));
+    let flood: Vec<_> = ["/metrics", "/connections", "/connections?sort=age", "/", ""]
+        .into_iter()
+        .map(|path| {
+            let (over, addr) = (Arc::clone(&over), e.addr);
+            thread::spawn(move || {
+                let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\n\r\n");
+                let mut held = std::collections::VecDeque::new();
+                while !over.load(SeqCst) {
+                    if let Ok(mut stream) = TcpStream::connect(addr) {
+                        if !path.is_empty() {
+                            let _ = stream.write_all(request.as_bytes());
+                        }
+                        held.push_back(stream);
+                    }
+                    if held.len() > 100 {
+                        held.pop_front();
+                    }
+                }
+            })
+        })
+        .collect();
+    let results: Vec<_> = (0..20)
+        .map(|_| client::healthcheck(e.addr, Duration::from_secs(2), Health::Ready))
+        .collect();
+    over.store(true, SeqCst);
+    for thread in flood {
+        thread.join().expect("no panic");
+    }
+    let failed: Vec<_> = results.iter().filter(|r| r.is_err()).collect();
+    assert!(failed.is_empty(), "{failed:?}");
 }
 
 #[test]

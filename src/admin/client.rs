@@ -21,6 +21,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(12);
 /// Each poll makes the process describe all its sessions.
 const POLL_EVERY: Duration = Duration::from_millis(500);
+/// Between two tries where the endpoint has no place for a request.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+/// Between two tries where it closed the connection to make room for others.
+const EVICTED_PAUSE: Duration = Duration::from_millis(20);
 /// About half a million sessions as JSON.
 const MAX_ANSWER: u64 = 512 * 1024 * 1024;
 
@@ -43,11 +47,23 @@ pub fn healthcheck(addr: SocketAddr, timeout: Duration, health: Health) -> Resul
         Health::Live => "/livez",
         Health::Ready => "/readyz",
     };
-    let (status, body) = exchange(addr, "GET", path, timeout).map_err(|e| at(addr, &e))?;
-    if status == 200 {
-        return Ok(());
+    let deadline = Instant::now() + timeout;
+    loop {
+        match exchange_once(addr, "GET", path, deadline) {
+            Ok((200, _)) => return Ok(()),
+            Ok((_, body)) => return Err(format!("{addr}: {}", body.trim())),
+            // Of many connections it closes the least active ones. A process that has ended would
+            // refuse.
+            Err(error)
+                if error.kind() != io::ErrorKind::ConnectionRefused
+                    && is_gone(&error)
+                    && Instant::now() < deadline =>
+            {
+                sleep(EVICTED_PAUSE);
+            }
+            Err(error) => return Err(at(addr, &error)),
+        }
     }
-    Err(format!("{addr}: {}", body.trim()))
 }
 
 /// Starts the drain. With `wait`, returns when no session is left or the process is gone.
@@ -213,7 +229,7 @@ fn at(addr: SocketAddr, error: &io::Error) -> String {
     }
 }
 
-/// One request on one connection: status and body.
+/// One request: status and body. Where the endpoint has no place for it, it is asked again.
 fn exchange(
     addr: SocketAddr,
     method: &str,
@@ -221,6 +237,26 @@ fn exchange(
     timeout: Duration,
 ) -> io::Result<(u16, String)> {
     let deadline = Instant::now() + timeout;
+    loop {
+        match exchange_once(addr, method, path, deadline) {
+            Err(error)
+                if error.kind() == io::ErrorKind::ResourceBusy
+                    && Instant::now() + BUSY_PAUSE < deadline =>
+            {
+                sleep(BUSY_PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+/// The same on one connection.
+fn exchange_once(
+    addr: SocketAddr,
+    method: &str,
+    path: &str,
+    deadline: Instant,
+) -> io::Result<(u16, String)> {
     let addr = reachable(addr);
     let mut stream = TcpStream::connect_timeout(&addr, remaining(deadline)?)?;
     stream.set_write_timeout(Some(remaining(deadline)?))?;
@@ -275,15 +311,50 @@ fn parse(answer: &[u8]) -> io::Result<(u16, String)> {
         .and_then(|line| line.strip_prefix("HTTP/1."))
         .and_then(|line| line.split(' ').nth(1)?.parse().ok())
         .ok_or_else(invalid)?;
-    let length = lines
-        .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-        .and_then(|(_, value)| value.trim().parse::<usize>().ok());
-    if length.is_some_and(|length| length > body.len()) {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    let headers: Vec<_> = lines.filter_map(|line| line.split_once(':')).collect();
+    let header = |wanted: &str| {
+        let mut found = headers
+            .iter()
+            .filter(|(n, _)| n.eq_ignore_ascii_case(wanted));
+        found.next().map(|(_, value)| value.trim())
+    };
+    let body = if header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
+        joined(body)?
+    } else {
+        let length = header("content-length").and_then(|v| v.parse::<usize>().ok());
+        if length.is_some_and(|length| length > body.len()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        body.to_vec()
+    };
+    let body = String::from_utf8(body).map_err(|_| invalid())?;
+    if status == 503 && header("retry-after").is_some() {
+        let kind = io::ErrorKind::ResourceBusy;
+        return Err(io::Error::new(kind, body.trim().to_owned()));
     }
-    let body = String::from_utf8(body.to_vec()).map_err(|_| invalid())?;
     Ok((status, body))
+}
+
+/// What was sent in chunks (RFC 9112, 7.1); an answer whose last one is missing is cut short.
+fn joined(mut chunked: &[u8]) -> io::Result<Vec<u8>> {
+    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let mut body = Vec::with_capacity(chunked.len());
+    loop {
+        let end = chunked.windows(2).position(|w| w == b"\r\n");
+        let (size, rest) = chunked.split_at(end.ok_or_else(cut)?);
+        let size = std::str::from_utf8(size).ok();
+        let size = size.and_then(|size| usize::from_str_radix(size.trim(), 16).ok());
+        let size = size
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))?;
+        if size == 0 {
+            return Ok(body);
+        }
+        if size > rest.len() {
+            return Err(cut());
+        }
+        body.extend_from_slice(rest.get(2..2 + size).ok_or_else(cut)?);
+        chunked = rest.get(2 + size + 2..).ok_or_else(cut)?;
+    }
 }
 
 #[cfg(test)]
@@ -296,6 +367,16 @@ mod tests {
     fn answers() {
         let ok = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n").expect("valid");
         assert_eq!(ok, (200, "ok\n".to_owned()));
+        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+            4\r\nabcd\r\nA\r\n0123456789\r\n0\r\n\r\n";
+        let all = parse(chunked).expect("valid");
+        assert_eq!(all, (200, "abcd0123456789".to_owned()));
+        for cut in [5, 6, 9, 12, 18, 21] {
+            let cut = parse(&chunked[..chunked.len() - cut]).expect_err("cut short");
+            assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
+        }
+        let busy = parse(b"HTTP/1.1 503 x\r\nRetry-After: 1\r\n\r\n").expect_err("busy");
+        assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy);
         for (answer, kind) in [
             (&b""[..], io::ErrorKind::UnexpectedEof),
             (

@@ -1,44 +1,54 @@
-//! Who may change something through the endpoint. It has no passwords: whoever is on this host
-//! may. What has to be kept out is the network, and web pages in the operator's browser.
+//! Who may use the endpoint. It has no passwords: on a loopback address whoever is on this host may
+//! read and change, on another one whoever reaches it may read. What has to be kept out is the
+//! network, and web pages in the operator's browser.
 
 use std::net::IpAddr;
 
 use hyper::HeaderMap;
 use hyper::header::{HOST, HeaderValue, ORIGIN};
 
-/// Whether mutating verbs are answered at all.
+/// From where the endpoint can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mutations {
-    /// The endpoint listens on a loopback address.
-    Allowed,
-    /// It can be reached from other hosts.
-    Refused,
+pub(super) enum Reach {
+    /// It listens on a loopback address.
+    Host,
+    /// From other hosts.
+    Network,
 }
 
-impl Mutations {
+impl Reach {
     /// By the address the endpoint listens on.
-    pub(super) fn on(address: IpAddr) -> Self {
+    pub(super) fn of(address: IpAddr) -> Self {
         if address.to_canonical().is_loopback() {
-            Self::Allowed
+            Self::Host
         } else {
-            Self::Refused
+            Self::Network
         }
     }
 }
 
+const FOREIGN_HOST: &str = "the Host header must be an IP address or localhost";
+
+/// Why a request of any kind is refused, if it is. A page whose DNS name was rebound to 127.0.0.1
+/// is same-origin to the browser, and could read; the name in the Host header gives it away. From
+/// the network the endpoint is asked under any name, such as that of a Service.
+pub(super) fn refusal(reach: Reach, headers: &HeaderMap) -> Option<&'static str> {
+    let mut hosts = headers.get_all(HOST).iter();
+    let known = |host| text(host).is_some_and(names_this_host);
+    (reach == Reach::Host && !hosts.all(known)).then_some(FOREIGN_HOST)
+}
+
 /// Why a mutating request is refused, if it is.
-pub(super) fn refusal(mutations: Mutations, headers: &HeaderMap) -> Option<&'static str> {
-    if mutations == Mutations::Refused {
+pub(super) fn change_refusal(reach: Reach, headers: &HeaderMap) -> Option<&'static str> {
+    if reach == Reach::Network {
         return Some("changes are accepted only where the admin address is a loopback address");
     }
-    // A page whose DNS name was rebound to 127.0.0.1 is same-origin to the browser; the name in
-    // the Host header gives it away.
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next().and_then(text), hosts.next()) else {
         return Some("one Host header is needed");
     };
     if !names_this_host(host) {
-        return Some("the Host header must be an IP address or localhost");
+        return Some(FOREIGN_HOST);
     }
     let mut origins = headers.get_all(ORIGIN).iter();
     if !origins.all(|origin| text(origin).and_then(|o| o.strip_prefix("http://")) == Some(host)) {
@@ -104,15 +114,15 @@ mod tests {
     #[test]
     fn loopback_addresses() {
         for (address, expected) in [
-            ("127.0.0.1", Mutations::Allowed),
-            ("::1", Mutations::Allowed),
-            ("::ffff:127.0.0.1", Mutations::Allowed),
-            ("0.0.0.0", Mutations::Refused),
-            ("::", Mutations::Refused),
-            ("10.0.0.1", Mutations::Refused),
+            ("127.0.0.1", Reach::Host),
+            ("::1", Reach::Host),
+            ("::ffff:127.0.0.1", Reach::Host),
+            ("0.0.0.0", Reach::Network),
+            ("::", Reach::Network),
+            ("10.0.0.1", Reach::Network),
         ] {
             let address = address.parse().expect("valid");
-            assert_eq!(Mutations::on(address), expected, "{address}");
+            assert_eq!(Reach::of(address), expected, "{address}");
         }
     }
 
@@ -124,12 +134,9 @@ mod tests {
             &[("host", "[::1]:1"), ("sec-fetch-site", "none")],
         ];
         for pairs in ok {
-            assert_eq!(
-                refusal(Mutations::Allowed, &headers(pairs)),
-                None,
-                "{pairs:?}"
-            );
-            assert!(refusal(Mutations::Refused, &headers(pairs)).is_some());
+            let headers = headers(pairs);
+            assert_eq!(change_refusal(Reach::Host, &headers), None, "{pairs:?}");
+            assert!(change_refusal(Reach::Network, &headers).is_some());
         }
         let bad: [&[_]; 8] = [
             &[],
@@ -142,10 +149,19 @@ mod tests {
             &[("host", "127.0.0.1:1"), ("sec-fetch-site", "same-site")],
         ];
         for pairs in bad {
-            assert!(
-                refusal(Mutations::Allowed, &headers(pairs)).is_some(),
-                "{pairs:?}"
-            );
+            let refused = change_refusal(Reach::Host, &headers(pairs));
+            assert!(refused.is_some(), "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn reading() {
+        let rebound = headers(&[("host", "evil.example:9900")]);
+        assert_eq!(refusal(Reach::Host, &rebound), Some(FOREIGN_HOST));
+        assert_eq!(refusal(Reach::Network, &rebound), None);
+        let own: [&[_]; 3] = [&[], &[("host", "localhost:1")], &[("host", "[::1]:1")]];
+        for pairs in own {
+            assert_eq!(refusal(Reach::Host, &headers(pairs)), None, "{pairs:?}");
         }
     }
 }

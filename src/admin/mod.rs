@@ -1,12 +1,15 @@
 //! The HTTP endpoint for metrics and administration.
 //!
 //! It is meant for operators, probes and Prometheus, so it bounds everything a stranger at the
-//! port could hold: connections, header size and time, request bodies, the age of a connection.
+//! port could hold: connections, header size and time, request bodies, the age of a connection, and
+//! what an answer takes while it is written (`answer`).
 //! It runs on a thread of its own and never waits for the data plane longer than [`Control`]
 //! does.
 
+mod answer;
 pub mod client;
 mod guard;
+mod patience;
 mod query;
 mod routes;
 mod server;
@@ -16,8 +19,9 @@ pub use crate::view;
 pub use server::serve;
 
 use std::pin::Pin;
+use std::sync::Arc;
 
-use view::{ConnectionView, VerifiedSession};
+use view::{Shown, VerifiedSession};
 
 /// Whether the process takes new clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +42,7 @@ pub trait Control: Send + Sync + 'static {
     /// Whether the process takes new clients.
     fn readiness(&self) -> Readiness;
     /// Every session, in no order.
-    fn connections(&self) -> Vec<ConnectionView>;
+    fn sessions(&self) -> Vec<Arc<dyn Shown>>;
     /// Ends a session; false if there is none with this id.
     fn close(&self, id: u64) -> bool;
     /// Asks the peers of these sessions; with `quick`, ends the sessions whose peer is proven

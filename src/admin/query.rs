@@ -3,9 +3,15 @@
 use std::cmp::Reverse;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::view::{ConnectionList, ConnectionView};
+use tokio::task::yield_now;
+
+use super::view::{ConnectionView, Shown};
+
+/// So many sessions are looked at in one go.
+const TURN: usize = 64;
 
 const PARAMETERS: &str = "listener, condition, phase, peer, min_idle, sort, limit, format";
 const CONDITIONS: &[&str] = &["alive", "quiet", "suspect", "stalled", "phantom"];
@@ -33,6 +39,16 @@ pub(super) struct Query {
     limit: Option<usize>,
     /// What `format` asks for.
     pub(super) format: Option<Format>,
+}
+
+/// What a query leaves.
+pub(super) struct Chosen {
+    /// Sessions in the process.
+    pub(super) total: usize,
+    /// Of these, how many passed the filters.
+    pub(super) matched: usize,
+    /// Of these, as many as `limit` allows, in order.
+    pub(super) sessions: Vec<Arc<dyn Shown>>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -109,18 +125,42 @@ impl Query {
         Ok(())
     }
 
-    /// Filters, sorts and cuts.
-    pub(super) fn apply(&self, mut connections: Vec<ConnectionView>) -> ConnectionList {
-        let total = connections.len();
-        connections.retain(|c| self.matches(c));
-        let matched = connections.len();
-        self.sort.unwrap_or(Sort::Id).apply(&mut connections);
-        connections.truncate(self.limit.unwrap_or(usize::MAX));
-        ConnectionList {
+    /// Filters, sorts and cuts. Other tasks of the thread have their turn meanwhile.
+    pub(super) async fn choose(&self, mut sessions: Vec<Arc<dyn Shown>>) -> Chosen {
+        let total = sessions.len();
+        sessions.sort_unstable_by_key(|session| session.id());
+        if self.looks_inside() {
+            let sort = self.sort.unwrap_or(Sort::Id);
+            let mut found = Vec::new();
+            for (i, session) in sessions.into_iter().enumerate() {
+                if i % TURN == TURN - 1 {
+                    yield_now().await;
+                }
+                if let Some(view) = session.view().filter(|view| self.matches(view)) {
+                    found.push((Reverse(sort.weight(&view)), session));
+                }
+            }
+            // Stable: of equal weight, the lower id comes first.
+            found.sort_by_key(|(weight, _)| *weight);
+            sessions = found.into_iter().map(|(_, session)| session).collect();
+        }
+        let matched = sessions.len();
+        sessions.truncate(self.limit.unwrap_or(usize::MAX));
+        Chosen {
             total,
             matched,
-            connections,
+            sessions,
         }
+    }
+
+    /// Whether an id is not enough to tell if a session is shown, and where.
+    fn looks_inside(&self) -> bool {
+        let only_form = Self {
+            limit: self.limit,
+            format: self.format,
+            ..Self::default()
+        };
+        *self != only_form
     }
 
     fn matches(&self, c: &ConnectionView) -> bool {
@@ -187,10 +227,6 @@ impl FromStr for Format {
 }
 
 impl Sort {
-    fn apply(self, connections: &mut [ConnectionView]) {
-        connections.sort_unstable_by_key(|c| (Reverse(self.weight(c)), c.id));
-    }
-
     fn weight(self, c: &ConnectionView) -> u64 {
         match self {
             Self::Id => 0,
@@ -271,15 +307,26 @@ mod tests {
     use super::super::table::tests::session;
     use super::*;
 
-    fn ids(query: &str, connections: &[ConnectionView]) -> Vec<u64> {
-        let query = Query::parse(query).expect("valid");
-        let list = query.apply(connections.to_vec());
-        assert_eq!(list.total, connections.len());
-        list.connections.iter().map(|c| c.id).collect()
+    impl Shown for ConnectionView {
+        fn id(&self) -> u64 {
+            self.id
+        }
+
+        fn view(&self) -> Option<Self> {
+            Some(self.clone())
+        }
     }
 
-    #[test]
-    fn filters_and_order() {
+    async fn ids(query: &str, connections: &[ConnectionView]) -> Vec<u64> {
+        let query = Query::parse(query).expect("valid");
+        let shown = |c: &ConnectionView| Arc::new(c.clone()) as Arc<dyn Shown>;
+        let chosen = query.choose(connections.iter().map(shown).collect()).await;
+        assert_eq!(chosen.total, connections.len());
+        chosen.sessions.iter().map(|s| s.id()).collect()
+    }
+
+    #[tokio::test]
+    async fn filters_and_order() {
         let mut a = session(1);
         a.listener = "web".into();
         a.idle_ms = 5_000;
@@ -315,7 +362,7 @@ mod tests {
             ("limit=0", &[]),
             ("&&", &[1, 2, 3]),
         ] {
-            assert_eq!(ids(query, &all), expected, "{query}");
+            assert_eq!(ids(query, &all).await, expected, "{query}");
         }
     }
 

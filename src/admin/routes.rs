@@ -1,27 +1,40 @@
-//! Which request gets which answer. Nothing here waits, but for peers that are being verified: an
-//! answer is made from what [`Control`] says, and no route reads a request body.
+//! Which request gets which answer. Nothing here waits, but for peers that are being verified, and
+//! for a place where the answer may be large: an answer is made from what [`Control`] says, and no
+//! route reads a request body.
 
 use std::collections::HashMap;
 use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Body;
-use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::header::{
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
-use super::guard::{Mutations, refusal};
+use super::answer::Answer;
+use super::guard::{Reach, change_refusal, refusal};
 use super::query::{Format, Query};
-use super::{Control, Readiness, table};
+use super::table::{self, Table};
+use super::{Control, Readiness};
 use crate::metrics::TEXT_FORMAT;
 use crate::view::{VerifiedSession, VerifyList};
 
-pub(super) type Reply = Response<Full<Bytes>>;
+pub(super) type Reply = Response<Answer>;
 /// An answer that may take a while.
 type Later = Pin<Box<dyn Future<Output = Reply> + Send>>;
+
+/// Answers of `/metrics` that are made or under way at once, and those with any number of sessions.
+const FIGURES: usize = 2;
+const LISTINGS: usize = 2;
+/// Requests that may wait for such a place, and for how long; the others get 503 at once.
+const WAITING: usize = 8;
+const PLACE_WITHIN: Duration = Duration::from_secs(2);
 
 /// A body up to this size is ignored; no route takes one.
 const MAX_BODY: u64 = 4096;
@@ -88,16 +101,51 @@ impl<'a> Route<'a> {
     }
 }
 
-/// Answers requests.
+/// Answers requests. Its clones share their places.
 #[derive(Clone)]
 pub(super) struct Router {
     control: Arc<dyn Control>,
-    mutations: Mutations,
+    reach: Reach,
+    figures: Places,
+    listings: Places,
+}
+
+/// Those who make large answers, and those who wait for that.
+#[derive(Clone)]
+struct Places {
+    busy: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+}
+
+impl Places {
+    fn new(places: usize) -> Self {
+        Self {
+            busy: Arc::new(Semaphore::new(places)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+        }
+    }
+
+    async fn get(self) -> Option<OwnedSemaphorePermit> {
+        let _waits = self.waiting.try_acquire().ok()?;
+        let place = timeout(PLACE_WITHIN, self.busy.acquire_owned());
+        place.await.ok()?.ok()
+    }
+}
+
+/// Whether this is asked by what watches the process. Its answer is small, costs nothing, and must
+/// not wait for others.
+pub(super) fn is_probe<B>(request: &Request<B>) -> bool {
+    matches!(request.uri().path(), "/livez" | "/readyz")
 }
 
 impl Router {
-    pub(super) fn new(control: Arc<dyn Control>, mutations: Mutations) -> Self {
-        Self { control, mutations }
+    pub(super) fn new(control: Arc<dyn Control>, reach: Reach) -> Self {
+        Self {
+            control,
+            reach,
+            figures: Places::new(FIGURES),
+            listings: Places::new(LISTINGS),
+        }
     }
 
     /// The answer to a request, whose body is not read.
@@ -115,6 +163,9 @@ impl Router {
             let message = "no route takes a body\n";
             return Err(text(StatusCode::PAYLOAD_TOO_LARGE, message).into());
         }
+        if let Some(why) = refusal(self.reach, request.headers()) {
+            return Err(refused(why).into());
+        }
         let path = request.uri().path();
         let Some(route) = Route::of(path) else {
             let message = format!("nothing at {path}; there is\n\n{INDEX}");
@@ -125,10 +176,9 @@ impl Router {
             return Err(not_allowed(route, method).into());
         }
         if matches!(*method, Method::POST | Method::DELETE)
-            && let Some(why) = refusal(self.mutations, request.headers())
+            && let Some(why) = change_refusal(self.reach, request.headers())
         {
-            let message = format!("refused: {why}\n");
-            return Err(text(StatusCode::FORBIDDEN, message).into());
+            return Err(refused(why).into());
         }
         let query = request.uri().query().unwrap_or_default();
         let headers = request.headers();
@@ -136,10 +186,10 @@ impl Router {
             Route::Verify(id) => return self.verify(id, query, headers),
             Route::VerifyAll => return self.verify_all(query, headers),
             Route::Index => text(StatusCode::OK, INDEX),
-            Route::Metrics => reply(StatusCode::OK, TEXT_FORMAT, self.control.metrics()),
+            Route::Metrics => return Ok(self.metrics()),
+            Route::Connections => return self.connections(query, headers),
             Route::Livez => text(StatusCode::OK, "ok\n"),
             Route::Readyz => self.readyz(),
-            Route::Connections => self.connections(query, headers),
             Route::Connection(id) => self.connection(id, method, query, headers),
             Route::Config => reply(StatusCode::OK, "application/yaml", self.control.config()),
             Route::Drain => {
@@ -167,15 +217,27 @@ impl Router {
     fn verify_all(&self, query: &str, headers: &HeaderMap) -> Result<Later, Box<Reply>> {
         let (query, quick) = Query::parse_verify(query).map_err(|why| bad_query(&why))?;
         let format = query.format.unwrap_or_else(|| accepted(headers));
-        let chosen = query.apply(self.control.connections()).connections;
-        let ids: Vec<u64> = chosen.iter().map(|c| c.id).collect();
-        let verified = self.control.verify(&ids, quick);
-        Ok(Box::pin(async move {
-            let list = VerifyList::of(in_order(verified.await, &ids), ids.len());
-            match format {
-                Format::Json => json(&list),
-                Format::Text => text(StatusCode::OK, table::verify_list(&list)),
-            }
+        let router = self.clone();
+        Ok(Box::pin(with_place(
+            self.listings.clone(),
+            async move || {
+                let chosen = query.choose(router.control.sessions()).await.sessions;
+                let ids: Vec<u64> = chosen.iter().map(|session| session.id()).collect();
+                drop(chosen);
+                let verified = router.control.verify(&ids, quick).await;
+                let list = VerifyList::of(in_order(verified, &ids), ids.len());
+                match format {
+                    Format::Json => json(&list),
+                    Format::Text => text(StatusCode::OK, table::verify_list(&list)),
+                }
+            },
+        )))
+    }
+
+    fn metrics(&self) -> Later {
+        let control = self.control.clone();
+        Box::pin(with_place(self.figures.clone(), async move || {
+            reply(StatusCode::OK, TEXT_FORMAT, control.metrics())
         }))
     }
 
@@ -187,16 +249,21 @@ impl Router {
         }
     }
 
-    fn connections(&self, query: &str, headers: &HeaderMap) -> Reply {
-        let query = match Query::parse(query) {
-            Ok(query) => query,
-            Err(why) => return bad_query(&why),
-        };
-        let list = query.apply(self.control.connections());
-        match query.format.unwrap_or_else(|| accepted(headers)) {
-            Format::Json => json(&list),
-            Format::Text => text(StatusCode::OK, table::list(&list)),
-        }
+    fn connections(&self, query: &str, headers: &HeaderMap) -> Result<Later, Box<Reply>> {
+        let query = Query::parse(query).map_err(|why| bad_query(&why))?;
+        let format = query.format.unwrap_or_else(|| accepted(headers));
+        let control = self.control.clone();
+        Ok(Box::pin(with_place(
+            self.listings.clone(),
+            async move || {
+                let chosen = query.choose(control.sessions()).await;
+                let kind = match format {
+                    Format::Json => "application/json",
+                    Format::Text => TEXT,
+                };
+                reply(StatusCode::OK, kind, Answer::listing(chosen, format))
+            },
+        )))
     }
 
     fn connection(&self, id: &str, method: &Method, query: &str, headers: &HeaderMap) -> Reply {
@@ -215,16 +282,16 @@ impl Router {
         }
         let query = match Query::parse(query) {
             Ok(query) => query,
-            Err(why) => return bad_query(&why),
+            Err(why) => return *bad_query(&why),
         };
-        let mut connections = self.control.connections();
-        connections.retain(|c| c.id == id);
-        let Some(connection) = connections.first() else {
+        let mut sessions = self.control.sessions().into_iter();
+        let session = sessions.find(|session| session.id() == id);
+        let Some(view) = session.and_then(|session| session.view()) else {
             return unknown(id);
         };
         match query.format.unwrap_or_else(|| accepted(headers)) {
-            Format::Json => json(connection),
-            Format::Text => text(StatusCode::OK, table::rows(&connections)),
+            Format::Json => json(&view),
+            Format::Text => text(StatusCode::OK, Table::default().rows(&[view])),
         }
     }
 }
@@ -240,8 +307,28 @@ fn unknown(id: u64) -> Reply {
     text(StatusCode::NOT_FOUND, format!("no session {id}\n"))
 }
 
-fn bad_query(why: &str) -> Reply {
-    text(StatusCode::BAD_REQUEST, format!("{why}\n"))
+fn bad_query(why: &str) -> Box<Reply> {
+    text(StatusCode::BAD_REQUEST, format!("{why}\n")).into()
+}
+
+fn refused(why: &str) -> Reply {
+    text(StatusCode::FORBIDDEN, format!("refused: {why}\n"))
+}
+
+/// The answer of `make`, which keeps its place until the client has taken it.
+async fn with_place<F: Future<Output = Reply>>(places: Places, make: impl FnOnce() -> F) -> Reply {
+    match places.get().await {
+        Some(place) => make().await.map(|answer| answer.keeping(place)),
+        None => busy("other large answers are under way; try again\n"),
+    }
+}
+
+/// Another time.
+pub(super) fn busy(why: &'static str) -> Reply {
+    let mut reply = text(StatusCode::SERVICE_UNAVAILABLE, why);
+    let headers = reply.headers_mut();
+    headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    reply
 }
 
 /// In the order that the query asked for.
@@ -284,16 +371,16 @@ fn json<T: Serialize>(value: &T) -> Reply {
 }
 
 /// A plain text answer.
-pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
+pub(super) fn text(status: StatusCode, body: impl Into<Answer>) -> Reply {
     reply(status, TEXT, body)
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
+fn reply(status: StatusCode, kind: &'static str, body: impl Into<Answer>) -> Reply {
     const NOSNIFF: (HeaderName, HeaderValue) = (
         HeaderName::from_static("x-content-type-options"),
         HeaderValue::from_static("nosniff"),
     );
-    let mut reply = Response::new(Full::new(body.into()));
+    let mut reply = Response::new(body.into());
     *reply.status_mut() = status;
     let headers = reply.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));

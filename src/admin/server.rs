@@ -15,18 +15,26 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, Id, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 use tower::load_shed::error::Overloaded;
-use tower::{BoxError, Service, ServiceBuilder, service_fn};
+use tower::util::BoxCloneSyncService;
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tracing::debug;
 
 use super::Control;
-use super::guard::Mutations;
-use super::routes::{Reply, Router, text};
+use super::guard::Reach;
+use super::patience::Patient;
+use super::routes::{Reply, Router, busy, is_probe, text};
 
 /// Connections at once. Each is a descriptor that the data plane cannot have.
 const MAX_CONNECTIONS: usize = 64;
+/// Of these, so many places are for those that have asked nothing yet, and the others for those that
+/// have: neither can keep the other out.
+const NEWCOMERS: usize = MAX_CONNECTIONS / 2;
+/// What the kernel may hold for a connection each way, so that a client that does not read cannot
+/// have it keep megabytes (tcp_wmem). The kernel doubles it for its own overhead.
+const SOCKET_BUFFER: usize = 32 * 1024;
 /// For a request line with headers, and for the silence between two requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -38,7 +46,8 @@ const GRACE: Duration = Duration::from_secs(30);
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 /// accept() fails when descriptors run out; trying again at once would only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Requests that are answered at once, over all connections, and for how long each.
+/// Requests that are answered at once, over all connections, and for how long each. Those of probes
+/// do not count.
 const MAX_REQUESTS: usize = 32;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -48,11 +57,17 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// It calls [`Control`], which may block, on the thread that polls it: give it a runtime of its
 /// own.
 pub async fn serve(listener: TcpListener, control: Arc<dyn Control>, shutdown: impl Future) {
-    let mutations = match listener.local_addr() {
-        Ok(address) => Mutations::on(address.ip()),
-        Err(_) => Mutations::Refused,
+    let reach = match listener.local_addr() {
+        Ok(address) => Reach::of(address.ip()),
+        Err(_) => Reach::Network,
     };
-    let mut connections = Connections::new(Router::new(control, mutations));
+    // Inherited by each connection.
+    let socket = socket2::SockRef::from(&listener);
+    let send = socket.set_send_buffer_size(SOCKET_BUFFER);
+    if let Err(error) = send.and(socket.set_recv_buffer_size(SOCKET_BUFFER)) {
+        debug!(%error, "admin: cannot bound the socket buffers");
+    }
+    let mut connections = Connections::new(Router::new(control, reach));
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
@@ -60,7 +75,11 @@ pub async fn serve(listener: TcpListener, control: Arc<dyn Control>, shutdown: i
             _ = &mut shutdown => break,
             () = connections.reap() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => connections.start(stream),
+                Ok((stream, _)) => {
+                    connections.start(stream);
+                    // It is read before the next one may take its place.
+                    yield_now().await;
+                }
                 Err(error) => {
                     debug!(%error, "admin: accept failed");
                     sleep(ACCEPT_PAUSE).await;
@@ -72,9 +91,13 @@ pub async fn serve(listener: TcpListener, control: Arc<dyn Control>, shutdown: i
     connections.finish().await;
 }
 
+/// What answers all requests but those of probes; its clones share their limits.
+type Answers = BoxCloneSyncService<Request<Incoming>, Reply, BoxError>;
+
 /// The open connections, at most [`MAX_CONNECTIONS`].
 struct Connections {
     router: Router,
+    answers: Answers,
     tasks: JoinSet<()>,
     open: HashMap<Id, Slot>,
     /// Counts connections and requests; tells which came last.
@@ -91,8 +114,14 @@ struct Slot {
 
 impl Connections {
     fn new(router: Router) -> Self {
+        let inner = router.clone();
+        let inner = service_fn(move |request: Request<Incoming>| {
+            let answer = inner.answer(&request);
+            async { Ok::<_, Infallible>(answer.await) }
+        });
         Self {
             router,
+            answers: BoxCloneSyncService::new(layered(inner)),
             tasks: JoinSet::new(),
             open: HashMap::new(),
             clock: Arc::default(),
@@ -106,13 +135,19 @@ impl Connections {
         }
         let active = Arc::new(AtomicU64::new(0));
         let (seen, clock) = (Arc::clone(&active), Arc::clone(&self.clock));
-        let router = self.router.clone();
-        let inner = service_fn(move |request: Request<Incoming>| {
+        let (router, answers) = (self.router.clone(), self.answers.clone());
+        let service = service_fn(move |request: Request<Incoming>| {
             seen.store(clock.fetch_add(1, Relaxed) + 1, Relaxed);
-            let answer = router.answer(&request);
-            async { Ok::<_, Infallible>(answer.await) }
+            let probe = is_probe(&request).then(|| router.answer(&request));
+            let answers = answers.clone();
+            async move {
+                match probe {
+                    Some(answer) => Ok(answer.await),
+                    None => answers.oneshot(request).await,
+                }
+            }
         });
-        let task = serve_connection(stream, layered(inner), self.stop.subscribe());
+        let task = serve_connection(stream, service, self.stop.subscribe());
         let abort = self.tasks.spawn(task);
         let born = self.clock.fetch_add(1, Relaxed) + 1;
         self.open.insert(
@@ -125,11 +160,15 @@ impl Connections {
         );
     }
 
-    /// Makes room: whoever asks nothing cannot keep out those who do.
+    /// Makes room. Whoever asks nothing cannot keep out those who do, and whoever asks all the time
+    /// cannot keep out newcomers.
     fn evict(&mut self) {
+        let asked = |slot: &Slot| slot.active.load(Relaxed) > 0;
+        let newcomers = self.open.values().filter(|slot| !asked(slot)).count();
         let least = self
             .open
             .iter()
+            .filter(|(_, slot)| asked(slot) == (newcomers <= NEWCOMERS))
             .min_by_key(|(_, slot)| (slot.active.load(Relaxed), slot.born))
             .map(|(id, _)| *id);
         if let Some(slot) = least.and_then(|id| self.open.remove(&id)) {
@@ -172,7 +211,10 @@ where
         .max_headers(MAX_HEADERS)
         // `printf 'GET ...' | nc` ends its side right after the request.
         .half_close(true)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        .serve_connection(
+            TokioIo::new(Patient::new(stream)),
+            TowerToHyperService::new(service),
+        );
     tokio::pin!(connection);
     let ended = tokio::select! {
         result = connection.as_mut() => Some(result),
@@ -191,7 +233,7 @@ where
     }
 }
 
-/// Bounds what requests may take together. Only verifying takes a while.
+/// Bounds what requests may take together; to be called once, for the limit is that of the clones.
 fn layered<R, S>(
     inner: S,
 ) -> impl Service<R, Response = Reply, Error = BoxError, Future: Send> + Clone + Send
@@ -210,10 +252,7 @@ where
 fn answered(result: Result<Reply, BoxError>) -> Result<Reply, BoxError> {
     Ok(result.unwrap_or_else(|error| {
         if error.is::<Overloaded>() {
-            text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "too many requests at once\n",
-            )
+            busy("too many requests at once; try again\n")
         } else {
             text(StatusCode::GATEWAY_TIMEOUT, format!("no answer: {error}\n"))
         }
@@ -222,14 +261,14 @@ fn answered(result: Result<Reply, BoxError>) -> Result<Reply, BoxError> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
     use tokio::time::Instant;
-    use tower::ServiceExt;
 
+    use super::super::patience::PATIENCE;
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_client_that_does_not_read_is_left_after_a_while() {
+    /// Reads so much each second; how long its connection is kept.
+    async fn kept_for(bytes_a_second: usize) -> Duration {
         let (mut client, server) = duplex(1024);
         let large = service_fn(|_: Request<Incoming>| async {
             Ok::<_, Infallible>(text(StatusCode::OK, vec![b'x'; 1 << 20]))
@@ -239,8 +278,24 @@ mod tests {
         let task = tokio::spawn(serve_connection(server, layered(large), stop.subscribe()));
         let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
         client.write_all(request).await.expect("written");
+        let mut taken = vec![0; bytes_a_second];
+        while !task.is_finished() {
+            sleep(Duration::from_secs(1)).await;
+            let _ = timeout(Duration::from_millis(1), client.read_exact(&mut taken)).await;
+        }
         task.await.expect("no panic");
-        assert_eq!(start.elapsed().as_secs(), (MAX_AGE + GRACE).as_secs());
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_hardly_reads_is_left_after_a_while() {
+        for bytes_a_second in [0, 1, 6000] {
+            let kept = kept_for(bytes_a_second).await;
+            assert!(kept >= PATIENCE, "{bytes_a_second}: {kept:?}");
+            assert!(kept < PATIENCE * 2, "{bytes_a_second}: {kept:?}");
+        }
+        let kept = kept_for(20_000).await;
+        assert!(kept > Duration::from_secs(50), "{kept:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,9 +4,7 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use super::view::{
-    ConnectionList, ConnectionView, LegView, TimerView, VerifiedLeg, VerifiedSession, VerifyList,
-};
+use super::view::{ConnectionView, LegView, TimerView, VerifiedLeg, VerifiedSession, VerifyList};
 
 const COLUMNS: usize = 17;
 const HEAD: [&str; COLUMNS] = [
@@ -31,36 +29,38 @@ const HEAD: [&str; COLUMNS] = [
 
 type Row<const N: usize> = [String; N];
 
-/// The table, and a last line that says how many sessions it leaves out.
-pub(super) fn list(list: &ConnectionList) -> String {
-    let mut text = rows(&list.connections);
-    let shown = list.connections.len();
-    let ConnectionList { matched, total, .. } = list;
-    let _ = writeln!(text, "{shown} shown, {matched} matched, {total} in all");
-    text
+/// The table of sessions, made a part at a time. Columns only become wider.
+#[derive(Default)]
+pub(super) struct Table {
+    widths: Option<[usize; COLUMNS]>,
 }
 
-/// The table without that line.
-pub(super) fn rows(connections: &[ConnectionView]) -> String {
-    let mut table = vec![(HEAD.map(str::to_owned), String::new())];
-    for c in connections {
-        let (first, second) = pair(c);
-        let word = |name, t: Option<&TimerView>| {
-            t.map(|t| format!("{name}:({},{})", t.reason, age(t.in_ms)))
-        };
-        let upstream = c.upstream.as_ref().and_then(|leg| leg.timer.as_ref());
-        let end = [
-            word("timer", c.downstream.timer.as_ref()),
-            word("next", c.timer.as_ref()),
-            c.verdict.map(|reason| format!("verdict:({reason})")),
-        ];
-        table.push((
-            first,
-            end.into_iter().flatten().collect::<Vec<_>>().join(" "),
-        ));
-        table.push((second, word("timer", upstream).unwrap_or_default()));
+impl Table {
+    /// The lines of these sessions; the first time, below a line that names the columns.
+    pub(super) fn rows(&mut self, connections: &[ConnectionView]) -> String {
+        let mut table = Vec::new();
+        if self.widths.is_none() {
+            table.push((HEAD.map(str::to_owned), String::new()));
+        }
+        for c in connections {
+            let (first, second) = pair(c);
+            let word = |name, t: Option<&TimerView>| {
+                t.map(|t| format!("{name}:({},{})", t.reason, age(t.in_ms)))
+            };
+            let upstream = c.upstream.as_ref().and_then(|leg| leg.timer.as_ref());
+            let end = [
+                word("timer", c.downstream.timer.as_ref()),
+                word("next", c.timer.as_ref()),
+                c.verdict.map(|reason| format!("verdict:({reason})")),
+            ];
+            table.push((
+                first,
+                end.into_iter().flatten().collect::<Vec<_>>().join(" "),
+            ));
+            table.push((second, word("timer", upstream).unwrap_or_default()));
+        }
+        aligned(&table, self.widths.get_or_insert_default())
     }
-    aligned(&table)
 }
 
 /// What asking the peers of these sessions found.
@@ -82,7 +82,7 @@ pub(super) fn verified(sessions: &[VerifiedSession]) -> String {
         table.push((row(own, downstream), String::new()));
         table.push((row(blank, upstream), String::new()));
     }
-    aligned(&table)
+    aligned(&table, &mut [0; 8])
 }
 
 /// The same, and a last line that counts.
@@ -110,14 +110,18 @@ fn verified_leg(name: &str, leg: Option<&VerifiedLeg>) -> [String; 5] {
     [name.to_owned(), answer, silent, evidence, took]
 }
 
-/// Columns as wide as they must be, and what stands behind the last one.
-fn aligned<const N: usize>(table: &[(Row<N>, String)]) -> String {
-    let width = |i: usize| table.iter().map(|(row, _)| row[i].len()).max();
-    let widths: [usize; N] = std::array::from_fn(|i| width(i).unwrap_or(0));
+/// Columns as wide as they must be, at least as wide as before, and what stands behind the last one.
+fn aligned<const N: usize>(table: &[(Row<N>, String)], widths: &mut [usize; N]) -> String {
+    for (i, width) in widths.iter_mut().enumerate() {
+        *width = table
+            .iter()
+            .map(|(row, _)| row[i].len())
+            .fold(*width, usize::max);
+    }
     let mut text = String::new();
     for (row, end) in table {
         let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
+        for (cell, width) in row.iter().zip(widths.iter()) {
             let _ = write!(line, "{cell:width$}  ");
         }
         line.push_str(end);
@@ -271,18 +275,13 @@ ID  LISTENER  CLOSED  LEG         ANSWER  SILENT  EVIDENCE   TOOK
         let mut second = session(8);
         second.upstream = None;
         second.verdict = Some("admin");
-        let text = list(&ConnectionList {
-            total: 9,
-            matched: 3,
-            connections: vec![first, second],
-        });
+        let text = Table::default().rows(&[first, second]);
         let expected = "\
 ID  LISTENER  PHASE  AGE    IDLE  LEG         LOCAL          PEER             STATE  CONDITION  LIFE  RECEIVED  SENT  UNACKED  NOTSENT  RETR/PROBE  RTT
 7   db        open   1h02m  0.4s  downstream  10.0.0.5:9000  192.0.2.7:51234  ESTAB  suspect    0.4s  10        20    1        0        2/3         0.2ms  timer:(downstream_dead,12.3s) next:(idle_timeout,2.0s)
                                   upstream    10.0.0.5:9000  127.0.0.1:5432   ESTAB  alive      0.4s  10        20    1        0        2/3         0.2ms  timer:(upstream_dead,14.0s)
 8   db        open   1h02m  0.4s  downstream  10.0.0.5:9000  192.0.2.7:51234  ESTAB  alive      0.4s  10        20    1        0        2/3         0.2ms  verdict:(admin)
                                   upstream    -              -                -      -          -     -         -     -        -        -           -
-2 shown, 3 matched, 9 in all
 ";
         assert_eq!(text, expected, "\n{text}");
     }

@@ -33,8 +33,8 @@ pub fn follow(
     let deadline = sys::now() + u64::try_from(at_most.as_millis()).unwrap_or(u64::MAX);
     let mut told = "alive";
     while sys::now() < deadline {
-        let sessions = app.connections();
-        let Some(session) = sessions.iter().find(|s| s.downstream.peer == Some(client)) else {
+        let mut sessions = Control::sessions(app).into_iter().filter_map(|s| s.view());
+        let Some(session) = sessions.find(|s| s.downstream.peer == Some(client)) else {
             return Ok(closed(&before, &app.metrics()));
         };
         let leg = &session.downstream;

@@ -129,7 +129,7 @@ mod tests {
     fn this_kernel_probes_on_demand() {
         let begin = sys::now();
         assert!(probe_on_demand().expect("tried"));
-        let took = sys::now() - begin;
+        let took = sys::now().saturating_sub(begin);
         assert!((1050..3000).contains(&took), "{took} ms");
     }
 

@@ -365,7 +365,7 @@ impl Session {
             (self.counters.traffic(), state.connect_ms)
         };
         let metrics = &self.service.metrics;
-        let duration = Duration::from_millis(now - self.started);
+        let duration = Duration::from_millis(now.saturating_sub(self.started));
         let silent = Duration::from_millis(close.silent_for);
         let found_dead = close.reason.dead_leg().zip(close.evidence);
         if let Some((leg, evidence)) = found_dead {

@@ -3,17 +3,25 @@
 use super::{Phase, Session, State};
 use crate::liveness::{CloseReason, LEGS, Leg, Millis, Timer, Traffic};
 use crate::sys;
-use crate::view::{ConnectionView, LegView, TimerView};
+use crate::view::{ConnectionView, LegView, Shown, TimerView};
 
-impl Session {
-    /// What `/connections` shows of it.
-    #[must_use]
-    pub fn view(&self, now: Millis) -> ConnectionView {
+impl Shown for Session {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn view(&self) -> Option<ConnectionView> {
+        // Other threads begin sessions and move bytes meanwhile, so that a time they noted may lie
+        // after this one.
+        let now = sys::now();
         self.refresh(now);
         let state = self.lock();
+        if state.fds == [-1; 2] {
+            return None;
+        }
         let [downstream, upstream] = LEGS.map(|leg| self.leg_view(&state, leg, now));
         let open = state.phase == Phase::Open;
-        ConnectionView {
+        Some(ConnectionView {
             id: self.id,
             listener: self.service.name.to_string(),
             phase: if open && state.machine.is_half_closed() {
@@ -21,15 +29,17 @@ impl Session {
             } else {
                 state.phase.as_str()
             },
-            age_ms: now - self.started,
+            age_ms: now.saturating_sub(self.started),
             idle_ms: now.saturating_sub(state.machine.last_activity()),
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
             timer: self.next_timer(&state).map(|t| timer_view(t, now)),
             verdict: state.order.map(|close| close.reason.as_str()),
-        }
+        })
     }
+}
 
+impl Session {
     fn next_timer(&self, state: &State) -> Option<Timer> {
         let (reason, span) = match state.phase {
             Phase::Queued => (CloseReason::QueueTimeout, self.service.queue_timeout?),
@@ -77,5 +87,52 @@ fn timer_view(timer: Timer, now: Millis) -> TimerView {
     TimerView {
         reason: timer.reason.as_str(),
         in_ms: timer.at.saturating_sub(now),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU8, AtomicUsize};
+    use std::time::Duration;
+
+    use super::super::Service;
+    use super::*;
+    use crate::config::{Liveness, OnDead, Upstream, UpstreamAddress};
+    use crate::metrics::Metrics;
+
+    fn session(started: Millis) -> Arc<Session> {
+        let address = "127.0.0.1:1".parse().expect("valid");
+        let service = Service {
+            name: "db".into(),
+            upstream: Upstream {
+                address: UpstreamAddress::Socket(address),
+                connect_timeout: Duration::from_secs(5),
+            },
+            policy: Liveness::default().policy(),
+            on_dead: OnDead::Reset,
+            metrics: Metrics::new().listener("db"),
+            queue_timeout: None,
+            low_water: true,
+            index: 0,
+            reconnect_delay: Duration::ZERO,
+            sheds: false,
+            sessions: AtomicUsize::new(0),
+            last_end: AtomicU8::default(),
+        };
+        Session::new(1, Arc::new(service), address, started)
+    }
+
+    /// It is accepted on another thread, perhaps after the time was read for a list.
+    #[test]
+    fn a_session_that_began_after_the_clock_was_read_is_new() {
+        let session = session(sys::now() + 60_000);
+        // No socket, so that there is nothing to be asked of it.
+        session.lock().fds[Leg::Downstream as usize] = i32::MAX;
+        let view = session.view().expect("it has a leg");
+        assert_eq!((view.age_ms, view.idle_ms), (0, 0));
+        assert_eq!(view.downstream.last_life_ms, 0);
+        session.lock().fds = [-1; 2];
+        assert!(session.view().is_none(), "it has ended");
     }
 }

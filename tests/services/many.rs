@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
+use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream as AsyncStream};
 use tokio::runtime::Runtime;
@@ -21,6 +22,11 @@ use crate::support::eventually;
 
 pub const CASES: &[Case] = &[
     Case::new("ten_thousand_sessions", &[], ten_thousand_sessions),
+    Case::new(
+        "answers_that_nobody_reads_take_little_memory",
+        &[],
+        answers_that_nobody_reads_take_little_memory,
+    ),
     Case::new("one_session_both_ways_at_once", &[], || {
         both_ways_at_once(1, 200_000_000);
     }),
@@ -157,6 +163,40 @@ fn accept(listener: &TcpListener) -> TcpStream {
         stream.is_some()
     });
     stream.expect("a connection").0
+}
+
+/// All sessions as JSON are some 5 MiB, for each of 64 operators: more than the kernel takes.
+fn answers_that_nobody_reads_take_little_memory() {
+    const MOST_KIB: u64 = 16 << 10;
+    let (wanted, _turn) = sessions(8000);
+    let runtime = runtime();
+    let pulsegate = Pulsegate::start(echo(&runtime), &[]);
+    let clients = runtime.block_on(open_all(pulsegate.address, wanted));
+    pulsegate.expect_active(wanted);
+    // What one answer takes is not of interest here.
+    let (status, all) = pulsegate.get("/connections").expect("answered");
+    assert!(status == 200 && all.len() > 500 * wanted, "{status}");
+    let before = pulsegate.resident();
+    let request = "GET /connections HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let readers = (0..64).map(|_| {
+        // A small window, so that the answer is not held by its reader's kernel.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("an option");
+        socket.connect(&pulsegate.admin.into()).expect("connect");
+        let mut stream = TcpStream::from(socket);
+        stream.write_all(request.as_bytes()).expect("written");
+        stream
+    });
+    let readers: Vec<_> = readers.collect();
+    for _ in 0..30 {
+        let held = pulsegate.resident().saturating_sub(before);
+        assert!(held < MOST_KIB, "{held} KiB");
+        assert_eq!(pulsegate.active(), figure(wanted));
+        thread::sleep(Duration::from_millis(100));
+    }
+    drop(readers);
+    drop(clients);
+    pulsegate.expect_active(0);
 }
 
 fn both_ways_at_once(sessions: usize, bytes: usize) {

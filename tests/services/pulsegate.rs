@@ -115,6 +115,15 @@ impl Pulsegate {
         assert!(reached, "{} sessions, not {sessions}", self.active());
     }
 
+    /// Memory that the process holds, in KiB.
+    pub fn resident(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id()));
+        let status = status.expect("it runs");
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let number = line.and_then(|l| l.split_whitespace().next()?.parse().ok());
+        number.expect("a resident size")
+    }
+
     /// No session and no descriptor is left, none was called dead, turned away or stalled,
     /// nothing has panicked, and the figures add up.
     #[track_caller]

@@ -1,0 +1,186 @@
+//! The body of an answer. What is large is made or handed over a piece at a time, as the client
+//! takes it, so that a client that does not read holds a piece and not the whole.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::vec::IntoIter;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::query::{Chosen, Format};
+use super::table::Table;
+use super::view::{ConnectionView, Shown};
+
+/// Bytes at a time.
+const PIECE: usize = 16 * 1024;
+/// Sessions at a time: some 45 KiB as JSON. As many are answered in one go.
+const SESSIONS: usize = 64;
+
+/// What is sent behind the header.
+pub(super) struct Answer {
+    content: Content,
+    /// Given back when the last piece has been taken, or the client is gone.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+enum Content {
+    Bytes(Bytes),
+    Listing(Box<Listing>),
+}
+
+impl Answer {
+    /// The same, with what it keeps others from until it is gone.
+    pub(super) fn keeping(self, place: OwnedSemaphorePermit) -> Self {
+        Self {
+            _place: Some(place),
+            ..self
+        }
+    }
+
+    /// The sessions, in this form.
+    pub(super) fn listing(chosen: Chosen, format: Format) -> Self {
+        let mut listing = Listing::new(chosen, format);
+        let content = if listing.sessions.len() <= SESSIONS {
+            let text = std::iter::from_fn(|| listing.next_piece());
+            Content::Bytes(text.collect::<String>().into())
+        } else {
+            Content::Listing(Box::new(listing))
+        };
+        Self {
+            content,
+            _place: None,
+        }
+    }
+}
+
+impl<B: Into<Bytes>> From<B> for Answer {
+    fn from(bytes: B) -> Self {
+        Self {
+            content: Content::Bytes(bytes.into()),
+            _place: None,
+        }
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = match &mut self.content {
+            Content::Bytes(rest) if rest.is_empty() => None,
+            Content::Bytes(rest) => Some(rest.split_to(rest.len().min(PIECE))),
+            Content::Listing(listing) => listing.next_piece().map(Bytes::from),
+        };
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(&self.content, Content::Bytes(rest) if rest.is_empty())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Bytes(rest) => SizeHint::with_exact(rest.len() as u64),
+            Content::Listing(_) => SizeHint::new(),
+        }
+    }
+}
+
+/// Sessions that are shown one after the other. Who has ended when its turn comes is left out.
+struct Listing {
+    total: usize,
+    matched: usize,
+    shown: usize,
+    sessions: IntoIter<Arc<dyn Shown>>,
+    form: Form,
+    stage: Stage,
+}
+
+enum Form {
+    Json,
+    Text(Table),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Head,
+    Sessions,
+    Over,
+}
+
+impl Listing {
+    fn new(chosen: Chosen, format: Format) -> Self {
+        Self {
+            total: chosen.total,
+            matched: chosen.matched,
+            shown: 0,
+            sessions: chosen.sessions.into_iter(),
+            form: match format {
+                Format::Json => Form::Json,
+                Format::Text => Form::Text(Table::default()),
+            },
+            stage: Stage::Head,
+        }
+    }
+
+    fn next_piece(&mut self) -> Option<String> {
+        let mut piece = String::new();
+        match self.stage {
+            Stage::Over => return None,
+            Stage::Head => {
+                let Self { total, matched, .. } = self;
+                if matches!(self.form, Form::Json) {
+                    piece = format!("{{\"total\":{total},\"matched\":{matched},\"connections\":[");
+                }
+                self.stage = Stage::Sessions;
+            }
+            Stage::Sessions => {}
+        }
+        let views = self.sessions.by_ref().take(SESSIONS);
+        let views: Vec<_> = views.filter_map(|session| session.view()).collect();
+        self.add(&mut piece, &views);
+        if self.sessions.len() == 0 {
+            self.stage = Stage::Over;
+            self.finish(&mut piece);
+        }
+        Some(piece)
+    }
+
+    fn add(&mut self, piece: &mut String, views: &[ConnectionView]) {
+        match &mut self.form {
+            Form::Text(table) => piece.push_str(&table.rows(views)),
+            Form::Json => {
+                for (i, view) in views.iter().enumerate() {
+                    if self.shown + i > 0 {
+                        piece.push(',');
+                    }
+                    // Plain fields and text: there is nothing that could fail.
+                    piece.push_str(&serde_json::to_string(view).unwrap_or_default());
+                }
+            }
+        }
+        self.shown += views.len();
+    }
+
+    fn finish(&self, piece: &mut String) {
+        let Self {
+            shown,
+            matched,
+            total,
+            ..
+        } = self;
+        let _ = match self.form {
+            Form::Json => writeln!(piece, "]}}"),
+            Form::Text(_) => writeln!(piece, "{shown} shown, {matched} matched, {total} in all"),
+        };
+    }
+}
