@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use pulsegate::config::{OnDead, Upstream, UpstreamAddress};
+use pulsegate::config::{Abandoned, OnDead, Upstream, UpstreamAddress};
 use pulsegate::liveness::{LegSample, Look, Machine, Policy, TcpState, Traffic};
 use pulsegate::metrics::Metrics;
 use pulsegate::net::stream::TcpStream as Leg;
@@ -131,6 +131,7 @@ fn service() -> Arc<Service> {
         index: 0,
         low_water: true,
         queue_timeout: None,
+        abandoned: Abandoned::Serve,
         last_end: AtomicU8::default(),
         reconnect_delay: Duration::ZERO,
         sessions: AtomicUsize::new(0),

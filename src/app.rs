@@ -281,6 +281,7 @@ fn entrance(index: usize, listener: &Listener, low_water: bool, metrics: &Metric
             on_dead: listener.liveness.on_dead,
             metrics: metrics.listener(&listener.name),
             queue_timeout: listener.limits.queue_timeout,
+            abandoned: listener.limits.abandoned,
             low_water,
             index,
             reconnect_delay: listener.limits.reconnect_delay,

@@ -148,6 +148,10 @@ pub struct AccessRecord<'a> {
     pub sent: [u64; 2],
     /// From its acceptance to its end.
     pub duration: Duration,
+    /// How long it waited for a place; `None` if it did not have to.
+    pub queued: Option<Duration>,
+    /// The client said FIN while it waited.
+    pub abandoned: bool,
     /// What connecting the upstream took; `None` if it was never connected.
     pub connect: Option<Duration>,
     /// From the last sign of life of the leg found gone to the verdict.
@@ -172,6 +176,8 @@ pub fn access_log(record: &AccessRecord<'_>) {
         upstream_received = record.received[up],
         upstream_sent = record.sent[up],
         duration_ms = millis(record.duration),
+        queued_ms = record.queued.map(millis),
+        abandoned = record.abandoned.then_some(true),
         connect_ms = record.connect.map(millis),
         silent_ms = record.silent.map(millis),
         "session ended"
@@ -230,6 +236,8 @@ mod tests {
             received: [1, 2],
             sent: [3, 4],
             duration: Duration::from_secs(90),
+            queued: Some(Duration::from_millis(40)),
+            abandoned: true,
             connect: Some(Duration::from_millis(3)),
             silent: Some(Duration::from_millis(29_900)),
         }
@@ -253,7 +261,7 @@ mod tests {
             "id": 7, "listener": "db", "reason": "upstream_dead", "initiator": "upstream",
             "evidence": "retransmit", "dead_leg": "upstream",
             "downstream": "192.0.2.7:51234", "upstream": "10.0.0.9:5432",
-            "downstream_received": 1, "downstream_sent": 3,
+            "queued_ms": 40, "abandoned": true, "downstream_received": 1, "downstream_sent": 3,
             "upstream_received": 2, "upstream_sent": 4,
             "duration_ms": 90_000, "connect_ms": 3, "silent_ms": 29_900,
         });

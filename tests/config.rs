@@ -172,7 +172,7 @@ listeners:
       first_response_timeout: 10s
       max_connection_duration: 110s
       on_dead: close
-    limits: { max_connections: 12, on_full: verify, queue_timeout: 12s, reconnect_delay: 500ms }
+    limits: { max_connections: 12, on_full: verify, queue_timeout: 12s, abandoned: drop, reconnect_delay: 500ms }
 admin: off
 limits: { memory: 96MiB }
 drain: { delay: 13s, timeout: 14s }
@@ -196,6 +196,7 @@ workers: 15
         ("max-connections", "12"),
         ("on-full", "verify"),
         ("queue-timeout", "12s"),
+        ("abandoned", "drop"),
         ("reconnect-delay", "500ms"),
         ("admin", "off"),
         ("memory-limit", "96MiB"),

@@ -37,6 +37,8 @@ mod takeover;
 mod vanished;
 #[path = "faults/verify.rs"]
 mod verify;
+#[path = "faults/waiting.rs"]
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         pressure::TESTS,
         takeover::TESTS,
         verify::TESTS,
+        waiting::TESTS,
         listening::TESTS,
         vanished::TESTS,
         living::TESTS,

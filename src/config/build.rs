@@ -8,8 +8,8 @@ use super::duration::show;
 use super::keys::{self, Default};
 use super::settings::{Entry, Settings};
 use super::types::{
-    Admin, Config, Drain, Limits, Listener, Liveness, Log, LogFormat, LogLevel, MemoryLimit,
-    OnDead, OnFull, ProcessLimits, Relay, Upstream, UpstreamAddress,
+    Abandoned, Admin, Config, Drain, Limits, Listener, Liveness, Log, LogFormat, LogLevel,
+    MemoryLimit, OnDead, OnFull, ProcessLimits, Relay, Upstream, UpstreamAddress,
 };
 use super::value::Value;
 
@@ -130,11 +130,13 @@ impl Settings<'_> {
         let max_connections = self.optional_count(&format!("{path}.max_connections"));
         let on_full = self.word(&format!("{path}.on_full"), OnFull::from_word);
         let queue_timeout = self.span(&format!("{path}.queue_timeout")).map(on);
+        let abandoned = self.word(&format!("{path}.abandoned"), Abandoned::from_word);
         let reconnect_delay = self.span(&format!("{path}.reconnect_delay"));
         Some(Limits {
             max_connections: max_connections?,
             on_full: on_full?,
             queue_timeout: queue_timeout?,
+            abandoned: abandoned?,
             reconnect_delay: reconnect_delay?,
         })
     }

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::types::{LogFormat, LogLevel, MemoryLimit, OnDead, OnFull};
+use super::types::{Abandoned, LogFormat, LogLevel, MemoryLimit, OnDead, OnFull};
 
 /// One key of the configuration.
 #[derive(Debug)]
@@ -190,7 +190,7 @@ pub const KEYS: &[Key] = &[
     key(
         "listeners[].liveness.max_connection_duration",
         span_or_off(),
-        "Ends a session at this age.",
+        "Ends a session so long after both its legs came up.",
     )
     .value("0s")
     .flag("max-connection-duration")
@@ -227,6 +227,14 @@ pub const KEYS: &[Key] = &[
     )
     .value("30s")
     .flag("queue-timeout")
+    .inherited(),
+    key(
+        "listeners[].limits.abandoned",
+        Kind::Words(Abandoned::WORDS),
+        "Whether what a client sent is delivered although it said FIN while it waited for a place.",
+    )
+    .value("serve")
+    .flag("abandoned")
     .inherited(),
     key(
         "listeners[].limits.reconnect_delay",

@@ -88,6 +88,7 @@ fn listener_yaml(listener: &Listener) -> String {
     key(1, "max_connections", &limit);
     key(1, "on_full", listener.limits.on_full.as_str());
     key(1, "queue_timeout", &off(listener.limits.queue_timeout));
+    key(1, "abandoned", listener.limits.abandoned.as_str());
     key(1, "reconnect_delay", &show(listener.limits.reconnect_delay));
     text
 }

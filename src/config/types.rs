@@ -144,8 +144,20 @@ pub struct Limits {
     pub on_full: OnFull,
     /// How long a newcomer may wait for a place; `None` is for ever.
     pub queue_timeout: Option<Duration>,
+    /// What becomes of a client that says FIN while it waits.
+    pub abandoned: Abandoned,
     /// Pause between the end of a session and the next one in its place.
     pub reconnect_delay: Duration,
+}
+
+words! {
+    /// What becomes of a client that sends something and says FIN while it waits for a place.
+    Abandoned {
+        /// What it sent is delivered when its turn comes.
+        Serve = "serve",
+        /// It leaves the queue, and what it sent is thrown away.
+        Drop = "drop",
+    }
 }
 
 words! {

@@ -78,6 +78,8 @@ pub enum Fault {
 #[derive(Clone, Debug)]
 pub struct Machine {
     start: Millis,
+    /// Since when both legs are up.
+    opened: Mark,
     last_look: Millis,
     /// When a byte last moved on either leg.
     activity: Millis,
@@ -92,9 +94,19 @@ impl Machine {
     /// A session whose legs have just been connected; that is a sign of life of both.
     #[must_use]
     pub fn new(now: Millis) -> Self {
+        let mut machine = Self::accepted(now);
+        machine.open(now);
+        machine
+    }
+
+    /// A session whose client has just been accepted: it has no upstream yet. Only the client is
+    /// judged then; the clocks of a session do not run.
+    #[must_use]
+    pub fn accepted(now: Millis) -> Self {
         let leg = LegState::new(now);
         Self {
             start: now,
+            opened: Mark::default(),
             last_look: now,
             activity: now,
             half_closed: Mark::default(),
@@ -103,10 +115,30 @@ impl Machine {
         }
     }
 
+    /// The upstream has just been connected, which is a sign of life of it. What is known of the
+    /// client stays.
+    pub fn open(&mut self, now: Millis) {
+        let now = now.max(self.last_look);
+        self.opened = Mark::at(now);
+        self.activity = now;
+        self.legs[Leg::Upstream as usize] = LegState::new(now);
+    }
+
+    /// Since when both legs are up.
+    #[must_use]
+    pub fn opened(&self) -> Option<Millis> {
+        self.opened.get()
+    }
+
     /// When the first look is due.
     #[must_use]
     pub fn first_look(&self, policy: &Policy) -> Millis {
-        self.next_look(self.start, policy, [Some(LegSample::default()); 2], true)
+        let legs = LEGS.map(|leg| self.is_up(leg).then(LegSample::default));
+        self.next_look(self.start, policy, legs, true)
+    }
+
+    fn is_up(&self, leg: Leg) -> bool {
+        leg == Leg::Downstream || self.opened.get().is_some()
     }
 
     /// Takes in what the kernel says and decides. `now` may not be trusted to be monotonic; a
@@ -127,7 +159,8 @@ impl Machine {
         }
         self.observe_session(now, look);
         self.last_look = now;
-        let whole = look.legs.iter().all(Option::is_some);
+        let seen = |leg: Leg| look.legs[leg as usize].is_some();
+        let whole = LEGS.into_iter().all(|leg| seen(leg) || !self.is_up(leg));
         let close = self.due(now, policy, dead, whole);
         let watched = look.legs.map(|s| s.filter(|s| s.state != TcpState::Closed));
         let next = self.next_look(now, policy, watched, whole);
@@ -236,7 +269,8 @@ impl Machine {
         {
             self.activity = self.activity.max(now - age);
         }
-        if samples().any(|s| s.state != TcpState::Established) {
+        let open = self.opened.get().is_some();
+        if open && samples().any(|s| s.state != TcpState::Established) {
             let since = self.half_closed.get().unwrap_or(now);
             self.half_closed = Mark::at(since);
         }
@@ -250,7 +284,7 @@ impl Machine {
             .map_or(Mark::default(), |age| Mark::at(now - age));
     }
 
-    /// The close that is due now, the gravest first. Without a sample of each leg (`whole`)
+    /// The close that is due now, the gravest first. Without a sample of each leg that is up (`whole`)
     /// bytes may have passed unseen: then only the age of the session can end it.
     fn due(
         &self,
@@ -301,17 +335,20 @@ impl Machine {
         let dead = LEGS.map(|leg| {
             let state = &self.legs[leg as usize];
             let at = state.life + policy.detect_within + policy.grace();
-            Timer {
+            self.is_up(leg).then(|| Timer {
                 reason: self.silent(leg),
                 at,
-            }
+            })
         });
         let [a, b, c, d, e, f] = self.policy_timers(policy);
-        [Some(dead[0]), Some(dead[1]), a, b, c, d, e, f]
+        [dead[0], dead[1], a, b, c, d, e, f]
     }
 
     /// Every clock but the one of the dead, in the order in which they win.
     fn policy_timers(&self, policy: &Policy) -> [Option<Timer>; 6] {
+        let Some(opened) = self.opened.get() else {
+            return [None; 6];
+        };
         let timer = |since: Option<Millis>, span: Option<Millis>, reason| {
             Some(Timer {
                 reason,
@@ -350,11 +387,7 @@ impl Machine {
                 policy.idle_timeout,
                 CloseReason::IdleTimeout,
             ),
-            timer(
-                Some(self.start),
-                policy.max_duration,
-                CloseReason::MaxDuration,
-            ),
+            timer(Some(opened), policy.max_duration, CloseReason::MaxDuration),
         ]
     }
 
@@ -379,7 +412,9 @@ impl Machine {
         // These clocks can start at any moment after a look, and a look finds out when they did:
         // one look inside each span is enough.
         let spans = [policy.stall_timeout, policy.first_response_timeout];
+        let open = self.opened.get().is_some();
         let paces = spans.into_iter().flatten().map(|span| now + span);
+        let paces = paces.filter(|_| open);
         // A leg that could not be asked is asked again soon.
         let lost = (!whole).then_some(now + SUSPECT_LOOK_EVERY);
         legs.chain(timers)

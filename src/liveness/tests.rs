@@ -110,7 +110,7 @@ fn reason(verdict: &Verdict) -> Option<CloseReason> {
 #[test]
 fn a_machine_is_small() {
     assert!(
-        size_of::<Machine>() <= 120,
+        size_of::<Machine>() <= 128,
         "{} bytes for each session",
         size_of::<Machine>()
     );

@@ -85,6 +85,14 @@ pub fn watch(fd: RawFd, leg: Leg, policy: &Policy) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the kernel ask a quiet peer no more.
+///
+/// # Errors
+/// The option that could not be set, with the kernel's reason.
+pub fn leave_alone(fd: RawFd) -> io::Result<()> {
+    set(fd, sockopt::KEEPALIVE, 0)
+}
+
 /// Has the kernel send a keepalive probe now, if the leg was quiet for a second and nothing of
 /// ours is in flight.
 ///

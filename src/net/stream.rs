@@ -241,6 +241,17 @@ impl TcpStream {
         }
     }
 
+    /// Waits for the peer's FIN without reading; the end of the connection is one, too.
+    pub async fn finished(&self) {
+        // Of all interests this is the one that what there is to read does not end.
+        while let Ok(mut guard) = self.fd.ready(Interest::PRIORITY).await {
+            if guard.ready().is_read_closed() {
+                return;
+            }
+            guard.clear_ready();
+        }
+    }
+
     /// Whether the peer has said FIN or was lost and has left nothing to read. Reads nothing.
     #[must_use]
     pub fn has_left(&self) -> bool {

@@ -175,6 +175,7 @@ pub(super) fn start(worker: &Arc<Worker>, newcomer: Newcomer) {
         (place, resources) => Admission::Wait(Box::pin(admission::wait(
             worker.clone(),
             entrance.clone(),
+            session.clone(),
             place,
             resources,
         ))),

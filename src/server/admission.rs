@@ -43,10 +43,11 @@ enum Then {
     Waits,
 }
 
-/// Waits for what a newcomer lacks.
+/// Waits for what a newcomer lacks, and lets it in unless it has gone meanwhile.
 pub(super) async fn wait(
     worker: Arc<Worker>,
     entrance: Arc<Entrance>,
+    newcomer: Arc<Session>,
     listener: Option<Pass>,
     resources: Resources,
 ) -> Result<Places, CloseReason> {
@@ -62,8 +63,11 @@ pub(super) async fn wait(
         }
     };
     let listener = match listener {
-        Some(listener) => listener,
-        None => wait_for_place(&worker, &entrance).await?,
+        Some(listener) => {
+            newcomer.until_client_answers().await;
+            listener
+        }
+        None => wait_for_place(&worker, &entrance, &newcomer).await?,
     };
     Ok([listener, process])
 }
@@ -98,7 +102,12 @@ async fn wait_for_resources(worker: &Worker, then: Then) -> Pass {
     }
 }
 
-async fn wait_for_place(worker: &Worker, entrance: &Entrance) -> Result<Pass, CloseReason> {
+async fn wait_for_place(
+    worker: &Worker,
+    entrance: &Entrance,
+    newcomer: &Session,
+) -> Result<Pass, CloseReason> {
+    let _counted = entrance.gate.count_queued();
     let timeout = async {
         match entrance.limits.queue_timeout {
             Some(timeout) => sleep(timeout).await,
@@ -112,7 +121,7 @@ async fn wait_for_place(worker: &Worker, entrance: &Entrance) -> Result<Pass, Cl
     };
     let place = tokio::select! {
         biased;
-        pass = entrance.gate.queue() => Ok(pass),
+        pass = take_turn(entrance, newcomer) => Ok(pass),
         reason = make_room(worker, entrance) => Err(reason),
         () = timeout => Err(CloseReason::QueueTimeout),
         why = in_line.turned_away() => {
@@ -122,6 +131,19 @@ async fn wait_for_place(worker: &Worker, entrance: &Entrance) -> Result<Pass, Cl
     };
     outcome.served = place.is_ok();
     place
+}
+
+/// Queues for a place. A client that does not answer when its turn comes leaves it to the next in
+/// line, and queues again once it is heard: until then nobody knows whether it has gone.
+async fn take_turn(entrance: &Entrance, newcomer: &Session) -> Pass {
+    loop {
+        let pass = entrance.gate.queue().await;
+        if newcomer.client_answers().await {
+            return pass;
+        }
+        drop(pass);
+        newcomer.until_client_is_heard().await;
+    }
 }
 
 /// What came of a newcomer; counted on drop, since it may leave at any moment.

@@ -44,7 +44,12 @@ impl Gate {
         Some(Pass::new(self, permit))
     }
 
-    /// How many queue.
+    /// Counts one that queues, until it is dropped.
+    pub fn count_queued(&self) -> impl Drop + use<'_> {
+        Queued::new(&self.queued)
+    }
+
+    /// How many were counted.
     #[must_use]
     pub fn queued(&self) -> usize {
         self.queued.load(Ordering::Relaxed)
@@ -52,7 +57,6 @@ impl Gate {
 
     /// Queues until there is a place.
     pub async fn queue(self: &Arc<Self>) -> Pass {
-        let _counted = Queued::new(&self.queued);
         match self.places.acquire().await {
             Ok(permit) => Pass::new(self, permit),
             // Nobody closes the semaphore.

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::config::{OnDead, Upstream};
+use crate::config::{Abandoned, OnDead, Upstream};
 use crate::liveness::{
     Close, CloseHow, CloseReason, Fault, Leg, Look, Machine, Millis, Policy, Traffic,
 };
@@ -48,6 +48,8 @@ pub struct Service {
     pub metrics: Arc<ListenerMetrics>,
     /// How long a client may wait for a place.
     pub queue_timeout: Option<Duration>,
+    /// What becomes of a client that says FIN while it waits for a place.
+    pub abandoned: Abandoned,
     /// Whether bulk streams wait for a low-water mark.
     pub low_water: bool,
     /// Pause between the end of a session and the next one in its place.
@@ -117,16 +119,26 @@ struct State {
     /// Descriptors of the legs while they are open; -1 otherwise.
     fds: [RawFd; 2],
     machine: Machine,
-    /// The only valid entry of the monitor's queue. Before both legs are up: since when it waits
-    /// for a place, or for the upstream.
+    /// The only valid entry of the monitor's queue.
     due: Millis,
-    /// Both legs are up, and the monitor has yet to put them under watch.
+    /// The monitor has yet to put a leg under watch.
     young: bool,
-    /// Keepalive and its companions are set.
-    watched: bool,
+    watch: Watch,
+    /// The client said FIN while it waited.
+    abandoned: bool,
+    /// How long it waited for a place, ms; 0 if it did not have to.
+    queued_ms: u32,
     order: Option<Close>,
     waker: Option<Waker>,
-    connect_ms: Option<u32>,
+}
+
+/// Of which legs keepalive and its companions are set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Watch {
+    None,
+    /// It waits for a place, or for the upstream; or it did so until a moment ago.
+    Downstream,
+    Both,
 }
 
 fn aborted(reason: CloseReason) -> Close {
@@ -155,13 +167,14 @@ impl Session {
             state: Mutex::new(State {
                 phase: Phase::Connecting,
                 fds: [-1; 2],
-                machine: Machine::new(now),
+                machine: Machine::accepted(now),
                 due: now,
                 young: false,
-                watched: false,
+                watch: Watch::None,
+                abandoned: false,
+                queued_ms: 0,
                 order: None,
                 waker: None,
-                connect_ms: None,
             }),
         })
     }
@@ -191,16 +204,19 @@ impl Session {
     }
 
     /// Both legs are up.
-    fn open(&self, upstream: RawFd, dialled: Millis, now: Millis) {
-        let took = now.saturating_sub(dialled);
+    fn open(&self, upstream: RawFd, now: Millis) {
         let mut state = self.lock();
         state.fds[Leg::Upstream as usize] = upstream;
-        state.machine = Machine::new(now);
+        state.machine.open(now);
         state.phase = Phase::Open;
-        state.young = true;
-        state.connect_ms = u32::try_from(took).ok();
+        let took = now.saturating_sub(self.dialled(&state));
         drop(state);
         self.service.metrics.connected(Duration::from_millis(took));
+    }
+
+    /// When it had its place.
+    fn dialled(&self, state: &State) -> Millis {
+        self.started + Millis::from(state.queued_ms)
     }
 
     /// The client.
@@ -356,13 +372,20 @@ impl Session {
     /// Settles the books of a session that has ended.
     fn settle(&self, close: &Close) {
         let now = sys::now();
-        let (traffic, connect_ms) = {
+        let traffic = self.counters.traffic();
+        let (connect, queued, abandoned) = {
             let mut state = self.lock();
             state.fds = [-1; 2];
             // The waker holds the task, which holds this session.
             state.waker = None;
             self.report_conditions(&state.machine, None);
-            (self.counters.traffic(), state.connect_ms)
+            let queued = match state.phase {
+                Phase::Queued => now - self.started,
+                _ => state.queued_ms.into(),
+            };
+            let opened = state.machine.opened();
+            let connect = opened.map(|at| at.saturating_sub(self.dialled(&state)));
+            (connect, queued, state.abandoned)
         };
         let metrics = &self.service.metrics;
         let duration = Duration::from_millis(now.saturating_sub(self.started));
@@ -384,7 +407,9 @@ impl Session {
             received: traffic.received,
             sent: traffic.sent,
             duration,
-            connect: connect_ms.map(|ms| Duration::from_millis(ms.into())),
+            queued: (queued > 0).then(|| Duration::from_millis(queued)),
+            abandoned,
+            connect: connect.map(Duration::from_millis),
             silent: found_dead.map(|_| silent),
         });
     }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Phase, Session, State, Table};
-use crate::liveness::{Ask, BUSY_LOOK_EVERY, Condition, LEGS, Machine, Millis};
+use super::{Phase, Session, State, Table, Watch};
+use crate::liveness::{Ask, BUSY_LOOK_EVERY, Condition, LEGS, Leg, Machine, Millis};
 use crate::metrics::Metrics;
 use crate::net::options;
 use crate::sys;
@@ -55,19 +55,11 @@ async fn sleep(table: &Table) {
 }
 
 impl Session {
-    /// Puts both legs under watch; returns when the next look is due.
+    /// Puts the legs under watch that are up; returns when the next look is due.
     fn start_watch(&self, now: Millis) -> Option<Millis> {
         let mut state = self.lock();
-        if state.phase != Phase::Open {
-            return None;
-        }
-        for leg in LEGS {
-            let fd = state.fds[leg as usize];
-            self.check_option(options::watch(fd, leg, &self.service.policy));
-        }
         state.young = false;
-        state.watched = true;
-        self.old.store(true, Ordering::Relaxed);
+        self.watch(&mut state)?;
         if let Some(waker) = state
             .waker
             .as_ref()
@@ -88,10 +80,30 @@ impl Session {
         Some(first)
     }
 
+    /// `None` if there is none.
+    pub(super) fn watch(&self, state: &mut State) -> Option<()> {
+        let up = match state.phase {
+            Phase::Open => Watch::Both,
+            // Its kernel will have forgotten the connection, and would answer a question with RST.
+            Phase::Queued | Phase::Connecting if state.abandoned => return None,
+            Phase::Queued | Phase::Connecting => Watch::Downstream,
+            Phase::Closing => return None,
+        };
+        for leg in LEGS {
+            let fd = state.fds[leg as usize];
+            if fd >= 0 && !state.watch.covers(leg) && up.covers(leg) {
+                self.check_option(options::watch(fd, leg, &self.service.policy));
+            }
+        }
+        state.watch = up;
+        self.old.store(true, Ordering::Relaxed);
+        Some(())
+    }
+
     /// Brings the next look forward to now; true if there is one to bring forward.
     pub(super) fn hurry(&self, now: Millis) -> bool {
         let mut state = self.lock();
-        let watched = state.phase == Phase::Open && state.watched;
+        let watched = state.phase == Phase::Open && state.watch == Watch::Both;
         if watched {
             state.due = now;
         }
@@ -100,7 +112,7 @@ impl Session {
 
     fn look_if_due(&self, at: Millis, now: Millis) -> Option<Millis> {
         let mut state = self.lock();
-        if state.phase != Phase::Open || state.due != at {
+        if !state.is_watched() || state.due != at {
             return None;
         }
         let next = self.look_locked(&mut state, now);
@@ -118,7 +130,7 @@ impl Session {
     pub(super) fn look_soon(&self, table: &Table, key: u32) {
         let now = sys::now();
         let mut state = self.lock();
-        if state.phase != Phase::Open || !state.watched {
+        if state.phase != Phase::Open || state.watch != Watch::Both {
             return;
         }
         let known = state.due;
@@ -132,7 +144,7 @@ impl Session {
     /// Looks now, for fresh figures. The next look stays where it is.
     pub fn refresh(&self, now: Millis) {
         let mut state = self.lock();
-        if state.phase == Phase::Open && state.watched {
+        if state.is_watched() {
             let due = state.due;
             let next = self.look_locked(&mut state, now);
             // An earlier time cannot be queued from here; the look that is due finds out more.
@@ -191,7 +203,21 @@ impl Session {
     }
 }
 
+impl Watch {
+    fn covers(self, leg: Leg) -> bool {
+        match leg {
+            Leg::Downstream => self >= Self::Downstream,
+            Leg::Upstream => self == Self::Both,
+        }
+    }
+}
+
 impl State {
+    /// Whether looks find out about its peers, or about its client, which is all there is yet.
+    fn is_watched(&self) -> bool {
+        self.phase != Phase::Closing && self.watch != Watch::None
+    }
+
     fn put_off(&mut self, now: Millis, next: Millis) -> Millis {
         self.due = if next >= now + URGENT {
             next.next_multiple_of(GRID)

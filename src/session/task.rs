@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use super::{Entry, Phase, Session, Table, aborted, closing};
-use crate::config::UpstreamAddress;
-use crate::liveness::{Close, CloseReason, LEGS, Leg, Millis};
+use super::{Entry, Phase, Session, Table, Watch, aborted, closing};
+use crate::config::{Abandoned, UpstreamAddress};
+use crate::liveness::{Close, CloseReason, LEGS, Leg};
 use crate::metrics::ConnectFailure;
-use crate::net::dial;
 use crate::net::stream::TcpStream;
+use crate::net::{dial, options};
 use crate::relay::{End, Relay};
 use crate::sys;
 
@@ -66,11 +66,11 @@ impl<P: Send + Unpin + 'static> Task<P> {
         let (place, stage) = match admission {
             Admission::Now(place) => (Some(place), Stage::Admitted(downstream)),
             Admission::Wait(wait) => {
-                let session = entry.session.clone();
-                (
-                    None,
-                    Stage::Queued(Box::pin(queue(session, downstream, wait))),
-                )
+                let shared = entry.shared();
+                shared.session.lock().phase = Phase::Queued;
+                shared.watch_soon();
+                let queued = queue(shared.session, downstream, wait);
+                (None, Stage::Queued(Box::pin(queued)))
             }
         };
         Self {
@@ -142,18 +142,11 @@ impl<P: Send + Unpin + 'static> Task<P> {
     /// upstream takes it at once.
     fn connect(&mut self, downstream: TcpStream) -> Stage<P> {
         let session = &self.entry.session;
-        let dialled = sys::now();
-        {
-            let mut state = session.lock();
-            state.phase = Phase::Connecting;
-            state.due = dialled;
-        }
+        session.lock().phase = Phase::Connecting;
         let UpstreamAddress::Socket(address) = session.service.upstream.address else {
-            return Stage::Connecting(Box::pin(connect_by_name(
-                self.entry.shared(),
-                downstream,
-                dialled,
-            )));
+            let shared = self.entry.shared();
+            shared.watch_soon();
+            return Stage::Connecting(Box::pin(connect_by_name(shared, downstream)));
         };
         let mut relay = Relay::new(session.service.low_water);
         let early = dial::start(address).and_then(|upstream| {
@@ -162,15 +155,15 @@ impl<P: Send + Unpin + 'static> Task<P> {
         });
         match early {
             Ok((upstream, true)) => {
-                self.entry.shared().open(&upstream, dialled);
+                self.entry.shared().open(&upstream);
                 Stage::Relaying(relay, [downstream, upstream])
             }
-            Ok((upstream, false)) => Stage::Connecting(Box::pin(connect(
-                self.entry.shared(),
-                relay,
-                [downstream, upstream],
-                dialled,
-            ))),
+            Ok((upstream, false)) => {
+                let shared = self.entry.shared();
+                shared.watch_soon();
+                let legs = [downstream, upstream];
+                Stage::Connecting(Box::pin(connect(shared, relay, legs)))
+            }
             Err(error) => {
                 let close = session.cannot_connect(&error);
                 session.forget_legs();
@@ -279,25 +272,47 @@ async fn queue<P>(
     downstream: TcpStream,
     wait: Boxed<Result<P, CloseReason>>,
 ) -> Result<(P, TcpStream), Close> {
-    session.lock().phase = Phase::Queued;
     let place = tokio::select! {
         biased;
         close = poll_fn(|_| session.take_order()) => Err(close),
-        _error = downstream.failed() => Err(aborted(CloseReason::ConnectCancelled)),
+        error = downstream.failed() => Err(session.client_failed(&error)),
+        () = leaves(&session, &downstream) => Err(aborted(CloseReason::ConnectCancelled)),
         place = wait => place.map_err(aborted),
     };
-    // A client that has left without a word needs no connection to the upstream.
+    // A FIN may have come in this moment.
     let place = match place {
-        Ok(_) if downstream.has_left() => Err(aborted(CloseReason::ConnectCancelled)),
+        Ok(_) if session.client_said_fin() && !stays(&session, &downstream) => {
+            Err(aborted(CloseReason::ConnectCancelled))
+        }
         place => place,
     };
     match place {
-        Ok(place) => Ok((place, downstream)),
+        Ok(place) => {
+            let mut state = session.lock();
+            let waited = sys::now().saturating_sub(session.started).max(1);
+            state.queued_ms = u32::try_from(waited).unwrap_or(u32::MAX);
+            drop(state);
+            Ok((place, downstream))
+        }
         Err(close) => {
             session.forget_legs();
             Err(close)
         }
     }
+}
+
+/// Returns when the client has said FIN and does not stay in the queue.
+async fn leaves(session: &Session, downstream: &TcpStream) {
+    downstream.finished().await;
+    if stays(session, downstream) {
+        std::future::pending().await
+    }
+}
+
+/// Whether a client that has said FIN is to be served: it must have sent something.
+fn stays(session: &Session, downstream: &TcpStream) -> bool {
+    session.abandon();
+    session.service.abandoned == Abandoned::Serve && !downstream.has_left()
 }
 
 /// What a boxed stage needs of the entry.
@@ -312,13 +327,12 @@ async fn connect(
     shared: Shared,
     relay: Relay,
     legs: [TcpStream; 2],
-    dialled: Millis,
 ) -> Result<(Relay, [TcpStream; 2]), Close> {
     let [downstream, upstream] = legs;
     let connected = while_wanted(&shared.session, &downstream, upstream.connected()).await;
     match connected {
         Ok(()) => {
-            shared.open(&upstream, dialled);
+            shared.open(&upstream);
             Ok((relay, [downstream, upstream]))
         }
         Err(close) => {
@@ -332,7 +346,6 @@ async fn connect(
 async fn connect_by_name(
     shared: Shared,
     downstream: TcpStream,
-    dialled: Millis,
 ) -> Result<(Relay, [TcpStream; 2]), Close> {
     let connect = async {
         match &shared.session.service.upstream.address {
@@ -346,7 +359,7 @@ async fn connect_by_name(
     };
     match while_wanted(&shared.session, &downstream, connect).await {
         Ok(upstream) => {
-            shared.open(&upstream, dialled);
+            shared.open(&upstream);
             let relay = Relay::new(shared.session.service.low_water);
             Ok((relay, [downstream, upstream]))
         }
@@ -357,22 +370,27 @@ async fn connect_by_name(
     }
 }
 
-/// Waits for a connect for as long as `connect_timeout`, the client and the operator allow.
+/// Waits for a connect for as long as `connect_timeout`, the client and the operator allow. A client
+/// that does not answer then is waited for, so that none of its bytes goes on if it has gone.
 async fn while_wanted<T>(
     session: &Session,
     downstream: &TcpStream,
     connect: impl Future<Output = io::Result<T>>,
 ) -> Result<T, Close> {
-    let connected = tokio::select! {
-        biased;
-        close = poll_fn(|_| session.take_order()) => return Err(close),
-        connected = connect => connected,
-        _error = downstream.failed() => return Err(aborted(CloseReason::ConnectCancelled)),
-        () = tokio::time::sleep(session.service.upstream.connect_timeout) => {
-            Err(io::ErrorKind::TimedOut.into())
-        }
+    let connect = async {
+        let limit = session.service.upstream.connect_timeout;
+        let connected = tokio::time::timeout(limit, connect).await;
+        let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let connected = connected.map_err(|error| session.cannot_connect(&error))?;
+        session.until_client_answers().await;
+        Ok(connected)
     };
-    connected.map_err(|error| session.cannot_connect(&error))
+    tokio::select! {
+        biased;
+        close = poll_fn(|_| session.take_order()) => Err(close),
+        error = downstream.failed() => Err(session.client_failed(&error)),
+        connected = connect => connected,
+    }
 }
 
 /// Goes on with the relay, and notices failures of legs that are not read at present.
@@ -402,10 +420,17 @@ async fn watch_errors(shared: &Shared, relay: &mut Relay, legs: [&TcpStream; 2])
 
 impl Shared {
     /// Both legs are up: the machine's clocks start.
-    fn open(&self, upstream: &TcpStream, dialled: Millis) {
-        let now = sys::now();
-        self.session.open(upstream.raw_fd(), dialled, now);
-        self.table.add_young(now, self.key, self.session.id);
+    fn open(&self, upstream: &TcpStream) {
+        self.session.open(upstream.raw_fd(), sys::now());
+        self.watch_soon();
+    }
+
+    /// Has the legs that are up put under watch once the session is no longer young.
+    fn watch_soon(&self) {
+        let was_young = std::mem::replace(&mut self.session.lock().young, true);
+        if !was_young {
+            self.table.add_young(sys::now(), self.key, self.session.id);
+        }
     }
 
     /// Has the monitor look at once: a clock has started to run. A young session is looked at
@@ -435,6 +460,28 @@ impl Session {
             self.look_soon(table, key);
         }
         end.map(Ended::Relay)
+    }
+
+    /// What the failure of a client's socket says before both legs are up.
+    fn client_failed(&self, error: &io::Error) -> Close {
+        match self.fault(Leg::Downstream, error) {
+            close if close.reason == CloseReason::DownstreamReset => {
+                aborted(CloseReason::ConnectCancelled)
+            }
+            dead => dead,
+        }
+    }
+
+    /// The client has said FIN while it waited. It is not asked any more: its kernel forgets the
+    /// connection after a while, and would answer with RST.
+    fn abandon(&self) {
+        self.refresh(sys::now());
+        let mut state = self.lock();
+        state.abandoned = true;
+        if std::mem::replace(&mut state.watch, Watch::None) != Watch::None {
+            let fd = state.fds[Leg::Downstream as usize];
+            self.check_option(options::leave_alone(fd));
+        }
     }
 
     fn cannot_connect(&self, error: &io::Error) -> Close {

@@ -1,7 +1,6 @@
 //! Verification on demand, and the place of a session in the shedding order.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -10,7 +9,7 @@ use tokio::task::JoinSet;
 use super::{Phase, Session};
 use crate::liveness::{
     Answer, Candidate, Close, CloseHow, Condition, Inquiry, LEGS, Leg, LegSample, Method, Millis,
-    Step,
+    Step, TcpState,
 };
 use crate::net::{options, sample};
 use crate::sys;
@@ -18,6 +17,8 @@ use crate::view::{AnswerWord, VerifiedLeg, VerifiedSession};
 
 /// Of many sessions, those whose turn has not come after this are not asked.
 const TURN_WITHIN: Duration = Duration::from_secs(7);
+/// A peer that was heard so lately cannot be asked: it is there, ms.
+const HEARD: Millis = 1000;
 /// The kernel's ages are rounded to its clock, ms.
 const AGE_JITTER: Millis = 20;
 
@@ -89,6 +90,44 @@ impl Session {
             _ => None,
         });
         found.inspect(|close| self.order(*close)).is_some()
+    }
+
+    /// Whether the client of a session that waited is still there: it was heard within a second, or
+    /// answers when it is asked now. One that said FIN is not asked.
+    pub async fn client_answers(&self) -> bool {
+        if self.client_said_fin() {
+            return true;
+        }
+        let asked = self.lock().machine.leg(Leg::Downstream).condition == Condition::Suspect;
+        if asked {
+            return false;
+        }
+        let asked = self.inquire(Leg::Downstream, Method::CHECK).await;
+        asked.is_none_or(|asked| matches!(asked.answer, Answer::Alive { .. }))
+    }
+
+    /// Whether the client has said FIN, or its connection is over.
+    pub(super) fn client_said_fin(&self) -> bool {
+        let sample = self.sample(Leg::Downstream);
+        sample.is_none_or(|s| s.state != TcpState::Established)
+    }
+
+    /// Waits until a client that did not answer is heard; whoever ends the session ends this.
+    pub async fn until_client_is_heard(&self) {
+        while let Some(sample) = self.sample(Leg::Downstream) {
+            if sample.last_life_age() < HEARD {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(HEARD / 4)).await;
+        }
+        std::future::pending().await
+    }
+
+    /// Waits until the client answers.
+    pub async fn until_client_answers(&self) {
+        while !self.client_answers().await {
+            self.until_client_is_heard().await;
+        }
     }
 
     async fn verified(&self, quick: bool) -> VerifiedSession {
@@ -200,23 +239,11 @@ impl Asking<'_> {
     fn ask(&mut self) {
         let (session, leg) = (self.session, self.leg);
         if !std::mem::replace(&mut self.began, true) {
-            self.watch();
+            // A session of the first moment is not under watch yet.
+            let _looks_come_later = session.watch(&mut session.lock());
         }
         session.service.metrics.probe_sent(leg);
         session.with_fd(leg, options::probe_now);
-    }
-
-    /// A client that waits for a place, or for the upstream, is not under watch yet.
-    fn watch(&self) {
-        let policy = &self.session.service.policy;
-        let mut state = self.session.lock();
-        let fd = state.fds[self.leg as usize];
-        if !state.watched && fd >= 0 {
-            self.session
-                .check_option(options::watch(fd, self.leg, policy));
-            state.watched = true;
-            self.session.old.store(true, Ordering::Relaxed);
-        }
     }
 }
 

@@ -41,16 +41,19 @@ impl Shown for Session {
 
 impl Session {
     fn next_timer(&self, state: &State) -> Option<Timer> {
-        let (reason, span) = match state.phase {
-            Phase::Queued => (CloseReason::QueueTimeout, self.service.queue_timeout?),
-            Phase::Connecting => (
-                CloseReason::ConnectTimeout,
-                self.service.upstream.connect_timeout,
-            ),
+        let (reason, since, span) = match state.phase {
+            Phase::Queued => {
+                let span = self.service.queue_timeout?;
+                (CloseReason::QueueTimeout, self.started, span)
+            }
+            Phase::Connecting => {
+                let span = self.service.upstream.connect_timeout;
+                (CloseReason::ConnectTimeout, self.dialled(state), span)
+            }
             Phase::Open => return state.machine.next_timer(&self.service.policy),
             Phase::Closing => return None,
         };
-        let at = state.due + Millis::try_from(span.as_millis()).ok()?;
+        let at = since + Millis::try_from(span.as_millis()).ok()?;
         Some(Timer { reason, at })
     }
 
@@ -75,7 +78,7 @@ impl Session {
             retransmits: u32::from(info.retransmits),
             probes: u32::from(info.probes),
             rtt_us: info.rtt_us,
-            timer: (state.phase == Phase::Open)
+            timer: (state.phase != Phase::Closing && !state.abandoned)
                 .then(|| state.machine.leg_timer(&self.service.policy, leg))
                 .flatten()
                 .map(|t| timer_view(t, now)),
