@@ -331,7 +331,7 @@ impl Machine {
             .min_by_key(|(leg, _)| self.legs[*leg as usize].life)
     }
 
-    fn timers(&self, policy: &Policy) -> [Option<Timer>; 8] {
+    pub(super) fn timers(&self, policy: &Policy) -> [Option<Timer>; 8] {
         let dead = LEGS.map(|leg| {
             let state = &self.legs[leg as usize];
             let at = state.life + policy.detect_within + policy.grace();

@@ -116,6 +116,70 @@ fn a_machine_is_small() {
     );
 }
 
+/// Before its upstream is up only the client is judged; no other clock runs.
+#[test]
+fn a_client_that_waits_is_judged_alone() {
+    let limits = Policy {
+        idle_timeout: Some(1000),
+        half_close_timeout: Some(1000),
+        first_response_timeout: Some(1000),
+        max_duration: Some(1000),
+        ..policy()
+    };
+    let mut session = Session::new(limits);
+    session.machine = Machine::accepted(T0);
+    assert_eq!(
+        session.machine.first_look(&session.policy),
+        T0 + 28_800,
+        "a leg that is not up is not looked for"
+    );
+    let half_closed = LegSample {
+        state: TcpState::CloseWait,
+        ..heard(0, 1)
+    };
+    let verdict = session.both(5000, Some(half_closed), None);
+    assert_eq!((reason(&verdict), verdict.next), (None, T0 + 5000 + 28_800));
+    let mut after = 10_000;
+    let close = loop {
+        let verdict = session.both(after, Some(probed(after - 5000, 20)), None);
+        if let Some(close) = verdict.close {
+            break close;
+        }
+        after = verdict.next - T0;
+    };
+    assert_eq!(close.reason, CloseReason::DownstreamDead);
+    assert!((35_750..=35_850).contains(&after), "closed after {after}");
+}
+
+/// The clocks of a session begin when its upstream is up; that of the client goes on.
+#[test]
+fn an_upstream_that_comes_up_says_nothing_about_the_client() {
+    let limits = Policy {
+        max_duration: Some(60_000),
+        idle_timeout: Some(50_000),
+        ..policy()
+    };
+    let mut session = Session::new(limits);
+    session.machine = Machine::accepted(T0);
+    session.both(10_000, Some(probed(10_000, 4)), None);
+    let down = |machine: &Machine| machine.leg(Leg::Downstream).condition;
+    assert_eq!(down(&session.machine), Condition::Suspect);
+    session.machine.open(T0 + 20_000);
+    assert_eq!(down(&session.machine), Condition::Suspect);
+    let timers = session.machine.timers(&session.policy);
+    let at = |reason| {
+        let timer = timers.iter().flatten().find(|t| t.reason == reason);
+        timer.map(|t| t.at - T0)
+    };
+    assert_eq!(at(CloseReason::DownstreamDead), Some(30_750));
+    assert_eq!(at(CloseReason::UpstreamDead), Some(50_750));
+    assert_eq!(at(CloseReason::MaxDuration), Some(80_000));
+    assert_eq!(at(CloseReason::IdleTimeout), Some(70_000));
+    let (after, close) = session.until_closed(20_100, |at| probed(at, 20));
+    assert_eq!(close.reason, CloseReason::DownstreamDead);
+    assert!((30_750..=30_850).contains(&after), "closed after {after}");
+}
+
 #[test]
 fn a_silent_peer_is_dead_d_after_its_last_sign_of_life() {
     let evidence = [

@@ -84,8 +84,7 @@ impl Session {
     pub(super) fn watch(&self, state: &mut State) -> Option<()> {
         let up = match state.phase {
             Phase::Open => Watch::Both,
-            // Its kernel will have forgotten the connection, and would answer a question with RST.
-            Phase::Queued | Phase::Connecting if state.abandoned => return None,
+            _ if state.is_left_alone() => return None,
             Phase::Queued | Phase::Connecting => Watch::Downstream,
             Phase::Closing => return None,
         };
@@ -216,6 +215,12 @@ impl State {
     /// Whether looks find out about its peers, or about its client, which is all there is yet.
     fn is_watched(&self) -> bool {
         self.phase != Phase::Closing && self.watch != Watch::None
+    }
+
+    /// Whether its client said FIN while it waited: the kernel there will have forgotten the
+    /// connection, and would answer a question with RST.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.abandoned && matches!(self.phase, Phase::Queued | Phase::Connecting)
     }
 
     fn put_off(&mut self, now: Millis, next: Millis) -> Millis {

@@ -472,8 +472,7 @@ impl Session {
         }
     }
 
-    /// The client has said FIN while it waited. It is not asked any more: its kernel forgets the
-    /// connection after a while, and would answer with RST.
+    /// The client has said FIN while it waited. It is left alone from now on.
     fn abandon(&self) {
         self.refresh(sys::now());
         let mut state = self.lock();

@@ -41,20 +41,26 @@ impl Shown for Session {
 
 impl Session {
     fn next_timer(&self, state: &State) -> Option<Timer> {
-        let (reason, since, span) = match state.phase {
+        let waiting = match state.phase {
             Phase::Queued => {
-                let span = self.service.queue_timeout?;
-                (CloseReason::QueueTimeout, self.started, span)
+                let span = self.service.queue_timeout;
+                span.map(|span| (CloseReason::QueueTimeout, self.started, span))
             }
             Phase::Connecting => {
                 let span = self.service.upstream.connect_timeout;
-                (CloseReason::ConnectTimeout, self.dialled(state), span)
+                Some((CloseReason::ConnectTimeout, self.dialled(state), span))
             }
-            Phase::Open => return state.machine.next_timer(&self.service.policy),
+            Phase::Open => None,
             Phase::Closing => return None,
         };
-        let at = since + Millis::try_from(span.as_millis()).ok()?;
-        Some(Timer { reason, at })
+        let waiting = waiting.and_then(|(reason, since, span)| {
+            let at = since + Millis::try_from(span.as_millis()).ok()?;
+            Some(Timer { reason, at })
+        });
+        let policy = &self.service.policy;
+        let of_peers = (!state.is_left_alone()).then(|| state.machine.next_timer(policy));
+        let timers = waiting.into_iter().chain(of_peers.flatten());
+        timers.min_by_key(|timer| timer.at)
     }
 
     fn leg_view(&self, state: &State, leg: Leg, now: Millis) -> LegView {
@@ -78,7 +84,7 @@ impl Session {
             retransmits: u32::from(info.retransmits),
             probes: u32::from(info.probes),
             rtt_us: info.rtt_us,
-            timer: (state.phase != Phase::Closing && !state.abandoned)
+            timer: (state.phase != Phase::Closing && !state.is_left_alone())
                 .then(|| state.machine.leg_timer(&self.service.policy, leg))
                 .flatten()
                 .map(|t| timer_view(t, now)),

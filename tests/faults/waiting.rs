@@ -92,9 +92,9 @@ fn expect_found(case: &Case, client: &Endpoint, since: Instant, detect_within: D
     let count = value(case, "pulsegate_half_open_detected_total", &detected);
     assert_eq!(count, 1.0);
     assert_eq!(value(case, half_open, &[]), 0.0);
-    let line = case.proxy.output();
-    let line = line.lines().find(|l| l.contains("downstream_dead"));
-    assert!(line.is_some_and(|l| l.contains("keepalive")), "{line:?}");
+    let told = |line: &str| line.contains("downstream_dead") && line.contains("keepalive");
+    let said = || case.proxy.output().lines().any(told);
+    assert!(eventually(PROMPT, said), "{}", case.proxy.output());
 }
 
 /// The next connection to the service carries exactly this.
@@ -246,9 +246,9 @@ fn live_waiters_are_never_ended() {
     let device = case.service.next();
     quiet.send(COMMAND);
     assert!(device.wait_received(COMMAND, PROMPT));
-    let line = case.proxy.output();
-    let line = line.lines().find(|l| l.contains("queued_ms"));
-    assert!(line.is_some_and(|l| !l.contains("abandoned")), "{line:?}");
+    let waited = |line: &str| line.contains("queued_ms=") && !line.contains("abandoned");
+    let said = || case.proxy.output().lines().any(waited);
+    assert!(eventually(PROMPT, said), "{}", case.proxy.output());
 }
 
 fn live_client_waits_for_its_upstream() {
@@ -300,10 +300,10 @@ fn waiter_that_said_fin_leaves_where_it_is_to_be_dropped() {
     gone.close();
     wait_queued(&case, 1.0);
     case.expect_counted("connect_cancelled", 1);
-    let line = case.proxy.output();
-    let line = line.lines().find(|l| l.contains("connect_cancelled"));
-    let told = line.is_some_and(|l| l.contains("abandoned=true") && l.contains("queued_ms="));
-    assert!(told, "{line:?}");
+    let words = ["connect_cancelled", "abandoned=true", "queued_ms="];
+    let told = |line: &str| words.iter().all(|word| line.contains(word));
+    let said = || case.proxy.output().lines().any(told);
+    assert!(eventually(PROMPT, said), "{}", case.proxy.output());
     finish(&holder, &device);
     let served = expect_next(&case, OTHER);
     finish(&next, &served);
