@@ -5,6 +5,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::pin::pin;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags};
 use rustix::pipe::SpliceFlags;
@@ -14,6 +15,8 @@ use tokio::io::unix::AsyncFd;
 use super::options;
 use crate::sys;
 
+/// Behind an unread urgent byte the FIN is looked for this often.
+const BEHIND_URGENT: Duration = Duration::from_millis(250);
 /// Moved into a pipe at once, bytes; the pipe takes what fits.
 const SPLICE_BYTES: usize = 1024 * 1024;
 
@@ -243,12 +246,14 @@ impl TcpStream {
 
     /// Waits for the peer's FIN without reading; the end of the connection is one, too.
     pub async fn finished(&self) {
-        // Of all interests this is the one that what there is to read does not end.
-        while let Ok(mut guard) = self.fd.ready(Interest::PRIORITY).await {
+        // Of all interests this is the one that what there is to read does not end, but for an
+        // urgent byte. That it has come must stay known to whoever reads.
+        while let Ok(guard) = self.fd.ready(Interest::PRIORITY).await {
             if guard.ready().is_read_closed() {
                 return;
             }
-            guard.clear_ready();
+            drop(guard);
+            tokio::time::sleep(BEHIND_URGENT).await;
         }
     }
 

@@ -305,7 +305,7 @@ async fn queue<P>(
 async fn leaves(session: &Session, downstream: &TcpStream) {
     downstream.finished().await;
     if stays(session, downstream) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

@@ -120,7 +120,7 @@ impl Session {
             }
             tokio::time::sleep(Duration::from_millis(HEARD / 4)).await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Waits until the client answers.

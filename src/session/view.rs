@@ -107,7 +107,7 @@ mod tests {
 
     use super::super::Service;
     use super::*;
-    use crate::config::{Liveness, OnDead, Upstream, UpstreamAddress};
+    use crate::config::{Abandoned, Liveness, OnDead, Upstream, UpstreamAddress};
     use crate::metrics::Metrics;
 
     fn session(started: Millis) -> Arc<Session> {
@@ -122,6 +122,7 @@ mod tests {
             on_dead: OnDead::Reset,
             metrics: Metrics::new().listener("db"),
             queue_timeout: None,
+            abandoned: Abandoned::Serve,
             low_water: true,
             index: 0,
             reconnect_delay: Duration::ZERO,

@@ -1,9 +1,11 @@
 //! Before both legs are up: a client that waits for a place, for descriptors, or for its upstream,
 //! is watched like any other. One that vanished is found in time and none of its bytes goes on.
 
+use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::SendFlags;
 use serde_json::Value;
 
 use crate::case::{Case, PROMPT, SLACK};
@@ -22,6 +24,7 @@ pub const TESTS: &[Test] = tests![
     waiter_that_said_fin_is_served_later,
     waiter_that_said_fin_leaves_where_it_is_to_be_dropped,
     waiter_that_said_fin_and_nothing_else_leaves_at_once,
+    waiter_that_said_fin_after_an_urgent_byte_leaves,
 ];
 
 /// What a waiting client sends.
@@ -316,6 +319,22 @@ fn waiter_that_said_fin_and_nothing_else_leaves_at_once() {
     let gone = case.net.dial(Host::Client, Options::default());
     wait_queued(&case, 1.0);
     gone.close();
+    wait_queued(&case, 0.0);
+    case.expect_counted("connect_cancelled", 1);
+}
+
+/// Behind an urgent byte the FIN is seen as well.
+fn waiter_that_said_fin_after_an_urgent_byte_leaves() {
+    let case = one_place("queue", "60s", &["--abandoned", "drop"]);
+    let (_holder, _device) = case.session_with(Host::Healthy, Options::default());
+    let listener = case.net.listener(Host::Client);
+    let connect = || TcpStream::connect(listener);
+    let client = case.net.host(Host::Client).run(connect).expect("entered");
+    let client = client.expect("connected");
+    rustix::net::send(&client, b"abc", SendFlags::OOB).expect("sent");
+    wait_queued(&case, 1.0);
+    thread::sleep(ms(500));
+    drop(client);
     wait_queued(&case, 0.0);
     case.expect_counted("connect_cancelled", 1);
 }
