@@ -1,15 +1,18 @@
 //! The composition root: the only module that may see every other.
 
 mod surroundings;
+mod takeover;
 
 use std::collections::HashSet;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use crate::admin::{self, Control, Readiness};
 use crate::config::{self, Config, ConfigErrors, Listener, MemoryLimit, OnFull};
@@ -18,13 +21,18 @@ use crate::host::MemoryMeter;
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason};
 use crate::metrics::Metrics;
+use crate::net::listen;
 use crate::relay;
-use crate::server::{Entrance, Gate, Hooks, Listening, StartError, Workers};
+use crate::server::{Doors, Entrance, Gate, Hooks, Listening, StartError, Workers};
 use crate::session::{self, Service, Session};
 use crate::view::{Shown, VerifiedSession};
 use crate::{sys, telemetry};
 
-use tokio::sync::oneshot;
+use takeover::Estate;
+pub use takeover::Succession;
+
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
 use tracing_appender::non_blocking::ErrorCounter;
 
 /// Descriptors that are no sessions': listeners, runtimes, admin connections, log, clients that
@@ -36,6 +44,8 @@ const RESERVED_DESCRIPTORS: u64 = 96;
 pub fn reserved_descriptors(limit: u64, workers: usize) -> u64 {
     RESERVED_DESCRIPTORS + 2 * relay::most_pipes(limit) as u64 * workers as u64
 }
+/// Admin connections that wait to be accepted.
+const ADMIN_BACKLOG: u32 = 128;
 /// Sessions whose peers are asked at a time, over all requests: each is looked at some hundred
 /// times in a second until it answers.
 const VERIFIED_AT_ONCE: usize = 512;
@@ -49,6 +59,12 @@ pub struct App {
     entrances: Vec<Arc<Entrance>>,
     readiness: AtomicU8,
     drain: DrainRequest,
+    /// Taken by the one that serves it.
+    admin: Mutex<Option<OwnedFd>>,
+    /// What the next instance is given; `None` where nobody is to ask, or somebody has it.
+    estate: Mutex<Option<Estate>>,
+    /// The next instance has the admin address and the clients.
+    succeeded: watch::Sender<bool>,
     descriptor_limit: u64,
     dropped_lines: Option<ErrorCounter>,
     verifying: Arc<tokio::sync::Semaphore>,
@@ -73,6 +89,22 @@ pub enum AppError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// `--takeover` found nobody, and yet somebody listens there.
+    #[error(
+        "{error}; it cannot be taken over: no instance of this user has the admin address {address}"
+    )]
+    NotOurs {
+        /// The listener.
+        error: StartError,
+        /// Where an instance was looked for.
+        address: SocketAddr,
+    },
+    /// `--takeover` without an admin address.
+    #[error("--takeover finds the running instance by the admin address: it must not be off")]
+    NoAdmin,
+    /// The running instance does not give its place.
+    #[error("cannot take over: {0}")]
+    Takeover(#[source] io::Error),
     /// A descriptor limit that cannot hold what was asked for.
     #[error(
         "the descriptor limit is {limit}, and {sessions} sessions need {needed}: raise `ulimit -n` \
@@ -92,15 +124,18 @@ pub enum AppError {
 }
 
 impl App {
-    /// Starts the data plane; every listener listens when it returns.
+    /// Binds every address, the admin's first, and starts the data plane; clients are accepted
+    /// when it returns.
     ///
     /// # Errors
-    /// The first thing that could not be started; nothing is left running.
+    /// The first thing that could not be started; nothing is left running, and no client was taken.
     pub fn start(
         config: Config,
         dropped_lines: Option<ErrorCounter>,
         hooks: &Hooks,
+        succession: Succession,
     ) -> Result<Arc<Self>, AppError> {
+        let (admin, mut before) = takeover::admin_socket(config.admin.as_ref(), succession)?;
         let metrics = Arc::new(Metrics::new());
         let descriptor_limit = raise_descriptor_limit();
         let count = config
@@ -114,20 +149,35 @@ impl App {
             .enumerate()
             .map(|(index, l)| Arc::new(entrance(index, l, config.relay.low_water, &metrics)))
             .collect();
-        let memory = memory_meter(&config);
-        let workers = Workers::start(count, &entrances, &descriptors, memory, &metrics, hooks)?;
-        for listener in &config.listeners {
-            tracing::info!(
-                listener = listener.name,
-                address = %listener.address,
-                upstream = %listener.upstream.address,
-                detect_within_ms = listener.liveness.detect_within.as_millis() as u64,
-                probe_interval_ms = listener.liveness.probe_interval.as_millis() as u64,
-                workers = count,
-                "listening"
-            );
+        let inherited = before.as_mut().map(|b| std::mem::take(&mut b.listeners));
+        let doors = Doors::bind(count, &entrances, inherited.unwrap_or_default(), hooks).map_err(
+            |error| takeover::explain(error, admin.as_ref(), before.as_ref(), succession),
+        )?;
+        if let Some((socket, address)) = &admin {
+            let listening = listen::listen(socket, ADMIN_BACKLOG);
+            listening.map_err(|error| AppError::admin(*address, error))?;
         }
+        doors.listen()?;
+        let memory = memory_meter(&config);
+        let workers = Workers::start(doors, &descriptors, memory, &metrics, hooks)?;
+        announce(
+            &config,
+            &entrances,
+            admin.as_ref().map(|(_, address)| *address),
+            count,
+        );
         surroundings::try_on_demand_probe(metrics.clone());
+        if let Some(before) = &before {
+            before.relieve().map_err(AppError::Takeover)?;
+            tracing::info!("took over from the running instance, which drains");
+        }
+        let estate = match &admin {
+            Some((socket, address)) if succession != Succession::None => {
+                takeover::estate(socket, *address, before.as_mut())?
+            }
+            _ => None,
+        };
+        takeover::open(&entrances, before)?;
         Ok(Arc::new(Self {
             config,
             metrics,
@@ -135,25 +185,13 @@ impl App {
             entrances,
             readiness: AtomicU8::new(Readiness::Ready as u8),
             drain: DrainRequest::default(),
+            admin: Mutex::new(admin.map(|(socket, _)| socket)),
+            estate: Mutex::new(estate),
+            succeeded: watch::Sender::new(false),
             descriptor_limit,
             dropped_lines,
             verifying: Arc::new(tokio::sync::Semaphore::new(VERIFIED_AT_ONCE)),
         }))
-    }
-
-    /// Opens the admin endpoint.
-    ///
-    /// # Errors
-    /// When its address cannot be listened on.
-    pub async fn open_admin(&self) -> Result<Option<tokio::net::TcpListener>, AppError> {
-        let Some(admin) = &self.config.admin else {
-            return Ok(None);
-        };
-        let address = admin.address;
-        match tokio::net::TcpListener::bind(address).await {
-            Ok(listener) => Ok(Some(listener)),
-            Err(error) => Err(AppError::Admin { address, error }),
-        }
     }
 
     /// Serves until a signal or the admin endpoint asks for the end, then drains.
@@ -161,25 +199,47 @@ impl App {
     /// # Errors
     /// When the admin endpoint cannot be set up.
     pub async fn serve(self: &Arc<Self>, signals: &mut EndSignals) -> Result<Drained, AppError> {
-        let (done, is_done) = tokio::sync::oneshot::channel::<()>();
-        let mut endpoint = None;
-        if let Some(listener) = self.open_admin().await? {
-            let control: Arc<dyn Control> = self.clone();
-            endpoint = Some(tokio::spawn(admin::serve(listener, control, async {
-                let _dropped = is_done.await;
-            })));
-        }
+        let endpoint = self.serve_admin()?;
+        self.listen_for_successors()?;
+        let mut succeeded = self.succeeded.subscribe();
+        let mut limits = self.config.drain.clone();
         tokio::select! {
             name = signals.next() => tracing::info!("{name}: draining"),
             () = self.drain.asked() => tracing::info!("the admin endpoint asks: draining"),
+            // Nobody has to notice: the next one is ready.
+            _ = succeeded.wait_for(|over| *over) => limits.delay = Duration::ZERO,
         }
-        let drained = lifecycle::drain(&self.config.drain, &**self, signals).await;
-        drop(done);
+        let drained = lifecycle::drain(&limits, &**self, signals).await;
+        self.succeeded.send_replace(true);
         if let Some(endpoint) = endpoint {
-            let limit = std::time::Duration::from_millis(200);
+            let limit = Duration::from_millis(200);
             let _answered_or_not = tokio::time::timeout(limit, endpoint).await;
         }
         Ok(drained)
+    }
+
+    /// Serves the admin endpoint until the process ends or another one has the address.
+    fn serve_admin(self: &Arc<Self>) -> io::Result<Option<JoinHandle<()>>> {
+        let socket = self
+            .admin
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        let Some(socket) = socket else {
+            return Ok(None);
+        };
+        let listener = tokio::net::TcpListener::from_std(socket.into())?;
+        let control: Arc<dyn Control> = self.clone();
+        let over = self.over();
+        Ok(Some(tokio::spawn(admin::serve(listener, control, over))))
+    }
+
+    /// Waits for the end of serving the operator.
+    fn over(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut succeeded = self.succeeded.subscribe();
+        async move {
+            let _over = succeeded.wait_for(|over| *over).await;
+        }
     }
 
     fn for_each_session(&self, each: impl FnMut(&Arc<Session>)) {
@@ -199,13 +259,16 @@ impl App {
 
 /// Runs the proxy with the configuration that `load` finds, until it is told to end; then ends
 /// the process, whatever its threads still wait for.
-pub fn run(load: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static) -> ! {
+pub fn run(
+    load: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static,
+    succession: Succession,
+) -> ! {
     let ended = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(AppError::from)
         // Never dropped: that waits for its threads, one of which may look a name up.
-        .and_then(|runtime| ManuallyDrop::new(runtime).block_on(run_loaded(load)));
+        .and_then(|runtime| ManuallyDrop::new(runtime).block_on(run_loaded(load, succession)));
     let exit = match ended {
         Ok(()) => Exit::Ok,
         Err(error) => {
@@ -219,6 +282,7 @@ pub fn run(load: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static)
 
 async fn run_loaded(
     load: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static,
+    succession: Succession,
 ) -> Result<(), AppError> {
     let mut signals = EndSignals::install()?;
     // On a thread of its own: no file and no name that a start waits for keeps a signal waiting.
@@ -226,7 +290,7 @@ async fn run_loaded(
     let start = move || -> Result<_, AppError> {
         let config = load()?;
         let log = telemetry::init(&config.log).map_err(io::Error::other)?;
-        let app = App::start(config, Some(log.drops()), &Hooks::default());
+        let app = App::start(config, Some(log.drops()), &Hooks::default(), succession);
         app.map(|app| (app, log))
     };
     thread::Builder::new()
@@ -251,10 +315,16 @@ async fn run_loaded(
 }
 
 impl AppError {
+    fn admin(address: SocketAddr, error: io::Error) -> Self {
+        Self::Admin { address, error }
+    }
+
     fn exit(&self) -> Exit {
         match self {
-            Self::Admin { .. } | Self::Start(StartError::Listen { .. }) => Exit::CannotListen,
-            Self::Config(_) => Exit::Usage,
+            Self::Admin { .. } | Self::NotOurs { .. } | Self::Start(StartError::Listen { .. }) => {
+                Exit::CannotListen
+            }
+            Self::Config(_) | Self::NoAdmin => Exit::Usage,
             _ => Exit::Failure,
         }
     }
@@ -267,10 +337,34 @@ impl AppError {
     }
 }
 
+fn announce(
+    config: &Config,
+    entrances: &[Arc<Entrance>],
+    admin: Option<SocketAddr>,
+    workers: usize,
+) {
+    for (listener, entrance) in config.listeners.iter().zip(entrances) {
+        tracing::info!(
+            listener = listener.name,
+            address = %entrance.bound.get().unwrap_or(&entrance.address),
+            upstream = %listener.upstream.address,
+            detect_within_ms = listener.liveness.detect_within.as_millis() as u64,
+            probe_interval_ms = listener.liveness.probe_interval.as_millis() as u64,
+            workers,
+            "listening"
+        );
+    }
+    match admin {
+        Some(address) => tracing::info!(%address, "the admin endpoint"),
+        None => tracing::info!("no admin endpoint"),
+    }
+}
+
 fn entrance(index: usize, listener: &Listener, low_water: bool, metrics: &Metrics) -> Entrance {
     let limit = listener.limits.max_connections.map(|n| n as usize);
     Entrance {
         address: listener.address,
+        open: watch::Sender::new(false),
         bound: OnceLock::new(),
         backlog: listener.backlog,
         sockets: Arc::new(Listening::default()),
@@ -357,8 +451,11 @@ impl Drainable for App {
         self.workers.stop_accepting();
     }
 
+    /// Those of the instance before this one, too, where somebody waits for their end: the next
+    /// instance knows of them by this one.
     fn sessions(&self) -> usize {
-        self.workers.sessions()
+        let held = self.entrances.iter().filter(|e| !*e.open.borrow()).count();
+        self.workers.sessions() + held
     }
 
     fn finish_all(&self) {
@@ -450,6 +547,7 @@ impl Control for App {
     }
 
     fn drain(&self) {
+        self.refuse_readiness();
         self.drain.ask();
     }
 }

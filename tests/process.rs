@@ -2,12 +2,16 @@
 //! that nobody reads.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,14 +27,14 @@ const PATIENT: Duration = Duration::from_secs(60);
 /// Only what a full pipe and a full queue hold is written; the rest is dropped, and counted.
 #[test]
 fn a_log_that_nobody_reads_does_not_keep_the_process() {
-    let mut proxy = Proxy::start(Stdio::piped(), &[]);
+    let mut proxy = Proxy::start(Ports::free(), nobody(), Stdio::piped(), &[]);
     let full = || proxy.metric("pulsegate_log_lines_dropped_total") > 0.0;
     let until = Instant::now() + PATIENT;
     while !full() {
         assert!(Instant::now() < until, "the log does not fill up");
         for _ in 0..500 {
             // Its service refuses: a session of one line or two.
-            let _reset = TcpStream::connect(proxy.address).and_then(|mut s| s.read(&mut [0]));
+            let _reset = TcpStream::connect(proxy.ports.clients).and_then(|mut s| s.read(&mut [0]));
         }
     }
     proxy.signal(Signal::TERM);
@@ -81,7 +85,8 @@ fn full_pipe() -> (Stdio, Option<OwnedFd>) {
 
 #[test]
 fn other_signals_do_not_kill() {
-    let mut proxy = Proxy::start(Stdio::piped(), &[]);
+    let (log, stdio) = kept();
+    let mut proxy = Proxy::start(Ports::free(), nobody(), stdio, &[]);
     for signal in [Signal::HUP, Signal::USR1, Signal::USR2] {
         proxy.signal(signal);
         thread::sleep(Duration::from_millis(200));
@@ -89,7 +94,7 @@ fn other_signals_do_not_kill() {
     }
     proxy.signal(Signal::TERM);
     assert_eq!(proxy.wait().code(), Some(0));
-    let log = proxy.output();
+    let log = text(&log);
     let line = |word: &str| log.lines().find(|line| line.contains(word));
     assert!(line("SIGHUP").is_some_and(|l| l.contains("WARN")), "{log}");
     assert!(line("SIGUSR1 is ignored").is_some(), "{log}");
@@ -99,12 +104,12 @@ fn other_signals_do_not_kill() {
 /// While it still waits for its configuration.
 #[test]
 fn sigterm_is_heard_from_the_first_moment_on() {
-    let fifo = std::env::temp_dir().join(format!("pulsegate-fifo-{}", std::process::id()));
+    let fifo = Temporary::new("fifo");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
     let kind = rustix::fs::FileType::Fifo;
-    rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).expect("a FIFO");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo.0, kind, mode, 0).expect("a FIFO");
     let mut child = pulsegate(&["run", "--config"])
-        .arg(&fifo)
+        .arg(&fifo.0)
         .spawn()
         .expect("start it");
     let handled = |signal: Signal| {
@@ -117,9 +122,186 @@ fn sigterm_is_heard_from_the_first_moment_on() {
     let heard = eventually(PROMPT, || all.into_iter().all(handled));
     rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).expect("signalled");
     let status = wait(&mut child, PROMPT);
-    fs::remove_file(&fifo).expect("removed");
     assert!(heard, "no handlers");
     assert_eq!(status.code(), Some(0), "{status}");
+}
+
+// --- One instance after the other -----------------------------------------------------------
+
+/// Not even the kernel lets a client in.
+#[test]
+fn no_client_is_taken_before_every_address_is_had() {
+    let [first, second] = [free_address(), free_address()];
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let taken = taken.local_addr().expect("bound");
+    for (admin, second) in [(taken, second), (free_address(), taken)] {
+        let listener = |name: &str, address: SocketAddr| {
+            format!(
+                "  - {{name: {name}, address: '{address}', upstream: {{address: '127.0.0.1:1'}}}}\n"
+            )
+        };
+        let [a, b] = [listener("a", first), listener("b", second)];
+        let yaml = format!("listeners:\n{a}{b}admin: {{address: '{admin}'}}\n");
+        let file = Temporary::new("yaml");
+        fs::write(&file.0, yaml).expect("written");
+        let mut child = pulsegate(&["run", "--config"])
+            .arg(&file.0)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start it");
+        while child.try_wait().expect("wait for the child").is_none() {
+            let refused = TcpStream::connect(first).map_err(|error| error.kind());
+            assert_eq!(refused.err(), Some(io::ErrorKind::ConnectionRefused));
+        }
+        let output = child.wait_with_output().expect("ended");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{errors}");
+        assert!(errors.contains(&taken.to_string()), "{errors}");
+    }
+}
+
+#[test]
+fn a_second_instance_is_refused_and_takes_over_where_it_is_told_to() {
+    let service = Service::start();
+    let ports = Ports::free();
+    let old = Proxy::start(ports, service.address, kept().1, &[]);
+    let (log, stdio) = kept();
+    let mut second = Proxy::spawn(ports, service.address, stdio, &[]);
+    assert_eq!(second.wait().code(), Some(3), "{}", text(&log));
+    drop(old);
+
+    // Without an admin address there is no way to it.
+    let flags = ["--admin", "off"];
+    let mut old = pulsegate(&["run", "--upstream", "127.0.0.1:1"]);
+    let old = old
+        .args(["--listen", &ports.clients.to_string()])
+        .args(flags);
+    let mut old = old.stdout(Stdio::null()).spawn().expect("start it");
+    let listens = || TcpStream::connect(ports.clients).is_ok();
+    assert!(eventually(PATIENT, listens), "does not listen");
+    let output = pulsegate(&["run", "--takeover", "--upstream", "127.0.0.1:1"])
+        .args(["--listen", &ports.clients.to_string()])
+        .args(["--admin", &ports.admin.to_string()])
+        .output()
+        .expect("run it");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{errors}");
+    assert!(errors.contains("cannot be taken over"), "{errors}");
+    let _ = old.kill();
+    let _ = old.wait();
+    let output = pulsegate(&["run", "--takeover", "--upstream", "127.0.0.1:1"])
+        .args(["--listen", &ports.clients.to_string()])
+        .args(flags)
+        .output()
+        .expect("run it");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_takeover_refuses_no_client() {
+    const GENERATIONS: usize = 6;
+    let service = Service::start();
+    let ports = Ports::free();
+    let flags = ["--takeover", "--workers", "2", "--drain-timeout", "60s"];
+    // Nothing to take over yet.
+    let mut running = Proxy::start(ports, service.address, kept().1, &flags);
+    let over = AtomicBool::new(false);
+    let served = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let mut client = TcpStream::connect(ports.clients).expect("not refused");
+                    ask(&mut client).expect("not reset");
+                    served.fetch_add(1, Ordering::Relaxed);
+                    thread::sleep(Duration::from_millis(10));
+                }
+            });
+        }
+        let handed_over = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            for generation in 0..GENERATIONS {
+                let mut session = TcpStream::connect(ports.clients).expect("connected");
+                ask(&mut session).expect("served");
+                // More workers than sockets, and fewer.
+                let workers = ["--workers", ["1", "3"][generation % 2]];
+                let (log, stdio) = kept();
+                let flags = [&["--takeover", "--drain-timeout", "60s"], &workers[..]].concat();
+                let next = Proxy::spawn(ports, service.address, stdio, &flags);
+                let done = || text(&log).contains("took over");
+                assert!(eventually(PATIENT, done), "{}", text(&log));
+                let ready = || matches!(next.get("/readyz"), Ok(page) if page.contains(" 200 "));
+                assert!(eventually(PROMPT, ready), "not ready");
+                thread::sleep(Duration::from_millis(100));
+                ask(&mut session).expect("the old one drains");
+                drop(session);
+                let mut old = std::mem::replace(&mut running, next);
+                assert_eq!(old.wait().code(), Some(0));
+            }
+        }));
+        over.store(true, Ordering::Relaxed);
+        handed_over.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    assert!(served.into_inner() > 100);
+}
+
+/// Across two takeovers in a row.
+#[test]
+fn a_takeover_does_not_share_a_device() {
+    let service = Service::start();
+    let ports = Ports::free();
+    let flags = [
+        "--takeover",
+        "--max-connections",
+        "1",
+        "--drain-timeout",
+        "60s",
+    ];
+    let flags = [&flags[..], &["--on-full", "queue"]].concat();
+    let _first = Proxy::start(ports, service.address, kept().1, &flags);
+    let mut holder = TcpStream::connect(ports.clients).expect("connected");
+    ask(&mut holder).expect("served");
+    let mut instances = Vec::new();
+    for _ in 0..2 {
+        let (log, stdio) = kept();
+        instances.push(Proxy::spawn(ports, service.address, stdio, &flags));
+        let done = || text(&log).contains("took over");
+        assert!(eventually(PATIENT, done), "{}", text(&log));
+    }
+    let mut next = TcpStream::connect(ports.clients).expect("waits in the kernel");
+    next.set_read_timeout(Some(PATIENT)).expect("an option");
+    next.write_all(b"question").expect("sent");
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(service.connections.load(Ordering::Relaxed), 1);
+    ask(&mut holder).expect("still served");
+    drop(holder);
+    next.read_exact(&mut [0; 8]).expect("served at last");
+    assert_eq!(service.most.load(Ordering::Relaxed), 1, "two at once");
+}
+
+/// The same command again, while the first one drains.
+#[test]
+fn a_draining_instance_gives_its_admin_address_to_the_next_one() {
+    let service = Service::start();
+    let ports = Ports::free();
+    let flags = ["--drain-timeout", "60s"];
+    let mut old = Proxy::start(ports, service.address, kept().1, &flags);
+    let mut session = TcpStream::connect(ports.clients).expect("connected");
+    ask(&mut session).expect("served");
+    old.signal(Signal::TERM);
+    let closed = || TcpStream::connect(ports.clients).is_err();
+    assert!(eventually(PROMPT, closed), "still accepts");
+    assert!(old.get("/readyz").expect("answers").contains(" 503 "));
+    let next = Proxy::start(ports, service.address, kept().1, &flags);
+    let mut other = TcpStream::connect(ports.clients).expect("connected");
+    ask(&mut other).expect("served");
+    ask(&mut session).expect("the old one drains");
+    assert_eq!(
+        next.metric("pulsegate_connections_accepted_total{listener=\"default\"}"),
+        1.0
+    );
+    drop(session);
+    assert_eq!(old.wait().code(), Some(0));
 }
 
 // --- Helpers --------------------------------------------------------------------------------
@@ -172,37 +354,140 @@ fn free_address() -> SocketAddr {
     }
 }
 
-/// A running pulsegate, killed when it is dropped.
-struct Proxy {
-    child: Child,
+/// Where nobody listens.
+fn nobody() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 1).into()
+}
+
+/// A path of the test's own, removed when it is dropped.
+struct Temporary(PathBuf);
+
+impl Temporary {
+    fn new(kind: &str) -> Self {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("pulsegate-process-{}-{n}.{kind}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A file in memory, and the same for a child to write to.
+fn kept() -> (File, Stdio) {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = rustix::fs::memfd_create("output", flags).expect("a file in memory");
+    let file = File::from(file);
+    let copy = file.try_clone().expect("a second handle");
+    (file, copy.into())
+}
+
+fn text(file: &File) -> String {
+    let length = file.metadata().map_or(0, |m| m.len());
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+    let _ = file.read_exact_at(&mut bytes, 0);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Sends eight bytes and waits for as many.
+fn ask(client: &mut TcpStream) -> io::Result<()> {
+    client.set_read_timeout(Some(PATIENT))?;
+    client.write_all(b"question")?;
+    client.read_exact(&mut [0; 8])
+}
+
+/// Sends back what it gets, and counts its connections.
+struct Service {
     address: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    /// At once.
+    most: Arc<AtomicUsize>,
+}
+
+impl Service {
+    fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let service = Self {
+            address: listener.local_addr().expect("bound"),
+            connections: Arc::default(),
+            most: Arc::default(),
+        };
+        let (connections, most) = (service.connections.clone(), service.most.clone());
+        thread::spawn(move || {
+            let now: Arc<AtomicUsize> = Arc::default();
+            while let Ok((mut stream, _)) = listener.accept() {
+                connections.fetch_add(1, Ordering::Relaxed);
+                let count = now.fetch_add(1, Ordering::Relaxed) + 1;
+                most.fetch_max(count, Ordering::Relaxed);
+                let now = now.clone();
+                thread::spawn(move || {
+                    let mut bytes = [0; 8];
+                    while let Ok(length @ 1..) = stream.read(&mut bytes) {
+                        if stream.write_all(&bytes[..length]).is_err() {
+                            break;
+                        }
+                    }
+                    now.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+        });
+        service
+    }
+}
+
+/// Where an instance listens.
+#[derive(Clone, Copy)]
+struct Ports {
+    clients: SocketAddr,
     admin: SocketAddr,
 }
 
+impl Ports {
+    fn free() -> Self {
+        Self {
+            clients: free_address(),
+            admin: free_address(),
+        }
+    }
+}
+
+/// A running pulsegate, killed when it is dropped.
+struct Proxy {
+    child: Child,
+    ports: Ports,
+}
+
 impl Proxy {
-    /// In front of a port where nobody listens.
-    fn start(log: Stdio, flags: &[&str]) -> Self {
-        let (address, admin) = (free_address(), free_address());
-        let child = pulsegate(&["run", "--upstream", "127.0.0.1:1"])
-            .args(["--listen", &address.to_string()])
-            .args(["--admin", &admin.to_string()])
+    fn spawn(ports: Ports, upstream: SocketAddr, log: Stdio, flags: &[&str]) -> Self {
+        let child = pulsegate(&["run", "--upstream", &upstream.to_string()])
+            .args(["--listen", &ports.clients.to_string()])
+            .args(["--admin", &ports.admin.to_string()])
             .args(flags)
             .stdout(log)
             .spawn()
             .expect("start it");
-        let proxy = Self {
-            child,
-            address,
-            admin,
+        Self { child, ports }
+    }
+
+    /// The same until it is ready.
+    fn start(ports: Ports, upstream: SocketAddr, log: Stdio, flags: &[&str]) -> Self {
+        let mut proxy = Self::spawn(ports, upstream, log, flags);
+        let ready = || {
+            let ended = proxy.child.try_wait().expect("wait for the child");
+            assert!(ended.is_none(), "ended: {ended:?}");
+            matches!(proxy.get("/readyz"), Ok(page) if page.contains(" 200 "))
         };
-        let ready = || matches!(proxy.get("/readyz"), Ok(page) if page.contains(" 200 "));
         assert!(eventually(PATIENT, ready), "not ready");
         proxy
     }
 
     /// A page of the admin endpoint, with its head.
     fn get(&self, path: &str) -> io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&self.admin, PROMPT)?;
+        let mut stream = TcpStream::connect_timeout(&self.ports.admin, PROMPT)?;
         stream.set_read_timeout(Some(PROMPT))?;
         let request =
             format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -225,14 +510,6 @@ impl Proxy {
     #[track_caller]
     fn wait(&mut self) -> ExitStatus {
         wait(&mut self.child, PROMPT)
-    }
-
-    /// What it has written to standard output, to its end.
-    fn output(&mut self) -> String {
-        let mut text = String::new();
-        let mut pipe = self.child.stdout.take().expect("piped");
-        pipe.read_to_string(&mut text).expect("UTF-8");
-        text
     }
 }
 

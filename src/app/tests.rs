@@ -37,7 +37,7 @@ fn app(workers: usize, upstream: SocketAddr, more: &[(&'static str, &str)]) -> A
         .map(|(flag, value)| (*flag, (*value).to_owned()));
     let flags: Vec<_> = flags.into_iter().chain(more).collect();
     let config = config::from_flags(&flags).expect("flags");
-    App::start(config, None, &Hooks::default()).expect("started")
+    App::start(config, None, &Hooks::default(), Succession::None).expect("started")
 }
 
 fn listens_on(app: &App) -> SocketAddr {

@@ -8,8 +8,9 @@ mod remote;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
+use crate::app::Succession;
 use crate::config::{Config, ConfigErrors, schema};
 use crate::exit::{self, Exit};
 
@@ -28,6 +29,18 @@ Exit codes:
 const ABOUT_SETTINGS: &str = "\
 Either --config, or --listen and --upstream with any of the other flags.
 Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.";
+
+const ABOUT_RUN: &str = "\
+Either --config, or --listen and --upstream with any of the other flags.
+Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.
+
+SIGTERM and SIGINT drain, the second one ends every session. SIGHUP, SIGUSR1 and SIGUSR2 are ignored
+with one line in the log.
+
+--takeover: once everything is ready, the running instance of the same user, network namespace and
+admin address hands its listening sockets over and drains. No client is refused. A listener with
+max_connections accepts only when the other instance has no session on it any more; its clients wait.
+Where nothing runs, the flag does nothing.";
 
 const ABOUT_VERIFY: &str = "\
 Nothing is written into a connection. A live peer answers in a round trip; one that is silent is
@@ -48,8 +61,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the proxy
-    #[command(after_help = ABOUT_SETTINGS)]
-    Run(RunArgs),
+    #[command(after_help = ABOUT_RUN)]
+    Run(Run),
     /// Check a configuration and print what follows from it
     #[command(after_help = ABOUT_SETTINGS)]
     Check(RunArgs),
@@ -76,6 +89,16 @@ enum Command {
     Demo(crate::demo::Options),
 }
 
+/// `pulsegate run`.
+#[derive(Args)]
+struct Run {
+    /// Take clients over from the instance that runs with the same admin address, if there is one
+    #[arg(long)]
+    takeover: bool,
+    #[command(flatten)]
+    args: RunArgs,
+}
+
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -91,7 +114,14 @@ pub fn main() -> ExitCode {
         }
     };
     match cli.command {
-        Command::Run(args) => crate::app::run(move || args.load()),
+        Command::Run(Run { takeover, args }) => {
+            let succession = if takeover {
+                Succession::Takeover
+            } else {
+                Succession::Restart
+            };
+            crate::app::run(move || args.load(), succession)
+        }
         Command::Check(args) => print(&args, |config| explain::summary(&args.source(), config)),
         Command::Explain(args) => print(&args, explain::explain),
         Command::Doctor(args) => doctor::doctor(&args),

@@ -1,5 +1,5 @@
 //! Listening sockets: one per worker on the same address, so that the kernel spreads clients
-//! over the workers.
+//! over the workers. All are bound before the first one listens.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,23 +17,47 @@ use crate::liveness::Policy;
 /// # Errors
 /// EADDRINUSE and whatever else bind(2) says.
 pub fn check_free(address: SocketAddr) -> io::Result<()> {
-    let socket = socket(address)?;
-    socket.bind(&address.into())?;
-    socket.listen(1)
+    socket(address)?.bind(&address.into())
 }
 
-/// Listens on an address next to the other workers of this process, for clients that are to be
-/// watched by `policy`.
+/// Binds an address next to the other workers of this process, for clients that are to be watched
+/// by `policy`.
 ///
 /// # Errors
-/// What socket(2), bind(2) or listen(2) say.
-pub fn listen(address: SocketAddr, backlog: u32, policy: &Policy) -> io::Result<OwnedFd> {
+/// What socket(2) or bind(2) say.
+pub fn bind(address: SocketAddr, policy: &Policy) -> io::Result<OwnedFd> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
-    options::prepare_listener(socket.as_raw_fd(), policy)?;
+    prepare(&socket, policy)?;
     socket.bind(&address.into())?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
+}
+
+/// Binds an address that nobody else is to share.
+///
+/// # Errors
+/// What socket(2) or bind(2) say.
+pub fn bind_alone(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = socket(address)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Has the clients of a socket, its own or another instance's, be watched by `policy`.
+///
+/// # Errors
+/// What setsockopt(2) says.
+pub fn prepare(socket: &impl AsRawFd, policy: &Policy) -> io::Result<()> {
+    options::prepare_listener(socket.as_raw_fd(), policy)
+}
+
+/// Has the kernel take clients, `backlog` of them at most before they are accepted.
+///
+/// # Errors
+/// What listen(2) says.
+pub fn listen(socket: impl AsFd, backlog: u32) -> io::Result<()> {
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    Ok(rustix::net::listen(socket, backlog)?)
 }
 
 /// The address a socket is bound to.

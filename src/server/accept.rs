@@ -23,7 +23,7 @@ const BATCH: usize = 64;
 /// The longest pause after an error that waiting can help against.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Accepts until the worker is told to stop; clients that are queued then are still taken.
+/// Accepts from the opening of the entrance until the worker is told to stop; clients that are queued then are still taken.
 pub async fn accept(worker: Arc<Worker>, entrance: Arc<Entrance>, socket: OwnedFd) {
     let socket = match sys::register(socket, Interest::READABLE) {
         Ok(socket) => socket,
@@ -32,6 +32,14 @@ pub async fn accept(worker: Arc<Worker>, entrance: Arc<Entrance>, socket: OwnedF
     // Declared after the socket, so dropped before it is closed.
     let _open = entrance.sockets.add(socket.get_ref());
     let mut stop = worker.stop.clone();
+    let mut open = entrance.open.subscribe();
+    tokio::select! {
+        biased;
+        // The sender is the entrance's own.
+        _ = open.wait_for(|open| *open) => {}
+        // These clients were never ours.
+        _ = stop.wait_for(|stop| *stop) => return,
+    }
     let mut pause = Duration::ZERO;
     loop {
         let stopping = *stop.borrow();

@@ -1,6 +1,7 @@
 //! The listening sockets of one address, as all workers hold them.
 
-use std::os::fd::{AsRawFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Mutex, PoisonError};
 
 use crate::sys;
@@ -23,6 +24,22 @@ impl Listening {
                 limit + u64::from(info.sacked),
             )
         })
+    }
+
+    /// Whether none is open.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.is_empty()
+    }
+
+    /// A second descriptor for each.
+    ///
+    /// # Errors
+    /// What fcntl(2) says.
+    pub fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().map(|fd| sys::duplicate(*fd)).collect()
     }
 
     /// Adds a socket for as long as the result lives; drop it before the socket is closed.
@@ -61,7 +78,9 @@ mod tests {
         let policy = config.listeners[0].liveness.policy();
         let listen = |address: &str| {
             let address = address.parse().expect("an address");
-            crate::net::listen::listen(address, 3, &policy).expect("listens")
+            let socket = crate::net::listen::bind(address, &policy).expect("bound");
+            crate::net::listen::listen(&socket, 3).expect("listens");
+            socket
         };
         let (a, b) = (listen("127.0.0.1:0"), listen("127.0.0.1:0"));
         let sockets = Listening::default();

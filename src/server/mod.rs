@@ -2,12 +2,14 @@
 
 mod accept;
 mod admission;
+mod doors;
 mod gate;
 mod line;
 mod listening;
 mod memory;
 mod worker;
 
+pub use doors::Doors;
 pub use gate::Gate;
 use gate::Pass;
 pub use listening::Listening;
@@ -22,13 +24,17 @@ use crate::liveness::CloseReason;
 use crate::metrics::Takeover;
 use crate::session::Service;
 
+use tokio::sync::watch;
+
 /// One address on which clients are accepted, as all workers share it.
 #[derive(Debug)]
 pub struct Entrance {
     /// Where clients connect.
     pub address: SocketAddr,
-    /// The same with port 0 replaced by the kernel's choice; set by the first worker.
+    /// The same with port 0 replaced by the kernel's choice; set when it is bound.
     pub bound: OnceLock<SocketAddr>,
+    /// Whether its clients are accepted; until then they wait in the kernel.
+    pub open: watch::Sender<bool>,
     /// Length of each worker's accept queue.
     pub backlog: u32,
     /// The sockets of all workers.
@@ -44,6 +50,16 @@ pub struct Entrance {
 }
 
 impl Entrance {
+    /// Whether nobody is, or is about to be, in a session, and nobody will be.
+    #[must_use]
+    pub fn is_left(&self) -> bool {
+        let opened = *self.open.borrow();
+        opened
+            && self.sockets.is_closed()
+            && self.gate.inside() == 0
+            && self.service.sessions.load(Ordering::Relaxed) == 0
+    }
+
     /// Why the last place became free. Of two that are given back at the same moment, for
     /// different reasons, one is counted as the other: nothing but a metric depends on it.
     fn freed_by(&self) -> Takeover {

@@ -11,12 +11,12 @@ use rustix::process::{Resource, getrlimit};
 use tokio::sync::watch;
 
 use super::admission::Resources;
+use super::doors::{Doors, Sockets};
 use super::line::Line;
 use super::memory::Watch;
 use super::{Entrance, Gate, Pass, Serial, accept};
 use crate::host::MemoryMeter;
 use crate::metrics::Metrics;
-use crate::net::listen;
 use crate::relay;
 use crate::session::{Crew, Session, Table, monitor};
 
@@ -26,7 +26,7 @@ const MOST_WAITING: usize = 32;
 /// What the embedding program wants to happen on data-plane threads.
 #[derive(Clone, Default)]
 pub struct Hooks {
-    /// Called on each worker's thread before it opens a socket.
+    /// Called on each thread that opens or accepts sockets, before it does.
     pub on_start: Option<Arc<dyn Fn() -> io::Result<()> + Send + Sync>>,
 }
 
@@ -174,13 +174,13 @@ fn advice(error: &io::Error) -> &'static str {
 }
 
 impl Workers {
-    /// Starts the threads; every address is listened on when it returns.
+    /// Starts a thread for the sockets of each worker. Clients are accepted once their entrance
+    /// is open.
     ///
     /// # Errors
-    /// The first address or thread that failed; nothing is left running.
+    /// The first thread that failed; nothing is left running.
     pub fn start(
-        count: usize,
-        entrances: &[Arc<Entrance>],
+        doors: Doors,
         descriptors: &Arc<Gate>,
         memory: Option<MemoryMeter>,
         metrics: &Arc<Metrics>,
@@ -189,6 +189,7 @@ impl Workers {
         let (full, out_of_memory) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
         let (quit, quitting) = watch::channel(false);
+        let count = doors.sockets.len();
         let all = Worker::crew(count, descriptors, &stopped, &out_of_memory);
         let crew = Crew::new(all.iter().map(|worker| worker.table.clone()).collect());
         let mut workers = Self {
@@ -197,13 +198,12 @@ impl Workers {
             stop,
             quit,
         };
-        for (index, worker) in all.iter().enumerate() {
+        for (index, (worker, sockets)) in all.iter().zip(doors.sockets).enumerate() {
             let _set_once = worker.all.set(all.clone());
             let _set_once = worker.seat.set((index, crew.clone()));
             let seat = Seat {
                 worker: worker.clone(),
-                entrances: entrances.to_vec(),
-                first: index == 0,
+                sockets,
                 hooks: hooks.clone(),
                 metrics: metrics.clone(),
                 quit: quitting.clone(),
@@ -230,6 +230,12 @@ impl Workers {
             workers.threads.push(watch.start()?);
         }
         Ok(workers)
+    }
+
+    /// Whether it was told to stop accepting.
+    #[must_use]
+    pub fn stopped_accepting(&self) -> bool {
+        *self.stop.borrow()
     }
 
     /// Stops accepting; sessions go on.
@@ -276,8 +282,7 @@ impl Drop for Workers {
 /// What a worker's thread starts with.
 struct Seat {
     worker: Arc<Worker>,
-    entrances: Vec<Arc<Entrance>>,
-    first: bool,
+    sockets: Sockets,
     hooks: Hooks,
     metrics: Arc<Metrics>,
     quit: watch::Receiver<bool>,
@@ -290,10 +295,10 @@ impl Seat {
             Err(error) => return drop(ready.send(Err(error))),
         };
         runtime.block_on(async {
-            match self.open() {
-                Ok(()) => drop(ready.send(Ok(()))),
-                Err(error) => return drop(ready.send(Err(error))),
+            for (entrance, socket) in std::mem::take(&mut self.sockets) {
+                tokio::spawn(accept::accept(self.worker.clone(), entrance, socket));
             }
+            drop(ready.send(Ok(())));
             tokio::spawn(monitor(self.worker.table.clone(), self.metrics.clone()));
             tokio::spawn(self.worker.table.clone().work_off());
             // The sender lives as long as the data plane.
@@ -310,39 +315,5 @@ impl Seat {
         Ok(tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?)
-    }
-
-    fn open(&self) -> Result<(), StartError> {
-        for entrance in &self.entrances {
-            let socket = self.listen(entrance).map_err(|error| StartError::Listen {
-                name: entrance.service.name.to_string(),
-                address: entrance.address,
-                error,
-            })?;
-            tokio::spawn(accept::accept(
-                self.worker.clone(),
-                entrance.clone(),
-                socket,
-            ));
-        }
-        Ok(())
-    }
-
-    fn listen(&self, entrance: &Entrance) -> io::Result<OwnedFd> {
-        if self.first {
-            listen::check_free(entrance.address)?;
-        }
-        let address = entrance.bound.get().copied().unwrap_or(entrance.address);
-        let socket = listen::listen(address, entrance.backlog, &entrance.service.policy)?;
-        let bound = listen::local_address(&socket)?;
-        if *entrance.bound.get_or_init(|| bound) == entrance.address {
-            return Ok(socket);
-        }
-        tracing::info!(
-            listener = &*entrance.service.name,
-            "port 0 is {}",
-            bound.port()
-        );
-        Ok(socket)
     }
 }

@@ -17,4 +17,5 @@ mod tcp_info;
 pub use allocator::release_free_memory;
 pub use clock::{now, thread_time, tick};
 pub use register::register;
+pub use sockopt::duplicate;
 pub use tcp_info::{TcpInfo, state_name, tcp_info};

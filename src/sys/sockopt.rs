@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// A socket option whose value is an int.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +161,20 @@ pub fn local_address(fd: RawFd) -> Option<SocketAddr> {
 #[must_use]
 pub fn peer_address(fd: RawFd) -> Option<SocketAddr> {
     borrowed(fd, |socket| socket.peer_addr().ok()?.as_socket())
+}
+
+/// A second descriptor for the same socket.
+///
+/// # Errors
+/// What fcntl(2) says.
+pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: no pointer is passed; the kernel answers an invalid descriptor with EBADF.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, for this call alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 fn borrowed<T>(fd: RawFd, ask: impl FnOnce(&socket2::Socket) -> Option<T>) -> Option<T> {

@@ -1,0 +1,321 @@
+//! Two instances on one host, one after the other. The new one finds the old one by the admin
+//! address that both have, gets the listening sockets themselves, and tells it to drain: a client
+//! whose handshake is under way, or who waits to be accepted, never sees a closed port.
+//!
+//! The talk, over [`handover`]: "takeover" or "succeed"; the sockets, "end"; "go"; "gone"; then
+//! "free ADDRESS" for each listener of the old one that no session is left on. Its end, by a crash
+//! too, is the end of the old instance.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::{App, AppError};
+use crate::config::Admin;
+use crate::net::{handover, listen};
+use crate::server::{Entrance, StartError};
+
+/// What may be on the way between two messages: the other one's start, or its drain.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often the old one looks whether a listener is free.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How an instance deals with one that runs already under the same admin address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Succession {
+    /// Not at all.
+    #[default]
+    None,
+    /// Takes the admin address of one that drains.
+    Restart,
+    /// Has it drain, and takes its clients from it.
+    Takeover,
+}
+
+/// The instance before this one.
+#[derive(Debug)]
+pub(super) struct Predecessor {
+    talk: OwnedFd,
+    pub control: Option<OwnedFd>,
+    pub admin: Option<OwnedFd>,
+    pub listeners: Vec<OwnedFd>,
+}
+
+impl Predecessor {
+    /// Asks the instance that has this admin address for its sockets; `None` if there is none.
+    pub fn find(admin: SocketAddr, succession: Succession) -> io::Result<Option<Self>> {
+        let Some(talk) = handover::connect_to(&admin.to_string())? else {
+            return Ok(None);
+        };
+        handover::set_patience(&talk, PATIENCE)?;
+        let request = match succession {
+            Succession::Takeover => "takeover",
+            _ => "succeed",
+        };
+        handover::send(&talk, request, None)?;
+        let mut found = Self {
+            talk,
+            control: None,
+            admin: None,
+            listeners: Vec::new(),
+        };
+        loop {
+            let message = handover::receive(&found.talk)?;
+            let (text, fd) = message.ok_or(io::ErrorKind::UnexpectedEof)?;
+            match (&*text, fd) {
+                ("control", Some(fd)) => found.control = Some(fd),
+                ("admin", Some(fd)) => found.admin = Some(fd),
+                ("listener", Some(fd)) => found.listeners.push(fd),
+                ("end", None) => return Ok(Some(found)),
+                (why, _) => return Err(io::Error::other(why.to_owned())),
+            }
+        }
+    }
+
+    /// Has it drain; returns when it takes no more clients.
+    pub fn relieve(&self) -> io::Result<()> {
+        handover::send(&self.talk, "go", None)?;
+        match handover::receive(&self.talk)? {
+            // It may have had nothing left to do.
+            None => Ok(()),
+            Some((text, _)) if text == "gone" => Ok(()),
+            Some((text, _)) => Err(io::Error::other(text)),
+        }
+    }
+
+    /// Opens each of these entrances once the old instance has no session on it, on a thread of
+    /// its own.
+    pub fn make_way(self, waiting: Vec<Arc<Entrance>>) -> io::Result<()> {
+        let name = "takeover".to_owned();
+        let wait = move || self.wait(waiting);
+        thread::Builder::new().name(name).spawn(wait).map(drop)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "carries no session")]
+    fn wait(&self, mut waiting: Vec<Arc<Entrance>>) {
+        while !waiting.is_empty() {
+            match handover::receive(&self.talk) {
+                Ok(Some((text, _))) => {
+                    let address = text.strip_prefix("free ").and_then(|a| a.parse().ok());
+                    waiting.retain(|entrance| {
+                        address != Some(entrance.address) || !open_late(entrance)
+                    });
+                }
+                // It drains on.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+        // It has ended, perhaps this very moment, and with it the pause that it would have kept.
+        waiting.sort_by_key(|entrance| entrance.limits.reconnect_delay);
+        let mut waited = Duration::ZERO;
+        for entrance in waiting {
+            thread::sleep(entrance.limits.reconnect_delay.saturating_sub(waited));
+            waited = entrance.limits.reconnect_delay;
+            open_late(&entrance);
+        }
+    }
+}
+
+fn open_late(entrance: &Entrance) -> bool {
+    let listener = &*entrance.service.name;
+    tracing::info!(listener, "the instance before this one has left: accepting");
+    entrance.open.send_replace(true);
+    true
+}
+
+/// The admin's socket, bound; with the instance that it was got from, if it was.
+pub(super) type AdminSocket = (Option<(OwnedFd, SocketAddr)>, Option<Predecessor>);
+
+pub(super) fn admin_socket(
+    admin: Option<&Admin>,
+    succession: Succession,
+) -> Result<AdminSocket, AppError> {
+    let Some(Admin { address }) = admin else {
+        return match succession {
+            Succession::Takeover => Err(AppError::NoAdmin),
+            _ => Ok((None, None)),
+        };
+    };
+    let find = || Predecessor::find(*address, succession);
+    let mut before = None;
+    if succession == Succession::Takeover {
+        before = find().map_err(AppError::Takeover)?;
+        if before.is_none() {
+            tracing::info!(%address, "nothing to take over: no instance has this admin address");
+        }
+    }
+    let bound = match before.as_mut().and_then(|before| before.admin.take()) {
+        Some(socket) => Ok(socket),
+        None => listen::bind_alone(*address).or_else(|error| {
+            if succession == Succession::Restart && error.kind() == io::ErrorKind::AddrInUse {
+                // One that does not drain keeps it: the first error is the one to tell.
+                before = find().unwrap_or_default();
+            }
+            before.as_mut().and_then(|b| b.admin.take()).ok_or(error)
+        }),
+    };
+    let socket = bound.map_err(|error| AppError::admin(*address, error))?;
+    let address = listen::local_address(&socket)?;
+    Ok((Some((socket, address)), before))
+}
+
+/// What to say of a listener that could not be bound.
+pub(super) fn explain(
+    error: StartError,
+    admin: Option<&(OwnedFd, SocketAddr)>,
+    before: Option<&Predecessor>,
+    succession: Succession,
+) -> AppError {
+    match (admin, before) {
+        (Some((_, address)), None) if succession == Succession::Takeover => AppError::NotOurs {
+            error,
+            address: *address,
+        },
+        _ => error.into(),
+    }
+}
+
+pub(super) fn estate(
+    admin: &OwnedFd,
+    address: SocketAddr,
+    before: Option<&mut Predecessor>,
+) -> io::Result<Option<Estate>> {
+    let control = match before.and_then(|before| before.control.take()) {
+        Some(control) => Ok(control),
+        None => handover::listen_as(&address.to_string()),
+    };
+    match control {
+        Ok(control) => Ok(Some(Estate {
+            control,
+            admin: admin.try_clone()?,
+        })),
+        Err(error) => {
+            tracing::warn!("no other instance can take over from this one: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// Has clients accepted: at once, but where the instance before may still have a session that
+/// counts against a limit.
+pub(super) fn open(entrances: &[Arc<Entrance>], before: Option<Predecessor>) -> io::Result<()> {
+    let mut waiting = Vec::new();
+    for entrance in entrances {
+        if before.is_some() && entrance.limits.max_connections.is_some() {
+            waiting.push(entrance.clone());
+        } else {
+            entrance.open.send_replace(true);
+        }
+    }
+    before.map_or(Ok(()), |before| before.make_way(waiting))
+}
+
+/// The sockets that a successor gets, beside those of the listeners.
+#[derive(Debug)]
+pub(super) struct Estate {
+    pub control: OwnedFd,
+    pub admin: OwnedFd,
+}
+
+impl App {
+    pub(super) fn listen_for_successors(self: &Arc<Self>) -> io::Result<()> {
+        let estate = self.estate.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(estate) = estate.as_ref() else {
+            return Ok(());
+        };
+        let socket = UnixListener::from(estate.control.try_clone()?);
+        socket.set_nonblocking(true)?;
+        let socket = tokio::net::UnixListener::from_std(socket)?;
+        let app = self.clone();
+        tokio::spawn(async move {
+            let over = app.over();
+            tokio::pin!(over);
+            loop {
+                let accepted = tokio::select! {
+                    biased;
+                    () = &mut over => return,
+                    accepted = socket.accept() => accepted,
+                };
+                match accepted {
+                    Ok((talk, _)) => app.clone().talk_to_successor(talk),
+                    Err(error) => {
+                        tracing::debug!(%error, "takeover: accept failed");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn talk_to_successor(self: Arc<Self>, talk: tokio::net::UnixStream) {
+        let talk = move || {
+            let talk = talk.into_std()?;
+            talk.set_nonblocking(false)?;
+            if handover::is_trusted(&talk)? {
+                self.be_succeeded(&talk.into())?;
+            }
+            io::Result::Ok(())
+        };
+        let say = |error| tracing::warn!("another instance did not take over: {error}");
+        let thread = thread::Builder::new().name("takeover".to_owned());
+        if let Err(error) = thread.spawn(move || talk().unwrap_or_else(say)) {
+            say(error);
+        }
+    }
+
+    /// Talks to one that asks to succeed this instance, as long as one of the two lives.
+    fn be_succeeded(&self, talk: &OwnedFd) -> io::Result<()> {
+        handover::set_patience(talk, PATIENCE)?;
+        let Some((request, _)) = handover::receive(talk)? else {
+            return Ok(());
+        };
+        let drained = self.workers.stopped_accepting();
+        // Held to the end of the talk: one at a time.
+        let Ok(mut estate) = self.estate.try_lock() else {
+            return handover::send(talk, "another instance is taking over", None);
+        };
+        let Some(given) = estate.as_ref().filter(|_| request == "takeover" || drained) else {
+            return handover::send(talk, "it does not drain", None);
+        };
+        handover::send(talk, "control", Some(given.control.as_fd()))?;
+        handover::send(talk, "admin", Some(given.admin.as_fd()))?;
+        for entrance in &self.entrances {
+            for socket in entrance.sockets.duplicates()? {
+                handover::send(talk, "listener", Some(socket.as_fd()))?;
+            }
+        }
+        handover::send(talk, "end", None)?;
+        match handover::receive(talk)? {
+            Some((text, _)) if text == "go" => {}
+            // It could not start.
+            _ => return Ok(()),
+        }
+        *estate = None;
+        drop(estate);
+        tracing::info!("another instance takes over");
+        self.succeeded.send_replace(true);
+        self.workers.stop_accepting();
+        handover::send(talk, "gone", None)?;
+        self.tell_who_left(talk)
+    }
+
+    fn tell_who_left(&self, talk: &OwnedFd) -> io::Result<()> {
+        handover::set_patience(talk, POLL)?;
+        let mut held: Vec<_> = self.entrances.iter().collect();
+        loop {
+            for entrance in held.extract_if(.., |entrance| entrance.is_left()) {
+                handover::send(talk, &format!("free {}", entrance.address), None)?;
+            }
+            match handover::receive(talk) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                ended => return ended.map(drop),
+            }
+        }
+    }
+}
