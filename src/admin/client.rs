@@ -82,6 +82,12 @@ pub fn drain(addr: SocketAddr, wait: Option<Duration>) -> Result<String, String>
     loop {
         match sessions(addr) {
             Ok(0) => return Ok("drained\n".to_owned()),
+            // The one that drains says 503.
+            Ok(_) if healthcheck(addr, TIMEOUT, Health::Ready).is_ok() => {
+                return Err(format!(
+                    "{addr}: a new instance answers here; the old one drains on"
+                ));
+            }
             Ok(left) if Instant::now() >= deadline => {
                 return Err(format!("{addr}: {left} sessions left after {wait:?}"));
             }
