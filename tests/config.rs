@@ -213,6 +213,47 @@ workers: 15
     assert_eq!(known, given.iter().map(|(flag, _)| *flag).collect());
 }
 
+/// Helm makes 1e+06 of 1000000, and `false` of an unquoted `off`.
+#[test]
+fn what_other_tools_make_of_a_value_is_accepted() {
+    let with = |limits: &str| load(&format!("{MINIMAL}    limits: {{ {limits} }}\n"));
+    for text in ["1000000", "1e+06", "1e6", "1E6", "1.0e+06", "1000000.0"] {
+        let config = with(&format!("max_connections: {text}")).unwrap();
+        assert_eq!(config.listeners[0].limits.max_connections, Some(1_000_000));
+        let config = load(&format!("{MINIMAL}workers: 1.6e+01\n")).unwrap();
+        assert_eq!(config.workers.map(usize::from), Some(16));
+    }
+    for text in [
+        "1.5e0", "1.5", "1e10", "1e400", "-1e3", ".inf", "\"1e6\"", "1e-3",
+    ] {
+        let errors = with(&format!("max_connections: {text}")).unwrap_err();
+        let errors = errors.to_string();
+        assert!(errors.contains("a whole number from 1"), "{text}: {errors}");
+    }
+    let by_flag = |n: &str| {
+        let required = [("listen", "127.0.0.1:1"), ("upstream", "127.0.0.1:2")];
+        let config = flags(&[&required[..], &[("max-connections", n)]].concat());
+        config.map(|config| config.listeners[0].limits.max_connections)
+    };
+    assert_eq!(by_flag("1e+06"), Ok(Some(1_000_000)));
+    for text in [
+        "1.5e0", "1e", "e6", "inf", "nan", "+1", "1e-1", "1e99", "0x10", "",
+    ] {
+        assert!(by_flag(text).is_err(), "{text}");
+    }
+    for off in ["off", "false"] {
+        let config = load(&format!(
+            "{MINIMAL}admin: {off}\nlimits: {{ memory: {off} }}\n"
+        ));
+        let config = config.unwrap();
+        assert_eq!(
+            (config.admin, config.limits.memory),
+            (None, MemoryLimit::Off)
+        );
+    }
+    assert!(load(&format!("{MINIMAL}admin: true\n")).is_err());
+}
+
 #[test]
 fn a_memory_limit_is_a_word_or_a_size_with_a_unit() {
     let memory = |text: &str| {
@@ -296,9 +337,22 @@ fn hostile_files_are_refused() {
             text + &format!("a{i}: &a{i} [{}]\n", [item.as_str(); 9].join(", "))
         },
     );
-    assert!(load(&laughs).unwrap_err().to_string().contains("limit"));
+    let errors = load(&laughs).unwrap_err().to_string();
+    assert!(errors.starts_with("f:1:"), "{errors}");
+    assert!(errors.contains("more than 100000 values"), "{errors}");
+    let long = format!(
+        "a: &a {}\nb: [{}]\n",
+        "x".repeat(100_000),
+        "*a, ".repeat(5000)
+    );
+    let errors = load(&long).unwrap_err().to_string();
+    assert!(
+        errors.contains("1 MiB of text, aliases expanded"),
+        "{errors}"
+    );
     let deep = "[".repeat(100_000);
-    assert!(load(&deep).unwrap_err().to_string().contains("limit"));
+    let errors = load(&deep).unwrap_err().to_string();
+    assert_eq!(errors, "f:1:1001: is nested too deeply");
     let many: String = (0..5000).map(|i| format!("unknown{i}: 1\n")).collect();
     let errors = load(&many).unwrap_err();
     assert_eq!(errors.lines().len(), 101);

@@ -1,6 +1,6 @@
 //! From checked values to the typed configuration: defaults, and what contradicts what.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -354,9 +354,12 @@ impl Settings<'_> {
                     self.blame(&path("upstream.address"), message);
                 }
             }
-            if reaches(&listener.upstream.address, listener.address) {
+            if let Some(by_way_of) = way_back(listeners, i) {
                 let (to, from) = (&listener.upstream.address, listener.address);
-                let message = format!("{to} is this listener itself ({from}): a loop");
+                let message = match by_way_of {
+                    j if j == i => format!("{to} is this listener itself ({from}): a loop"),
+                    j => format!("{to} leads to listeners[{j}], and back here: a loop"),
+                };
                 self.blame(&path("upstream.address"), message);
             }
         }
@@ -390,33 +393,69 @@ fn on(span: Duration) -> Option<Duration> {
 
 fn clash_message(address: SocketAddr, other: &str, other_address: SocketAddr) -> String {
     if address == other_address {
-        format!("{address} is also {other}")
-    } else {
-        format!("{address} overlaps {other}, {other_address}")
+        return format!("{address} is also {other}");
     }
+    let why = if address.is_ipv4() == other_address.is_ipv4() {
+        ""
+    } else {
+        "; an IPv6 socket takes IPv4 clients, too"
+    };
+    format!("{address} overlaps {other}, {other_address}{why}")
 }
 
 /// Whether two addresses cannot both be listened on.
 fn clash(a: SocketAddr, b: SocketAddr) -> bool {
-    let any = |address: SocketAddr| address.ip().is_unspecified();
-    let same_family = a.is_ipv4() == b.is_ipv4();
-    a.port() == b.port()
-        && a.port() != 0
-        && (a.ip() == b.ip() || (same_family && (any(a) || any(b))))
+    let overlap = takes(a, b.ip()) || takes(b, a.ip());
+    a.port() == b.port() && a.port() != 0 && overlap
+}
+
+/// Whether what listens there gets the connections to an address of this host. `[::]` takes those
+/// over IPv4, too.
+fn takes(listening: SocketAddr, ip: IpAddr) -> bool {
+    let (own, ip) = (listening.ip().to_canonical(), ip.to_canonical());
+    own == ip || (own.is_unspecified() && (own.is_ipv6() || ip.is_ipv4()))
 }
 
 /// Whether a connection to `to` would certainly arrive at `listening`.
 fn reaches(to: &UpstreamAddress, listening: SocketAddr) -> bool {
-    let loopback = |ip: IpAddr| ip.is_loopback();
     match to {
         UpstreamAddress::Socket(to) => {
-            let same_family = to.is_ipv4() == listening.is_ipv4();
-            let any = listening.ip().is_unspecified() && loopback(to.ip()) && same_family;
-            to.port() == listening.port() && (to.ip() == listening.ip() || any)
+            let ip = to.ip().to_canonical();
+            let here = ip.is_loopback() || ip == listening.ip().to_canonical();
+            to.port() == listening.port() && here && takes(listening, ip)
         }
         UpstreamAddress::Name { host, port } => {
-            let here = loopback(listening.ip()) || listening.ip().is_unspecified();
-            host.eq_ignore_ascii_case("localhost") && *port == listening.port() && here
+            let name = host.trim_end_matches('.').to_ascii_lowercase();
+            let here = name == "localhost" || name.ends_with(".localhost");
+            let loopback = [
+                IpAddr::from(Ipv4Addr::LOCALHOST),
+                Ipv6Addr::LOCALHOST.into(),
+            ];
+            *port == listening.port() && here && loopback.iter().any(|ip| takes(listening, *ip))
         }
     }
+}
+
+/// The listener that the upstream of listener `i` is, if the upstreams lead back to `i` from there.
+fn way_back(listeners: &[Option<Listener>], i: usize) -> Option<usize> {
+    let next = |i: usize| {
+        let upstream = &listeners[i].as_ref()?.upstream.address;
+        let reached = |to: &Option<Listener>| {
+            let to = to.as_ref();
+            to.is_some_and(|to| reaches(upstream, to.address))
+        };
+        if reached(&listeners[i]) {
+            return Some(i);
+        }
+        listeners.iter().position(reached)
+    };
+    let first = next(i)?;
+    let mut at = first;
+    for _ in 0..listeners.len() {
+        if at == i {
+            return Some(first);
+        }
+        at = next(at)?;
+    }
+    None
 }

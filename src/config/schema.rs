@@ -55,10 +55,9 @@ fn needed(path: &str, key: &Key) -> bool {
 fn property(path: &str, key: &Key) -> Value {
     let mut map = match key.kind {
         Kind::Section { or: None } | Kind::Inherited => or_null(section(path)),
-        Kind::Section { or: Some(word) } => any_of(&[
-            Value::Object(or_null(section(path))),
-            json!({ "const": word }),
-        ]),
+        Kind::Section { or: Some(word) } => {
+            any_of(&[Value::Object(or_null(section(path))), words(&[word])])
+        }
         Kind::List => object(json!({
             "type": "array", "minItems": 1, "items": section(&format!("{path}[]"))
         })),
@@ -92,12 +91,21 @@ fn value(kind: Kind) -> Value {
             }
         }
         Kind::Size { or, .. } => json!({
-            "anyOf": [{ "type": "string", "pattern": "^[0-9]+(KiB|MiB|GiB)$" }, { "enum": or }]
+            "anyOf": [{ "type": "string", "pattern": "^[0-9]+(KiB|MiB|GiB)$" }, words(or)]
         }),
-        Kind::Words(words) => json!({ "enum": words }),
+        Kind::Words(accepted) => words(accepted),
         Kind::Switch => json!({ "type": "boolean" }),
         Kind::Section { .. } | Kind::Inherited | Kind::List => json!({}),
     }
+}
+
+/// In YAML 1.1 `off` is `false`, which is accepted, too.
+fn words(accepted: &[&str]) -> Value {
+    let mut words: Vec<Value> = accepted.iter().map(|word| json!(word)).collect();
+    if accepted.contains(&"off") {
+        words.push(json!(false));
+    }
+    json!({ "enum": words })
 }
 
 /// A section whose keys are all commented out is accepted.

@@ -109,7 +109,7 @@ impl<'a> Settings<'a> {
             };
             let child = join(path, text);
             if !seen.insert(text) {
-                self.problem(at, &child, "is given twice".to_owned());
+                self.problem(at, &printable(path, text), "is given twice".to_owned());
                 continue;
             }
             match keys::children(table).find(|key| key.name() == text) {
@@ -134,6 +134,10 @@ impl<'a> Settings<'a> {
             }
             (Kind::Section { or: Some(word) }, Content::Text(text)) if text == word => {
                 self.enter(path, Some(node.number), Ok(Value::Word(word)));
+            }
+            // What `off` is in YAML 1.1.
+            (Kind::Section { or: Some("off") }, Content::Bool(false)) => {
+                self.enter(path, Some(node.number), Ok(Value::Word("off")));
             }
             (Kind::Section { or: None } | Kind::Inherited, _)
             | (Kind::Section { .. }, Content::Map(_) | Content::Null) => {
@@ -176,6 +180,12 @@ fn names(table: &str) -> String {
 
 fn unknown(table: &str, name: &str) -> String {
     let accepted = names(table);
+    if name == "<<" {
+        return format!(
+            "merge keys are not supported; what all listeners share belongs under defaults; \
+             accepted: {accepted}"
+        );
+    }
     if let Some(near) = nearest(name, keys::children(table).map(Key::name)) {
         return format!("unknown key, did you mean {near}? accepted: {accepted}");
     }

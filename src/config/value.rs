@@ -10,6 +10,9 @@ use super::size;
 use super::types::UpstreamAddress;
 use super::yaml::Content;
 
+/// Up to here every whole number is a floating-point number: 2^53.
+pub(super) const LARGEST_WHOLE: f64 = 9_007_199_254_740_992.0;
+
 /// A value that its key accepts.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Value {
@@ -36,6 +39,12 @@ impl Kind {
                 .or_else(|why| refuse(&format!("{n} {why}"))),
             (Self::Count { or, .. }, Content::Text(text)) if or != Some(text.as_str()) => {
                 refuse(&format!("{} is text, not a number", quoted(text)))
+            }
+            // What `off` is in YAML 1.1, which Helm and others still read and write.
+            (Self::Size { or: words, .. } | Self::Words(words), Content::Bool(false))
+                if words.contains(&"off") =>
+            {
+                Ok(Value::Word("off"))
             }
             (Self::Switch, Content::Bool(b)) => Ok(Value::Switch(*b)),
             (Self::Switch, Content::Text(text)) => refuse(&format!("{} is text", quoted(text))),
@@ -105,10 +114,7 @@ impl Kind {
         if let Some(word) = or.filter(|word| *word == text) {
             return Ok(Value::Word(word));
         }
-        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-            return Err("is not a whole number".to_owned());
-        }
-        match text.parse::<u32>() {
+        match whole(text).ok_or("is not a whole number")?.parse::<u32>() {
             Ok(n) if n < min => Err(format!("is below {min}")),
             Ok(n) if n <= max => Ok(Value::Count(n)),
             _ => Err(format!("is above {max}")),
@@ -157,6 +163,19 @@ impl Kind {
             Self::Switch => "true, false".to_owned(),
         }
     }
+}
+
+/// The digits of a whole number, which may be written with an exponent: Helm makes 1e+06 of 1000000.
+fn whole(text: &str) -> Option<String> {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if digits(text) {
+        return Some(text.to_owned());
+    }
+    let (mantissa, exponent) = text.split_once(['e', 'E'])?;
+    let exponent = exponent.strip_prefix('+').unwrap_or(exponent);
+    let number: f64 = text.parse().ok()?;
+    let plain = digits(&mantissa.replacen('.', "", 1)) && digits(exponent);
+    (plain && number.fract() == 0.0 && number <= LARGEST_WHOLE).then(|| format!("{number}"))
 }
 
 fn read_size(
@@ -212,7 +231,7 @@ fn read_dial(text: &str) -> Result<Value, String> {
         if address.port() == 0 {
             return Err("has port 0".to_owned());
         }
-        if address.ip().is_unspecified() {
+        if address.ip().to_canonical().is_unspecified() {
             return Err("is not the address of one host".to_owned());
         }
         return Ok(Value::Dial(UpstreamAddress::Socket(address)));

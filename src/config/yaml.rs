@@ -4,14 +4,25 @@
 //! stands. The library gives no positions while it reads, but it attaches one to an error; so
 //! every node is numbered, and [`locate`] reads the text again and fails on purpose at the node
 //! of that number. That costs a second reading for each *error*, never for a good file.
+//!
+//! An alias (`*name`) is read as if what it stands for were written there. A few kilobytes of aliases
+//! of aliases are gigabytes so; therefore what a text comes to is bounded, not only its own size.
 
 use std::fmt;
 
+use super::value::LARGEST_WHOLE;
 use serde::Deserialize;
 use serde::de::{
     DeserializeSeed, Deserializer, EnumAccess, Error as _, IgnoredAny, MapAccess, SeqAccess,
     VariantAccess, Visitor,
 };
+
+/// Values that a file may come to, aliases expanded. A thousand listeners with all their keys fit.
+const MOST_NODES: u32 = 100_000;
+/// Brackets that may be open at once. The library's own limit, of any nesting, is 128.
+const MOST_BRACKETS: usize = 1000;
+/// Bytes of text that they may hold.
+const MOST_TEXT: usize = 1 << 20;
 
 /// A value and its number, counted from 0 in the order of the text.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,16 +74,46 @@ pub(super) struct Broken {
     pub message: String,
 }
 
+/// Where brackets are opened far more often than closed. The library would take seconds for a
+/// megabyte of them before it says that they are too many.
+fn too_deep(text: &str) -> Option<Position> {
+    let mut depth = 0_usize;
+    for (line, content) in text.lines().enumerate() {
+        for (column, c) in content.chars().enumerate() {
+            match c {
+                '[' | '{' => depth += 1,
+                ']' | '}' => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            if depth > MOST_BRACKETS {
+                let (line, column) = (line + 1, column + 1);
+                return Some(Position { line, column });
+            }
+        }
+    }
+    None
+}
+
 /// Reads exactly one document.
 pub(super) fn parse(text: &str) -> Result<Node, Broken> {
+    if let Some(at) = too_deep(text) {
+        let message = TOO_DEEP.to_owned();
+        return Err(Broken {
+            at: Some(at),
+            message,
+        });
+    }
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let Some(document) = documents.next() else {
         return Err(empty());
     };
     let mut reader = Reader::default();
-    let node = reader
-        .deserialize(document)
-        .map_err(|error| broken(text, &error))?;
+    let node = reader.deserialize(document).map_err(|error| {
+        let last = reader.next.saturating_sub(1);
+        let mut broken = broken(text, &error);
+        broken.at = broken.at.or_else(|| locate(text, last));
+        broken
+    })?;
     if documents.next().is_some() {
         let message = "holds more than one YAML document; exactly one is accepted".to_owned();
         return Err(Broken { at: None, message });
@@ -86,12 +127,15 @@ pub(super) fn parse(text: &str) -> Result<Node, Broken> {
 /// Where the node of this number stands in a text that [`parse`] accepted.
 pub(super) fn locate(text: &str, number: u32) -> Option<Position> {
     let mut reader = Reader {
-        next: 0,
         stop_at: Some(number),
+        ..Reader::default()
     };
     let document = serde_yaml::Deserializer::from_str(text).next()?;
     position(&reader.deserialize(document).err()?)
 }
+
+const TOO_DEEP: &str = "is nested too deeply";
+const TOO_MUCH: &str = "comes to more than 100000 values or 1 MiB of text, aliases expanded";
 
 fn empty() -> Broken {
     let message = "is empty; at least `listeners` is needed".to_owned();
@@ -108,7 +152,15 @@ fn broken(text: &str, error: &serde_yaml::Error) -> Broken {
         let suffix = format!(" at line {} column {}", at.line, at.column);
         message = message.replacen(&suffix, "", 1);
     }
-    let message = format!("is not valid YAML: {message}");
+    // The library says in which key, or finds it out first.
+    let too_much = message.ends_with(TOO_MUCH) || message.ends_with("repetition limit exceeded");
+    let message = if too_much {
+        TOO_MUCH.to_owned()
+    } else if message.ends_with("recursion limit exceeded") {
+        TOO_DEEP.to_owned()
+    } else {
+        format!("is not valid YAML: {message}")
+    };
     Broken { at, message }
 }
 
@@ -122,6 +174,7 @@ fn position(error: &serde_yaml::Error) -> Option<Position> {
 #[derive(Default)]
 struct Reader {
     next: u32,
+    text: usize,
     stop_at: Option<u32>,
 }
 
@@ -139,6 +192,9 @@ impl NodeSeed<'_> {
         self.0.next += 1;
         if self.0.stop_at == Some(number) {
             return Err(E::custom("located"));
+        }
+        if number == MOST_NODES {
+            return Err(E::custom(TOO_MUCH));
         }
         Ok(number)
     }
@@ -193,11 +249,21 @@ impl<'de> Visitor<'de> for NodeSeed<'_> {
         self.leaf(Content::OtherNumber(value.to_string()))
     }
 
+    /// `1e+06` is a whole number as well as 1000000.
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Node, E> {
+        if value.fract() == 0.0 && (0.0..=LARGEST_WHOLE).contains(&value) {
+            return self.leaf(Content::Int(value as u64));
+        }
         self.leaf(Content::OtherNumber(value.to_string()))
     }
 
-    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Node, E> {
+    fn visit_str<E: serde::de::Error>(mut self, value: &str) -> Result<Node, E> {
+        self.0.text += value.len();
+        if self.0.text > MOST_TEXT {
+            // At the node, as every other error.
+            self.number()?;
+            return Err(E::custom(TOO_MUCH));
+        }
         self.leaf(Content::Text(value.to_owned()))
     }
 
@@ -297,6 +363,36 @@ mod tests {
             "7:4 Null",
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_aliases_come_to_is_bounded() {
+        // 9^9 values in 300 bytes; the library would expand some of them, and text without limit.
+        let mut bomb = "a: &a0 [x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for i in 1..9 {
+            let aliases = vec![format!("*a{}", i - 1); 9].join(",");
+            bomb += &format!("b: &a{i} [{aliases}]\n");
+        }
+        let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(9999), "*a,".repeat(200));
+        let many = format!("[{}]", "a,".repeat(100_001));
+        let wide = format!("a: &a [{}]\nb: [{}]\n", "x,".repeat(5000), "*a,".repeat(50));
+        for text in [bomb, long, many, wide] {
+            let broken = parse(&text).unwrap_err();
+            assert_eq!(broken.message, TOO_MUCH);
+            assert!(broken.at.is_some());
+        }
+        for depth in [200, 900, 5000] {
+            let deep = parse(&"[".repeat(depth)).unwrap_err();
+            assert_eq!(deep.message, TOO_DEEP);
+            assert_eq!(deep.at.map(|at| at.line), Some(1));
+        }
+        let itself = parse("a: &a [*a]\n").unwrap_err();
+        assert_eq!(itself.message, TOO_DEEP);
+        // What people use them for.
+        let node = parse("a: &a {x: 1}\nb: [*a, *a]\n").unwrap();
+        let mut nodes = Vec::new();
+        numbered(&node, &mut nodes);
+        assert_eq!(nodes.iter().filter(|(_, what)| what == "x").count(), 3);
     }
 
     #[test]

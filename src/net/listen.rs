@@ -90,5 +90,9 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // Whatever net.ipv6.bindv6only says: `[::]` takes IPv4 clients, too.
+        socket.set_only_v6(false)?;
+    }
     Ok(socket)
 }
