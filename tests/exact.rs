@@ -1,5 +1,5 @@
 //! The relay loses, repeats and changes no byte, whatever the peers and the kernel do: random
-//! sizes, pauses, half-closes, resets and back-pressure through copy and splice, and faults on
+//! sizes, pauses, urgent bytes, half-closes, resets and back-pressure through copy and splice, and faults on
 //! the way into splice. Peers and relay are in this process, over the loopback; the real binary is
 //! between them where CPU is short.
 //!
@@ -24,6 +24,8 @@ mod rig;
 mod support;
 #[path = "exact/tail.rs"]
 mod tail;
+#[path = "exact/urgent.rs"]
+mod urgent;
 
 use std::time::Duration;
 
@@ -50,6 +52,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => size().prop_map(Step::Send),
         1 => (0..7_u64).prop_map(|ms| Step::Pause(Duration::from_millis(ms))),
+        1 => Just(Step::Urgent),
     ]
 }
 

@@ -116,17 +116,23 @@ impl TcpStream {
         self.receive(buf).map_err(Into::into)
     }
 
-    /// Whether the next byte is an urgent one. Asks the kernel only if one has come.
+    /// Whether the next byte is an urgent one.
     #[must_use]
     pub fn is_at_urgent(&self) -> bool {
+        sys::sockopt::at_urgent_mark(self.raw_fd())
+    }
+
+    /// The same; asks the kernel only if the last events told of an urgent byte.
+    #[must_use]
+    pub fn is_told_urgent(&self) -> bool {
         if !self.has_urgent() {
             return false;
         }
-        // The other cause is a FIN, which ends most sessions.
-        let told =
-            pin!(self.fd.ready(Interest::PRIORITY)).poll(&mut Context::from_waker(Waker::noop()));
+        // It was that, or the FIN that ends most sessions.
+        let mut cx = Context::from_waker(Waker::noop());
+        let told = pin!(self.fd.ready(Interest::PRIORITY)).poll(&mut cx);
         let urgent = matches!(told, Poll::Ready(Ok(guard)) if guard.ready().is_priority());
-        urgent && sys::sockopt::at_urgent_mark(self.raw_fd())
+        urgent && self.is_at_urgent()
     }
 
     /// Sends one byte as urgent, now; false if it does not fit.

@@ -227,6 +227,16 @@ impl Direction {
         let n = match &mut self.held {
             Held::Bulk(bulk) => match bulk.poll_fill(route, moved, self.low_water, cx) {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Stop::SourceFailed(error))),
+                // The FIN, or the urgent mark, which may not have been told of yet.
+                Poll::Ready(Ok(Some(0))) => {
+                    self.end_bulk(route);
+                    if route.from.is_at_urgent()
+                        && let Some(passed) = self.pass_urgent(route)
+                    {
+                        return Poll::Ready(passed);
+                    }
+                    return self.poll_next(route, moved, cx);
+                }
                 Poll::Ready(Ok(Some(n))) => n,
                 Poll::Ready(Ok(None)) => {
                     self.end_bulk(route);
@@ -261,7 +271,7 @@ impl Direction {
     }
 
     fn poll_copy(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<Result<usize, Stop>> {
-        if route.from.is_at_urgent()
+        if route.from.is_told_urgent()
             && let Some(passed) = self.pass_urgent(route)
         {
             return Poll::Ready(passed);
@@ -338,7 +348,7 @@ impl Direction {
 }
 
 impl Bulk {
-    /// Fills the empty pipe. `None`: the stream is not bulk any more.
+    /// Fills the empty pipe. `Some(0)`: there is the FIN or the urgent mark; `None`: the stream is not bulk any more.
     fn poll_fill(
         &mut self,
         route: Route<'_>,
@@ -384,8 +394,6 @@ impl Bulk {
 
     fn took(&mut self, route: Route<'_>, filled: io::Result<usize>) -> io::Result<Option<usize>> {
         match filled {
-            // The FIN, or the urgent mark: the read after this says which.
-            Ok(0) => Ok(None),
             Ok(n) => {
                 Counters::add(route.received, n);
                 self.pipe.filled(n);

@@ -35,6 +35,8 @@ pub fn pattern(stream: usize, offset: u64) -> &'static [u8] {
 pub enum Step {
     Send(usize),
     Pause(Duration),
+    /// One byte of the pattern as TCP urgent data.
+    Urgent,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +75,7 @@ impl Side {
         let sizes = self.steps.iter().map(|step| match step {
             Step::Send(n) => *n as u64,
             Step::Pause(_) => 0,
+            Step::Urgent => 1,
         });
         sizes.sum()
     }
@@ -182,6 +185,12 @@ async fn write(
     for step in &side.steps {
         match *step {
             Step::Pause(pause) => tokio::time::sleep(pause).await,
+            Step::Urgent => {
+                let byte = &pattern(stream, sent)[..1];
+                let send = || socket2::SockRef::from(socket).send_out_of_band(byte);
+                socket.async_io(tokio::io::Interest::WRITABLE, send).await?;
+                sent += 1;
+            }
             Step::Send(n) => {
                 let end = sent + n as u64;
                 while sent < end {

@@ -89,6 +89,7 @@ pub fn pair(receive_buffer: Option<usize>, send_buffer: Option<usize>) -> (Socke
     for socket in [&ours, &peer] {
         socket.set_nonblocking(true).unwrap();
         socket.set_tcp_nodelay(true).unwrap();
+        socket.set_out_of_band_inline(true).unwrap();
     }
     (ours, peer.into())
 }
