@@ -179,7 +179,7 @@ fn the_mark_of_a_bulk_stream_is_passed_on() {
 impl Part {
     fn plain(self) -> Vec<u8> {
         match self {
-            Part::Plain(bytes) | Part::Urgent(bytes) => bytes,
+            Self::Plain(bytes) | Self::Urgent(bytes) => bytes,
         }
     }
 }
