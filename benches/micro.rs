@@ -30,6 +30,7 @@ fn main() {
 
 fn policy() -> Policy {
     Policy {
+        delivery_timeout: None,
         detect_within: 30_000,
         probe_interval: 6_000,
         idle_timeout: Some(3_600_000),

@@ -44,7 +44,7 @@ pub struct LegView {
     pub peer: Option<SocketAddr>,
     /// The kernel's word for the connection state: `ESTAB`, `CLOSE-WAIT`, ...
     pub state: &'static str,
-    /// `alive`, `quiet`, `suspect`, `stalled` or `phantom`.
+    /// `alive`, `quiet`, `suspect`, `stalled`, `undelivered` or `phantom`.
     pub condition: &'static str,
     /// Since the last sign of life, ms.
     pub last_life_ms: u64,

@@ -169,6 +169,7 @@ listeners:
       idle_timeout: 70s
       half_close_timeout: 8s
       stall_timeout: 9s
+      delivery_timeout: 90s
       first_response_timeout: 10s
       max_connection_duration: 110s
       on_dead: close
@@ -190,6 +191,7 @@ workers: 15
         ("idle-timeout", "70s"),
         ("half-close-timeout", "8s"),
         ("stall-timeout", "9s"),
+        ("delivery-timeout", "90s"),
         ("first-response-timeout", "10s"),
         ("max-connection-duration", "110s"),
         ("on-dead", "close"),

@@ -27,6 +27,8 @@ mod lifecycle;
 mod listening;
 #[path = "faults/living.rs"]
 mod living;
+#[path = "faults/lossy.rs"]
+mod lossy;
 #[path = "faults/phantom.rs"]
 mod phantom;
 #[path = "faults/pressure.rs"]
@@ -68,5 +70,5 @@ fn main() -> ExitCode {
         vanished::TESTS,
         living::TESTS,
     ];
-    support::main(all.concat(), over_ipv6.concat())
+    support::main(all.concat(), over_ipv6.concat(), lossy::TESTS.to_vec())
 }

@@ -40,7 +40,7 @@ const MEMORY_SLACK_KIB: u64 = 4096;
 
 fn main() -> ExitCode {
     let tests: &[Test] = tests![random_faults_leave_nothing_behind,];
-    support::main(tests.to_vec(), Vec::new())
+    support::main(tests.to_vec(), Vec::new(), Vec::new())
 }
 
 fn random_faults_leave_nothing_behind() {

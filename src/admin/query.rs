@@ -14,7 +14,14 @@ use super::view::{ConnectionView, Shown};
 const TURN: usize = 64;
 
 const PARAMETERS: &str = "listener, condition, phase, peer, min_idle, sort, limit, format";
-const CONDITIONS: &[&str] = &["alive", "quiet", "suspect", "stalled", "phantom"];
+const CONDITIONS: &[&str] = &[
+    "alive",
+    "quiet",
+    "suspect",
+    "stalled",
+    "undelivered",
+    "phantom",
+];
 const PHASES: &[&str] = &["queued", "connecting", "open", "half_closed", "closing"];
 
 /// JSON or a table.

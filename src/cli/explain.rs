@@ -118,6 +118,7 @@ fn rows(listener: &Listener) -> Vec<Row> {
         liveness.first_response_timeout,
     );
     let stall = limit_of("*_stalled", liveness.stall_timeout);
+    let delivery = limit_of("*_undelivered", liveness.delivery_timeout);
     let connect = Some(listener.upstream.connect_timeout);
     let duration = limit(CloseReason::MaxDuration, liveness.max_connection_duration);
     let mut rows = vec![head()];
@@ -132,6 +133,7 @@ fn rows(listener: &Listener) -> Vec<Row> {
     ));
     rows.extend([
         ended("either", "alive, takes no data", &[stall, idle]),
+        ended("either", "heard, data does not arrive", &[delivery]),
         ended("upstream", "no answer to a request", &[first, idle]),
         phantom(liveness),
         ended("either", "said FIN, then silence", &[half_close, idle]),

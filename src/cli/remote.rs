@@ -97,7 +97,7 @@ struct Filters {
     /// Only this listener's sessions
     #[arg(long)]
     listener: Option<String>,
-    /// Only sessions with a leg in this condition: alive, quiet, suspect, stalled, phantom
+    /// Only sessions with a leg in this condition: alive, quiet, suspect, stalled, undelivered, phantom
     #[arg(long)]
     condition: Option<String>,
     /// Only sessions in this phase: queued, connecting, open, half_closed, closing

@@ -111,6 +111,7 @@ impl Settings<'_> {
         let idle = timer("idle_timeout");
         let half_close = timer("half_close_timeout");
         let stall = timer("stall_timeout");
+        let delivery = timer("delivery_timeout");
         let first_response = timer("first_response_timeout");
         let max_duration = timer("max_connection_duration");
         let on_dead = self.word(&format!("{path}.on_dead"), OnDead::from_word);
@@ -120,6 +121,7 @@ impl Settings<'_> {
             idle_timeout: idle?,
             half_close_timeout: half_close?,
             stall_timeout: stall?,
+            delivery_timeout: delivery?,
             first_response_timeout: first_response?,
             max_connection_duration: max_duration?,
             on_dead: on_dead?,

@@ -180,6 +180,14 @@ pub const KEYS: &[Key] = &[
     .flag("stall-timeout")
     .inherited(),
     key(
+        "listeners[].liveness.delivery_timeout",
+        span_or_off(),
+        "Ends a session whose peer is heard, and acknowledged nothing of what was sent to its open window for this long.",
+    )
+    .value("2m")
+    .flag("delivery-timeout")
+    .inherited(),
+    key(
         "listeners[].liveness.first_response_timeout",
         span_or_off(),
         "Ends a session whose service got a request and sent no byte for this long.",

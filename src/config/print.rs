@@ -73,6 +73,7 @@ fn listener_yaml(listener: &Listener) -> String {
     key(1, "idle_timeout", &off(liveness.idle_timeout));
     key(1, "half_close_timeout", &off(liveness.half_close_timeout));
     key(1, "stall_timeout", &off(liveness.stall_timeout));
+    key(1, "delivery_timeout", &off(liveness.delivery_timeout));
     key(
         1,
         "first_response_timeout",

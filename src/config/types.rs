@@ -117,6 +117,8 @@ pub struct Liveness {
     pub half_close_timeout: Option<Duration>,
     /// Off by default.
     pub stall_timeout: Option<Duration>,
+    /// Default 2 min.
+    pub delivery_timeout: Option<Duration>,
     /// Off by default.
     pub first_response_timeout: Option<Duration>,
     /// Off by default.
@@ -279,6 +281,7 @@ impl Default for Liveness {
             idle_timeout: Some(Duration::from_secs(3600)),
             half_close_timeout: Some(Duration::from_secs(60)),
             stall_timeout: None,
+            delivery_timeout: Some(Duration::from_secs(120)),
             first_response_timeout: None,
             max_connection_duration: None,
             on_dead: OnDead::Reset,
@@ -311,6 +314,7 @@ impl Liveness {
             idle_timeout: self.idle_timeout.map(ms),
             half_close_timeout: self.half_close_timeout.map(ms),
             stall_timeout: self.stall_timeout.map(ms),
+            delivery_timeout: self.delivery_timeout.map(ms),
             first_response_timeout: self.first_response_timeout.map(ms),
             max_duration: self.max_connection_duration.map(ms),
         }

@@ -24,6 +24,10 @@ const MIN_UNANSWERED: Millis = 100;
 /// If even then there is no verdict, it is asked again: the last one had its time long ago.
 const ASK_AGAIN_AFTER: Millis = 2000;
 
+/// So many retransmissions of the same segment in vain, while the peer is heard, say that it does
+/// not arrive.
+const UNDELIVERED_AFTER: u32 = 3;
+
 /// What is known of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Condition {
@@ -34,8 +38,11 @@ pub enum Condition {
     Quiet,
     /// A question has been unanswered for longer than expected: half-open, awaiting the verdict.
     Suspect,
-    /// The peer's kernel answers, its application takes no data.
+    /// The peer's kernel answers, its application takes no data: the window is closed, or too small.
     Stalled,
+    /// The peer is heard, its window is open, and data sent to it stays unacknowledged: larger
+    /// segments, or all of one direction, are lost on the way.
+    Undelivered,
     /// The upstream's kernel completed the connect and took no byte since: its application never
     /// accepted, because its accept queue was full.
     Phantom,
@@ -50,6 +57,7 @@ impl Condition {
             Self::Quiet => "quiet",
             Self::Suspect => "suspect",
             Self::Stalled => "stalled",
+            Self::Undelivered => "undelivered",
             Self::Phantom => "phantom",
         }
     }
@@ -89,8 +97,13 @@ impl AfterLife {
 pub struct LegState {
     /// Time of the last known sign of life.
     pub life: Millis,
-    /// Since when the peer has taken no data although its kernel answers.
-    pub stalled: Mark,
+    /// Since when bytes have waited for the peer without one being acknowledged.
+    stuck: Mark,
+    /// Since when, of that, its window has not been the reason.
+    open: AfterLife,
+    /// `LegSample::bytes_acked` and `LegSample::busy_ms` at the last look, the lower halves.
+    acked: u32,
+    busy: u32,
     /// The last look that had a sample of this leg.
     seen: AfterLife,
     /// Since when a question is known to be unanswered.
@@ -107,9 +120,11 @@ pub struct LegState {
 
 impl LegState {
     /// Of a peer that has just been connected.
-    pub fn new(now: Millis) -> Self {
+    pub fn new(now: Millis, leg: Leg) -> Self {
         Self {
             life: now,
+            // The SYN of a connection that we dialled counts.
+            acked: u32::from(leg == Leg::Upstream),
             ..Self::default()
         }
     }
@@ -125,8 +140,8 @@ impl LegState {
         if sample.state == TcpState::Closed {
             // Nobody owes an answer any more, nor takes data. What else was known stays: the error
             // that may be waiting in the socket is judged by it.
-            self.stalled = Mark::default();
-            if self.condition == Condition::Stalled {
+            self.stuck = Mark::default();
+            if matches!(self.condition, Condition::Stalled | Condition::Undelivered) {
                 self.condition = Condition::Alive;
             }
             return None;
@@ -143,7 +158,7 @@ impl LegState {
         if asked && self.asked().is_none() {
             self.asked = AfterLife::at(now, self.life);
         }
-        self.note_stall(now, seen, sample);
+        self.note_stuck(now, seen, sample);
         // A segment that came after ours went out, and acknowledged none of them.
         let spoke_since = self.life > now - sample.busy_ms;
         self.condition = if leg == Leg::Upstream && sample.took_nothing() && spoke_since {
@@ -158,20 +173,79 @@ impl LegState {
         ask
     }
 
-    fn note_stall(&mut self, now: Millis, seen: Millis, sample: &LegSample) {
-        let took_some = self.window.moved(sample);
-        let taking_no_data = sample.zero_window && !sample.is_silent();
-        // The window may have been closed for long before there was anything to send, and its
-        // opening be lost: only the time since the last look that saw no stall can count.
-        let since = self.stalled.get().unwrap_or(seen);
-        self.stalled = if taking_no_data && sample.is_withdrawn() && !took_some {
-            // What is repeated is sent, too.
-            Mark::at(since)
-        } else if taking_no_data {
-            Mark::at(since.max(now - sample.last_sent_age))
+    /// Bytes may wait because the window is closed or too small, or because they do not arrive. Each
+    /// has its own clock, and every byte that is acknowledged restarts both.
+    fn note_stuck(&mut self, now: Millis, seen: Millis, sample: &LegSample) {
+        let moved = self.has_taken(sample);
+        let busy = lower_32(sample.busy_ms);
+        let waited = Millis::from(busy.wrapping_sub(self.busy));
+        (self.acked, self.busy) = (lower_32(sample.bytes_acked), busy);
+        if sample.is_silent() {
+            self.stuck = Mark::default();
+            return;
+        }
+        let known = self.stuck.get().filter(|_| !moved);
+        let since = known.unwrap_or(if moved {
+            // Acknowledged at that time or before.
+            now - sample.last_ack_age
         } else {
-            Mark::default()
+            // Nothing waited at the last look.
+            seen.max(now - waited.min(now))
+        });
+        // Where nothing is in flight although bytes wait, the window is too small for a segment.
+        // For a moment that also happens between two segments.
+        let too_small = sample.unacked == 0 && now >= since + SUSPECT_LOOK_EVERY;
+        let open = match self.open() {
+            _ if sample.zero_window || too_small => None,
+            Some(open) if known.is_some() => Some(open),
+            _ if known.is_some() => Some(now),
+            _ => Some(since),
         };
+        self.stuck = Mark::at(since);
+        self.open = open.map_or(AfterLife::default(), |at| AfterLife::at(at, since));
+    }
+
+    /// Whether the peer has acknowledged something since the last look.
+    fn has_taken(&self, sample: &LegSample) -> bool {
+        self.acked != lower_32(sample.bytes_acked)
+    }
+
+    /// When a byte last moved on this leg, as far as that can be told from a sample that was not
+    /// observed yet. Data sent counts when it is acknowledged: before, it may be a retransmission.
+    pub fn last_payload(&self, now: Millis, sample: &LegSample) -> Millis {
+        let acknowledged = if sample.unacked == 0 {
+            Some(sample.last_sent_age)
+        } else {
+            self.has_taken(sample).then_some(sample.last_ack_age)
+        };
+        let received = sample.last_data_age;
+        now - acknowledged.map_or(received, |age| age.min(received))
+    }
+
+    /// Since when the peer has taken nothing although its kernel answers, because of its window.
+    /// Whether a suspect is stalled or dead is not known before it answers or is proven dead.
+    pub fn stalled(&self) -> Option<Millis> {
+        let shut = self.open().is_none() && self.condition != Condition::Suspect;
+        self.stuck.get().filter(|_| shut)
+    }
+
+    /// Since when what was sent to a peer that is heard stays unacknowledged.
+    pub fn undelivered(&self) -> Option<Millis> {
+        let is = matches!(self.condition, Condition::Undelivered | Condition::Phantom);
+        self.open().filter(|_| is)
+    }
+
+    fn open(&self) -> Option<Millis> {
+        self.open.get(self.stuck.get()?)
+    }
+
+    /// The peer was heard while what was sent to it was retransmitted in vain.
+    fn is_undelivered(&self, sample: &LegSample) -> bool {
+        let heard_after = SUSPECT_LOOK_EVERY.max(sample.answer_takes());
+        let heard = |since| self.life >= since + heard_after;
+        sample.unacked > 0
+            && sample.retransmits >= UNDELIVERED_AFTER
+            && self.open().is_some_and(heard)
     }
 
     /// What the session is closed as when the peer stays silent.
@@ -233,10 +307,19 @@ impl LegState {
             Some(_) if probed => Some(policy.suspect_after()),
             Some(_) => None,
         };
+        let undelivered = self.is_undelivered(sample);
+        // It was heard without an answer to the same questions.
+        let due_since = if undelivered {
+            due_since.map(|_| policy.suspect_after())
+        } else {
+            due_since
+        };
         let overdue = self.asked().is_some() && due_since.is_some_and(|span| age >= span);
         if overdue {
             Condition::Suspect
-        } else if self.stalled.get().is_some() {
+        } else if undelivered {
+            Condition::Undelivered
+        } else if self.stuck.get().is_some() && self.open().is_none() {
             Condition::Stalled
         } else if age >= policy.suspect_after() {
             Condition::Quiet
@@ -362,6 +445,10 @@ impl LegState {
 /// How long a question must have been pending for its silence to count, ms.
 fn patience(sample: &LegSample) -> Millis {
     sample.answer_takes().max(MIN_UNANSWERED)
+}
+
+fn lower_32(count: u64) -> u32 {
+    (count & 0xFFFF_FFFF) as u32
 }
 
 /// What the kernel has asked the peer and got no answer to.

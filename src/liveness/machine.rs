@@ -103,7 +103,6 @@ impl Machine {
     /// judged then; the clocks of a session do not run.
     #[must_use]
     pub fn accepted(now: Millis) -> Self {
-        let leg = LegState::new(now);
         Self {
             start: now,
             opened: Mark::default(),
@@ -111,7 +110,7 @@ impl Machine {
             activity: now,
             half_closed: Mark::default(),
             waiting: Mark::default(),
-            legs: [leg.clone(), leg],
+            legs: LEGS.map(|leg| LegState::new(now, leg)),
         }
     }
 
@@ -121,7 +120,7 @@ impl Machine {
         let now = now.max(self.last_look);
         self.opened = Mark::at(now);
         self.activity = now;
-        self.legs[Leg::Upstream as usize] = LegState::new(now);
+        self.legs[Leg::Upstream as usize] = LegState::new(now, Leg::Upstream);
     }
 
     /// Since when both legs are up.
@@ -152,6 +151,7 @@ impl Machine {
             if let Some(sample) = &look.legs[leg as usize] {
                 let sample = sample.clamped(now - self.start);
                 let state = &mut self.legs[leg as usize];
+                self.activity = self.activity.max(state.last_payload(now, &sample));
                 ask[leg as usize] = state.observe(now, policy, leg, &sample);
                 longest_gap[leg as usize] = state.longest_gap(now, policy, &sample);
                 dead[leg as usize] = state.death(now, policy, &sample);
@@ -249,7 +249,11 @@ impl Machine {
     /// What will end the session because of this leg, if nothing more is heard of it.
     #[must_use]
     pub fn leg_timer(&self, policy: &Policy, leg: Leg) -> Option<Timer> {
-        let own = [self.silent(leg), CloseReason::stalled(leg)];
+        let own = [
+            self.silent(leg),
+            CloseReason::stalled(leg),
+            CloseReason::undelivered(leg),
+        ];
         let timers = self.timers(policy).into_iter().flatten();
         timers
             .filter(|t| own.contains(&t.reason))
@@ -263,12 +267,6 @@ impl Machine {
                 .flatten()
                 .map(|s| s.clamped(now - self.start))
         };
-        if let Some(age) = samples()
-            .map(|s| s.last_data_age.min(s.last_sent_age))
-            .min()
-        {
-            self.activity = self.activity.max(now - age);
-        }
         let open = self.opened.get().is_some();
         if open && samples().any(|s| s.state != TcpState::Established) {
             let since = self.half_closed.get().unwrap_or(now);
@@ -309,8 +307,11 @@ impl Machine {
             .flatten()
             .find(|t| t.at <= now && (whole || t.reason == CloseReason::MaxDuration))?;
         let how = match timer.reason {
-            CloseReason::DownstreamStalled => CloseHow::AbortAfterFlush(Leg::Downstream),
+            CloseReason::DownstreamStalled | CloseReason::DownstreamUndelivered => {
+                CloseHow::AbortAfterFlush(Leg::Downstream)
+            }
             CloseReason::UpstreamStalled
+            | CloseReason::UpstreamUndelivered
             | CloseReason::FirstResponseTimeout
             | CloseReason::UpstreamPhantom => CloseHow::AbortAfterFlush(Leg::Upstream),
             CloseReason::HalfCloseTimeout => CloseHow::Abort,
@@ -331,7 +332,7 @@ impl Machine {
             .min_by_key(|(leg, _)| self.legs[*leg as usize].life)
     }
 
-    pub(super) fn timers(&self, policy: &Policy) -> [Option<Timer>; 8] {
+    pub(super) fn timers(&self, policy: &Policy) -> [Option<Timer>; 10] {
         let dead = LEGS.map(|leg| {
             let state = &self.legs[leg as usize];
             let at = state.life + policy.detect_within + policy.grace();
@@ -340,14 +341,14 @@ impl Machine {
                 at,
             })
         });
-        let [a, b, c, d, e, f] = self.policy_timers(policy);
-        [dead[0], dead[1], a, b, c, d, e, f]
+        let [a, b, c, d, e, f, g, h] = self.policy_timers(policy);
+        [dead[0], dead[1], a, b, c, d, e, f, g, h]
     }
 
     /// Every clock but the one of the dead, in the order in which they win.
-    fn policy_timers(&self, policy: &Policy) -> [Option<Timer>; 6] {
+    fn policy_timers(&self, policy: &Policy) -> [Option<Timer>; 8] {
         let Some(opened) = self.opened.get() else {
-            return [None; 6];
+            return [None; 8];
         };
         let timer = |since: Option<Millis>, span: Option<Millis>, reason| {
             Some(Timer {
@@ -355,19 +356,24 @@ impl Machine {
                 at: since? + span?,
             })
         };
-        // Whether a suspect is stalled or dead is not known before it answers or is proven dead.
         let stalled = |leg: Leg| {
-            let state = &self.legs[leg as usize];
-            let since = state
-                .stalled
-                .get()
-                .filter(|_| state.condition != Condition::Suspect);
+            let since = self.legs[leg as usize].stalled();
             timer(since, policy.stall_timeout, CloseReason::stalled(leg))
+        };
+        let undelivered = |leg: Leg| {
+            let state = &self.legs[leg as usize];
+            let reason = match state.condition {
+                Condition::Phantom => CloseReason::UpstreamPhantom,
+                _ => CloseReason::undelivered(leg),
+            };
+            timer(state.undelivered(), policy.delivery_timeout, reason)
         };
         let half_closed = self.half_closed.get().map(|at| at.max(self.activity));
         [
             stalled(Leg::Downstream),
             stalled(Leg::Upstream),
+            undelivered(Leg::Downstream),
+            undelivered(Leg::Upstream),
             timer(
                 self.waiting.get(),
                 policy.first_response_timeout,
@@ -411,7 +417,11 @@ impl Machine {
         });
         // These clocks can start at any moment after a look, and a look finds out when they did:
         // one look inside each span is enough.
-        let spans = [policy.stall_timeout, policy.first_response_timeout];
+        let spans = [
+            policy.stall_timeout,
+            policy.delivery_timeout,
+            policy.first_response_timeout,
+        ];
         let open = self.opened.get().is_some();
         let paces = spans.into_iter().flatten().map(|span| now + span);
         let paces = paces.filter(|_| open);

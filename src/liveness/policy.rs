@@ -24,6 +24,9 @@ pub struct Policy {
     pub half_close_timeout: Option<Millis>,
     /// A live peer that takes no data for this long is ended.
     pub stall_timeout: Option<Millis>,
+    /// Data that stays unacknowledged for this long, although the peer is heard and its window is
+    /// open, ends the session.
+    pub delivery_timeout: Option<Millis>,
     /// A request without an answer byte for this long ends the session.
     pub first_response_timeout: Option<Millis>,
     /// A session is ended at this age.
@@ -40,6 +43,7 @@ impl Policy {
             idle_timeout: None,
             half_close_timeout: None,
             stall_timeout: None,
+            delivery_timeout: None,
             first_response_timeout: None,
             max_duration: None,
         }

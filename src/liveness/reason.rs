@@ -96,6 +96,10 @@ vocabulary! {
         DownstreamStalled = "downstream_stalled",
         /// The service's kernel answers, but the service took no data for `stall_timeout`.
         UpstreamStalled = "upstream_stalled",
+        /// The client was heard, but data sent to it stayed unacknowledged for `delivery_timeout`.
+        DownstreamUndelivered = "downstream_undelivered",
+        /// The service was heard, but data sent to it stayed unacknowledged for `delivery_timeout`.
+        UpstreamUndelivered = "upstream_undelivered",
         /// No byte passed for `idle_timeout`.
         IdleTimeout = "idle_timeout",
         /// One side had said FIN and no byte passed for `half_close_timeout`.
@@ -159,6 +163,15 @@ impl CloseReason {
         match leg {
             Leg::Downstream => Self::DownstreamStalled,
             Leg::Upstream => Self::UpstreamStalled,
+        }
+    }
+
+    /// The reason for a leg on which data was not delivered for too long.
+    #[must_use]
+    pub const fn undelivered(leg: Leg) -> Self {
+        match leg {
+            Leg::Downstream => Self::DownstreamUndelivered,
+            Leg::Upstream => Self::UpstreamUndelivered,
         }
     }
 

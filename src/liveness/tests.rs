@@ -49,6 +49,20 @@ fn shut(age: Millis, sent: Millis, probes: u32) -> LegSample {
         notsent: 1000,
         probes,
         last_sent_age: sent,
+        busy_ms: sent,
+        ..heard(age, 1)
+    }
+}
+
+/// A leg with data in flight that is retransmitted each second since `sent`, and a peer that was
+/// heard `age` ago.
+fn undelivered(age: Millis, sent: Millis) -> LegSample {
+    LegSample {
+        unacked: 1,
+        retransmits: 1 + sent as u32 / 1000,
+        last_data_age: age,
+        last_sent_age: sent % 1000,
+        busy_ms: sent,
         ..heard(age, 1)
     }
 }
@@ -110,7 +124,7 @@ fn reason(verdict: &Verdict) -> Option<CloseReason> {
 #[test]
 fn a_machine_is_small() {
     assert!(
-        size_of::<Machine>() <= 128,
+        size_of::<Machine>() <= 152,
         "{} bytes for each session",
         size_of::<Machine>()
     );
@@ -451,6 +465,145 @@ fn a_window_that_was_closed_while_nothing_waited_is_no_stall() {
         reason(&session.look(359_001, shut(0, 359_001, 0))),
         Some(CloseReason::DownstreamStalled)
     );
+}
+
+/// The kernel repeats what is on its way to a window that was taken back: that is no activity, and
+/// does not hide that nothing is taken, whatever window the peer's own segments tell.
+#[test]
+fn retransmissions_to_a_stalled_peer_are_no_activity() {
+    let (idle_timeout, stall_timeout) = (Some(60_000), Some(20_000));
+    let withdrawn = |at: Millis| LegSample {
+        zero_window: !at.is_multiple_of(2000),
+        retransmits: 0,
+        ..undelivered(0, at)
+    };
+    for policy in [
+        Policy {
+            idle_timeout,
+            ..policy()
+        },
+        Policy {
+            stall_timeout,
+            ..policy()
+        },
+    ] {
+        let span = policy.idle_timeout.or(policy.stall_timeout).unwrap();
+        let mut session = Session::new(policy);
+        session.look(1, heard(0, 1));
+        // It says something valid, but no new byte.
+        let quiet = |at| LegSample {
+            last_data_age: Millis::MAX,
+            ..withdrawn(at)
+        };
+        let (at, close) = session.until_closed(500, quiet);
+        assert_ne!(close.evidence, Some(Evidence::Retransmit));
+        assert!((span..=span + 1600).contains(&at), "closed after {at}");
+    }
+}
+
+/// Nothing is in flight, and yet bytes wait: the window is too small for a segment.
+#[test]
+fn a_window_too_small_for_a_segment_is_a_stall() {
+    let mut session = Session::new(Policy {
+        stall_timeout: Some(10_000),
+        ..policy()
+    });
+    session.look(1, heard(0, 1));
+    let (at, close) = session.until_closed(500, |at| LegSample {
+        zero_window: false,
+        segs_in: 1 + at as u32 / 1000,
+        ..shut(at % 1000, at, 0)
+    });
+    assert_eq!(close.reason, CloseReason::DownstreamStalled);
+    assert!((10_000..=10_010).contains(&at), "closed after {at}");
+}
+
+#[test]
+fn data_that_does_not_arrive_at_a_peer_that_talks_has_its_own_clock() {
+    for leg in LEGS {
+        let mut machine = Machine::new(T0);
+        let policy = Policy {
+            delivery_timeout: Some(60_000),
+            ..policy()
+        };
+        let mut looks = |at: Millis, sample| {
+            let mut legs = [Some(heard(0, at as u32)); 2];
+            legs[leg as usize] = Some(sample);
+            let look = Look {
+                legs,
+                ..Look::default()
+            };
+            let close = machine.look(T0 + at, &policy, &look).close;
+            (machine.leg(leg).condition, close)
+        };
+        // Its first bytes were taken.
+        let stuck = |at: Millis| LegSample {
+            bytes_acked: 100,
+            ..undelivered(at % 1000, at)
+        };
+        assert_eq!(looks(1, heard(0, 1)), (Condition::Alive, None));
+        let taken = LegSample {
+            bytes_acked: 100,
+            ..heard(0, 2)
+        };
+        assert_eq!(looks(2, taken), (Condition::Alive, None));
+        assert_eq!(looks(1000, stuck(1000)), (Condition::Alive, None));
+        for at in (2500..60_000).step_by(1500) {
+            assert_eq!(looks(at, stuck(at)), (Condition::Undelivered, None), "{at}");
+        }
+        let close = looks(60_002, stuck(60_002)).1.unwrap();
+        assert_eq!(close.reason, CloseReason::undelivered(leg));
+        assert_eq!(close.how, CloseHow::AbortAfterFlush(leg));
+        assert_eq!(close.evidence, None);
+    }
+}
+
+/// Every byte that is acknowledged restarts the clock, and so does a window that was closed.
+#[test]
+fn a_slow_link_is_not_undelivered() {
+    let mut session = Session::new(Policy {
+        delivery_timeout: Some(10_000),
+        ..policy()
+    });
+    session.look(1, heard(0, 1));
+    for at in (1000..200_000).step_by(1000) {
+        let slow = LegSample {
+            bytes_acked: 1 + at / 9000,
+            ..undelivered(0, at % 9000)
+        };
+        assert_eq!(session.look(at, slow).close, None, "{at}");
+    }
+    let shut = LegSample {
+        notsent: 1000,
+        zero_window: true,
+        bytes_acked: 50,
+        ..heard(0, 2)
+    };
+    for at in (200_000..400_000).step_by(1000) {
+        assert_eq!(session.look(at, shut).close, None, "{at}");
+    }
+    let opened = LegSample {
+        bytes_acked: 50,
+        ..undelivered(0, 9000)
+    };
+    assert_eq!(session.look(401_000, opened).close, None);
+    assert_eq!(
+        reason(&session.look(411_001, opened)),
+        Some(CloseReason::DownstreamUndelivered)
+    );
+}
+
+/// A peer that says nothing is not called undelivered: it may be gone.
+#[test]
+fn a_silent_peer_is_dead_and_not_undelivered() {
+    let mut session = Session::new(Policy {
+        delivery_timeout: Some(5000),
+        ..policy()
+    });
+    session.look(1, heard(0, 1));
+    let (at, close) = session.until_closed(500, |at| undelivered(at, at));
+    assert_eq!(close.reason, CloseReason::DownstreamDead);
+    assert!(at >= 30_000, "closed after {at}");
 }
 
 #[test]
@@ -849,7 +1002,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
     (
         2000..60_000u64,
         0..1000u64,
-        [span(), span(), span(), span(), span()],
+        [span(), span(), span(), span(), span(), span()],
     )
         .prop_map(|(d, i, spans)| Policy {
             detect_within: d,
@@ -857,6 +1010,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             idle_timeout: spans[0],
             half_close_timeout: spans[1],
             stall_timeout: spans[2],
+            delivery_timeout: spans[5],
             first_response_timeout: spans[3],
             max_duration: spans[4],
         })

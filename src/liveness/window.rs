@@ -37,24 +37,11 @@ const CLOSE_PROBES: Millis = 1000;
 /// `TCP_RTO_MAX_MS` goes up to here (tcp(7)), ms.
 const LONGEST_GAP: Millis = 120_000;
 
-/// What is kept of the window of a peer, in one byte: there are two for each session.
+/// What is kept of the window of a peer: whether the longest gap is not the usual one.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Window(u8);
+pub struct Window(bool);
 
 impl Window {
-    /// The longest gap is not the usual one.
-    const RAISED: u8 = 0x80;
-
-    /// Whether the peer has acknowledged something since the last call; from what is kept, a move that
-    /// is not seen is one in 128.
-    pub fn moved(&mut self, sample: &LegSample) -> bool {
-        let spread = sample.bytes_acked.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let digest = spread.to_be_bytes()[0] & !Self::RAISED;
-        let moved = self.0 & !Self::RAISED != digest;
-        self.0 = self.0 & Self::RAISED | digest;
-        moved
-    }
-
     /// The longest gap that the kernel is to leave between two repetitions from now on, ms, if it is to
     /// be set; `life` is the last sign of life.
     pub fn longest_gap(
@@ -71,9 +58,8 @@ impl Window {
         } else {
             SLOWEST_QUESTION
         };
-        let was_raised = self.0 & Self::RAISED != 0;
         let is_raised = gap > SLOWEST_QUESTION;
-        self.0 = self.0 & !Self::RAISED | if is_raised { Self::RAISED } else { 0 };
+        let was_raised = std::mem::replace(&mut self.0, is_raised);
         (is_raised || was_raised).then_some(gap)
     }
 }

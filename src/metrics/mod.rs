@@ -228,6 +228,7 @@ struct Families {
     detection_delay: HistogramVec,
     half_closed: IntGaugeVec,
     stalled: IntGaugeVec,
+    undelivered: IntGaugeVec,
     received: IntCounterVec,
     sent: IntCounterVec,
     resets: IntCounterVec,
@@ -263,6 +264,7 @@ impl Families {
             ),
             half_closed: gauges(r, names::HALF_CLOSED),
             stalled: gauges(r, names::STALLED),
+            undelivered: gauges(r, names::UNDELIVERED),
             received: counters(r, names::RECEIVED_BYTES),
             sent: counters(r, names::SENT_BYTES),
             resets: counters(r, names::RESETS_SENT),
@@ -318,6 +320,7 @@ struct LegMetrics {
     half_open_detected: Box<[IntCounter]>,
     detection_delay: Histogram,
     stalled: IntGauge,
+    undelivered: IntGauge,
     received: IntCounter,
     sent: IntCounter,
     /// Bytes received and sent by sessions that have ended.
@@ -418,6 +421,7 @@ impl ListenerMetrics {
             Condition::Alive | Condition::Quiet => None,
             Condition::Suspect => Some(&self.legs[leg as usize].half_open),
             Condition::Stalled => Some(&self.legs[leg as usize].stalled),
+            Condition::Undelivered => Some(&self.legs[leg as usize].undelivered),
             Condition::Phantom => Some(&self.phantom),
         };
         if was != is {
@@ -533,6 +537,7 @@ impl LegMetrics {
             half_open_detected: Evidence::ALL.iter().map(evidence).collect(),
             detection_delay: f.detection_delay.with_label_values(labels),
             stalled: f.stalled.with_label_values(labels),
+            undelivered: f.undelivered.with_label_values(labels),
             received: f.received.with_label_values(labels),
             sent: f.sent.with_label_values(labels),
             settled: [AtomicU64::new(0), AtomicU64::new(0)],

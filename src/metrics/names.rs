@@ -64,6 +64,11 @@ pub(super) const STALLED: Family = family(
     LEG,
     "Sessions whose peer on this leg answers but takes no data.",
 );
+pub(super) const UNDELIVERED: Family = family(
+    "pulsegate_undelivered_connections",
+    LEG,
+    "Sessions whose peer on this leg is heard but acknowledges nothing of what is sent to it.",
+);
 pub(super) const RECEIVED_BYTES: Family = family(
     "pulsegate_received_bytes_total",
     LEG,

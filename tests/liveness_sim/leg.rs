@@ -27,6 +27,8 @@ pub struct Leg {
     pub reads: bool,
     /// Towards the peer, and from it.
     pub up: [bool; 2],
+    /// Segments towards the peer that carry more than this are lost.
+    pub widest: u64,
     pub rtt: Ms,
     wire: [VecDeque<(Ms, Segment)>; 2],
 }
@@ -39,6 +41,7 @@ impl Leg {
             fate: Fate::Alive,
             reads: true,
             up: [true; 2],
+            widest: u64::MAX,
             rtt,
             wire: [VecDeque::new(), VecDeque::new()],
         }
@@ -46,7 +49,9 @@ impl Leg {
 
     /// Whether a question would be answered.
     pub fn is_reachable(&self) -> bool {
-        self.up == [true; 2] && matches!(self.fate, Fate::Alive | Fate::Killed)
+        self.up == [true; 2]
+            && self.widest == u64::MAX
+            && matches!(self.fate, Fate::Alive | Fate::Killed)
     }
 
     /// Whether anything from the peer could arrive.
@@ -133,6 +138,7 @@ impl Leg {
     fn is_dormant(&self) -> bool {
         self.fate == Fate::Alive
             && self.up == [true; 2]
+            && self.widest == u64::MAX
             && self.near.is_open()
             && self.far.is_open()
             && self.near.is_quiet()
@@ -155,7 +161,7 @@ impl Leg {
                 self.near.receive(now, segment);
             }
         } else if let Some(segment) = take_due(&mut self.wire[0], now) {
-            if self.up[0] {
+            if self.up[0] && segment.len() <= self.widest {
                 self.arrive(now, segment);
             }
         } else if self.near.next_timer().is_some_and(|at| at <= now) && self.near.is_open() {

@@ -24,6 +24,8 @@ pub enum Action {
     Outage { cut: [bool; 2], span: Ms },
     /// Cut in one or both directions until further notice.
     Cut([bool; 2]),
+    /// What carries more towards the peer is lost until further notice.
+    Narrow(u64),
     /// The link is up again.
     Restore,
     /// The peer's application stops reading.
@@ -69,7 +71,7 @@ pub struct Plan {
     pub max_gap: Ms,
     /// When the first action comes, after the start.
     pub first_action: Ms,
-    weights: [u64; 15],
+    weights: [u64; 16],
 }
 
 impl Plan {
@@ -77,7 +79,7 @@ impl Plan {
         let marathon = seed.is_multiple_of(MARATHON_EVERY);
         let policy = policy(rng, marathon);
         let rough = [0, 0, 0, 30, 4][rng.index(5)];
-        let mut weights = [30, 8, 2, 6, 5, 6, 1, 1, 1, 2, 1, 1, 0, 0, 4];
+        let mut weights = [30, 8, 2, 6, 5, 6, 1, 1, 1, 2, 1, 1, 0, 0, 4, 2];
         if rough > 0 {
             weights[12] = 3;
             weights[13] = 2;
@@ -88,7 +90,7 @@ impl Plan {
             weights[index] *= 1 + 5 * favourite;
         }
         if marathon {
-            weights = [40, 20, 0, 4, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 4];
+            weights = [40, 20, 0, 4, 4, 8, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0];
         }
         let quiet_fraction = [MINUTE, 10 * MINUTE, HOUR][rng.index(3)];
         let farthest = if seed % 8 == 5 { 1200 } else { 120 };
@@ -126,6 +128,7 @@ impl Plan {
             idle_timeout: None,
             half_close_timeout: None,
             stall_timeout: None,
+            delivery_timeout: None,
             first_response_timeout: None,
             max_duration: None,
         };
@@ -258,7 +261,8 @@ impl Plan {
             11 => Action::Drain,
             12 => Action::Pause(rng.range(100, 2 * d)),
             13 => Action::StepBack(rng.range(1, 20 * SECOND)),
-            _ => Action::Scrape,
+            14 => Action::Scrape,
+            _ => Action::Narrow(rng.range(1, 2000)),
         }
     }
 
@@ -287,6 +291,7 @@ fn policy(rng: &mut Rng, marathon: bool) -> Policy {
             idle_timeout: None,
             half_close_timeout: None,
             stall_timeout: None,
+            delivery_timeout: None,
             first_response_timeout: None,
             max_duration: None,
         };
@@ -310,6 +315,7 @@ fn policy(rng: &mut Rng, marathon: bool) -> Policy {
         half_close_timeout: timeout(rng, SECOND, 10 * MINUTE),
         stall_timeout: timeout(rng, SECOND, 10 * MINUTE),
         first_response_timeout: timeout(rng, SECOND, 10 * MINUTE),
+        delivery_timeout: timeout(rng, 5 * SECOND, 10 * MINUTE),
         max_duration: rng.one_in(4).then(|| rng.spread(MINUTE, 4 * HOUR)),
     }
 }

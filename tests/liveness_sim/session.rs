@@ -272,7 +272,11 @@ impl Session {
                 leg.up = cut.map(|c| !c);
                 self.restore_at[index] = None;
             }
-            Action::Restore => leg.up = [true; 2],
+            Action::Narrow(widest) => leg.widest = widest,
+            Action::Restore => {
+                leg.up = [true; 2];
+                leg.widest = u64::MAX;
+            }
             Action::Stall => leg.set_reads(now, false),
             Action::Resume => leg.set_reads(now, true),
             Action::Fin => leg.peer_finishes(now),

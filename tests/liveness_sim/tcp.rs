@@ -82,6 +82,14 @@ impl Segment {
         edge: 0,
     };
 
+    /// Sequence numbers that it takes.
+    pub fn len(&self) -> u64 {
+        match self.kind {
+            Kind::Normal { seq, end, .. } => end - seq,
+            _ => 0,
+        }
+    }
+
     pub fn carries_data(&self) -> bool {
         matches!(self.kind, Kind::Normal { seq, end, .. } if end > seq)
     }
@@ -136,6 +144,11 @@ pub struct Endpoint {
     pub last_sent: Option<Ms>,
     /// Without retransmissions.
     pub last_new_sent: Option<Ms>,
+    /// When the other side last acknowledged a byte; a FIN is none.
+    pub last_taken: Option<Ms>,
+    /// Since when something has waited for it, and for how long before that.
+    pub busy_since: Option<Ms>,
+    busy: Ms,
     pub segs_in: u32,
     /// The last segment that moved nothing but `segs_in`.
     pub last_undated: Option<Ms>,
@@ -191,6 +204,9 @@ impl Endpoint {
             last_data: None,
             last_sent: None,
             last_new_sent: None,
+            last_taken: None,
+            busy_since: None,
+            busy: 0,
             segs_in: 1,
             last_undated: None,
             shut_since: None,
@@ -362,7 +378,7 @@ impl Endpoint {
             last_sent_age: age(self.last_sent),
             // The gap between window probes is doubled apart from it.
             rto_ms: if self.in_flight() { self.gap } else { self.rto },
-            busy_ms: 0,
+            busy_ms: self.busy + self.busy_since.map_or(0, |at| now - at),
             segs_in: self.segs_in,
             bytes_acked: 1 + self.snd_una,
             bytes_received: self.rcv_nxt,
@@ -444,6 +460,11 @@ impl Endpoint {
             }
         } else if self.unsent() > 0 && self.persist_at.is_none() {
             self.persist_at = Some(self.kernel.timer(now, self.probe_gap()));
+        }
+        if self.is_silent() {
+            self.busy += self.busy_since.take().map_or(0, |at| now - at);
+        } else {
+            self.busy_since.get_or_insert(now);
         }
         let shut = self.unsent() > 0 && self.zero_window() && !self.in_flight();
         let shut = shut || self.is_withdrawn();
@@ -536,6 +557,9 @@ impl Endpoint {
         self.probes = 0;
         self.keepalive_probes = 0;
         if ack > self.snd_una {
+            if self.snd_una < self.written {
+                self.last_taken = Some(now);
+            }
             self.snd_una = ack;
             self.ends.retain(|end| *end > ack);
             self.retransmits = 0;

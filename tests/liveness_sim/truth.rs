@@ -1,7 +1,9 @@
 //! The reference model: what is really the case, told from the omniscient side, and the promises
 //! of the machine as plain comparisons with it. It knows nothing of how the machine decides.
 
-use pulsegate::liveness::{Close, CloseReason, Condition, Evidence, LEGS, Leg, Policy};
+use pulsegate::liveness::{
+    BUSY_LOOK_EVERY, Close, CloseReason, Condition, Evidence, LEGS, Leg, Policy,
+};
 
 use crate::leg::{Fate, Leg as SimLeg};
 use crate::plan::Plan;
@@ -9,6 +11,11 @@ use crate::tcp::{Kernel, Ms};
 
 /// A look comes this late at most, where the monitor is on time.
 pub const GRID: Ms = 100;
+
+/// A leg that carries data is looked at so often at least.
+const SEEN_LATE: Ms = BUSY_LOOK_EVERY + GRID;
+/// Data has been retransmitted often enough to be called undelivered after this.
+const UNDELIVERED_SEEN: Ms = 10_000;
 
 #[derive(Clone, Default)]
 struct LegTruth {
@@ -46,11 +53,12 @@ pub struct Truth {
     legs: [LegTruth; 2],
     /// When both legs had seen no FIN last.
     fin_since: Option<(Ms, Ms)>,
-    /// When a byte last moved; the first includes retransmissions, which look the same.
+    /// When a byte was last received or acknowledged.
     last_byte: (Ms, Ms),
-    last_new_byte: Ms,
     last_sent_up: Option<(Ms, Ms)>,
     stalled: [Option<(Ms, Ms)>; 2],
+    /// Since when bytes in flight have not been acknowledged although the window is open.
+    undelivered: [Option<(Ms, Ms)>; 2],
 }
 
 impl Truth {
@@ -70,9 +78,9 @@ impl Truth {
             legs: [leg.clone(), leg],
             fin_since: None,
             last_byte: (start, 0),
-            last_new_byte: start,
             last_sent_up: None,
             stalled: [None; 2],
+            undelivered: [None; 2],
         }
     }
 
@@ -83,16 +91,12 @@ impl Truth {
         }
         let byte = legs
             .iter()
-            .flat_map(|l| [l.near.last_data, l.near.last_sent])
+            .flat_map(|l| [l.near.last_data, l.near.last_taken])
             .flatten()
             .max();
         if byte.is_some_and(|at| at > self.last_byte.0) {
             self.last_byte = (byte.unwrap_or(now), slack.total);
         }
-        let new = legs
-            .iter()
-            .flat_map(|l| [l.near.last_data, l.near.last_new_sent]);
-        self.last_new_byte = self.last_new_byte.max(new.flatten().max().unwrap_or(0));
         let fin = legs.iter().any(|l| l.near.fin_received || l.near.has_fin());
         if fin && self.fin_since.is_none() {
             self.fin_since = Some((now, slack.total));
@@ -137,6 +141,11 @@ impl Truth {
             (Some(since), Some((at, total))) if at >= since => Some((at, total)),
             (Some(_), _) => Some((now, slack.total)),
         };
+        let near = &sim.near;
+        let open = near.in_flight() && !near.is_withdrawn() && !near.zero_window();
+        let since = near.last_taken.max(near.busy_since).unwrap_or(now);
+        let known = self.undelivered[leg as usize].filter(|(at, _)| *at >= since);
+        self.undelivered[leg as usize] = open.then(|| known.unwrap_or((now, slack.total)));
     }
 
     /// After a look that had a sample of this leg: what could it tell about undated segments?
@@ -169,9 +178,23 @@ impl Truth {
                 self.check_timer(now, "stall", since, known, span + next, slack);
             }
         }
+        for leg in LEGS {
+            let sim = &legs[leg as usize];
+            let heard = sim.near.last_dated();
+            if let (Some((since, known)), Some(span)) =
+                (self.undelivered[leg as usize], self.policy.delivery_timeout)
+                && heard >= since + span + UNDELIVERED_SEEN
+                && !sim.near.finished()
+            {
+                let late = heard - since - span;
+                self.check_timer(now, "delivery", since, known, span + late + 2000, slack);
+            }
+        }
         let (at, known) = self.last_byte;
+        // What is acknowledged in part counts as of the last acknowledgement, new or not.
+        let seen = SEEN_LATE;
         if let Some(span) = self.policy.idle_timeout {
-            self.check_timer(now, "idle", at, known, span, slack);
+            self.check_timer(now, "idle", at, known, span + seen, slack);
         }
         if let (Some((fin, fin_known)), Some(span)) =
             (self.fin_since, self.policy.half_close_timeout)
@@ -183,7 +206,7 @@ impl Truth {
             } else {
                 (at, known)
             };
-            self.check_timer(now, "half-close", since, known, span, slack);
+            self.check_timer(now, "half-close", since, known, span + seen, slack);
         }
         if let Some(span) = self.policy.max_duration {
             self.check_timer(now, "max duration", self.start, 0, span, slack);
@@ -260,6 +283,17 @@ impl Truth {
                 assert!(now + self.rounding() >= sent + span, "stalled too early");
             }
         }
+        for leg in LEGS {
+            if close.reason == CloseReason::undelivered(leg) {
+                let near = &legs[leg as usize].near;
+                let span = self.policy.delivery_timeout.expect("is off");
+                assert!(near.in_flight(), "nothing is undelivered");
+                let since = near.last_taken.max(near.busy_since).unwrap_or(self.start);
+                assert!(now + self.rounding() >= since + span, "too early");
+                let heard = near.last_dated().max(near.last_undated.unwrap_or(0));
+                assert!(heard > since, "a silent peer is called undelivered");
+            }
+        }
         let not_before = |since: Ms, span: Option<Ms>| {
             let earliest = since + span.expect("the timeout is off");
             assert!(
@@ -268,11 +302,14 @@ impl Truth {
                 close.reason
             );
         };
+        // What is acknowledged as a whole counts as of when it was sent.
+        let far = legs.iter().map(|leg| leg.rtt).max().unwrap_or(0);
+        let last_byte = self.last_byte.0.saturating_sub(far);
         match close.reason {
-            CloseReason::IdleTimeout => not_before(self.last_new_byte, self.policy.idle_timeout),
+            CloseReason::IdleTimeout => not_before(last_byte, self.policy.idle_timeout),
             CloseReason::HalfCloseTimeout => {
                 let fin = self.fin_since.expect("nobody said FIN").0;
-                not_before(fin.max(self.last_new_byte), self.policy.half_close_timeout);
+                not_before(fin.max(last_byte), self.policy.half_close_timeout);
             }
             CloseReason::MaxDuration => not_before(self.start, self.policy.max_duration),
             CloseReason::FirstResponseTimeout => {

@@ -22,7 +22,7 @@ mod proxy;
 mod victim;
 
 use std::fs;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -48,8 +48,8 @@ pub type Test = (&'static str, fn());
 
 /// The `main` of a test binary that needs namespaces. They must be asked for before the process
 /// has a second thread, which is why the standard harness will not do. Some tests run over IPv6,
-/// too.
-pub fn main(tests: Vec<Test>, over_ipv6: Vec<Test>) -> ExitCode {
+/// too, and some need nft(8).
+pub fn main(tests: Vec<Test>, over_ipv6: Vec<Test>, with_nft: Vec<Test>) -> ExitCode {
     if become_victim() {
         return ExitCode::SUCCESS;
     }
@@ -79,12 +79,17 @@ pub fn main(tests: Vec<Test>, over_ipv6: Vec<Test>) -> ExitCode {
         };
         Trial::test(name, run).with_ignored_flag(skipped)
     };
+    let no_nft = Command::new("nft").arg("--version").output().is_err();
     let tests = tests.into_iter();
     let tests = tests.map(|(name, body)| trial(name.to_owned(), body, Family::V4));
+    let with_nft = with_nft.into_iter().map(|(name, body)| {
+        let skipped = missing.is_some() || no_nft;
+        trial(name.to_owned(), body, Family::V4).with_ignored_flag(skipped)
+    });
     let over_ipv6 = over_ipv6.into_iter();
     let over_ipv6 =
         over_ipv6.map(|(name, body)| trial(format!("{name}_over_ipv6"), body, Family::V6));
-    let trials = tests.chain(over_ipv6);
+    let trials = tests.chain(over_ipv6).chain(with_nft);
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }
 

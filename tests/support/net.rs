@@ -11,6 +11,7 @@
 use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::process::Command;
 
 use pulsegate::sys::link::{self, Direction, Family};
 use pulsegate::sys::netns::Namespace;
@@ -130,6 +131,18 @@ impl Net {
         self.links[link as usize]
             .cut_one_way(&self.proxy, self.host(link), direction)
             .expect("cut one way of the link");
+    }
+
+    /// A host receives none of the packets that this nftables expression matches.
+    pub fn drop_at(&self, host: Host, matching: &str) {
+        let rules = format!(
+            "add table inet lost
+            add chain inet lost in {{ type filter hook input priority 0; }}
+            add rule inet lost in {matching} drop"
+        );
+        let nft = || Command::new("nft").arg(rules).output();
+        let output = self.host(host).run(nft).expect("enter").expect("run nft");
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// The link is whole again.

@@ -1,0 +1,73 @@
+//! A path that swallows some packets and lets others pass: both peers live, and one direction of
+//! their conversation does not get through.
+
+use std::thread;
+use std::time::Instant;
+
+use crate::case::{Case, PROMPT, SLACK};
+use crate::support::{End, Host, Options, Test, eventually, ms};
+use crate::tests;
+
+pub const TESTS: &[Test] = tests![
+    data_that_never_arrives_at_a_client_that_talks,
+    data_that_never_arrives_at_a_service_that_talks,
+    data_that_arrives_slowly_is_delivered,
+];
+
+const BIG: &str = "meta length > 1000";
+const DETECT: [&str; 2] = ["--detect-within", "6s"];
+
+/// A path MTU black hole towards a peer that goes on talking.
+fn never_arrives(deaf: Host) {
+    let flags = [&DETECT[..], &["--delivery-timeout", "5s"]].concat();
+    let case = Case::with_all_flags(&flags, Options::default());
+    let (client, service) = case.session();
+    let (leg, talks, sends) = match deaf {
+        Host::Service => ("upstream", &service, &client),
+        _ => ("downstream", &client, &service),
+    };
+    case.net.drop_at(deaf, BIG);
+    talks.send_every(1, ms(1000));
+    let since = Instant::now();
+    sends.send(20_000);
+    let on = [("leg", leg)];
+    let gauge = |name: &str| case.proxy.metrics().value(name, &on);
+    let seen = || gauge("pulsegate_undelivered_connections") == 1.0;
+    assert!(eventually(ms(4500), seen), "shown as undelivered");
+    assert_eq!(gauge("pulsegate_half_open_connections"), 0.0);
+    let shown = case.proxy.get("/connections?condition=undelivered");
+    let (status, shown) = shown.expect("an answer");
+    assert_eq!(status, 200);
+    assert!(shown.contains("undelivered"), "{shown}");
+    let (at, end) = sends.wait_end(ms(8000) + SLACK);
+    assert_eq!(end, End::Reset);
+    let after = at.duration_since(since);
+    assert!(after >= ms(4800), "closed after only {after:?}");
+    case.expect_closed(&format!("{leg}_undelivered"));
+    assert_eq!(gauge("pulsegate_undelivered_connections"), 0.0);
+}
+
+fn data_that_never_arrives_at_a_client_that_talks() {
+    never_arrives(Host::Client);
+}
+
+fn data_that_never_arrives_at_a_service_that_talks() {
+    never_arrives(Host::Service);
+}
+
+/// Most of it is lost, and takes much longer than the timeout in all; but something arrives.
+fn data_that_arrives_slowly_is_delivered() {
+    let flags = [&DETECT[..], &["--delivery-timeout", "5s"]].concat();
+    let case = Case::with_all_flags(&flags, Options::default());
+    let (client, service) = case.session();
+    case.net.drop_at(Host::Client, "limit rate over 3/second burst 2 packets");
+    client.send_every(1, ms(1000));
+    service.send_every(3000, ms(500));
+    thread::sleep(ms(12_000));
+    client.stop_sending();
+    service.stop_sending();
+    assert!(client.wait_sent(PROMPT) && service.wait_sent(PROMPT));
+    assert!(client.is_open() && service.is_open(), "{client:?}");
+    assert!(client.received() > 3000, "{client:?}");
+    assert_eq!(case.proxy.closed("downstream_undelivered"), 0.0);
+}
