@@ -207,6 +207,6 @@ mod tests {
             "{}",
             size_of::<Task<Places>>()
         );
-        assert!(size_of::<Session>() <= 312, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 296, "{}", size_of::<Session>());
     }
 }

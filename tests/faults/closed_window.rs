@@ -13,6 +13,8 @@ pub const TESTS: &[Test] = tests![
     outage_of_clients_that_took_their_windows_back,
     client_that_took_its_window_back_vanishes,
     client_that_took_its_window_back_is_stalled,
+    client_that_took_its_window_back_and_talks_is_stalled,
+    retransmissions_are_no_activity,
 ];
 
 const MORE_THAN_FITS: u64 = 8 << 20;
@@ -88,6 +90,29 @@ fn client_that_took_its_window_back_vanishes() {
 fn client_that_took_its_window_back_is_stalled() {
     let case = Case::with(&["--stall-timeout", "4s"], Options::default());
     let (_client, service) = trickle(&case);
+    expect_stalled(&case, &service);
+}
+
+/// Its own segments tell of a window that its memory does not keep.
+fn client_that_took_its_window_back_and_talks_is_stalled() {
+    let case = Case::with(&["--stall-timeout", "4s"], Options::default());
+    let (client, service) = trickle(&case);
+    client.send_every(10, ms(50));
+    expect_stalled(&case, &service);
+}
+
+/// What is on its way to a stalled client is repeated for ever, and nothing moves.
+fn retransmissions_are_no_activity() {
+    let case = Case::with(&["--idle-timeout", "4s"], Options::default());
+    let (_client, service) = trickle(&case);
+    thread::sleep(MEMORY_IS_FULL_AFTER);
+    service.stop_sending();
+    let (_, end) = service.wait_end(ms(4000) + ms(1500) + SLACK);
+    assert_ne!(end, End::Failed(std::io::ErrorKind::TimedOut));
+    case.expect_closed("idle_timeout");
+}
+
+fn expect_stalled(case: &Case, service: &Endpoint) {
     let (_, end) = service.wait_end(MEMORY_IS_FULL_AFTER + ms(8000) + SLACK);
     assert_eq!(end, End::Reset);
     case.expect_closed("downstream_stalled");

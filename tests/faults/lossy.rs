@@ -60,7 +60,8 @@ fn data_that_arrives_slowly_is_delivered() {
     let flags = [&DETECT[..], &["--delivery-timeout", "5s"]].concat();
     let case = Case::with_all_flags(&flags, Options::default());
     let (client, service) = case.session();
-    case.net.drop_at(Host::Client, "limit rate over 3/second burst 2 packets");
+    case.net
+        .drop_at(Host::Client, "limit rate over 3/second burst 2 packets");
     client.send_every(1, ms(1000));
     service.send_every(3000, ms(500));
     thread::sleep(ms(12_000));
