@@ -124,7 +124,7 @@ fn reason(verdict: &Verdict) -> Option<CloseReason> {
 #[test]
 fn a_machine_is_small() {
     assert!(
-        size_of::<Machine>() <= 136,
+        size_of::<Machine>() <= 144,
         "{} bytes for each session",
         size_of::<Machine>()
     );
