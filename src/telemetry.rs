@@ -4,7 +4,7 @@
 //! output blocks, lines are dropped and counted; the data plane never waits for it.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::io::{IsTerminal, stdout};
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
@@ -89,9 +89,12 @@ pub fn init(log: &Log) -> Result<LogGuard, TryInitError> {
 /// Whether standard output is a terminal that shows colours to somebody who wants them
 /// (<https://no-color.org>).
 fn colourful() -> bool {
-    let is = |name: &str, word: &str| env::var_os(name).as_deref() == Some(OsStr::new(word));
-    let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    stdout().is_terminal() && !plain && !is("TERM", "dumb")
+    stdout().is_terminal() && takes_colours(|name| env::var_os(name))
+}
+
+fn takes_colours(variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    let refused = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
+    !refused && variable("TERM").is_none_or(|term| term != "dumb")
 }
 
 fn subscriber<W>(log: &Log, writer: W, colour: bool) -> impl Subscriber + Send + Sync
@@ -302,6 +305,23 @@ mod tests {
             let text = written(&log, act);
             let found = ["grave", "detail", "session ended"].map(|word| text.contains(word));
             assert_eq!(found, expected, "{log:?}\n{text}");
+        }
+    }
+
+    #[test]
+    fn colours_can_be_refused() {
+        for (variables, expected) in [
+            (&[][..], true),
+            (&[("TERM", "xterm")], true),
+            (&[("NO_COLOR", "")], true),
+            (&[("NO_COLOR", "1")], false),
+            (&[("TERM", "dumb")], false),
+        ] {
+            let variable = |name: &str| {
+                let found = variables.iter().find(|(n, _)| *n == name);
+                found.map(|(_, value)| OsString::from(value))
+            };
+            assert_eq!(takes_colours(variable), expected, "{variables:?}");
         }
     }
 

@@ -126,6 +126,113 @@ fn sigterm_is_heard_from_the_first_moment_on() {
     assert_eq!(status.code(), Some(0), "{status}");
 }
 
+// --- What a person types --------------------------------------------------------------------
+
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = pulsegate(arguments).output().expect("run it");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, errors) = (text(&output.stdout), text(&output.stderr));
+    (output.status.code(), out, errors)
+}
+
+#[test]
+fn help_and_version_are_asked_for_in_every_way() {
+    for (arguments, words) in [
+        (&["help"][..], "Usage: pulsegate"),
+        (&["--help"], "Exit codes:"),
+        (&["help", "run"], "--takeover"),
+        (&["run", "--help"], "SIGTERM"),
+        (
+            &["version"],
+            concat!("pulsegate ", env!("CARGO_PKG_VERSION")),
+        ),
+        (&["-V"], concat!("pulsegate ", env!("CARGO_PKG_VERSION"))),
+        (
+            &["--version"],
+            concat!("pulsegate ", env!("CARGO_PKG_VERSION")),
+        ),
+    ] {
+        let (code, out, errors) = run(arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {errors}");
+        assert!(out.contains(words), "{arguments:?}: {out}");
+    }
+}
+
+/// Nobody listens there: it is not even asked.
+#[test]
+fn wrong_words_are_refused_before_anything_is_asked() {
+    let nobody = free_address().to_string();
+    let admin = ["--admin", &nobody];
+    for (arguments, word) in [
+        (&["conns", "--condition", "dead"][..], "suspect"),
+        (&["conns", "--sort", "size"], "last_life"),
+        (&["conns", "--limit", "few"], "whole number"),
+        (&["verify", "--all", "--phase", "shut"], "half_closed"),
+        (&["verify", "--all", "--peer", "localhost"], "IP address"),
+        (&["kill", "seven"], "seven"),
+    ] {
+        let (code, _, errors) = run(&[arguments, &admin].concat());
+        assert_eq!(code, Some(2), "{arguments:?}: {errors}");
+        assert!(errors.contains(word), "{arguments:?}: {errors}");
+    }
+    let listen = ["check", "--listen", "127.0.0.1:1", "--upstream"];
+    for upstream in ["http://service:80", "tcp://[::1]:80"] {
+        let (code, _, errors) = run(&[&listen[..], &[upstream]].concat());
+        assert_eq!(code, Some(2), "{errors}");
+        assert!(errors.contains("is a URL; write host:port"), "{errors}");
+    }
+    let (code, _, errors) = run(&["demo", "--duration", "1s"]);
+    assert_eq!(code, Some(2), "{errors}");
+    assert!(errors.contains("12s"), "{errors}");
+}
+
+#[test]
+fn the_admin_address_may_be_a_name_or_any_port() {
+    let ports = Ports::free();
+    let _proxy = {
+        let name = format!("localhost:{}", ports.admin.port());
+        let command = ["run", "--upstream", "127.0.0.1:1", "--admin", &name];
+        let listen = ["--listen", &ports.clients.to_string()];
+        let mut command = pulsegate(&[&command[..], &listen].concat());
+        Proxy::of(command.stdout(Stdio::null()), ports)
+    };
+    let ready = || {
+        run(&[
+            "healthcheck",
+            "--ready",
+            "--admin",
+            &format!("localhost:{}", ports.admin.port()),
+        ])
+        .0 == Some(0)
+    };
+    assert!(eventually(PATIENT, ready), "not ready");
+    let (code, _, errors) = run(&["conns", "--admin", "no.such.host.invalid:9900"]);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("cannot be looked up"), "{errors}");
+
+    let any = Ports {
+        clients: free_address(),
+        admin: (Ipv4Addr::LOCALHOST, 0).into(),
+    };
+    let (log, stdio) = kept();
+    let _proxy = Proxy::spawn(any, nobody(), stdio, &[]);
+    let port = || -> Option<u16> {
+        let log = text(&log);
+        let line = log
+            .lines()
+            .find(|line| line.contains("the admin endpoint"))?;
+        line.split("127.0.0.1:").nth(1)?.trim().parse().ok()
+    };
+    assert!(eventually(PATIENT, || port().is_some()), "{}", text(&log));
+    let found = format!("127.0.0.1:{}", port().expect("a port"));
+    assert!(eventually(PROMPT, || run(&[
+        "healthcheck",
+        "--admin",
+        &found
+    ])
+    .0 == Some(0)));
+}
+
 // --- One instance after the other -----------------------------------------------------------
 
 /// Not even the kernel lets a client in.
@@ -462,15 +569,19 @@ struct Proxy {
 }
 
 impl Proxy {
+    fn of(command: &mut Command, ports: Ports) -> Self {
+        let child = command.spawn().expect("start it");
+        Self { child, ports }
+    }
+
     fn spawn(ports: Ports, upstream: SocketAddr, log: Stdio, flags: &[&str]) -> Self {
-        let child = pulsegate(&["run", "--upstream", &upstream.to_string()])
+        let mut command = pulsegate(&["run", "--upstream", &upstream.to_string()]);
+        command
             .args(["--listen", &ports.clients.to_string()])
             .args(["--admin", &ports.admin.to_string()])
             .args(flags)
-            .stdout(log)
-            .spawn()
-            .expect("start it");
-        Self { child, ports }
+            .stdout(log);
+        Self::of(&mut command, ports)
     }
 
     /// The same until it is ready.

@@ -11,7 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 pub use super::query::Format;
-use super::query::encode;
+use super::query::{Query, encode};
 use super::table;
 use crate::view::{AnswerWord, VerifiedSession, VerifyList};
 
@@ -89,7 +89,10 @@ pub fn drain(addr: SocketAddr, wait: Option<Duration>) -> Result<String, String>
                 ));
             }
             Ok(left) if Instant::now() >= deadline => {
-                return Err(format!("{addr}: {left} sessions left after {wait:?}"));
+                let plural = if left == 1 { "" } else { "s" };
+                return Err(format!(
+                    "{addr}: {left} session{plural} left after {wait:?}"
+                ));
             }
             Ok(_) => sleep(POLL_EVERY.min(deadline.saturating_duration_since(Instant::now()))),
             // It drained and exited, which ends the answer that was under way.
@@ -120,6 +123,17 @@ pub fn connections(
         Ok((_, body)) => Err(format!("{addr}: {}", body.trim())),
         Err(error) => Err(at(addr, &error)),
     }
+}
+
+/// Whether the endpoint would accept these filters, as names and values.
+///
+/// # Errors
+/// In one line: which one it would not, and what is accepted.
+pub fn check(filters: &[(&str, &str)]) -> Result<(), String> {
+    let query = filters
+        .iter()
+        .map(|(name, value)| format!("&{name}={}", encode(value)));
+    Query::parse(&query.collect::<String>()).map(drop)
 }
 
 /// Whose peers [`verify`] asks.

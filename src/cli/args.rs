@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::address::Address;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::config::keys::{Default, KEYS, Key, Kind};
@@ -31,7 +32,7 @@ impl RunArgs {
                 let line = "give --config FILE, or --listen ADDR and --upstream ADDR";
                 return Err(ConfigErrors::one(line.to_owned()));
             }
-            None => return config::from_flags(&self.flags.0),
+            None => return config::from_flags(&self.flags.resolved()?),
         };
         let names: Vec<String> = self
             .flags
@@ -63,6 +64,21 @@ impl RunArgs {
 /// that all errors are found at once.
 #[derive(Clone, Debug)]
 struct Flags(Vec<(&'static str, String)>);
+
+impl Flags {
+    /// With the name of this host that --admin may have been given replaced by its address.
+    fn resolved(&self) -> Result<Vec<(&'static str, String)>, ConfigErrors> {
+        let mut flags = self.0.clone();
+        for (_, text) in flags.iter_mut().filter(|(flag, _)| *flag == "admin") {
+            if let Ok(address @ Address::Name { .. }) = text.parse::<Address>() {
+                let found = address.resolve();
+                let found = found.map_err(|why| ConfigErrors::one(format!("--admin: {why}")))?;
+                *text = found[0].to_string();
+            }
+        }
+        Ok(flags)
+    }
+}
 
 fn flagged() -> impl Iterator<Item = (&'static str, &'static Key)> {
     KEYS.iter().filter_map(|key| Some((key.flag?, key)))

@@ -30,7 +30,20 @@ pub(super) fn explain(config: &Config) -> String {
         out += &notes(&listener.liveness);
         out.push('\n');
     }
-    out + &process(config)
+    out + &process(config) + &takeover(config)
+}
+
+fn takeover(config: &Config) -> String {
+    let limited = |l: &&Listener| l.limits.max_connections.is_some();
+    let limited: Vec<_> = config.listeners.iter().filter(limited).collect();
+    let names: Vec<&str> = limited.iter().map(|l| l.name.as_str()).collect();
+    let waiting = if names.is_empty() {
+        String::new()
+    } else {
+        let names = names.join(", ");
+        format!("; on {names} once this one has no session there (max_connections)")
+    };
+    format!("run --takeover: the next instance takes new clients at once{waiting}\n")
 }
 
 fn heading(listener: &Listener) -> String {
@@ -42,6 +55,7 @@ fn heading(listener: &Listener) -> String {
         ..
     } = listener;
     let limits = match limits.max_connections {
+        Some(1) => format!("at most 1 session, then {}", limits.on_full),
         Some(n) => format!("at most {n} sessions, then {}", limits.on_full),
         None => "no limit of sessions".to_owned(),
     };

@@ -1,5 +1,6 @@
 //! Flags and subcommands.
 
+mod address;
 mod args;
 mod doctor;
 mod explain;
@@ -22,7 +23,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0  done as asked
   1  failed while running
-  2  flags or configuration are wrong
+  2  flags, filters or configuration are wrong
   3  an address could not be listened on
   4  verify: a peer did not answer, or could not be asked enough to tell";
 
@@ -47,12 +48,11 @@ Nothing is written into a connection. A live peer answers in a round trip; one t
 proven so in about 0.8 s, with data in flight in up to 1.3 s. A peer that was heard within the last
 second is not asked. Without --quick nothing is ended.
 
-Exit codes: 0 every peer answered; 1 failed, or no such session; 4 a peer did not answer, or could
+Exit codes: 0 every peer answered; 1 failed, or no such session; 2 wrong flags; 4 a peer did not answer, or could
 not be asked enough to tell.";
 
 #[derive(Parser)]
 #[command(name = "pulsegate", version, about, after_help = EXIT_CODES)]
-#[command(disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -85,6 +85,8 @@ enum Command {
     Verify(Verify),
     /// End sessions: FIN to both peers, RST to one that does not answer it
     Kill(Kill),
+    /// Print the version
+    Version,
     /// Watch a client vanish and be found: everything in one process, nothing to set up
     Demo(crate::demo::Options),
 }
@@ -126,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => print(&args, explain::explain),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Schema => write_out(&format!("{:#}\n", schema::json())),
+        Command::Version => write_out(concat!("pulsegate ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Healthcheck(args) => remote::healthcheck(&args),
         Command::Drain(args) => remote::drain(&args),
         Command::Conns(args) => remote::conns(&args),

@@ -1,11 +1,11 @@
 //! Subcommands that ask a running pulsegate through its admin endpoint.
 
-use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
+use super::address::Address;
 use super::write_out;
 use crate::admin::client::{self, Format, Health, Which};
 use crate::config;
@@ -18,7 +18,7 @@ const DEFAULT_ADMIN: &str = "127.0.0.1:9900";
 pub(super) struct Healthcheck {
     /// Admin address of the running pulsegate
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: SocketAddr,
+    admin: Address,
     /// How long the answer may take
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = config::duration)]
     timeout: Duration,
@@ -32,7 +32,7 @@ pub(super) struct Healthcheck {
 pub(super) struct Drain {
     /// Admin address of the running pulsegate
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: SocketAddr,
+    admin: Address,
     /// Return only when no session is left, or the process has gone
     #[arg(long)]
     wait: bool,
@@ -46,7 +46,7 @@ pub(super) struct Drain {
 pub(super) struct Conns {
     /// Admin address of the running pulsegate
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: SocketAddr,
+    admin: Address,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -72,7 +72,7 @@ pub(super) struct Verify {
     quick: bool,
     /// Admin address of the running pulsegate
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: SocketAddr,
+    admin: Address,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -88,7 +88,7 @@ pub(super) struct Kill {
     ids: Vec<u64>,
     /// Admin address of the running pulsegate
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: SocketAddr,
+    admin: Address,
 }
 
 /// Which sessions, and in which order.
@@ -123,11 +123,19 @@ pub(super) fn healthcheck(args: &Healthcheck) -> ExitCode {
     } else {
         Health::Live
     };
-    report(client::healthcheck(args.admin, args.timeout, health).map(|()| "ok\n".to_owned()))
+    let asked = args.admin.reach().and_then(|admin| {
+        client::healthcheck(admin, args.timeout, health).map(|()| "ok\n".to_owned())
+    });
+    report(asked)
 }
 
 pub(super) fn drain(args: &Drain) -> ExitCode {
-    report(client::drain(args.admin, args.wait.then_some(args.timeout)))
+    let wait = args.wait.then_some(args.timeout);
+    report(
+        args.admin
+            .reach()
+            .and_then(|admin| client::drain(admin, wait)),
+    )
 }
 
 impl Filters {
@@ -155,21 +163,28 @@ fn format(json: bool) -> Format {
 
 pub(super) fn conns(args: &Conns) -> ExitCode {
     let query = args.filters.query();
-    report(client::connections(args.admin, &query, format(args.json)))
+    if let Err(why) = client::check(&query) {
+        return misused(&why);
+    }
+    let format = format(args.json);
+    report((args.admin.reach()).and_then(|admin| client::connections(admin, &query, format)))
 }
 
 pub(super) fn verify(args: &Verify) -> ExitCode {
     let filters = args.filters.query();
     if !args.all && !filters.is_empty() {
-        complain("filters go with --all");
-        return Exit::Usage.into();
+        return misused("filters go with --all");
+    }
+    if let Err(why) = client::check(&filters) {
+        return misused(&why);
     }
     let which = if args.all {
         Which::All(&filters)
     } else {
         Which::Ids(&args.ids)
     };
-    let found = match client::verify(args.admin, which, args.quick, format(args.json)) {
+    let verify = |admin| client::verify(admin, which, args.quick, format(args.json));
+    let found = match args.admin.reach().and_then(verify) {
         Ok(found) => found,
         Err(error) => return report(Err(error)),
     };
@@ -185,9 +200,13 @@ pub(super) fn verify(args: &Verify) -> ExitCode {
 }
 
 pub(super) fn kill(args: &Kill) -> ExitCode {
+    let admin = match args.admin.reach() {
+        Ok(admin) => admin,
+        Err(why) => return report(Err(why)),
+    };
     let mut exit = Exit::Ok.into();
     for id in &args.ids {
-        match client::kill(args.admin, *id) {
+        match client::kill(admin, *id) {
             Ok(text) => drop(write_out(&text)),
             Err(error) => exit = report(Err(error)),
         }
@@ -203,6 +222,12 @@ fn report(answer: Result<String, String>) -> ExitCode {
             Exit::Failure.into()
         }
     }
+}
+
+/// Before anything was asked.
+fn misused(why: &str) -> ExitCode {
+    complain(why);
+    Exit::Usage.into()
 }
 
 fn complain(error: &str) {

@@ -1,6 +1,6 @@
 //! One value: read by the kind of its key, or refused with the reason and what is accepted.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -218,6 +218,11 @@ fn read_listen(text: &str) -> Result<Value, String> {
     if let Ok(address) = text.parse() {
         return Ok(Value::Listen(address));
     }
+    if let Ok((host, port)) = split_port(text)
+        && host.eq_ignore_ascii_case("localhost")
+    {
+        return Ok(Value::Listen((Ipv4Addr::LOCALHOST, port).into()));
+    }
     Err(match split_port(text) {
         Ok(("", _)) => "has no IP address".to_owned(),
         Ok((host, _)) if valid_host(host) => format!("names no IP address: {host}"),
@@ -248,6 +253,9 @@ fn read_dial(text: &str) -> Result<Value, String> {
 }
 
 fn split_port(text: &str) -> Result<(&str, u16), String> {
+    if text.contains("://") {
+        return Err("is a URL; write host:port".to_owned());
+    }
     let bare_v6 = text.matches(':').count() > 1 && !text.contains(']');
     if bare_v6 {
         return Err("is an IPv6 address without brackets".to_owned());

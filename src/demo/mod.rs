@@ -20,7 +20,7 @@ mod stage;
 mod vanishing;
 mod watch;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
@@ -42,19 +42,33 @@ use stage::Stage;
 /// Flags of `pulsegate demo`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// How long it takes
-    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = config::duration)]
+    /// How long it takes, from 12s; where no link can be cut, about 10s whatever is given
+    #[arg(long, value_name = "DURATION", default_value = "20s", value_parser = long_enough)]
     duration: Duration,
     /// Go on after the end until Ctrl-C
     #[arg(long)]
     keep: bool,
     /// Where to serve metrics and /connections
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9900")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9900", value_parser = of_this_host)]
     admin: SocketAddr,
 }
 
 /// The shortest time in which the vanished client is found and the rest can be told.
 const SHORTEST: Duration = Duration::from_secs(12);
+
+fn long_enough(text: &str) -> Result<Duration, String> {
+    match config::duration(text) {
+        Ok(span) if span < SHORTEST => Err("the story takes 12s at least".to_owned()),
+        read => read,
+    }
+}
+
+/// An address, or a name of one.
+fn of_this_host(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs().map_err(|error| error.to_string())?;
+    let found = found.min_by_key(SocketAddr::is_ipv6);
+    found.ok_or_else(|| "has no address".to_owned())
+}
 
 /// Plays the demo. To be called first in `main`: the way into a namespace is open only as long as
 /// the process has one thread.
@@ -135,7 +149,7 @@ fn perform(
         // The endpoint listens a moment after this thread starts; an address that is taken ends
         // the demo before it has begun.
         thread::sleep(Duration::from_millis(200));
-        if let Err(error) = story(&told, &narrator, options.duration.max(SHORTEST)) {
+        if let Err(error) = story(&told, &narrator, options.duration) {
             narrator.say("demo", &format!("cannot go on: {error}"));
         }
         if options.keep {
