@@ -1,11 +1,11 @@
 //! pulsegate in front of real services, used by their real clients: Redis, PostgreSQL, nginx,
-//! FTP; then many sessions, many bytes and bad input. Each test starts what it needs on free ports
-//! of the loopback, judges by bytes and by metrics, and leaves nothing behind.
+//! FTP, telnet; then many sessions, many bytes and bad input. Each test starts what it needs on
+//! free ports of the loopback, judges by bytes and by metrics, and leaves nothing behind.
 //!
 //! `cargo test --test services -- --list` shows the cases. A tool that is missing fails them
 //! where `CI` is set, and skips them loudly elsewhere. On Debian:
-//! `apt-get install redis-server postgresql nginx-light wrk curl vsftpd tnftp`. About 1 GB of the
-//! folder for temporary files is used for a while.
+//! `apt-get install redis-server postgresql nginx-light wrk curl vsftpd tnftp inetutils-telnet
+//! inetutils-telnetd`. About 1 GB of the folder for temporary files is used for a while.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod support;
@@ -28,6 +28,8 @@ mod process;
 mod pulsegate;
 #[path = "services/redis.rs"]
 mod redis;
+#[path = "services/telnet.rs"]
+mod telnet;
 
 use std::process::ExitCode;
 
@@ -116,6 +118,7 @@ fn main() -> ExitCode {
         postgres::CASES,
         http::CASES,
         ftp::CASES,
+        telnet::CASES,
         redis::CASES,
         bad_input::CASES,
     ];

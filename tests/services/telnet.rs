@@ -1,0 +1,156 @@
+//! Telnet: a real client on a terminal and a real server, whose interrupts and Synch are TCP
+//! urgent data in both directions.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Stdio;
+use std::thread::{self, JoinHandle};
+use std::{fs, io};
+
+use crate::Case;
+use crate::process::{Folder, Process, tool};
+use crate::pulsegate::Pulsegate;
+use crate::support::{eventually, ms};
+
+pub const CASES: &[Case] = &[Case::new(
+    "telnet_interrupts_as_it_does_directly",
+    &["telnet", "telnetd", "script"],
+    telnet_interrupts_as_it_does_directly,
+)];
+
+/// What the server runs: answers lines, and says when it is interrupted.
+const SHELL: &str = r#"#!/bin/sh
+trap 'echo GOT-INT' INT
+echo READY
+n=0
+while [ $n -lt 20 ]; do
+    if read -r line; then
+        echo "LINE:$line"
+        [ "$line" = end ] && exit
+        [ "$line" = flood ] && seq -f 'flood %.0f' 200000
+    else
+        # The interrupt.
+        n=$((n + 1))
+    fi
+done
+"#;
+
+/// A telnet client on a terminal of its own.
+struct Client(Process);
+
+impl Client {
+    fn connect(to: SocketAddr) -> Self {
+        let mut command = tool("script");
+        // `exec`, so that the end of `script` is that of the client.
+        let telnet = format!("exec telnet {} {}", to.ip(), to.port());
+        command
+            .args(["-qefc", &telnet, "/dev/null"])
+            .env("TERM", "dumb");
+        let client = Self(Process::start(&mut command));
+        client.expect("READY", 1);
+        client
+    }
+
+    /// Presses these keys.
+    fn press(&mut self, keys: &str) {
+        let input = self.0.input();
+        input.write_all(keys.as_bytes()).expect("it lives");
+        input.flush().expect("it lives");
+    }
+
+    /// Gives the client a command of its own.
+    fn command(&mut self, line: &str) {
+        let prompts = self.0.output().matches("telnet>").count();
+        self.press("\x1d");
+        self.expect("telnet>", prompts + 1);
+        self.press(&format!("{line}\r"));
+    }
+
+    /// Waits until this was printed so often.
+    #[track_caller]
+    fn expect(&self, text: &str, times: usize) {
+        let count = || self.0.output().matches(text).count();
+        let printed = eventually(ms(20_000), || count() >= times);
+        assert!(printed, "{} \"{text}\", not {times}", count());
+    }
+}
+
+/// Serves one client with a telnetd, as inetd does.
+fn serve(listener: TcpListener, shell: String) -> JoinHandle<io::Result<bool>> {
+    thread::spawn(move || {
+        let socket = OwnedFd::from(listener.accept()?.0);
+        let status = tool("telnetd")
+            .args(["-E", &shell])
+            .stdin(socket.try_clone()?)
+            .stdout(socket)
+            .stderr(Stdio::null())
+            .status()?;
+        Ok(status.success())
+    })
+}
+
+/// A session with Ctrl-C, `send ip`, `send synch`, Ctrl-C sent as a character, and an interrupt of
+/// much output, which the server cuts with a Synch of its own.
+fn session(to: SocketAddr) -> Vec<String> {
+    let mut client = Client::connect(to);
+    client.press("one\r");
+    client.expect("LINE:one", 1);
+    client.press("\x03");
+    client.expect("GOT-INT", 1);
+    client.press("two\r");
+    client.expect("LINE:two", 1);
+    client.command("send ip");
+    client.expect("GOT-INT", 2);
+    client.command("send synch");
+    client.press("three\r");
+    client.expect("LINE:three", 1);
+    // Both at once, twice.
+    for n in 3..5 {
+        client.command("send ip synch");
+        client.expect("GOT-INT", n);
+    }
+    client.press("flood\r");
+    client.expect("flood 9\r", 1);
+    client.press("\x03");
+    client.expect("GOT-INT", 5);
+    client.press("four\r");
+    client.expect("LINE:four", 1);
+    client.press("end\r");
+    client.expect("Connection closed by foreign host", 1);
+    // Where the flood was cut, and how much of it came, is for the machines to say.
+    let told = |line: &str| match line {
+        line if line.contains("GOT-INT") => Some("GOT-INT".to_owned()),
+        line => line.starts_with("LINE:").then(|| line.to_owned()),
+    };
+    let told = client.0.output().lines().filter_map(told).collect();
+    client.0.wait(ms(20_000));
+    told
+}
+
+fn telnet_interrupts_as_it_does_directly() {
+    let folder = Folder::new();
+    let shell = folder.join("shell");
+    fs::write(&shell, SHELL).expect("write");
+    fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).expect("a program");
+    let shell = shell.to_str().expect("text");
+    let outcome = |through: fn(SocketAddr) -> (Option<Pulsegate>, SocketAddr)| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let (proxy, address) = through(listener.local_addr().expect("bound"));
+        let server = serve(listener, shell.to_owned());
+        let lines = session(address);
+        let ended = server.join().expect("no panic").expect("a telnetd");
+        if let Some(proxy) = proxy {
+            proxy.expect_all_closed("finished", 1);
+        }
+        (lines, ended)
+    };
+    let direct = outcome(|server| (None, server));
+    let proxied = outcome(|server| {
+        let proxy = Pulsegate::start(server, &["--detect-within", "5s"]);
+        let address = proxy.address;
+        (Some(proxy), address)
+    });
+    assert_eq!(proxied, direct);
+}
