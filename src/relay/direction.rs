@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 use super::Counters;
-use super::pipe::Pipe;
+use super::pipe::{Loan, Pipe};
 use crate::net::stream::TcpStream;
 
 /// Read at once when copying, per thread. A read that fills it makes the direction bulk.
@@ -29,6 +29,9 @@ const TAIL_WAIT: Duration = Duration::from_millis(2);
 /// The mark is set once this much has come without a byte in the other direction: requests and
 /// answers never wait for it.
 const STEADY_BYTES: usize = 2 * 1024 * 1024;
+/// A pipe is emptied for others when its destination has taken nothing between two looks so far
+/// apart.
+const STALL_WAIT: Duration = Duration::from_secs(1);
 /// A wake-up that moved less than this ends bulk.
 const BULK_BYTES: usize = 16 * 1024;
 
@@ -52,11 +55,15 @@ pub(super) enum Held {
 pub(super) struct Rest {
     bytes: Box<[u8]>,
     written: usize,
+    /// If they come out of a pipe.
+    _loan: Option<Loan>,
 }
 
 #[derive(Debug)]
 pub(super) struct Bulk {
     pipe: Pipe,
+    /// The next look at a destination that takes nothing, and what had been sent at the last.
+    stall: Option<(Pin<Box<Sleep>>, u64)>,
     /// Bounds the wait for the low-water mark, and for more at all.
     tail: Pin<Box<Sleep>>,
     /// Bytes moved since the other direction last moved any.
@@ -186,6 +193,7 @@ impl Direction {
         self.held = Held::Rest(Box::new(Rest {
             bytes: bytes.into(),
             written: 0,
+            _loan: None,
         }));
     }
 
@@ -201,16 +209,17 @@ impl Direction {
                 }
             }
             Held::Bulk(bulk) => {
-                while bulk.pipe.held() > 0 {
-                    let n = ready!(route.to.poll_splice_from(
-                        cx,
-                        bulk.pipe.outlet(),
-                        bulk.pipe.held()
-                    ))?;
-                    Counters::add(route.sent, n);
-                    bulk.pipe.drained(n);
+                if let Poll::Ready(emptied) = bulk.poll_pipe(route, cx) {
+                    return Poll::Ready(emptied);
                 }
-                return Poll::Ready(Ok(()));
+                let (bytes, loan) = ready!(bulk.poll_stalled(route, cx))?;
+                self.end_bulk(route);
+                self.held = Held::Rest(Box::new(Rest {
+                    bytes,
+                    written: 0,
+                    _loan: Some(loan),
+                }));
+                return self.poll_held(route, cx);
             }
         }
         self.held = Held::Nothing;
@@ -321,10 +330,15 @@ impl Direction {
 
     fn begin_bulk(&mut self, route: Route<'_>) {
         self.bound_unsent(route);
+        // Writes from a pipe are not counted.
+        if std::mem::take(&mut self.writes_to_nodelay) > 0 {
+            route.to.set_nodelay();
+        }
         let Some(pipe) = Pipe::take() else { return };
         let tail = Box::pin(tokio::time::sleep(TAIL_WAIT));
         let bulk = Bulk {
             pipe,
+            stall: None,
             tail,
             steady: 0,
             answers: 0,
@@ -348,6 +362,37 @@ impl Direction {
 }
 
 impl Bulk {
+    /// Gives the destination what is in the pipe.
+    fn poll_pipe(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.pipe.held() > 0 {
+            let held = self.pipe.held();
+            let n = ready!(route.to.poll_splice_from(cx, self.pipe.outlet(), held))?;
+            Counters::add(route.sent, n);
+            self.pipe.drained(n);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Empties the pipe when the destination has stalled.
+    fn poll_stalled(
+        &mut self,
+        route: Route<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<(Box<[u8]>, Loan)>> {
+        let sent = route.sent.load(Ordering::Relaxed);
+        let first = || (Box::pin(tokio::time::sleep(STALL_WAIT)), sent);
+        let (look, before) = self.stall.get_or_insert_with(first);
+        loop {
+            ready!(look.as_mut().poll(cx));
+            look.set(tokio::time::sleep(STALL_WAIT));
+            if std::mem::replace(before, sent) == sent
+                && let Some(emptied) = self.pipe.empty()
+            {
+                return Poll::Ready(emptied);
+            }
+        }
+    }
+
     /// Fills the empty pipe. `Some(0)`: there is the FIN or the urgent mark; `None`: the stream is not bulk any more.
     fn poll_fill(
         &mut self,
@@ -412,4 +457,92 @@ impl Bulk {
 fn yield_now(cx: &mut Context<'_>) {
     let again = std::pin::pin!(tokio::task::yield_now());
     let _pending = again.poll(cx);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream as StdStream};
+    use std::os::fd::RawFd;
+
+    use super::*;
+    use crate::relay::Relay;
+    use crate::sys::sockopt;
+
+    /// A relay's end and its peer's.
+    fn pair() -> (TcpStream, StdStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let peer = StdStream::connect(listener.local_addr().unwrap()).unwrap();
+        let ours = listener.accept().unwrap().0;
+        ours.set_nonblocking(true).unwrap();
+        (TcpStream::new(ours.into()).unwrap(), peer)
+    }
+
+    /// Relays what the client sends; returns the client, the service and the relay's upstream leg.
+    fn relay(client_sends: &'static [u8]) -> (StdStream, StdStream, RawFd) {
+        let [(down, mut client), (up, service)] = [pair(), pair()];
+        let fd = up.raw_fd();
+        // What fits, before the relay reads at all.
+        client.set_nonblocking(true).unwrap();
+        let first = client.write(client_sends).unwrap();
+        client.set_nonblocking(false).unwrap();
+        let mut writer = client.try_clone().unwrap();
+        std::thread::spawn(move || writer.write_all(&client_sends[first..]).unwrap());
+        tokio::spawn(async move {
+            let (mut relay, counters) = (Relay::new(true), Counters::default());
+            let legs = [&down, &up];
+            poll_fn(|cx| relay.poll(legs, &counters, cx)).await
+        });
+        (client, service, fd)
+    }
+
+    fn block_on<F: Future>(future: F) -> F::Output {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().build().unwrap().block_on(future)
+    }
+
+    async fn eventually(mut condition: impl FnMut() -> bool) -> bool {
+        for _ in 0..1000 {
+            if condition() {
+                return true;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    #[test]
+    fn stalled_streams_give_their_pipes_back_and_lose_nothing() {
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n / 3) as u8).collect();
+        let bytes: &[u8] = bytes.leak();
+        block_on(async {
+            let streams: Vec<_> = (0..40).map(|_| relay(bytes)).collect();
+            assert!(eventually(|| Pipe::take().is_none()).await, "few are bulk");
+            assert!(eventually(|| Pipe::take().is_some()).await, "none is free");
+            for (client, mut service, _) in streams {
+                let read = std::thread::spawn(move || {
+                    let mut got = vec![0; bytes.len()];
+                    service.read_exact(&mut got).unwrap();
+                    got == bytes
+                });
+                assert!(eventually(|| read.is_finished()).await);
+                assert!(read.join().unwrap(), "other bytes");
+                drop(client);
+            }
+        });
+    }
+
+    #[test]
+    fn a_stream_that_begins_with_bulk_has_no_nagle_delay() {
+        block_on(async {
+            let (_client, mut service, upstream) = relay(&[7; 2 * SCRATCH_BYTES]);
+            let read = std::thread::spawn(move || {
+                service.read_exact(&mut [0; 2 * SCRATCH_BYTES]).unwrap();
+                service
+            });
+            assert!(eventually(|| read.is_finished()).await);
+            assert_eq!(sockopt::get_int(upstream, sockopt::NODELAY).unwrap(), 1);
+        });
+    }
 }

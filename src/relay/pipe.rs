@@ -3,6 +3,7 @@
 //! back when it is not any more.
 
 use std::cell::RefCell;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -31,11 +32,18 @@ pub fn allow_pipes(most: usize) {
 /// Pipes that are kept when nobody uses them.
 pub const KEPT: usize = 4;
 
+/// Bytes of one worker that may be lent, see [`Pipe::empty`].
+const MOST_LENT: usize = 64 * 1024 * 1024;
+
 thread_local! {
-    static POOL: RefCell<Pool> = const { RefCell::new(Pool { free: Vec::new(), made: 0, most: MOST }) };
+    static POOL: RefCell<Pool> = const {
+        RefCell::new(Pool { lent: 0, free: Vec::new(), made: 0, most: MOST })
+    };
 }
 
 struct Pool {
+    /// Bytes of emptied pipes that are not delivered yet.
+    lent: usize,
     free: Vec<Ends>,
     /// Pipes that exist.
     made: usize,
@@ -104,6 +112,26 @@ impl Pipe {
         self.ends.read.as_fd()
     }
 
+    /// Reads the bytes inside back into memory, so that the pipe is free for others. `None`: too
+    /// many are in memory already; without this bound each stalled stream would take as much.
+    pub fn empty(&mut self) -> Option<io::Result<(Box<[u8]>, Loan)>> {
+        let loan = Loan::of(self.held)?;
+        let mut bytes: Box<[u8]> = vec![0; self.held].into();
+        let mut rest = &mut bytes[..];
+        while !rest.is_empty() {
+            match rustix::io::read(self.outlet(), &mut *rest) {
+                Ok(0) => return Some(Err(io::ErrorKind::UnexpectedEof.into())),
+                Ok(n) => {
+                    self.drained(n);
+                    rest = &mut rest[n..];
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Some(Err(error.into())),
+            }
+        }
+        Some(Ok((bytes, loan)))
+    }
+
     /// Bytes have gone in.
     pub fn filled(&mut self, n: usize) {
         self.held += n;
@@ -112,6 +140,28 @@ impl Pipe {
     /// Bytes have come out.
     pub fn drained(&mut self, n: usize) {
         self.held -= n;
+    }
+}
+
+/// Bytes out of an emptied pipe, counted until this is dropped.
+#[derive(Debug)]
+pub struct Loan(usize);
+
+impl Loan {
+    fn of(bytes: usize) -> Option<Self> {
+        POOL.with_borrow_mut(|pool| {
+            let lent = pool.lent + bytes;
+            (lent <= MOST_LENT).then(|| {
+                pool.lent = lent;
+                Self(bytes)
+            })
+        })
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        let _thread_ends = POOL.try_with(|pool| pool.borrow_mut().lent -= self.0);
     }
 }
 
