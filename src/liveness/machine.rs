@@ -225,6 +225,12 @@ impl Machine {
         self.legs[leg as usize].silent(leg)
     }
 
+    /// When the last look was.
+    #[must_use]
+    pub fn last_look(&self) -> Millis {
+        self.last_look
+    }
+
     /// When a byte last moved on either leg.
     #[must_use]
     pub fn last_activity(&self) -> Millis {

@@ -15,6 +15,8 @@ pub struct Candidate {
     pub suspect: bool,
     /// One side has said FIN.
     pub half_closed: bool,
+    /// It may go for nothing but being quiet.
+    pub sheds: bool,
     /// The client has sent a byte.
     pub client_spoke: bool,
     /// Since it was accepted, ms.
@@ -64,6 +66,7 @@ mod tests {
     const BUSY: Candidate = Candidate {
         suspect: false,
         half_closed: false,
+        sheds: true,
         client_spoke: true,
         age: 60_000,
         idle: 10,

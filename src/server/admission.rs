@@ -1,5 +1,6 @@
 //! What happens to a client when there is no place for it.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +10,15 @@ use tokio::time::{sleep, timeout};
 use super::worker::Worker;
 use super::{Entrance, Pass};
 use crate::config::OnFull;
-use crate::liveness::{Close, CloseHow, CloseReason, Method};
+use crate::liveness::{Candidate, Close, CloseHow, CloseReason, Method};
 use crate::metrics::{Shortage, Takeover};
-use crate::session::Session;
+use crate::session::{Service, Session};
 use crate::sys;
 
 /// Holders that are asked at once, the longest quiet first.
 const ASKED_AT_ONCE: usize = 64;
+/// About so many sessions the kernel is asked in one round of making room.
+const LOOKED_AT: usize = 512;
 /// While a newcomer waits, the holders are asked again this often.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a newcomer waits for descriptors and memory.
@@ -84,7 +87,10 @@ async fn wait_for_resources(worker: &Worker, then: Then) -> Pass {
                 let _one_at_a_time = worker.shedding.lock().await;
                 match then {
                     Then::IsServed => shed(worker, None, Shortage::Descriptors, 1).await,
-                    Then::Waits => shed_the_dead(worker, None, Shortage::Descriptors).await,
+                    Then::Waits => {
+                        let why = Shortage::Descriptors;
+                        shed_the_dead(worker, None, Method::CHECK, why).await
+                    }
                 }
             };
             if made_room > 0 {
@@ -172,17 +178,23 @@ async fn make_room(worker: &Worker, entrance: &Entrance) -> CloseReason {
         match entrance.limits.on_full {
             OnFull::Reject | OnFull::Queue => return std::future::pending().await,
             OnFull::Verify => {
-                end_the_dead(holders(worker, Some(entrance)), Method::TAKEOVER).await;
+                end_the_dead(worker, Some(entrance), Method::TAKEOVER).await;
             }
             OnFull::Replace => {
-                if let Some(holder) = holders(worker, Some(entrance)).first() {
+                let quiet = |holder: &Candidate| Some(Reverse(holder.idle));
+                let holders = first(worker, Some(&entrance.service), 1, quiet);
+                if let Some((_, holder)) = holders.first() {
                     holder.order(over(CloseReason::Replaced));
                     // One newcomer replaces one holder.
                     return std::future::pending().await;
                 }
             }
             OnFull::Shed => {
-                if shed(worker, Some(entrance), Shortage::Places, 1).await > 0 {
+                let (here, why) = (Some(entrance), Shortage::Places);
+                // Where all are active, one may have vanished just after its last word.
+                if shed(worker, here, why, 1).await > 0
+                    || shed_the_dead(worker, here, Method::TAKEOVER, why).await > 0
+                {
                     return std::future::pending().await;
                 }
                 return CloseReason::Rejected;
@@ -202,7 +214,7 @@ pub(super) async fn shed(
     why: Shortage,
     most: usize,
 ) -> usize {
-    let mut ended = shed_the_dead(worker, entrance, why).await;
+    let mut ended = shed_the_dead(worker, entrance, Method::CHECK, why).await;
     if entrance.is_none() {
         while ended < most && worker.line.turn_away_last(why) {
             ended += 1;
@@ -211,15 +223,10 @@ pub(super) async fn shed(
     if ended >= most {
         return ended;
     }
-    let now = sys::now();
-    let ranked = holders(worker, entrance).into_iter().filter_map(|session| {
-        let rank = session.candidate(now)?.rank()?;
-        let by_policy = session.service.sheds || !rank.is_quiet();
-        by_policy.then_some((rank, session))
-    });
-    let mut ranked: Vec<_> = ranked.collect();
-    ranked.sort_by_key(|(rank, _)| *rank);
-    ranked.truncate(most - ended);
+    let wanted = most - ended;
+    let here = entrance.map(|e| &e.service);
+    let may_go = |session: &Candidate| session.rank().filter(|r| session.sheds || !r.is_quiet());
+    let ranked = first(worker, here, wanted, may_go);
     for (_, session) in &ranked {
         session.order(over(CloseReason::Shed));
         session.service.metrics.shed(why);
@@ -227,19 +234,29 @@ pub(super) async fn shed(
     ended + ranked.len()
 }
 
-async fn shed_the_dead(worker: &Worker, entrance: Option<&Entrance>, why: Shortage) -> usize {
-    let dead = end_the_dead(holders(worker, entrance), Method::CHECK).await;
+async fn shed_the_dead(
+    worker: &Worker,
+    entrance: Option<&Entrance>,
+    method: Method,
+    why: Shortage,
+) -> usize {
+    let dead = end_the_dead(worker, entrance, method).await;
     for session in &dead {
         session.service.metrics.shed(why);
     }
     dead.len()
 }
 
-/// Asks all of these, and ends those that are proven gone; returns them.
-async fn end_the_dead(mut holders: Vec<Arc<Session>>, method: Method) -> Vec<Arc<Session>> {
-    holders.truncate(ASKED_AT_ONCE);
+/// Asks the suspects and the longest quiet, and ends those that are proven gone; returns them.
+async fn end_the_dead(
+    worker: &Worker,
+    entrance: Option<&Entrance>,
+    method: Method,
+) -> Vec<Arc<Session>> {
+    let here = entrance.map(|e| &e.service);
+    let order = |holder: &Candidate| Some((!holder.suspect, Reverse(holder.idle)));
     let mut asking = JoinSet::new();
-    for session in holders {
+    for (_, session) in first(worker, here, ASKED_AT_ONCE, order) {
         asking.spawn(async move {
             let answers = session.verify(method).await;
             let ended = session.end_if_silent(&answers, Some(CloseHow::Abort));
@@ -249,18 +266,36 @@ async fn end_the_dead(mut holders: Vec<Arc<Session>>, method: Method) -> Vec<Arc
     asking.join_all().await.into_iter().flatten().collect()
 }
 
-/// The sessions that hold a place, the longest quiet first.
-fn holders(worker: &Worker, entrance: Option<&Entrance>) -> Vec<Arc<Session>> {
+/// The first ones of the sessions that hold a place, of one listener or of all, in an order. It is made
+/// of what the kernel says now where they are few. Of many thousands it is asked about some in each
+/// round, those that were looked at longest ago, and about the first ones.
+fn first<K: Ord>(
+    worker: &Worker,
+    here: Option<&Arc<Service>>,
+    most: usize,
+    order: impl Fn(&Candidate) -> Option<K>,
+) -> Vec<(K, Arc<Session>)> {
     let now = sys::now();
     let mut holders = Vec::new();
     worker.for_each_session(|session| {
-        let here = entrance.is_none_or(|e| Arc::ptr_eq(&e.service, &session.service));
-        if let Some(candidate) = session.candidate(now).filter(|_| here) {
-            holders.push((std::cmp::Reverse(candidate.idle), session.clone()));
+        if here.is_none_or(|service| Arc::ptr_eq(service, &session.service))
+            && session.known_candidate(now).is_some()
+        {
+            holders.push((session.last_look(), session.clone()));
         }
     });
-    holders.sort_by_key(|(idle, _)| *idle);
-    holders.into_iter().map(|(_, session)| session).collect()
+    holders.sort_by_key(|(looked_at, _)| *looked_at);
+    let longest_ago = holders.iter().take(LOOKED_AT);
+    longest_ago.for_each(|(_, session)| session.refresh(now));
+    let holders = holders.into_iter().map(|(_, session)| session);
+    let known = holders.filter_map(|s| Some((order(&s.known_candidate(now)?)?, s)));
+    let mut known: Vec<_> = known.collect();
+    known.sort_by(|(a, _), (b, _)| a.cmp(b));
+    let first = known.into_iter().take(most).map(|(_, session)| session);
+    let first = first.filter_map(|s| Some((order(&s.candidate(now)?)?, s)));
+    let mut first: Vec<_> = first.collect();
+    first.sort_by(|(a, _), (b, _)| a.cmp(b));
+    first
 }
 
 fn over(reason: CloseReason) -> Close {
@@ -269,5 +304,99 @@ fn over(reason: CloseReason) -> Close {
         how: CloseHow::Finish,
         evidence: None,
         silent_for: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::sync::atomic::{AtomicU8, AtomicUsize};
+
+    use super::*;
+    use crate::config::{Abandoned, Liveness, OnDead, Upstream, UpstreamAddress};
+    use crate::liveness::Millis;
+    use crate::metrics::Metrics;
+    use crate::net::stream;
+    use crate::session::{Admission, Task, monitor};
+
+    fn service(upstream: SocketAddr, metrics: &Metrics) -> Arc<Service> {
+        Arc::new(Service {
+            name: "db".into(),
+            upstream: Upstream {
+                address: UpstreamAddress::Socket(upstream),
+                connect_timeout: Duration::from_secs(5),
+            },
+            policy: Liveness::default().policy(),
+            on_dead: OnDead::Reset,
+            metrics: metrics.listener("db"),
+            queue_timeout: None,
+            abandoned: Abandoned::Serve,
+            low_water: true,
+            index: 0,
+            reconnect_delay: Duration::ZERO,
+            sheds: false,
+            sessions: AtomicUsize::new(0),
+            last_end: AtomicU8::default(),
+        })
+    }
+
+    /// So many sessions of a service, and the clients' ends.
+    fn start(
+        worker: &Worker,
+        service: &Arc<Service>,
+        count: u64,
+    ) -> Vec<(Arc<Session>, TcpStream)> {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = listener.local_addr().expect("bound");
+        let start = |id| {
+            let client = TcpStream::connect(address).expect("connected");
+            let (downstream, peer) = listener.accept().expect("accepted");
+            downstream.set_nonblocking(true).expect("set");
+            let downstream = stream::TcpStream::new(downstream.into()).expect("registered");
+            let session = Session::new(id, service.clone(), peer, sys::now());
+            let admission = Admission::Now(());
+            let table = worker.table.clone();
+            tokio::spawn(Task::new(session.clone(), table, downstream, admission));
+            (session, client)
+        };
+        (0..count).map(start).collect()
+    }
+
+    fn looks(sessions: &[(Arc<Session>, TcpStream)], since: Millis) -> usize {
+        let looked_at = |(session, _): &&(Arc<Session>, _)| session.last_look() >= since;
+        sessions.iter().filter(looked_at).count()
+    }
+
+    /// Whoever waits for a place of one listener has nobody looked at of another, and of its own as
+    /// many as are bounded, but all in their turn.
+    #[tokio::test]
+    async fn few_are_looked_at_for_one_who_waits() {
+        const MANY: u64 = LOOKED_AT as u64 + 50;
+        let upstream = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let address = upstream.local_addr().expect("bound");
+        let serve = move || upstream.incoming().collect::<Vec<_>>();
+        std::thread::spawn(serve);
+        let metrics = Arc::new(Metrics::new());
+        let worker = Worker::alone();
+        tokio::spawn(monitor(worker.table.clone(), metrics.clone()));
+        let [here, elsewhere] = [service(address, &metrics), service(address, &metrics)];
+        let others = start(&worker, &elsewhere, 3);
+        let holders = start(&worker, &here, MANY);
+        // They are put under watch meanwhile.
+        sleep(Duration::from_secs(1)).await;
+
+        let order = |holder: &Candidate| Some(Reverse(holder.idle));
+        let since = sys::now();
+        assert_eq!(first(&worker, Some(&here), 1, order).len(), 1);
+        assert_eq!(looks(&others, since), 0);
+        let looked_at = looks(&holders, since);
+        assert!(
+            (LOOKED_AT..=LOOKED_AT + 1).contains(&looked_at),
+            "{looked_at}"
+        );
+        // The next round.
+        first(&worker, Some(&here), 1, order);
+        assert_eq!(looks(&holders, since), holders.len());
+        assert_eq!(looks(&others, since), 0);
     }
 }

@@ -99,6 +99,16 @@ impl Worker {
         (0..count).map(|_| Arc::new(worker())).collect()
     }
 
+    /// One that works alone.
+    #[cfg(test)]
+    pub(super) fn alone() -> Arc<Self> {
+        let (_, never) = watch::channel(false);
+        let all = Self::crew(1, &Arc::new(Gate::new(None)), &never, &never);
+        let crew = Crew::new(vec![all[0].table.clone()]);
+        let _set_once = all[0].seat.set((0, crew));
+        all[0].clone()
+    }
+
     /// The worker that a client accepted here belongs to, if another one.
     pub(super) fn elsewhere(&self) -> Option<&Arc<Self>> {
         let (index, crew) = self.seat.get()?;

@@ -207,8 +207,21 @@ impl Session {
     /// What its place in the shedding order is made of; `None` if it is not one that could make
     /// room.
     #[must_use]
-    pub fn candidate(self: &Arc<Self>, now: Millis) -> Option<Candidate> {
+    pub fn candidate(&self, now: Millis) -> Option<Candidate> {
         self.refresh(now);
+        self.known_candidate(now)
+    }
+
+    /// When it was last looked at.
+    #[must_use]
+    pub fn last_look(&self) -> Millis {
+        self.lock().machine.last_look()
+    }
+
+    /// The same by what the last look found out, at the cost of no system call. It was active no
+    /// earlier than that says.
+    #[must_use]
+    pub fn known_candidate(&self, now: Millis) -> Option<Candidate> {
         let state = self.lock();
         if state.phase != Phase::Open || state.order.is_some() {
             return None;
@@ -220,6 +233,7 @@ impl Session {
         Some(Candidate {
             suspect: LEGS.into_iter().any(suspect),
             half_closed: state.machine.is_half_closed(),
+            sheds: self.service.sheds,
             client_spoke: self.counters.traffic().received[Leg::Downstream as usize] > 0,
             age: now.saturating_sub(self.started),
             idle: now.saturating_sub(state.machine.last_activity()),

@@ -12,6 +12,7 @@ pub const TESTS: &[Test] = tests![
     vanished_idle_holder_makes_room,
     vanished_holder_with_data_in_flight_makes_room,
     holder_that_vanished_this_moment_makes_room,
+    holder_that_vanished_this_moment_is_shed,
     vanished_holder_that_is_written_to_late_makes_room,
     device_that_forgot_its_client_makes_room,
     vanished_device_makes_room,
@@ -155,6 +156,16 @@ fn vanished_holder_with_data_in_flight_makes_room() {
 /// It was talking until 0 to 100 ms before the newcomer came.
 fn holder_that_vanished_this_moment_makes_room() {
     let case = case("verify", "1", &[]);
+    let (holder, device) = case.session();
+    holder.send_every(100, ms(20));
+    thread::sleep(ms(500));
+    case.cut(Host::Client);
+    expect_takeover(&case, "downstream", &device);
+}
+
+/// It counts as active, but it is asked before the newcomer is turned away.
+fn holder_that_vanished_this_moment_is_shed() {
+    let case = case("shed", "1", &[]);
     let (holder, device) = case.session();
     holder.send_every(100, ms(20));
     thread::sleep(ms(500));
