@@ -31,6 +31,7 @@ fn main() {
 fn policy() -> Policy {
     Policy {
         delivery_timeout: None,
+        probes: [true; 2],
         detect_within: 30_000,
         probe_interval: 6_000,
         idle_timeout: Some(3_600_000),

@@ -377,6 +377,7 @@ fn entrance(index: usize, listener: &Listener, low_water: bool, metrics: &Metric
             queue_timeout: listener.limits.queue_timeout,
             abandoned: listener.limits.abandoned,
             low_water,
+            probes: Default::default(),
             index,
             reconnect_delay: listener.limits.reconnect_delay,
             sheds: listener.limits.on_full == OnFull::Shed,

@@ -159,6 +159,8 @@ pub struct AccessRecord<'a> {
     pub connect: Option<Duration>,
     /// From the last sign of life of the leg found gone to the verdict.
     pub silent: Option<Duration>,
+    /// Keepalive probes that each peer was seen to answer, by [`Leg`]; 255 is that many or more.
+    pub probes_answered: [u8; 2],
 }
 
 /// Writes the line of a session. Fields that do not apply are left out.
@@ -183,6 +185,8 @@ pub fn access_log(record: &AccessRecord<'_>) {
         abandoned = record.abandoned.then_some(true),
         connect_ms = record.connect.map(millis),
         silent_ms = record.silent.map(millis),
+        downstream_probes_answered = record.probes_answered[down],
+        upstream_probes_answered = record.probes_answered[up],
         "session ended"
     );
 }
@@ -243,6 +247,7 @@ mod tests {
             abandoned: true,
             connect: Some(Duration::from_millis(3)),
             silent: Some(Duration::from_millis(29_900)),
+            probes_answered: [5, 6],
         }
     }
 
@@ -267,6 +272,7 @@ mod tests {
             "queued_ms": 40, "abandoned": true, "downstream_received": 1, "downstream_sent": 3,
             "upstream_received": 2, "upstream_sent": 4,
             "duration_ms": 90_000, "connect_ms": 3, "silent_ms": 29_900,
+            "downstream_probes_answered": 5, "upstream_probes_answered": 6,
         });
         assert_eq!(line, expected);
     }

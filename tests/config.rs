@@ -166,6 +166,7 @@ listeners:
     liveness:
       detect_within: 5s
       probe_interval: 2s
+      probes: { downstream: false, upstream: false }
       idle_timeout: 70s
       half_close_timeout: 8s
       stall_timeout: 9s
@@ -188,6 +189,8 @@ workers: 15
         ("connect-timeout", "4s"),
         ("detect-within", "5s"),
         ("probe-interval", "2s"),
+        ("probes-downstream", "false"),
+        ("probes-upstream", "false"),
         ("idle-timeout", "70s"),
         ("half-close-timeout", "8s"),
         ("stall-timeout", "9s"),

@@ -12,6 +12,7 @@ use super::types::{
     MemoryLimit, OnDead, OnFull, ProcessLimits, Relay, Upstream, UpstreamAddress,
 };
 use super::value::Value;
+use crate::liveness::LEGS;
 
 /// Pairs of limits of which the first could never act if it were longer than the second.
 const SHADOWED: [(&str, &str); 5] = [
@@ -114,10 +115,12 @@ impl Settings<'_> {
         let delivery = timer("delivery_timeout");
         let first_response = timer("first_response_timeout");
         let max_duration = timer("max_connection_duration");
+        let probes = LEGS.map(|leg| self.switch(&format!("{path}.probes.{}", leg.as_str())));
         let on_dead = self.word(&format!("{path}.on_dead"), OnDead::from_word);
         Some(Liveness {
             detect_within: detect_within?,
             probe_interval: probe_interval?,
+            probes: [probes[0]?, probes[1]?],
             idle_timeout: idle?,
             half_close_timeout: half_close?,
             stall_timeout: stall?,

@@ -155,6 +155,28 @@ pub const KEYS: &[Key] = &[
     .derived("a fifth of detect_within in whole seconds, at least `1s`")
     .flag("probe-interval")
     .inherited(),
+    section(
+        "listeners[].liveness.probes",
+        SECTION,
+        "Whether keepalive probes ask quiet peers.",
+    )
+    .inherited(),
+    key(
+        "listeners[].liveness.probes.downstream",
+        Kind::Switch,
+        "Ask quiet clients; false where they, or the path, never answer a keepalive probe.",
+    )
+    .value("true")
+    .flag("probes-downstream")
+    .inherited(),
+    key(
+        "listeners[].liveness.probes.upstream",
+        Kind::Switch,
+        "Ask a quiet service; false where it, or the path, never answers a keepalive probe.",
+    )
+    .value("true")
+    .flag("probes-upstream")
+    .inherited(),
     key(
         "listeners[].liveness.idle_timeout",
         span_or_off(),

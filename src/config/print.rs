@@ -70,6 +70,9 @@ fn listener_yaml(listener: &Listener) -> String {
     key(0, "liveness", "");
     key(1, "detect_within", &show(liveness.detect_within));
     key(1, "probe_interval", &show(liveness.probe_interval));
+    key(1, "probes", "");
+    key(2, "downstream", &liveness.probes[0].to_string());
+    key(2, "upstream", &liveness.probes[1].to_string());
     key(1, "idle_timeout", &off(liveness.idle_timeout));
     key(1, "half_close_timeout", &off(liveness.half_close_timeout));
     key(1, "stall_timeout", &off(liveness.stall_timeout));

@@ -111,6 +111,8 @@ pub struct Liveness {
     pub detect_within: Duration,
     /// I: a quiet peer is asked this often. Whole seconds from 1 s, below `detect_within`.
     pub probe_interval: Duration,
+    /// Whether keepalive asks the peer of each leg; on by default.
+    pub probes: [bool; 2],
     /// Default 1 h.
     pub idle_timeout: Option<Duration>,
     /// Default 60 s.
@@ -278,6 +280,7 @@ impl Default for Liveness {
         Self {
             detect_within: Duration::from_secs(30),
             probe_interval: Duration::from_secs(6),
+            probes: [true; 2],
             idle_timeout: Some(Duration::from_secs(3600)),
             half_close_timeout: Some(Duration::from_secs(60)),
             stall_timeout: None,
@@ -311,6 +314,7 @@ impl Liveness {
         Policy {
             detect_within: ms(self.detect_within),
             probe_interval: ms(self.probe_interval),
+            probes: self.probes,
             idle_timeout: self.idle_timeout.map(ms),
             half_close_timeout: self.half_close_timeout.map(ms),
             stall_timeout: self.stall_timeout.map(ms),

@@ -116,6 +116,10 @@ pub struct LegState {
     questions_before: u8,
     pub condition: Condition,
     window: Window,
+    /// Keepalive is off: while nothing waits, the peer is asked nothing.
+    unprobed: bool,
+    /// Answers to keepalive probes, as far as a look saw one.
+    pub probes_answered: u8,
 }
 
 impl LegState {
@@ -149,7 +153,9 @@ impl LegState {
         let mut ask = None;
         let seen = self.seen.get(self.life).unwrap_or(self.life);
         let probed = self.probed().is_some();
+        self.unprobed = !policy.probes[leg as usize];
         if self.hear(now, seen, sample) {
+            self.note_answer(sample);
             self.questions_before = questions(sample);
             ask = probed.then_some(Ask::Rest);
         }
@@ -166,7 +172,7 @@ impl LegState {
         } else {
             self.judge(now, policy, sample)
         };
-        if sample.is_silent() && self.wants_probe(now, policy, sample) {
+        if sample.is_silent() && !self.unprobed && self.wants_probe(now, policy, sample) {
             self.probed = AfterLife::at(now, self.life);
             ask = Some(Ask::Probe);
         }
@@ -257,7 +263,29 @@ impl LegState {
     }
 
     fn deadline(&self, policy: &Policy) -> Millis {
-        self.life + policy.detect_within
+        self.silent_since() + policy.detect_within
+    }
+
+    /// What the clock of the dead counts from: the last sign of life, or, where nothing asks a quiet
+    /// peer, since when bytes have waited for it.
+    fn silent_since(&self) -> Millis {
+        let asked_since = self.stuck.get().filter(|_| self.unprobed);
+        self.life.max(asked_since.unwrap_or(0))
+    }
+
+    /// When the peer is dead if it stays silent; `None` if nothing asks it.
+    pub fn dead_at(&self, policy: &Policy) -> Option<Millis> {
+        let is_asked = !self.unprobed || self.stuck.get().is_some();
+        is_asked.then(|| self.deadline(policy) + policy.grace())
+    }
+
+    /// An acknowledgement that came alone, long after anything that it could acknowledge, is the
+    /// answer to a probe. (The peer's own probes do not move its age.)
+    fn note_answer(&mut self, sample: &LegSample) {
+        let alone = sample.last_ack_age + SUSPECT_LOOK_EVERY;
+        if sample.is_silent() && sample.last_sent_age.min(sample.last_data_age) > alone {
+            self.probes_answered = self.probes_answered.saturating_add(1);
+        }
     }
 
     pub fn asked(&self) -> Option<Millis> {
@@ -314,7 +342,8 @@ impl LegState {
         } else {
             due_since
         };
-        let overdue = self.asked().is_some() && due_since.is_some_and(|span| age >= span);
+        let asked_for = now - self.silent_since().min(now);
+        let overdue = self.asked().is_some() && due_since.is_some_and(|span| asked_for >= span);
         if overdue {
             Condition::Suspect
         } else if undelivered {
@@ -332,7 +361,7 @@ impl LegState {
     /// grace has time for an answer, and one at D or later, however late the look. Asking again
     /// before that one had its time would put the verdict off for ever.
     fn wants_probe(&self, now: Millis, policy: &Policy, sample: &LegSample) -> bool {
-        let deadline = self.life + policy.detect_within;
+        let deadline = self.deadline(policy);
         if now + policy.final_phase() < deadline {
             return false;
         }
@@ -350,7 +379,7 @@ impl LegState {
     /// What proves it: silent for D, and the last question stayed unanswered. Told from a sample of
     /// this very moment: an answer that came since the last look must not be missed.
     pub fn death(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Option<Evidence> {
-        let deadline = self.life + policy.detect_within;
+        let deadline = self.deadline(policy);
         let last_question = if sample.is_silent() {
             self.probed().filter(|at| *at >= deadline)
         } else {
@@ -372,7 +401,7 @@ impl LegState {
         }
         // A retransmission is data sent.
         let asked = now - sample.last_sent_age;
-        let latest = policy.latest(self.life);
+        let latest = policy.latest(self.silent_since());
         if sample.is_withdrawn() && asked < window::back_by(self.deadline(policy), policy) {
             // These are rare: the last one is still to come.
             return latest;
@@ -398,7 +427,8 @@ impl LegState {
         policy: &Policy,
         sample: &LegSample,
     ) -> Option<Millis> {
-        self.window.longest_gap(now, self.life, policy, sample)
+        let since = self.silent_since();
+        self.window.longest_gap(now, since, policy, sample)
     }
 
     pub fn next_look(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
@@ -414,6 +444,9 @@ impl LegState {
     }
 
     fn next_look_for_life(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+        if self.unprobed && sample.is_silent() {
+            return now + policy.detect_within;
+        }
         let deadline = self.deadline(policy);
         let final_phase = deadline - policy.final_phase();
         if now < final_phase {

@@ -219,6 +219,12 @@ impl Machine {
         }
     }
 
+    /// How many keepalive probes the peers answered, as far as a look saw it.
+    #[must_use]
+    pub fn probes_answered(&self) -> [u8; 2] {
+        self.legs.each_ref().map(|leg| leg.probes_answered)
+    }
+
     /// What the session is closed as when the peer of a leg stays silent.
     #[must_use]
     pub fn silent(&self, leg: Leg) -> CloseReason {
@@ -341,8 +347,8 @@ impl Machine {
     pub(super) fn timers(&self, policy: &Policy) -> [Option<Timer>; 10] {
         let dead = LEGS.map(|leg| {
             let state = &self.legs[leg as usize];
-            let at = state.life + policy.detect_within + policy.grace();
-            self.is_up(leg).then(|| Timer {
+            let at = state.dead_at(policy).filter(|_| self.is_up(leg))?;
+            Some(Timer {
                 reason: self.silent(leg),
                 at,
             })

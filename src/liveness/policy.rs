@@ -18,6 +18,8 @@ pub struct Policy {
     pub detect_within: Millis,
     /// I: a quiet peer is asked this often. At least 1000 and below `detect_within`.
     pub probe_interval: Millis,
+    /// Whether keepalive asks the peer of a leg, by [`super::Leg`]. Without, a quiet one is not judged.
+    pub probes: [bool; 2],
     /// A session without a byte for this long is ended.
     pub idle_timeout: Option<Millis>,
     /// A session with one FIN and without a byte for this long is ended.
@@ -40,6 +42,7 @@ impl Policy {
         Self {
             detect_within,
             probe_interval,
+            probes: [true; 2],
             idle_timeout: None,
             half_close_timeout: None,
             stall_timeout: None,

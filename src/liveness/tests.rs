@@ -593,6 +593,70 @@ fn a_slow_link_is_not_undelivered() {
     );
 }
 
+/// Where probes are off a quiet peer is not judged; data sent to it is a question, and D counts from
+/// then.
+#[test]
+fn without_probes_a_peer_is_judged_by_data_only() {
+    let mut session = Session::new(Policy {
+        probes: [false, true],
+        ..policy()
+    });
+    session.look(1, heard(0, 1));
+    for at in (30_000..600_000).step_by(5000) {
+        let verdict = session.look(at, heard(at, 1));
+        assert_eq!((verdict.close, verdict.ask), (None, [None; 2]), "{at}");
+        assert!(verdict.next >= T0 + at + 5000, "looked at without need");
+        let view = session.machine.leg(Leg::Downstream);
+        assert_eq!(view.condition, Condition::Quiet);
+        let timer = session.machine.leg_timer(&session.policy, Leg::Downstream);
+        assert_eq!(timer, None);
+    }
+    let written = 601_000;
+    let (at, close) = session.until_closed(written + 1000, |at| {
+        let sent = at - written;
+        LegSample {
+            last_ack_age: at,
+            last_data_age: at,
+            ..undelivered(at, sent)
+        }
+    });
+    assert_eq!(close.reason, CloseReason::DownstreamDead);
+    let after = at - written;
+    assert!((30_000..=30_850).contains(&after), "dead after {after}");
+}
+
+/// An acknowledgement long after everything else answers a probe; one of data, or the peer's own
+/// data, does not.
+#[test]
+fn answers_to_probes_are_counted_where_a_look_sees_them() {
+    let mut session = Session::new(policy());
+    let answered = |session: &Session| session.machine.probes_answered()[0];
+    let sample = |ack, data, segs_in| LegSample {
+        last_data_age: data,
+        last_sent_age: ack,
+        ..heard(ack, segs_in)
+    };
+    session.look(1000, sample(10, 10, 2));
+    session.look(9000, sample(8000, 10, 3));
+    assert_eq!(answered(&session), 0);
+    for n in 1..300 {
+        let at = 9000 + n * 6000;
+        let alone = LegSample {
+            last_sent_age: at,
+            ..sample(500, at, 3 + n as u32)
+        };
+        session.look(at, alone);
+        session.look(
+            at + 1,
+            LegSample {
+                last_ack_age: 501,
+                ..alone
+            },
+        );
+        assert_eq!(u64::from(answered(&session)), n.min(255));
+    }
+}
+
 /// A peer that says nothing is not called undelivered: it may be gone.
 #[test]
 fn a_silent_peer_is_dead_and_not_undelivered() {
@@ -1011,6 +1075,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             half_close_timeout: spans[1],
             stall_timeout: spans[2],
             delivery_timeout: spans[5],
+            probes: [spans[5].is_some(), true],
             first_response_timeout: spans[3],
             max_duration: spans[4],
         })

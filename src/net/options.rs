@@ -71,6 +71,12 @@ pub fn prepare_dialled(fd: RawFd) -> io::Result<()> {
 /// The option that could not be set, with the kernel's reason. `TCP_RTO_MAX_MS` is best effort.
 pub fn watch(fd: RawFd, leg: Leg, policy: &Policy) -> io::Result<()> {
     set(fd, sockopt::USER_TIMEOUT, i32::MAX)?;
+    // Not before: behind the close(2) of a short session the kernel would give up its FIN after
+    // some 3 s.
+    let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, QUESTION_GAP_MS);
+    if !policy.probes[leg as usize] {
+        return Ok(());
+    }
     set(fd, sockopt::KEEPALIVE, 1)?;
     // That counts the idle time from now; told once more, the kernel counts it from the last sign
     // of life (`tcp_sock_set_keepidle_locked`, net/ipv4/tcp.c).
@@ -79,9 +85,6 @@ pub fn watch(fd: RawFd, leg: Leg, policy: &Policy) -> io::Result<()> {
     } else if policy.keepalive_idle() == 1000 {
         set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))?;
     }
-    // Not before: behind the close(2) of a short session the kernel would give up its FIN after
-    // some 3 s.
-    let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, QUESTION_GAP_MS);
     Ok(())
 }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crate::config::{Abandoned, OnDead, Upstream};
 use crate::liveness::{
-    Close, CloseHow, CloseReason, Fault, Leg, Look, Machine, Millis, Policy, Traffic,
+    Close, CloseHow, CloseReason, Evidence, Fault, Leg, Look, Machine, Millis, Policy, Traffic,
 };
 use crate::metrics::ListenerMetrics;
 use crate::net::sample;
@@ -56,12 +56,37 @@ pub struct Service {
     pub reconnect_delay: Duration,
     /// Whether sessions that are merely quiet may be ended to make room.
     pub sheds: bool,
+    /// By leg, whether a peer was ever seen to answer a keepalive probe.
+    pub probes: [ProbeAnswers; 2],
     /// Its place in the list of listeners.
     pub index: usize,
     /// How many sessions there are, those that wait for a place included.
     pub sessions: AtomicUsize,
     /// Why the session ended that was the last to give back its place, as a [`CloseReason`].
     pub last_end: AtomicU8,
+}
+
+/// Whether the peers of a listener answer keepalive probes at all, or something on the way drops
+/// them.
+#[derive(Debug, Default)]
+pub struct ProbeAnswers(AtomicU8);
+
+impl ProbeAnswers {
+    const ANSWERED: u8 = 1;
+    const WARNED: u8 = 2;
+
+    fn note(&self, answers: u8) {
+        if answers > 0 && self.0.load(Ordering::Relaxed) == 0 {
+            self.0.store(Self::ANSWERED, Ordering::Relaxed);
+        }
+    }
+
+    /// True once, if none was ever answered.
+    fn is_suspicious(&self) -> bool {
+        let relaxed = Ordering::Relaxed;
+        let exchanged = self.0.compare_exchange(0, Self::WARNED, relaxed, relaxed);
+        exchanged.is_ok()
+    }
 }
 
 /// Where a session is in its life.
@@ -373,7 +398,7 @@ impl Session {
     fn settle(&self, close: &Close) {
         let now = sys::now();
         let traffic = self.counters.traffic();
-        let (connect, queued, abandoned) = {
+        let (connect, queued, abandoned, answered) = {
             let mut state = self.lock();
             state.fds = [-1; 2];
             // The waker holds the task, which holds this session.
@@ -385,7 +410,8 @@ impl Session {
             };
             let opened = state.machine.opened();
             let connect = opened.map(|at| at.saturating_sub(self.dialled(&state)));
-            (connect, queued, state.abandoned)
+            let answered = state.machine.probes_answered();
+            (connect, queued, state.abandoned, answered)
         };
         let metrics = &self.service.metrics;
         let duration = Duration::from_millis(now.saturating_sub(self.started));
@@ -393,6 +419,10 @@ impl Session {
         let found_dead = close.reason.dead_leg().zip(close.evidence);
         if let Some((leg, evidence)) = found_dead {
             metrics.half_open_found(leg, evidence, silent);
+            let talked = traffic.received[leg as usize] > 0 && answered[leg as usize] == 0;
+            if evidence == Evidence::Keepalive && talked {
+                self.doubt_probes(leg);
+            }
         }
         // Whoever sees an end counted sees why.
         metrics.closed(close.reason, duration, &traffic);
@@ -411,6 +441,21 @@ impl Session {
             abandoned,
             connect: connect.map(Duration::from_millis),
             silent: found_dead.map(|_| silent),
+            probes_answered: answered,
         });
+    }
+
+    /// A peer that had talked was called dead, and had not answered one probe.
+    fn doubt_probes(&self, leg: Leg) {
+        let service = &self.service;
+        if service.probes[leg as usize].is_suspicious() {
+            let key = format!("liveness.probes.{}", leg.as_str());
+            tracing::warn!(
+                listener = &*service.name,
+                leg = leg.as_str(),
+                "a peer was ended as dead without ever answering a keepalive probe, and no other was seen to \
+                 answer one; if something on the way drops probes, set {key}: false"
+            );
+        }
     }
 }

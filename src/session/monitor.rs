@@ -159,6 +159,14 @@ impl Session {
         let before = state.machine.clone();
         let verdict = state.machine.look(now, policy, &look);
         self.report_conditions(&before, Some(&state.machine));
+        for (probes, answered) in self
+            .service
+            .probes
+            .iter()
+            .zip(state.machine.probes_answered())
+        {
+            probes.note(answered);
+        }
         for leg in LEGS {
             let fd = state.fds[leg as usize];
             match verdict.ask[leg as usize] {

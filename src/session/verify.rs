@@ -164,6 +164,9 @@ impl Session {
             let pause = match inquiry.look(sys::now(), &sample) {
                 Step::Done(answer) => break answer,
                 Step::Wait(pause) => pause,
+                Step::Ask(_) if !self.service.policy.probes[leg as usize] => {
+                    break Answer::Unknown(sample.last_life_age());
+                }
                 Step::Ask(pause) => {
                     asking.ask();
                     pause

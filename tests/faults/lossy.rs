@@ -12,9 +12,14 @@ pub const TESTS: &[Test] = tests![
     data_that_never_arrives_at_a_client_that_talks,
     data_that_never_arrives_at_a_service_that_talks,
     data_that_arrives_slowly_is_delivered,
+    quiet_client_that_answers_no_probe_is_kept_without_probes,
+    quiet_service_that_answers_no_probe_is_kept_without_probes,
+    quiet_client_that_answers_no_probe_is_ended_with_a_hint,
 ];
 
 const BIG: &str = "meta length > 1000";
+/// A segment without payload: a keepalive probe, or a bare acknowledgement.
+const BARE: &str = "meta length < 60 tcp flags & (syn | fin | rst | psh | ack) == ack";
 const DETECT: [&str; 2] = ["--detect-within", "6s"];
 
 /// A path MTU black hole towards a peer that goes on talking.
@@ -71,4 +76,56 @@ fn data_that_arrives_slowly_is_delivered() {
     assert!(client.is_open() && service.is_open(), "{client:?}");
     assert!(client.received() > 3000, "{client:?}");
     assert_eq!(case.proxy.closed("downstream_undelivered"), 0.0);
+}
+
+/// Probes to one peer are lost, and it lives; nothing is said for twice the budget.
+fn kept_without_probes(quiet: Host) {
+    let leg = if quiet == Host::Service {
+        "upstream"
+    } else {
+        "downstream"
+    };
+    let off = format!("--probes-{leg}=false");
+    let flags = ["--detect-within", "3s", &off];
+    let case = Case::with_all_flags(&flags, Options::default());
+    let (client, service) = case.session();
+    case.net.drop_at(quiet, BARE);
+    thread::sleep(ms(8000));
+    let on = [("leg", leg)];
+    let half_open = case.proxy.metrics();
+    let half_open = half_open.value("pulsegate_half_open_connections", &on);
+    assert_eq!(half_open, 0.0);
+    // It is asked nothing, so that nothing is known of it.
+    let (code, verified) = case.proxy.command(&["verify", "--quick", "1"]);
+    assert!(verified.contains("unknown"), "{code:?}: {verified}");
+    client.send(3000);
+    service.send(3000);
+    case.expect_intact(&client, &service);
+}
+
+fn quiet_client_that_answers_no_probe_is_kept_without_probes() {
+    kept_without_probes(Host::Client);
+}
+
+fn quiet_service_that_answers_no_probe_is_kept_without_probes() {
+    kept_without_probes(Host::Service);
+}
+
+fn quiet_client_that_answers_no_probe_is_ended_with_a_hint() {
+    let case = Case::with_all_flags(&["--detect-within", "3s"], Options::default());
+    let first = case.session();
+    let second = case.session();
+    case.net.drop_at(Host::Client, BARE);
+    for (_client, service) in [first, second] {
+        let (_, end) = service.wait_end(ms(3300) + SLACK);
+        assert_eq!(end, End::Reset);
+    }
+    case.expect_closed_times("downstream_dead", 2);
+    let log = case.proxy.output();
+    assert_eq!(
+        log.matches("liveness.probes.downstream: false").count(),
+        1,
+        "{log}"
+    );
+    assert!(log.contains("downstream_probes_answered=0"), "{log}");
 }
