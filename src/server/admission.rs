@@ -332,6 +332,7 @@ mod tests {
             queue_timeout: None,
             abandoned: Abandoned::Serve,
             low_water: true,
+            probes: Default::default(),
             index: 0,
             reconnect_delay: Duration::ZERO,
             sheds: false,
