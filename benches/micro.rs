@@ -130,6 +130,7 @@ fn service() -> Arc<Service> {
         on_dead: OnDead::Reset,
         metrics: Metrics::new().listener("bench"),
         sheds: false,
+        probes: Default::default(),
         index: 0,
         low_water: true,
         queue_timeout: None,
