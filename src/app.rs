@@ -258,7 +258,8 @@ impl App {
 }
 
 /// Runs the proxy with the configuration that `load` finds, until it is told to end; then ends
-/// the process, whatever its threads still wait for.
+/// the process, whatever its threads still wait for. The signals that end it may be held
+/// ([`sys::hold_end_signals`]); they are heard from here on.
 pub fn run(
     load: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static,
     succession: Succession,
@@ -285,6 +286,7 @@ async fn run_loaded(
     succession: Succession,
 ) -> Result<(), AppError> {
     let mut signals = EndSignals::install()?;
+    sys::release_end_signals();
     // On a thread of its own: no file and no name that a start waits for keeps a signal waiting.
     let (started, has_started) = oneshot::channel();
     let start = move || -> Result<_, AppError> {

@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::app::Succession;
 use crate::config::{Config, ConfigErrors, schema};
 use crate::exit::{self, Exit};
+use crate::sys;
 
 pub use args::RunArgs;
 use doctor::Doctor;
@@ -104,7 +105,13 @@ struct Run {
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    // To parse takes milliseconds.
+    sys::hold_end_signals();
+    let parsed = Cli::try_parse();
+    if !matches!(&parsed, Ok(cli) if matches!(cli.command, Command::Run(_))) {
+        sys::release_end_signals();
+    }
+    let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
             // Help goes to standard output, errors to standard error; a closed one is no failure.
