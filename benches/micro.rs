@@ -125,7 +125,10 @@ fn service() -> Arc<Service> {
         upstream: Upstream {
             address: UpstreamAddress::Socket(address),
             connect_timeout: Duration::from_secs(5),
+            resolve_interval: Duration::from_secs(10),
         },
+        resolved: None,
+        connect_lines: Default::default(),
         policy: policy(),
         on_dead: OnDead::Reset,
         metrics: Metrics::new().listener("bench"),

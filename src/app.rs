@@ -3,7 +3,7 @@
 mod surroundings;
 mod takeover;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
@@ -21,7 +21,9 @@ use crate::host::MemoryMeter;
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason};
 use crate::metrics::Metrics;
+use crate::net::dial;
 use crate::net::listen;
+use crate::net::resolve::{self, Name};
 use crate::relay;
 use crate::server::{Doors, Entrance, Gate, Hooks, Listening, StartError, Workers};
 use crate::session::{self, Service, Session};
@@ -41,11 +43,30 @@ const RESERVED_DESCRIPTORS: u64 = 96;
 
 /// Descriptors that are no sessions' under a limit.
 #[must_use]
-pub fn reserved_descriptors(limit: u64, workers: usize) -> u64 {
-    RESERVED_DESCRIPTORS + 2 * relay::most_pipes(limit) as u64 * workers as u64
+pub fn reserved_descriptors(limit: u64, workers: usize, listeners: &[Listener]) -> u64 {
+    let pipes = 2 * relay::most_pipes(limit) as u64 * workers as u64;
+    let dials = match names(listeners).len() {
+        0 => 0,
+        names => resolve::descriptors(names) + dial::MOST_DOUBLE as u64,
+    };
+    RESERVED_DESCRIPTORS + pipes + dials
 }
 /// Admin connections that wait to be accepted.
 const ADMIN_BACKLOG: u32 = 128;
+
+/// The DNS names of upstreams, each once, with the shortest `resolve_interval`.
+fn names(listeners: &[Listener]) -> BTreeMap<&str, Duration> {
+    let mut names = BTreeMap::new();
+    for upstream in listeners.iter().map(|l| &l.upstream) {
+        if let Some(name) = upstream.address.name() {
+            let every = upstream.resolve_interval;
+            let known = names.entry(name).or_insert(every);
+            *known = every.min(*known);
+        }
+    }
+    names
+}
+
 /// Sessions whose peers are asked at a time, over all requests: each is looked at some hundred
 /// times in a second until it answers.
 const VERIFIED_AT_ONCE: usize = 512;
@@ -143,12 +164,7 @@ impl App {
             .map_or_else(default_workers, std::num::NonZeroUsize::get);
         let capacity = session_capacity(&config, descriptor_limit, count)?;
         let descriptors = Arc::new(Gate::new(Some(capacity)));
-        let entrances: Vec<_> = config
-            .listeners
-            .iter()
-            .enumerate()
-            .map(|(index, l)| Arc::new(entrance(index, l, config.relay.low_water, &metrics)))
-            .collect();
+        let entrances = entrances(&config, &metrics)?;
         let inherited = before.as_mut().map(|b| std::mem::take(&mut b.listeners));
         let doors = Doors::bind(count, &entrances, inherited.unwrap_or_default(), hooks).map_err(
             |error| takeover::explain(error, admin.as_ref(), before.as_ref(), succession),
@@ -362,7 +378,26 @@ fn announce(
     }
 }
 
-fn entrance(index: usize, listener: &Listener, low_water: bool, metrics: &Metrics) -> Entrance {
+/// Those of all listeners; names are looked up from now on.
+fn entrances(config: &Config, metrics: &Metrics) -> io::Result<Vec<Arc<Entrance>>> {
+    let resolved = resolve::start(names(&config.listeners))?;
+    let listeners = config.listeners.iter().enumerate();
+    let entrances = listeners.map(|(index, listener)| {
+        let name = listener.upstream.address.name();
+        let name = resolved.iter().find(|known| Some(known.host()) == name);
+        let low_water = config.relay.low_water;
+        Arc::new(entrance(index, listener, name.cloned(), low_water, metrics))
+    });
+    Ok(entrances.collect())
+}
+
+fn entrance(
+    index: usize,
+    listener: &Listener,
+    resolved: Option<Arc<Name>>,
+    low_water: bool,
+    metrics: &Metrics,
+) -> Entrance {
     let limit = listener.limits.max_connections.map(|n| n as usize);
     Entrance {
         address: listener.address,
@@ -373,6 +408,8 @@ fn entrance(index: usize, listener: &Listener, low_water: bool, metrics: &Metric
         service: Arc::new(Service {
             name: listener.name.as_str().into(),
             upstream: listener.upstream.clone(),
+            resolved,
+            connect_lines: Default::default(),
             policy: listener.liveness.policy(),
             on_dead: listener.liveness.on_dead,
             metrics: metrics.listener(&listener.name),
@@ -424,7 +461,7 @@ fn memory_meter(config: &Config) -> Option<MemoryMeter> {
 
 /// How many sessions the descriptors allow: two each.
 fn session_capacity(config: &Config, limit: u64, workers: usize) -> Result<usize, AppError> {
-    let reserved = reserved_descriptors(limit, workers);
+    let reserved = reserved_descriptors(limit, workers, &config.listeners);
     let capacity = limit.saturating_sub(reserved) / 2;
     let asked: u64 = config
         .listeners
@@ -555,9 +592,13 @@ impl Control for App {
     }
 }
 
-/// Descriptors that the process holds.
-fn open_descriptors() -> u64 {
-    std::fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64)
+/// Descriptors that the process holds; `None` where that cannot be found out.
+fn open_descriptors() -> Option<u64> {
+    const OWN: &str = "/proc/self/fd";
+    // The kernel says so from 6.2 on. Before, the directory has to be read, which takes a descriptor.
+    let said = std::fs::metadata(OWN).map_or(0, |directory| directory.len());
+    let counted = || Some(std::fs::read_dir(OWN).ok()?.count() as u64);
+    (said > 0).then_some(said).or_else(counted)
 }
 
 #[cfg(test)]

@@ -8,10 +8,12 @@ use std::ffi::OsString;
 use std::io::{IsTerminal, stdout};
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use tracing::field::display;
 use tracing::level_filters::LevelFilter;
 use tracing::{Subscriber, info};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -128,6 +130,46 @@ where
     tracing_subscriber::registry().with(lines.with_filter(filter))
 }
 
+/// A line that may be due very often, such as one for each client while a service is down: it is
+/// written once, and then how many more there would have been, every 10 s.
+#[derive(Debug, Default)]
+pub struct Repeated(AtomicU64);
+
+/// Between the first line and the sum, and between sums.
+const SUM_EVERY: Duration = Duration::from_secs(10);
+
+impl Repeated {
+    /// For a static one.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Counts the line. `true`: it is to be written, and [`Repeated::sum_up`] to be awaited.
+    pub fn begin(&self) -> bool {
+        self.0.fetch_add(1, Ordering::Relaxed) == 0
+    }
+
+    /// Has the sums written, until nothing came for 10 s.
+    pub async fn sum_up(&self, write: impl Fn(u64)) {
+        loop {
+            tokio::time::sleep(SUM_EVERY).await;
+            // The first one stands for itself, or for the sum before.
+            match self.0.swap(1, Ordering::Relaxed).saturating_sub(1) {
+                0 if self
+                    .0
+                    .compare_exchange(1, 0, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok() =>
+                {
+                    return;
+                }
+                0 => {}
+                more => write(more),
+            }
+        }
+    }
+}
+
 /// One session, when it has ended.
 #[derive(Clone, Debug)]
 pub struct AccessRecord<'a> {
@@ -143,8 +185,10 @@ pub struct AccessRecord<'a> {
     pub dead_leg: Option<Leg>,
     /// The client.
     pub downstream: SocketAddr,
-    /// The legacy service.
+    /// The legacy service, as it is configured.
     pub upstream: &'a UpstreamAddress,
+    /// The address that its name stood for, if it has one and got that far.
+    pub dialled: Option<SocketAddr>,
     /// Bytes read from each leg, by [`Leg`].
     pub received: [u64; 2],
     /// Bytes written to each leg, by [`Leg`].
@@ -166,6 +210,10 @@ pub struct AccessRecord<'a> {
 /// Writes the line of a session. Fields that do not apply are left out.
 pub fn access_log(record: &AccessRecord<'_>) {
     let [down, up] = [Leg::Downstream as usize, Leg::Upstream as usize];
+    let (upstream, upstream_name) = match record.upstream {
+        UpstreamAddress::Socket(address) => (Some(*address), None),
+        name @ UpstreamAddress::Name { .. } => (record.dialled, Some(display(name))),
+    };
     info!(
         target: ACCESS,
         id = record.id,
@@ -175,7 +223,8 @@ pub fn access_log(record: &AccessRecord<'_>) {
         evidence = record.evidence.map(Evidence::as_str),
         dead_leg = record.dead_leg.map(Leg::as_str),
         downstream = %record.downstream,
-        upstream = %record.upstream,
+        upstream = upstream.map(display),
+        upstream_name,
         downstream_received = record.received[down],
         downstream_sent = record.sent[down],
         upstream_received = record.received[up],
@@ -240,6 +289,7 @@ mod tests {
             dead_leg: Some(Leg::Upstream),
             downstream: "192.0.2.7:51234".parse().expect("valid"),
             upstream: &UPSTREAM,
+            dialled: None,
             received: [1, 2],
             sent: [3, 4],
             duration: Duration::from_secs(90),
@@ -288,6 +338,49 @@ mod tests {
         for field in ["evidence", "connect_ms", "silent_ms", "dead_leg"] {
             assert!(!text.contains(&format!("\"{field}\":")), "{field}: {text}");
         }
+    }
+
+    #[test]
+    fn the_address_dialled_stands_beside_the_name() {
+        let name = UpstreamAddress::Name {
+            host: "db.example".to_owned(),
+            port: 5432,
+        };
+        let line = |dialled: Option<&str>| {
+            let record = AccessRecord {
+                upstream: &name,
+                dialled: dialled.map(|address| address.parse().expect("valid")),
+                ..record()
+            };
+            let text = written(&JSON, || access_log(&record));
+            serde_json::from_str::<Value>(&text).expect("JSON")
+        };
+        let dialled = line(Some("10.0.0.9:5432"));
+        assert_eq!(dialled["upstream"], "10.0.0.9:5432");
+        assert_eq!(dialled["upstream_name"], "db.example:5432");
+        let not_yet = line(None);
+        assert_eq!(not_yet.get("upstream"), None);
+        assert_eq!(not_yet["upstream_name"], "db.example:5432");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_repeats_is_summed_up() {
+        let lines = Arc::new(Repeated::default());
+        let sums = Arc::new(Mutex::new(Vec::new()));
+        assert!(lines.begin());
+        assert!((0..7).all(|_| !lines.begin()));
+        let (of, into) = (lines.clone(), sums.clone());
+        let summing = tokio::spawn(async move {
+            of.sum_up(|more| into.lock().expect("not poisoned").push(more))
+                .await;
+        });
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!(*sums.lock().expect("not poisoned"), [7]);
+        assert!(!lines.begin(), "another one within 10 s");
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(*sums.lock().expect("not poisoned"), [7, 1]);
+        summing.await.expect("ends when nothing comes");
+        assert!(lines.begin(), "the first one after a pause is written");
     }
 
     #[test]

@@ -29,6 +29,8 @@ mod listening;
 mod living;
 #[path = "faults/lossy.rs"]
 mod lossy;
+#[path = "faults/names.rs"]
+mod names;
 #[path = "faults/phantom.rs"]
 mod phantom;
 #[path = "faults/pressure.rs"]
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         closed_window::TESTS,
         lab::TESTS,
         first_response::TESTS,
+        names::TESTS,
         phantom::TESTS,
         pressure::TESTS,
         takeover::TESTS,

@@ -100,7 +100,7 @@ fn demands(config: Option<&Config>) -> Demands {
             .map(|limit| limit.map(u64::from))
             .sum::<Option<u64>>()
             .filter(|_| !listeners.is_empty()),
-        reserved_descriptors: app::reserved_descriptors(limit, workers),
+        reserved_descriptors: app::reserved_descriptors(limit, workers, listeners),
         workers: workers as u64,
         upstreams: upstreams(listeners),
         memory: memory(config.map_or(MemoryLimit::Auto, |config| config.limits.memory)),

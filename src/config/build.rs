@@ -95,9 +95,11 @@ impl Settings<'_> {
             _ => None,
         };
         let connect_timeout = self.span(&format!("{path}.connect_timeout"));
+        let resolve_interval = self.span(&format!("{path}.resolve_interval"));
         Some(Upstream {
             address: address?,
             connect_timeout: connect_timeout?,
+            resolve_interval: resolve_interval?,
         })
     }
 

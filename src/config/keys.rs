@@ -122,7 +122,7 @@ pub const KEYS: &[Key] = &[
     key(
         "listeners[].upstream.address",
         Kind::Dial,
-        "Where the service is; a DNS name is resolved for each connection.",
+        "Where the service is. Every address of a DNS name is tried.",
     )
     .flag("upstream"),
     key(
@@ -132,6 +132,14 @@ pub const KEYS: &[Key] = &[
     )
     .value("5s")
     .flag("connect-timeout")
+    .inherited(),
+    key(
+        "listeners[].upstream.resolve_interval",
+        span(secs(1), HOUR),
+        "How often a DNS name is looked up; the last answer is used while DNS is out.",
+    )
+    .value("10s")
+    .flag("resolve-interval")
     .inherited(),
     section(
         "listeners[].liveness",

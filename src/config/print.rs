@@ -67,6 +67,11 @@ fn listener_yaml(listener: &Listener) -> String {
         "connect_timeout",
         &show(listener.upstream.connect_timeout),
     );
+    key(
+        1,
+        "resolve_interval",
+        &show(listener.upstream.resolve_interval),
+    );
     key(0, "liveness", "");
     key(1, "detect_within", &show(liveness.detect_within));
     key(1, "probe_interval", &show(liveness.probe_interval));
@@ -118,7 +123,7 @@ mod tests {
 listeners:
   - { name: a, address: '[::1]:9000', upstream: { address: 'db.local:5432' } }
   - address: 127.0.0.1:9001
-    upstream: { address: 127.0.0.1:1, connect_timeout: 1500ms }
+    upstream: { address: 127.0.0.1:1, connect_timeout: 1500ms, resolve_interval: 7s }
     liveness: { detect_within: 7s, stall_timeout: 30s, idle_timeout: 0s, on_dead: close }
     limits: { max_connections: 3 }
 admin: off

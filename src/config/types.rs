@@ -88,9 +88,11 @@ pub struct Upstream {
     pub address: UpstreamAddress,
     /// From 1 ms to 5 min.
     pub connect_timeout: Duration,
+    /// How often a DNS name is looked up; from 1 s to 1 h.
+    pub resolve_interval: Duration,
 }
 
-/// `host:port`; the host is an IP address or a DNS name, which is resolved for each connection.
+/// `host:port`; the host is an IP address or a DNS name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamAddress {
     /// A literal address.
@@ -321,6 +323,17 @@ impl Liveness {
             delivery_timeout: self.delivery_timeout.map(ms),
             first_response_timeout: self.first_response_timeout.map(ms),
             max_duration: self.max_connection_duration.map(ms),
+        }
+    }
+}
+
+impl UpstreamAddress {
+    /// The DNS name, if it is one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            Self::Socket(_) => None,
+            Self::Name { host, .. } => Some(host),
         }
     }
 }

@@ -65,6 +65,8 @@ impl Counters {
 /// The TCP line of `/proc/net/sockstat`. `None`: this kernel does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sockets {
+    /// Sockets in use (`inuse`): connections of either direction and listeners. Of IPv4 alone.
+    pub in_use: Option<u64>,
     /// Connections in TIME_WAIT.
     pub time_wait: Option<u64>,
     /// Connections that no process holds and that the kernel still ends.
@@ -92,6 +94,7 @@ impl Sockets {
             pair[1].parse().ok()
         };
         Self {
+            in_use: value("inuse"),
             time_wait: value("tw"),
             orphans: value("orphan"),
             memory_pages: value("mem"),
@@ -174,6 +177,7 @@ UDP: inuse 0 mem 7
 FRAG: inuse 0 memory 0
 ";
         let expected = Sockets {
+            in_use: Some(9),
             time_wait: Some(39_099),
             orphans: Some(94),
             memory_pages: Some(383),

@@ -53,7 +53,9 @@ vocabulary! {
         Timeout = "timeout",
         /// Refused by the upstream.
         Refused = "refused",
-        /// Unreachable, or its name could not be resolved, or a local failure.
+        /// No local port is left for its address (EADDRNOTAVAIL).
+        SourcePorts = "source_ports",
+        /// Unreachable, or its name could not be resolved, or another local failure.
         Failed = "failed",
     }
 }
@@ -185,9 +187,12 @@ impl Metrics {
         self.draining.set(i64::from(draining));
     }
 
-    /// File descriptors held, and the limit of the process.
-    pub fn set_descriptors(&self, open: u64, limit: u64) {
-        self.open_descriptors.set(saturating(open));
+    /// File descriptors held, and the limit of the process. The last number stays where there is
+    /// none.
+    pub fn set_descriptors(&self, open: Option<u64>, limit: u64) {
+        if let Some(open) = open {
+            self.open_descriptors.set(saturating(open));
+        }
         self.descriptor_limit.set(saturating(limit));
     }
 

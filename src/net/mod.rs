@@ -4,5 +4,6 @@ pub mod dial;
 pub mod handover;
 pub mod listen;
 pub mod options;
+pub mod resolve;
 pub mod sample;
 pub mod stream;

@@ -17,11 +17,18 @@ use crate::net::listen;
 use crate::net::stream::TcpStream;
 use crate::session::{Admission, Session, Task};
 use crate::sys;
+use crate::telemetry::Repeated;
 
 /// Clients taken out of the queue before others get their turn.
 const BATCH: usize = 64;
 /// The longest pause after an error that waiting can help against.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Lines about errors of accept4(2), one for each [`AcceptErrorClass`]: what runs out is the
+/// process's or the host's.
+static ACCEPT_LINES: [Repeated; AcceptErrorClass::ALL.len()] =
+    [const { Repeated::new() }; AcceptErrorClass::ALL.len()];
+static DESCRIPTOR_LINES: Repeated = Repeated::new();
 
 /// Accepts from the opening of the entrance until the worker is told to stop; clients that are queued then are still taken.
 pub async fn accept(worker: Arc<Worker>, entrance: Arc<Entrance>, socket: OwnedFd) {
@@ -87,16 +94,49 @@ fn take_some(worker: &Arc<Worker>, entrance: &Arc<Entrance>, socket: &AsyncFd<Ow
                 let class = classify(&error);
                 metrics.accept_error(class);
                 if class != AcceptErrorClass::Connection {
-                    tracing::warn!(
-                        listener = &*entrance.service.name,
-                        "cannot accept: {error}; pausing before the next try"
-                    );
+                    report(&entrance.service.name, class, &error);
                     return Batch::Failed;
                 }
             }
         }
     }
     Batch::Full
+}
+
+fn report(listener: &str, class: AcceptErrorClass, error: &std::io::Error) {
+    let lines = &ACCEPT_LINES[class as usize];
+    if !lines.begin() {
+        return;
+    }
+    let advice = match error.raw_os_error() {
+        Some(libc::EMFILE) => "; no descriptor is left: raise `ulimit -n` (systemd: LimitNOFILE=)",
+        _ => "",
+    };
+    tracing::warn!(
+        listener,
+        "cannot accept: {error}{advice}; pausing before the next try"
+    );
+    tokio::spawn(lines.sum_up(move |more| {
+        tracing::warn!(
+            class = class.as_str(),
+            "cannot accept: {more} more in the last 10 s"
+        );
+    }));
+}
+
+/// The descriptors that the limit leaves for sessions are all taken.
+fn report_shortage(worker: &Worker) {
+    if !DESCRIPTOR_LINES.begin() {
+        return;
+    }
+    tracing::warn!(
+        sessions = worker.descriptors.inside(),
+        "descriptors are short: this is as many sessions as the limit allows; raise `ulimit -n` \
+         (systemd: LimitNOFILE=), or lower limits.max_connections"
+    );
+    tokio::spawn(DESCRIPTOR_LINES.sum_up(|more| {
+        tracing::warn!("descriptors are short: {more} more clients in the last 10 s");
+    }));
 }
 
 async fn readable(socket: &AsyncFd<OwnedFd>) {
@@ -140,7 +180,11 @@ fn admit(worker: &Arc<Worker>, entrance: &Arc<Entrance>, fd: OwnedFd, client: So
     let (granted, otherwise) = if *worker.out_of_memory.borrow() {
         (None, RejectReason::Memory)
     } else {
-        (worker.descriptors.enter(), RejectReason::Descriptors)
+        let granted = worker.descriptors.enter();
+        if granted.is_none() {
+            report_shortage(worker);
+        }
+        (granted, RejectReason::Descriptors)
     };
     let resources = match granted {
         Some(pass) => Resources::Granted(pass),
@@ -207,6 +251,6 @@ mod tests {
             "{}",
             size_of::<Task<Places>>()
         );
-        assert!(size_of::<Session>() <= 296, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 304, "{}", size_of::<Session>());
     }
 }

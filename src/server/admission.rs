@@ -325,7 +325,10 @@ mod tests {
             upstream: Upstream {
                 address: UpstreamAddress::Socket(upstream),
                 connect_timeout: Duration::from_secs(5),
+                resolve_interval: Duration::from_secs(10),
             },
+            resolved: None,
+            connect_lines: Default::default(),
             policy: Liveness::default().policy(),
             on_dead: OnDead::Reset,
             metrics: metrics.listener("db"),

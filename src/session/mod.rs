@@ -17,14 +17,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::config::{Abandoned, OnDead, Upstream};
+use crate::config::{Abandoned, OnDead, Upstream, UpstreamAddress};
 use crate::liveness::{
     Close, CloseHow, CloseReason, Evidence, Fault, Leg, Look, Machine, Millis, Policy, Traffic,
 };
-use crate::metrics::ListenerMetrics;
+use crate::metrics::{ConnectFailure, ListenerMetrics};
+use crate::net::resolve::Name;
 use crate::net::sample;
 use crate::relay::{self, Counters};
-use crate::{sys, telemetry};
+use crate::sys;
+use crate::telemetry::{self, Repeated};
 
 pub use crew::{Crew, Job};
 pub use monitor::monitor;
@@ -40,6 +42,8 @@ pub struct Service {
     pub name: Arc<str>,
     /// Where clients are taken.
     pub upstream: Upstream,
+    /// The same where it is a DNS name.
+    pub resolved: Option<Arc<Name>>,
     /// Liveness limits.
     pub policy: Policy,
     /// What the live leg sees when the other one was found dead.
@@ -62,6 +66,8 @@ pub struct Service {
     pub index: usize,
     /// How many sessions there are, those that wait for a place included.
     pub sessions: AtomicUsize,
+    /// Lines about connects that failed, one for each [`ConnectFailure`].
+    pub connect_lines: [Repeated; ConnectFailure::ALL.len()],
     /// Why the session ended that was the last to give back its place, as a [`CloseReason`].
     pub last_end: AtomicU8,
 }
@@ -155,6 +161,8 @@ struct State {
     queued_ms: u32,
     order: Option<Close>,
     waker: Option<Waker>,
+    /// The address of the upstream's name that was dialled last.
+    upstream: Option<Box<SocketAddr>>,
 }
 
 /// Of which legs keepalive and its companions are set.
@@ -172,6 +180,20 @@ fn aborted(reason: CloseReason) -> Close {
         how: CloseHow::Abort,
         evidence: None,
         silent_for: 0,
+    }
+}
+
+impl Service {
+    /// What the upstream's name stands for.
+    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        match (&self.upstream.address, &self.resolved) {
+            (UpstreamAddress::Name { port, .. }, Some(name)) => {
+                let addresses = name.addresses().await?;
+                Ok(addresses.iter().map(|ip| (*ip, *port).into()).collect())
+            }
+            (UpstreamAddress::Socket(address), _) => Ok(vec![*address]),
+            (UpstreamAddress::Name { .. }, None) => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 }
 
@@ -200,6 +222,7 @@ impl Session {
                 queued_ms: 0,
                 order: None,
                 waker: None,
+                upstream: None,
             }),
         })
     }
@@ -398,7 +421,7 @@ impl Session {
     fn settle(&self, close: &Close) {
         let now = sys::now();
         let traffic = self.counters.traffic();
-        let (connect, queued, abandoned, answered) = {
+        let (connect, queued, abandoned, answered, dialled) = {
             let mut state = self.lock();
             state.fds = [-1; 2];
             // The waker holds the task, which holds this session.
@@ -411,7 +434,8 @@ impl Session {
             let opened = state.machine.opened();
             let connect = opened.map(|at| at.saturating_sub(self.dialled(&state)));
             let answered = state.machine.probes_answered();
-            (connect, queued, state.abandoned, answered)
+            let dialled = state.upstream.take();
+            (connect, queued, state.abandoned, answered, dialled)
         };
         let metrics = &self.service.metrics;
         let duration = Duration::from_millis(now.saturating_sub(self.started));
@@ -434,6 +458,7 @@ impl Session {
             dead_leg: found_dead.map(|(leg, _)| leg),
             downstream: self.client(),
             upstream: &self.service.upstream.address,
+            dialled: dialled.map(|address| *address),
             received: traffic.received,
             sent: traffic.sent,
             duration,

@@ -3,11 +3,13 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use super::{Entry, Phase, Session, Table, Watch, aborted, closing};
 use crate::config::{Abandoned, UpstreamAddress};
@@ -143,7 +145,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
     fn connect(&mut self, downstream: TcpStream) -> Stage<P> {
         let session = &self.entry.session;
         session.lock().phase = Phase::Connecting;
-        let UpstreamAddress::Socket(address) = session.service.upstream.address else {
+        let Some(address) = session.only_address() else {
             let shared = self.entry.shared();
             shared.watch_soon();
             return Stage::Connecting(Box::pin(connect_by_name(shared, downstream)));
@@ -342,22 +344,24 @@ async fn connect(
     }
 }
 
-/// Resolves a name and connects to the first address that accepts.
+/// Connects to the first address of a name that accepts.
 async fn connect_by_name(
     shared: Shared,
     downstream: TcpStream,
 ) -> Result<(Relay, [TcpStream; 2]), Close> {
+    let session = &shared.session;
+    let began = sys::now();
     let connect = async {
-        match &shared.session.service.upstream.address {
-            UpstreamAddress::Name { host, port } => dial::connect(host, *port).await,
-            UpstreamAddress::Socket(address) => {
-                let upstream = dial::start(*address)?;
-                upstream.connected().await?;
-                Ok(upstream)
-            }
-        }
+        let addresses = session.service.addresses().await?;
+        let waited = Duration::from_millis(sys::now().saturating_sub(began));
+        let left = session
+            .service
+            .upstream
+            .connect_timeout
+            .saturating_sub(waited);
+        dial::first_of(&addresses, left, |address| session.note_dialled(address)).await
     };
-    match while_wanted(&shared.session, &downstream, connect).await {
+    match while_wanted(session, &downstream, connect).await {
         Ok(upstream) => {
             shared.open(&upstream);
             let relay = Relay::new(shared.session.service.low_water);
@@ -380,7 +384,7 @@ async fn while_wanted<T>(
     let connect = async {
         let limit = session.service.upstream.connect_timeout;
         let connected = tokio::time::timeout(limit, connect).await;
-        let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let connected = connected.unwrap_or_else(|_| Err(session.too_late()));
         let connected = connected.map_err(|error| session.cannot_connect(&error))?;
         session.until_client_answers().await;
         Ok(connected)
@@ -483,22 +487,75 @@ impl Session {
         }
     }
 
+    /// Where the upstream is, if there is no choice and nothing to wait for.
+    fn only_address(&self) -> Option<SocketAddr> {
+        let port = match self.service.upstream.address {
+            UpstreamAddress::Socket(address) => return Some(address),
+            UpstreamAddress::Name { port, .. } => port,
+        };
+        let known = self.service.resolved.as_ref()?.known()?;
+        let [address] = *known else { return None };
+        let address = (address, port).into();
+        self.note_dialled(address);
+        Some(address)
+    }
+
+    fn note_dialled(&self, address: SocketAddr) {
+        self.lock().upstream = Some(Box::new(address));
+    }
+
+    /// `connect_timeout` is over.
+    fn too_late(&self) -> io::Error {
+        match &self.service.resolved {
+            Some(name) if self.lock().upstream.is_none() => {
+                let host = name.host();
+                io::Error::other(format!("{host} is not resolved within connect_timeout"))
+            }
+            _ => io::ErrorKind::TimedOut.into(),
+        }
+    }
+
     fn cannot_connect(&self, error: &io::Error) -> Close {
         let (reason, failure) = match error.kind() {
             io::ErrorKind::TimedOut => (CloseReason::ConnectTimeout, ConnectFailure::Timeout),
             io::ErrorKind::ConnectionRefused => {
                 (CloseReason::ConnectRefused, ConnectFailure::Refused)
             }
+            io::ErrorKind::AddrNotAvailable => {
+                (CloseReason::LocalError, ConnectFailure::SourcePorts)
+            }
             _ if is_local(error) => (CloseReason::LocalError, ConnectFailure::Failed),
             _ => (CloseReason::ConnectFailed, ConnectFailure::Failed),
         };
-        self.service.metrics.connect_failed(failure);
-        tracing::warn!(
-            listener = &*self.service.name,
-            upstream = %self.service.upstream.address,
-            reason = reason.as_str(),
-            "cannot connect to the upstream: {error}"
-        );
+        let service = &self.service;
+        service.metrics.connect_failed(failure);
+        if service.connect_lines[failure as usize].begin() {
+            let advice = advice(error);
+            let upstream = match &self.lock().upstream {
+                Some(address) => address.to_string(),
+                None => service.upstream.address.to_string(),
+            };
+            tracing::warn!(
+                listener = &*service.name,
+                upstream,
+                reason = reason.as_str(),
+                "cannot connect to the upstream: {error}{advice}"
+            );
+            let service = service.clone();
+            tokio::spawn(async move {
+                let lines = &service.connect_lines[failure as usize];
+                let upstream = &service.upstream.address;
+                let write = |more| {
+                    tracing::warn!(
+                        listener = &*service.name,
+                        %upstream,
+                        reason = reason.as_str(),
+                        "cannot connect to the upstream: {more} more in the last 10 s"
+                    );
+                };
+                lines.sum_up(write).await;
+            });
+        }
         aborted(reason)
     }
 
@@ -514,6 +571,21 @@ fn is_local(error: &io::Error) -> bool {
     let code = error.raw_os_error();
     matches!(
         code,
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EADDRNOTAVAIL)
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
     )
+}
+
+/// What helps.
+fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => {
+            "; no descriptor is left: raise `ulimit -n` (systemd: LimitNOFILE=) or lower \
+             limits.max_connections"
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            "; no local port is left for that address (sysctl net.ipv4.ip_local_port_range), or no \
+             local address leads to it"
+        }
+        _ => "",
+    }
 }

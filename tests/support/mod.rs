@@ -3,6 +3,7 @@
 //! * [`Net`]: namespaces and links, cut and healed one direction at a time;
 //! * [`Endpoint`], [`Service`]: TCP ends that check every byte and say how the stream ended;
 //! * [`Deaf`]: a service that does not accept, and whose accept queue is full if need be;
+//! * [`Dns`]: a name server, which may fall silent;
 //! * [`Proxy`]: the binary inside the network, its metrics, its descriptors;
 //! * [`MemoryGroup`]: a control group with a limit, where the test may make one;
 //! * [`Victim`]: an end in a process of its own, to be killed.
@@ -15,6 +16,7 @@
 )]
 
 mod deaf;
+mod dns;
 mod endpoint;
 mod group;
 mod net;
@@ -32,6 +34,7 @@ use pulsegate::sys::link::Family;
 use pulsegate::sys::netns;
 
 pub use deaf::Deaf;
+pub use dns::Dns;
 pub use endpoint::{End, Endpoint, Options, Service};
 pub use group::MemoryGroup;
 pub use net::{Host, Link, Net};

@@ -88,19 +88,42 @@ impl Proxy {
         fs::rename(new, current).expect("rename");
     }
 
+    /// Started with a file instead of flags, where the process may hold so many descriptors, and
+    /// its only name server is what listens on 127.0.0.1:53 of its network. The endpoint is at its
+    /// usual place.
+    pub fn start_with_dns(net: &Arc<Net>, descriptors: u32, file: &str) -> Self {
+        let mut command = Command::new("unshare");
+        // Both files are the test's own, in a mount namespace of the process.
+        let files = format!(
+            "mount -t tmpfs none /mnt && echo nameserver 127.0.0.1 > /mnt/resolv.conf && \
+             echo 127.0.0.1 localhost > /mnt/hosts && printf %s \"$1\" > /mnt/pulsegate.yaml && \
+             mount --bind /mnt/resolv.conf /etc/resolv.conf && \
+             mount --bind /mnt/hosts /etc/hosts && ulimit -n {descriptors} && \
+             exec \"$0\" run --config /mnt/pulsegate.yaml"
+        );
+        command.args(["--map-root-user", "--mount", "sh", "-c", &files]);
+        command.arg(binary()).arg(file);
+        Self::launch(net, command)
+    }
+
     fn start_as(
         net: &Arc<Net>,
         mut command: Command,
         upstream: SocketAddr,
         flags: &[&str],
     ) -> Self {
-        let output = output_file().expect("a file for the output");
         command
             .arg("run")
             .args(["--listen", &net.everywhere().to_string()])
             .args(["--upstream", &upstream.to_string()])
             .args(["--admin", ADMIN])
-            .args(flags)
+            .args(flags);
+        Self::launch(net, command)
+    }
+
+    fn launch(net: &Arc<Net>, mut command: Command) -> Self {
+        let output = output_file().expect("a file for the output");
+        command
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a second handle"))
             .stderr(output.try_clone().expect("a third handle"));
@@ -161,6 +184,12 @@ impl Proxy {
     /// Descriptors that the process has open.
     pub fn descriptors(&self) -> usize {
         let directory = format!("/proc/{}/fd", self.child.id());
+        fs::read_dir(directory).map_or(0, Iterator::count)
+    }
+
+    /// Its threads.
+    pub fn threads(&self) -> usize {
+        let directory = format!("/proc/{}/task", self.child.id());
         fs::read_dir(directory).map_or(0, Iterator::count)
     }
 

@@ -92,6 +92,15 @@ fn ports(facts: &Facts, demands: &Demands) -> Check {
                 );
                 Check::new(name, Status::Fail, found, &meaning).set(setting)
             }
+            _ if taken(facts) > ports / 5 * 4 => {
+                let meaning = format!(
+                    "{} connections of the namespace are in use or in TIME_WAIT, and there are \
+                     {ports} ports: if most lead to one address, connects to it will fail \
+                     (source_ports)",
+                    taken(facts)
+                );
+                Check::new(name, Status::Warn, found, &meaning).set(setting)
+            }
             _ if ports < USUAL_PORTS => {
                 let meaning = format!(
                     "at most {ports} sessions to one address of a service; a narrow range makes \
@@ -105,6 +114,12 @@ fn ports(facts: &Facts, demands: &Demands) -> Check {
             }
         }
     })
+}
+
+/// What may hold a local port. Clients' connections are among them, and hold none of their own.
+fn taken(facts: &Facts) -> u64 {
+    let sockets = facts.sockets.unwrap_or_default();
+    sockets.in_use.unwrap_or(0) + sockets.time_wait.unwrap_or(0)
 }
 
 fn time_wait(facts: &Facts) -> Check {

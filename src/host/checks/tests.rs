@@ -27,6 +27,7 @@ fn good() -> (Facts, Demands) {
             ..Counters::default()
         }),
         sockets: Some(Sockets {
+            in_use: Some(20),
             time_wait: Some(5),
             orphans: Some(0),
             memory_pages: Some(199),
@@ -162,6 +163,10 @@ fn what_bounds_the_promise_warns() {
     });
     expect("ip_local_port_range", Warn, "at most 9999", |f, _| {
         f.limits.port_range = Some((50_000, 59_998));
+    });
+    expect("ip_local_port_range", Warn, "28232 ports", |f, _| {
+        let sockets = f.sockets.as_mut().expect("known");
+        (sockets.in_use, sockets.time_wait) = (Some(2_000), Some(22_000));
     });
     expect("memory_limit", Warn, "before anything is shed", |_, d| {
         d.memory = Memory::Process(2 << 30);
