@@ -9,6 +9,10 @@ use super::sample::{LegSample, Look, TcpState};
 /// timer (`TCP_RTO_MIN`).
 const REPEATED: Millis = 200;
 
+/// A live peer acknowledges data within less than this; an RST that answers data after longer silence
+/// comes from a host that has forgotten the connection.
+const FORGOT: Millis = 1000;
+
 /// What to do to a leg's socket after a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ask {
@@ -185,7 +189,14 @@ impl Machine {
         let now = now.max(self.last_look);
         let state = &self.legs[leg as usize];
         // A segment that is lost and repeated on a busy path is no unanswered question yet.
+        // One that was silent and answers what we sent with RST instead of an acknowledgement knows
+        // nothing of the connection; unless it had said FIN, and its application has closed since.
+        let forgot = !self.is_half_closed()
+            && after.is_some_and(|s| {
+                s.last_life_age() >= FORGOT && s.last_sent_age < s.last_life_age()
+            });
         let asked = state.condition == Condition::Suspect
+            || forgot
             || after.is_some_and(|s| question(s).is_some() && s.last_life_age() >= REPEATED);
         let phantom =
             state.condition == Condition::Phantom && after.is_none_or(|s| !s.anything_taken());

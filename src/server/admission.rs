@@ -197,7 +197,11 @@ async fn make_room(worker: &Worker, entrance: &Entrance) -> CloseReason {
                 {
                     return std::future::pending().await;
                 }
-                return CloseReason::Rejected;
+                // A holder that ends for a reason of its own, such as an RST for an answer, makes room
+                // as well.
+                if open_holders(worker, &entrance.service) >= entrance.gate.inside() {
+                    return CloseReason::Rejected;
+                }
             }
         }
         sleep(ASK_AGAIN).await;
@@ -264,6 +268,17 @@ async fn end_the_dead(
         });
     }
     asking.join_all().await.into_iter().flatten().collect()
+}
+
+/// The sessions of a listener that hold a place and are not ending.
+fn open_holders(worker: &Worker, here: &Arc<Service>) -> usize {
+    let now = sys::now();
+    let mut open = 0;
+    worker.for_each_session(|session| {
+        let holds = Arc::ptr_eq(here, &session.service) && session.known_candidate(now).is_some();
+        open += usize::from(holds);
+    });
+    open
 }
 
 /// The first ones of the sessions that hold a place, of one listener or of all, in an order. It is made

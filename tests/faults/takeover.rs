@@ -15,6 +15,7 @@ pub const TESTS: &[Test] = tests![
     holder_that_vanished_this_moment_is_shed,
     vanished_holder_that_is_written_to_late_makes_room,
     device_that_forgot_its_client_makes_room,
+    device_that_forgot_its_client_this_moment_is_shed,
     vanished_device_makes_room,
     one_vanished_holder_of_three_makes_room,
     live_quiet_holder_is_not_disturbed,
@@ -196,6 +197,17 @@ fn device_that_forgot_its_client_makes_room() {
     device.reset();
     case.net.heal(Host::Service);
     thread::sleep(ms(1200));
+    expect_takeover(&case, "upstream", &holder);
+    assert!(holder.wait_reset(PROMPT), "{holder:?}");
+}
+
+/// Its holder counts as active, and the first question is possible only a second later.
+fn device_that_forgot_its_client_this_moment_is_shed() {
+    let case = case("shed", "1", &[]);
+    let (holder, device) = case.session();
+    case.cut(Host::Service);
+    device.reset();
+    case.net.heal(Host::Service);
     expect_takeover(&case, "upstream", &holder);
     assert!(holder.wait_reset(PROMPT), "{holder:?}");
 }

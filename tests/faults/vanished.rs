@@ -32,6 +32,8 @@ pub const TESTS: &[Test] = tests![
     bytes_of_a_vanished_client_are_delivered_before_the_abort,
     client_that_forgot_the_connection,
     service_that_forgot_the_connection,
+    client_that_forgot_is_told_by_data,
+    service_that_forgot_is_told_by_data,
     many_clients_vanish_and_the_others_do_not_notice,
 ];
 
@@ -306,6 +308,37 @@ fn service_that_forgot_the_connection() {
     let (_, end) = client.wait_end(DETECT + SLACK);
     assert_eq!(end, End::Reset);
     case.expect_counted_dead("upstream", "reset");
+}
+
+/// The same, with data as the first question, long before the next probe.
+fn told_by_data(forgets: Host) {
+    let flags = ["--detect-within", "60s", "--probe-interval", "20s"];
+    let case = Case::with_all_flags(&flags, Options::default());
+    let (client, service) = case.session();
+    thread::sleep(ms(1300));
+    case.net.cut(forgets);
+    let (leg, told) = match forgets {
+        Host::Service => {
+            service.reset();
+            ("upstream", &client)
+        }
+        _ => {
+            client.reset();
+            ("downstream", &service)
+        }
+    };
+    case.net.heal(forgets);
+    told.send(100);
+    assert_eq!(told.wait_end(PROMPT).1, End::Reset);
+    case.expect_counted_dead(leg, "reset");
+}
+
+fn client_that_forgot_is_told_by_data() {
+    told_by_data(Host::Client);
+}
+
+fn service_that_forgot_is_told_by_data() {
+    told_by_data(Host::Service);
 }
 
 /// Half of the vanished clients are idle, half are being sent to. Healthy clients keep talking.
