@@ -12,7 +12,7 @@ use tokio::net::TcpStream as AsyncStream;
 use crate::Case;
 use crate::bytes::Stream;
 use crate::many;
-use crate::process::{Process, free_address, read_to_any_end};
+use crate::process::{Folder, Process, free_address, read_to_any_end};
 use crate::pulsegate::{Pulsegate, binary, connect};
 use crate::support::{eventually, ms};
 
@@ -33,6 +33,11 @@ pub const CASES: &[Case] = &[
         "an_upstream_without_address_is_a_closed_client",
         &[],
         an_upstream_without_address_is_a_closed_client,
+    ),
+    Case::new(
+        "a_name_is_resolved_where_no_thread_can_be_had",
+        &["prlimit"],
+        a_name_is_resolved_where_no_thread_can_be_had,
     ),
     Case::new(
         "an_upstream_that_refuses_is_a_closed_client",
@@ -231,6 +236,20 @@ fn an_upstream_without_address_is_a_closed_client() {
     let flags = ["--detect-within", "5s", "--connect-timeout", "50s"];
     let proxy = Pulsegate::start("nobody.invalid.:80", &flags);
     expect_clients_closed(&proxy, "connect_failed", "failed");
+}
+
+/// A thread for a look-up that is not to be had must not end what others have.
+fn a_name_is_resolved_where_no_thread_can_be_had() {
+    let runtime = many::runtime();
+    let folder = Folder::new();
+    let upstream = format!("localhost:{}", many::echo(&runtime).port());
+    let proxy = Pulsegate::start_without_threads(&folder, upstream);
+    let clients: Vec<_> = (0..3).map(|_| proxy.connect()).collect();
+    for (number, client) in clients.iter().enumerate() {
+        round_trip(client, number);
+    }
+    drop(clients);
+    proxy.expect_all_closed("finished", 3);
 }
 
 fn an_upstream_that_refuses_is_a_closed_client() {

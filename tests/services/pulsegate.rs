@@ -10,7 +10,7 @@ use std::time::Duration;
 use ::pulsegate::app::default_workers;
 use ::pulsegate::relay::KEPT_PIPE_DESCRIPTORS;
 
-use crate::process::{Process, free_address, tool};
+use crate::process::{Account, Folder, Process, free_address, tool};
 use crate::support::{Metrics, eventually, ms};
 
 const SETTLED_WITHIN: Duration = Duration::from_secs(30);
@@ -53,6 +53,25 @@ impl Pulsegate {
             .arg(binary.get_program())
             .args(binary.get_args());
         Self::start_by(shell, upstream, flags)
+    }
+
+    /// The same under an account that may have no further thread once it is ready: for root there is
+    /// no such limit.
+    pub fn start_without_threads(folder: &Folder, upstream: impl ToString) -> Self {
+        let original = binary();
+        let copy = folder.join("pulsegate");
+        fs::copy(original.get_program(), &copy).expect("copy the binary");
+        let mut command = Command::new(copy);
+        command.args(original.get_args());
+        let account = Account::of(&["nobody"]);
+        account.runs(&mut command);
+        let proxy = Self::start_by(command, upstream, &["--detect-within", "5s"]);
+        // Under the same account: to limit another's process takes a capability.
+        let mut limit = tool("prlimit");
+        limit.args(["--pid", &proxy.process.id().to_string(), "--nproc=0:0"]);
+        account.runs(&mut limit);
+        assert!(limit.status().expect("run prlimit").success());
+        proxy
     }
 
     /// The same from a file that names these two addresses.
