@@ -1,12 +1,17 @@
 //! Subcommands that ask a running pulsegate through its admin endpoint.
 
+use std::ffi::OsStr;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::address::Address;
-use super::write_out;
+use super::{RunArgs, started_with, write_out};
 use crate::admin::client::{self, Format, Health, Which};
 use crate::config;
 use crate::exit::{self, Exit};
@@ -19,6 +24,12 @@ pub(super) struct Healthcheck {
     /// Admin address of the running pulsegate
     #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
     admin: Address,
+    /// Ask where this configuration file says
+    #[arg(short, long, value_name = "FILE", conflicts_with = "admin")]
+    config: Option<PathBuf>,
+    /// Ask the pulsegate with this process id where its command line says: 1 in a container
+    #[arg(long, value_name = "PID", conflicts_with_all = ["admin", "config"])]
+    pid: Option<u32>,
     /// How long the answer may take
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = config::duration)]
     timeout: Duration,
@@ -123,10 +134,36 @@ pub(super) fn healthcheck(args: &Healthcheck) -> ExitCode {
     } else {
         Health::Live
     };
-    let asked = args.admin.reach().and_then(|admin| {
-        client::healthcheck(admin, args.timeout, health).map(|()| "ok\n".to_owned())
+    let asked = args.address().and_then(|address| match address {
+        Some(address) => client::healthcheck(address, args.timeout, health).map(|()| "ok\n"),
+        None => Ok("admin is off: nobody to ask\n"),
     });
-    report(asked)
+    report(asked.map(str::to_owned))
+}
+
+impl Healthcheck {
+    /// `None` where the endpoint is off.
+    fn address(&self) -> Result<Option<SocketAddr>, String> {
+        let config = match (&self.config, self.pid) {
+            (Some(file), _) => config::load_file(file),
+            (None, Some(pid)) => configuration_of(pid)?.load(),
+            (None, None) => return self.admin.reach().map(Some),
+        };
+        let admin = config.map_err(|errors| errors.to_string())?.admin;
+        Ok(admin.map(|admin| admin.address))
+    }
+}
+
+/// With what a process was started, perhaps by an init such as tini.
+fn configuration_of(pid: u32) -> Result<RunArgs, String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline"));
+    let line = line.map_err(|error| format!("process {pid}: {error}"))?;
+    let words = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
+    let is_pulsegate = |word: &&OsStr| Path::new(word).file_name() == Some("pulsegate".as_ref());
+    let mut words: Vec<_> = words.skip_while(|word| !is_pulsegate(word)).collect();
+    // A zero byte ends the last one, too.
+    words.pop();
+    started_with(&words).ok_or_else(|| format!("process {pid} is no `pulsegate run`"))
 }
 
 pub(super) fn drain(args: &Drain) -> ExitCode {

@@ -83,7 +83,7 @@ fn the_image_is_small_and_unprivileged() {
         "USER 65532:65532",
         "STOPSIGNAL SIGTERM",
         r#"ENTRYPOINT ["/pulsegate"]"#,
-        r#"  CMD ["/pulsegate", "healthcheck"]"#,
+        r#"  CMD ["/pulsegate", "healthcheck", "--pid", "1"]"#,
     ] {
         assert!(last_stage.lines().any(|l| l == line), "{line}");
     }
