@@ -40,7 +40,6 @@ impl Control for Fake {
     fn readiness(&self) -> Readiness {
         match self.readiness.load(SeqCst) {
             0 => Readiness::Ready,
-            1 => Readiness::Starting,
             _ => Readiness::Draining,
         }
     }
@@ -281,8 +280,6 @@ fn probes_and_pages() {
     let e = Endpoint::start();
     e.get("/livez").expect(200, "ok");
     e.get("/readyz").expect(200, "ready");
-    e.fake.readiness.store(1, SeqCst);
-    e.get("/readyz").expect(503, "starting");
     e.fake.readiness.store(2, SeqCst);
     e.get("/readyz").expect(503, "draining");
     e.get("/livez").expect(200, "ok");

@@ -1,11 +1,48 @@
-//! What is shipped beside the binary: Helm chart, Kubernetes manifest, systemd unit, Dockerfile.
+//! What is shipped beside the binary: Helm chart, Kubernetes manifest, systemd unit, image.
 //!
-//! The tools come from `.ci/install`. A test that misses one says so and passes; with `CI` set it
-//! fails.
+//! The tools come from `.ci/install`. A test that misses one shows as ignored; with `CI` set it fails.
+
+#![allow(
+    clippy::disallowed_methods,
+    reason = "waits for processes in real time"
+)]
 
 mod packaging {
     pub mod files;
+    pub mod image;
     pub mod manifests;
     pub mod tools;
     pub mod values;
+}
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+use packaging::tools::Case;
+use packaging::{files, image, manifests, values};
+
+fn trial(case: Case) -> Trial {
+    let Some(missing) = case.missing() else {
+        return Trial::test(case.name, move || {
+            (case.body)();
+            Ok(())
+        });
+    };
+    if std::env::var_os("CI").is_some() {
+        let why = format!("missing, run .ci/install: {missing}");
+        return Trial::test(case.name, || Err(why.into()));
+    }
+    eprintln!(
+        "SKIPPED: {}: missing, run .ci/install: {missing}",
+        case.name
+    );
+    Trial::test(case.name, || Ok(())).with_ignored_flag(true)
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let all = [files::CASES, image::CASES, manifests::CASES, values::CASES];
+    let trials = all.concat().into_iter().map(trial);
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

@@ -28,8 +28,6 @@ use view::{Shown, VerifiedSession};
 pub enum Readiness {
     /// Listening.
     Ready,
-    /// Not listening yet.
-    Starting,
     /// Draining; no way back.
     Draining,
 }

@@ -244,7 +244,6 @@ impl Router {
     fn readyz(&self) -> Reply {
         match self.control.readiness() {
             Readiness::Ready => text(StatusCode::OK, "ready\n"),
-            Readiness::Starting => text(StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
             Readiness::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         }
     }

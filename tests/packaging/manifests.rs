@@ -7,7 +7,52 @@ use std::process::Command;
 
 use serde_yaml::Value;
 
-use super::tools::{documents, read, repo, run, scratch, tool};
+use super::tools::{
+    Case, Running, before, documents, free_address, read, repo, run, scratch, tool,
+};
+
+pub const CASES: &[Case] = &[
+    Case::new(
+        "both_helms_render_the_same_objects",
+        &["helm3", "helm4-python"],
+        both_helms_render_the_same_objects,
+    ),
+    Case::new(
+        "objects_follow_the_kubernetes_schema",
+        &["helm4-python", "kubernetes-validate"],
+        objects_follow_the_kubernetes_schema,
+    ),
+    Case::new(
+        "every_pod_is_restricted",
+        &["helm4-python"],
+        every_pod_is_restricted,
+    ),
+    Case::new(
+        "probes_ask_the_admin_port",
+        &["helm4-python"],
+        probes_ask_the_admin_port,
+    ),
+    Case::new(
+        "services_lead_to_ports_that_exist",
+        &["helm4-python"],
+        services_lead_to_ports_that_exist,
+    ),
+    Case::new(
+        "the_rendered_configuration_is_accepted",
+        &["helm4-python"],
+        the_rendered_configuration_is_accepted,
+    ),
+    Case::new(
+        "the_test_pod_of_the_chart_succeeds",
+        &["helm4-python"],
+        the_test_pod_of_the_chart_succeeds,
+    ),
+    Case::new(
+        "the_flags_of_the_sidecar_are_accepted",
+        &[],
+        the_flags_of_the_sidecar_are_accepted,
+    ),
+];
 
 /// The oldest and the newest Kubernetes whose API the manifests are held against.
 const KUBERNETES: [&str; 2] = ["1.29", "1.37"];
@@ -69,8 +114,8 @@ pub fn helm4(python: &Path, values: &Path) -> Result<Vec<Value>, String> {
 }
 
 /// Every set of objects that we ship: the chart with each value file, and the plain manifest.
-fn shipped() -> Option<Vec<(String, Vec<Value>)>> {
-    let python = helm4_python()?;
+fn shipped() -> Vec<(String, Vec<Value>)> {
+    let python = helm4_python();
     let mut all = vec![(
         "deploy/kubernetes/sidecar.yaml".to_owned(),
         documents(&read("deploy/kubernetes/sidecar.yaml")),
@@ -81,11 +126,11 @@ fn shipped() -> Option<Vec<(String, Vec<Value>)>> {
             helm4(&python, &values).unwrap(),
         ));
     }
-    Some(all)
+    all
 }
 
 /// The interpreter that has the Helm 4 library. Not any `python3`: the search must end at ours.
-pub fn helm4_python() -> Option<PathBuf> {
+pub fn helm4_python() -> PathBuf {
     tool("helm4-python")
 }
 
@@ -107,11 +152,8 @@ fn containers(pod: &Value) -> Vec<&Value> {
     list("initContainers").chain(list("containers")).collect()
 }
 
-#[test]
 fn both_helms_render_the_same_objects() {
-    let (Some(helm), Some(python)) = (tool("helm3"), helm4_python()) else {
-        return;
-    };
+    let (helm, python) = (tool("helm3"), helm4_python());
     let by_name = |objects: Vec<Value>| -> BTreeMap<String, Value> {
         let name = |o: &Value| format!("{:?}/{:?}", o["kind"], o["metadata"]["name"]);
         objects
@@ -131,11 +173,8 @@ fn both_helms_render_the_same_objects() {
     }
 }
 
-#[test]
 fn objects_follow_the_kubernetes_schema() {
-    let (Some(validate), Some(shipped)) = (tool("kubernetes-validate"), shipped()) else {
-        return;
-    };
+    let (validate, shipped) = (tool("kubernetes-validate"), shipped());
     let mut files = Vec::new();
     for (index, (_, all)) in shipped.iter().enumerate() {
         // A PodMonitor is not part of Kubernetes; its schema is not at hand.
@@ -155,9 +194,8 @@ fn objects_follow_the_kubernetes_schema() {
 }
 
 /// The "restricted" Pod Security Standard, written out.
-#[test]
 fn every_pod_is_restricted() {
-    let Some(shipped) = shipped() else { return };
+    let shipped = shipped();
     for (name, all) in shipped {
         assert!(!pod_specs(&all).is_empty(), "{name}");
         for pod in pod_specs(&all) {
@@ -204,9 +242,8 @@ fn every_pod_is_restricted() {
 }
 
 /// A probe on a data port would open a connection to the legacy service.
-#[test]
 fn probes_ask_the_admin_port() {
-    let Some(shipped) = shipped() else { return };
+    let shipped = shipped();
     for (name, all) in shipped {
         let deployments = objects(&all, "Deployment");
         for deployment in &deployments {
@@ -228,9 +265,8 @@ fn probes_ask_the_admin_port() {
 }
 
 /// Each Service port leads to a port that a container of the same set has.
-#[test]
 fn services_lead_to_ports_that_exist() {
-    let Some(shipped) = shipped() else { return };
+    let shipped = shipped();
     for (name, all) in shipped {
         let pod = &objects(&all, "Deployment")[0]["spec"]["template"];
         let ports: Vec<&Value> = containers(&pod["spec"])
@@ -250,9 +286,8 @@ fn services_lead_to_ports_that_exist() {
 }
 
 /// What the chart writes is what the binary reads.
-#[test]
 fn the_rendered_configuration_is_accepted() {
-    let Some(shipped) = shipped() else { return };
+    let shipped = shipped();
     let check = |config: &Path| {
         run(Command::new(env!("CARGO_BIN_EXE_pulsegate"))
             .arg("check")
@@ -276,8 +311,46 @@ fn the_rendered_configuration_is_accepted() {
     );
 }
 
+/// What `helm test` runs, against the binary: on the rendered configuration, and on a process that
+/// answers at a name, as the Service of the admin port is one.
+fn the_test_pod_of_the_chart_succeeds() {
+    let mut asked = Vec::new();
+    for values in value_files() {
+        let all = helm4(&helm4_python(), &values).unwrap();
+        let config = objects(&all, "ConfigMap")[0]["data"]["pulsegate.yaml"].as_str();
+        let config = scratch("helm-test", "pulsegate.yaml", config.unwrap());
+        let admin = free_address();
+        let running = Running::start(&before(&["--admin", &admin.to_string()]));
+        running.wait_for(admin);
+        for container in pod_containers(&all) {
+            let args = container["args"].as_sequence().unwrap();
+            let args = args.iter().map(|arg| arg.as_str().unwrap());
+            let args: Vec<String> = args
+                .map(|arg| match arg.rsplit_once(':') {
+                    Some((name, "9901")) => {
+                        assert_eq!(name, "edge-admin");
+                        format!("localhost:{}", admin.port())
+                    }
+                    _ => arg.replace("/etc/pulsegate/pulsegate.yaml", config.to_str().unwrap()),
+                })
+                .collect();
+            let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+            run(command.args(&args)).unwrap_or_else(|error| panic!("{args:?}: {error}"));
+            asked.push(args[0].clone());
+        }
+    }
+    asked.sort();
+    assert_eq!(asked, ["check", "check", "check", "healthcheck"]);
+}
+
+fn pod_containers(all: &[Value]) -> Vec<&Value> {
+    let pods = objects(all, "Pod");
+    pods.into_iter()
+        .flat_map(|pod| containers(&pod["spec"]))
+        .collect()
+}
+
 /// The flags of the plain manifest are flags that the binary has.
-#[test]
 fn the_flags_of_the_sidecar_are_accepted() {
     let all = documents(&read("deploy/kubernetes/sidecar.yaml"));
     let pod = pod_specs(&all)[0];

@@ -2,26 +2,66 @@
 
 use std::env;
 use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_yaml::Value;
 
-/// A program that `.ci/install` brings, or that the system has. `None`: skip the test.
-pub fn tool(name: &str) -> Option<PathBuf> {
-    let found = search_path()
-        .into_iter()
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file());
-    if found.is_none() {
-        assert!(
-            env::var_os("CI").is_none(),
-            "{name} is missing: run .ci/install"
-        );
-        eprintln!("SKIPPED: {name} is missing: run .ci/install");
+/// A test and the programs that it needs.
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub name: &'static str,
+    tools: &'static [&'static str],
+    mounts: bool,
+    pub body: fn(),
+}
+
+impl Case {
+    pub const fn new(name: &'static str, tools: &'static [&'static str], body: fn()) -> Self {
+        Self {
+            name,
+            tools,
+            mounts: false,
+            body,
+        }
     }
-    found
+
+    /// The same where the process may mount.
+    pub const fn that_mounts(mut self) -> Self {
+        self.mounts = true;
+        self
+    }
+
+    /// What the machine lacks.
+    pub fn missing(&self) -> Option<String> {
+        let tools = self.tools.iter().filter(|name| find(name).is_none());
+        let mut missing: Vec<_> = tools.copied().collect();
+        if self.mounts && !may_mount() {
+            missing.push("the right to mount");
+        }
+        (!missing.is_empty()).then(|| missing.join(", "))
+    }
+}
+
+fn may_mount() -> bool {
+    let mut command = Command::new("unshare");
+    let command = command.args(["--mount", "mount", "-t", "tmpfs", "none", "/mnt"]);
+    command.output().is_ok_and(|output| output.status.success())
+}
+
+/// A program that the case names.
+pub fn tool(name: &str) -> PathBuf {
+    find(name).unwrap_or_else(|| panic!("the case does not say that it needs {name}"))
+}
+
+/// A program that `.ci/install` brings, or that the system has.
+fn find(name: &str) -> Option<PathBuf> {
+    let found = search_path().into_iter().map(|dir| dir.join(name));
+    found.into_iter().find(|path| path.is_file())
 }
 
 fn search_path() -> Vec<PathBuf> {
@@ -82,4 +122,44 @@ pub fn documents(text: &str) -> Vec<Value> {
         .map(|document| Value::deserialize(document).unwrap_or_else(|e| panic!("{e}\n{text}")))
         .filter(|value| !value.is_null())
         .collect()
+}
+
+/// An address that nobody listens on.
+pub fn free_address() -> SocketAddr {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap()
+}
+
+/// Flags of `run` for a listener on a free port, and these.
+pub fn before(flags: &[&str]) -> Vec<String> {
+    let listener = ["--listen", "127.0.0.1:0", "--upstream", "127.0.0.1:1"];
+    let all = listener.iter().chain(flags);
+    all.map(|flag| (*flag).to_owned()).collect()
+}
+
+/// A running pulsegate, killed when it is dropped.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn start(flags: &[String]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+        command.arg("run").args(flags).stdout(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    /// Until somebody listens there.
+    pub fn wait_for(&self, address: SocketAddr) {
+        let up = (0..200).any(|_| {
+            thread::sleep(Duration::from_millis(50));
+            TcpStream::connect(address).is_ok()
+        });
+        assert!(up, "nobody listens on {address}");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

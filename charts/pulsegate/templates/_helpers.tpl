@@ -108,6 +108,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- fail (printf "listeners: service port %s of %q is taken by %s" $servicePort .name (get $servicePorts $servicePort)) -}}
 {{- end -}}
 {{- $_ := set $servicePorts $servicePort .name -}}
+{{- $limits := mergeOverwrite (dict) (dig "limits" (dict) (default (dict) $.Values.config.defaults)) (default (dict) .limits) -}}
+{{- if eq (toString (get $limits "max_connections")) "1" -}}
+{{- if or (ne (int $.Values.replicaCount) 1) (ne $.Values.strategy.type "Recreate") -}}
+{{- fail (printf "listeners: max_connections of %q is 1, and each Pod would take one client to %s: set replicaCount: 1 and strategy: {type: Recreate}" .name .upstream.address) -}}
+{{- end -}}
+{{- end -}}
 {{- if and .nodePort (eq $.Values.service.type "ClusterIP") -}}
 {{- fail (printf "listeners: nodePort of %q needs service.type NodePort or LoadBalancer" .name) -}}
 {{- end -}}
