@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use pulsegate::config::{Abandoned, OnDead, Upstream, UpstreamAddress};
+use pulsegate::config::{Abandoned, OnDead, OnEnd, Upstream, UpstreamAddress};
 use pulsegate::liveness::{LegSample, Look, Machine, Policy, TcpState, Traffic};
 use pulsegate::metrics::Metrics;
 use pulsegate::net::stream::TcpStream as Leg;
@@ -131,6 +131,7 @@ fn service() -> Arc<Service> {
         connect_lines: Default::default(),
         policy: policy(),
         on_dead: OnDead::Reset,
+        on_end: OnEnd::Reset,
         metrics: Metrics::new().listener("bench"),
         sheds: false,
         probes: Default::default(),

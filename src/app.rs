@@ -412,6 +412,7 @@ fn entrance(
             connect_lines: Default::default(),
             policy: listener.liveness.policy(),
             on_dead: listener.liveness.on_dead,
+            on_end: listener.liveness.on_end,
             metrics: metrics.listener(&listener.name),
             queue_timeout: listener.limits.queue_timeout,
             abandoned: listener.limits.abandoned,
@@ -499,7 +500,7 @@ impl Drainable for App {
     }
 
     fn finish_all(&self) {
-        self.order_all(CloseReason::Drain, CloseHow::Finish);
+        self.order_all(CloseReason::Drain, CloseHow::Flush);
     }
 
     fn abort_all(&self) {
@@ -551,16 +552,20 @@ impl Control for App {
     }
 
     fn close(&self, id: u64) -> bool {
-        let close = Close {
-            reason: CloseReason::Admin,
-            how: CloseHow::Finish,
-            evidence: None,
-            silent_for: 0,
-        };
         let mut found = false;
         self.for_each_session(|session| {
             if session.id == id {
-                session.order(close);
+                session.order(Close {
+                    reason: CloseReason::Admin,
+                    // Who asks twice does not want to wait.
+                    how: if session.is_ending() {
+                        CloseHow::Abort
+                    } else {
+                        CloseHow::Flush
+                    },
+                    evidence: None,
+                    silent_for: 0,
+                });
                 found = true;
             }
         });

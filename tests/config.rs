@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use proptest::prelude::*;
 use pulsegate::config::{
-    self, Admin, Config, Liveness, LogFormat, LogLevel, MemoryLimit, OnDead, OnFull, keys,
+    self, Admin, Config, Liveness, LogFormat, LogLevel, MemoryLimit, OnDead, OnEnd, OnFull, keys,
 };
 use serde_json::Value;
 
@@ -102,6 +102,7 @@ fn the_defaults_are_those_that_are_promised() {
     assert_eq!(listener.upstream.connect_timeout.as_secs(), 5);
     assert_eq!(listener.liveness, Liveness::default());
     assert_eq!(listener.liveness.on_dead, OnDead::Reset);
+    assert_eq!(listener.liveness.on_end, OnEnd::Reset);
     assert_eq!(listener.limits.max_connections, None);
     assert_eq!(listener.limits.on_full, OnFull::Reject);
     let address = "127.0.0.1:9900".parse().unwrap();
@@ -174,6 +175,7 @@ listeners:
       first_response_timeout: 10s
       max_connection_duration: 110s
       on_dead: close
+      on_end: close
     limits: { max_connections: 12, on_full: verify, queue_timeout: 12s, abandoned: drop, reconnect_delay: 500ms }
 admin: off
 limits: { memory: 96MiB }
@@ -199,6 +201,7 @@ workers: 15
         ("first-response-timeout", "10s"),
         ("max-connection-duration", "110s"),
         ("on-dead", "close"),
+        ("on-end", "close"),
         ("max-connections", "12"),
         ("on-full", "verify"),
         ("queue-timeout", "12s"),

@@ -15,6 +15,8 @@ mod support;
 mod case;
 #[path = "faults/closed_window.rs"]
 mod closed_window;
+#[path = "faults/complete_stream.rs"]
+mod complete_stream;
 #[path = "faults/endings.rs"]
 mod endings;
 #[path = "faults/first_response.rs"]
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
     let all = [
         lifecycle::TESTS,
         closed_window::TESTS,
+        complete_stream::TESTS,
         lab::TESTS,
         first_response::TESTS,
         names::TESTS,

@@ -9,7 +9,7 @@ use super::keys::{self, Default};
 use super::settings::{Entry, Settings};
 use super::types::{
     Abandoned, Admin, Config, Drain, Limits, Listener, Liveness, Log, LogFormat, LogLevel,
-    MemoryLimit, OnDead, OnFull, ProcessLimits, Relay, Upstream, UpstreamAddress,
+    MemoryLimit, OnDead, OnEnd, OnFull, ProcessLimits, Relay, Upstream, UpstreamAddress,
 };
 use super::value::Value;
 use crate::liveness::LEGS;
@@ -119,6 +119,7 @@ impl Settings<'_> {
         let max_duration = timer("max_connection_duration");
         let probes = LEGS.map(|leg| self.switch(&format!("{path}.probes.{}", leg.as_str())));
         let on_dead = self.word(&format!("{path}.on_dead"), OnDead::from_word);
+        let on_end = self.word(&format!("{path}.on_end"), OnEnd::from_word);
         Some(Liveness {
             detect_within: detect_within?,
             probe_interval: probe_interval?,
@@ -130,6 +131,7 @@ impl Settings<'_> {
             first_response_timeout: first_response?,
             max_connection_duration: max_duration?,
             on_dead: on_dead?,
+            on_end: on_end?,
         })
     }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::types::{Abandoned, LogFormat, LogLevel, MemoryLimit, OnDead, OnFull};
+use super::types::{Abandoned, LogFormat, LogLevel, MemoryLimit, OnDead, OnEnd, OnFull};
 
 /// One key of the configuration.
 #[derive(Debug)]
@@ -240,6 +240,15 @@ pub const KEYS: &[Key] = &[
     )
     .value("reset")
     .flag("on-dead")
+    .inherited(),
+    key(
+        "listeners[].liveness.on_end",
+        Kind::Words(OnEnd::WORDS),
+        "How both legs are ended when pulsegate ends the session by itself (a limit, the drain, an \
+         operator, a newcomer): RST after what was received was delivered, or FIN.",
+    )
+    .value("reset")
+    .flag("on-end")
     .inherited(),
     section("listeners[].limits", SECTION, "Admission.").inherited(),
     key(

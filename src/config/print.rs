@@ -93,6 +93,7 @@ fn listener_yaml(listener: &Listener) -> String {
         &off(liveness.max_connection_duration),
     );
     key(1, "on_dead", liveness.on_dead.as_str());
+    key(1, "on_end", liveness.on_end.as_str());
     key(0, "limits", "");
     key(1, "max_connections", &limit);
     key(1, "on_full", listener.limits.on_full.as_str());
@@ -124,7 +125,7 @@ listeners:
   - { name: a, address: '[::1]:9000', upstream: { address: 'db.local:5432' } }
   - address: 127.0.0.1:9001
     upstream: { address: 127.0.0.1:1, connect_timeout: 1500ms, resolve_interval: 7s }
-    liveness: { detect_within: 7s, stall_timeout: 30s, idle_timeout: 0s, on_dead: close }
+    liveness: { detect_within: 7s, stall_timeout: 30s, idle_timeout: 0s, on_dead: close, on_end: close }
     limits: { max_connections: 3 }
 admin: off
 limits: { memory: 96MiB }

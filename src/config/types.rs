@@ -129,6 +129,18 @@ pub struct Liveness {
     pub max_connection_duration: Option<Duration>,
     /// What the live leg sees when the other one was found dead.
     pub on_dead: OnDead,
+    /// What both legs see when pulsegate itself ends the session.
+    pub on_end: OnEnd,
+}
+
+words! {
+    /// What both legs see when a limit, an operator or the drain ends the session.
+    OnEnd {
+        /// RST, after what was received was delivered: a cut stream is never taken for a whole one.
+        Reset = "reset",
+        /// FIN, and RST after a second.
+        Close = "close",
+    }
 }
 
 words! {
@@ -290,6 +302,7 @@ impl Default for Liveness {
             first_response_timeout: None,
             max_connection_duration: None,
             on_dead: OnDead::Reset,
+            on_end: OnEnd::Reset,
         }
     }
 }

@@ -76,6 +76,8 @@ pub enum Answer {
     },
     /// Not enough was asked in the time there was: no judgement.
     Unknown(Millis),
+    /// The peer has said FIN and is owed nothing: there is nothing to ask.
+    Complete,
     /// The connection is over already.
     Over,
 }
@@ -140,6 +142,9 @@ impl Inquiry {
         let since_begin = now.saturating_sub(self.began);
         if sample.state == TcpState::Closed {
             return Step::Done(Answer::Over);
+        }
+        if sample.is_complete() {
+            return Step::Done(Answer::Complete);
         }
         // Ages are rounded to the kernel's clock: a small difference says nothing.
         let spoke = sample.segs_in != self.segs_in || silent_for + AGE_JITTER < since_begin;
@@ -462,5 +467,17 @@ mod tests {
         };
         let mut inquiry = Inquiry::new(0, Method::CHECK, &over, None);
         assert_eq!(inquiry.look(0, &over), Step::Done(Answer::Over));
+        // Of one that has said FIN there is nothing to ask, unless it is owed something.
+        let complete = LegSample {
+            state: TcpState::CloseWait,
+            ..idle(9000)
+        };
+        let mut inquiry = Inquiry::new(0, Method::CHECK, &complete, None);
+        assert_eq!(inquiry.look(0, &complete), Step::Done(Answer::Complete));
+        let owed = LegSample {
+            unacked: 1,
+            ..complete
+        };
+        assert!(matches!(inquiry.look(0, &owed), Step::Wait(_)));
     }
 }

@@ -63,6 +63,20 @@ impl Condition {
     }
 }
 
+/// What the peer sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Default)]
+pub enum Stream {
+    /// There may be more.
+    #[default]
+    Open,
+    /// It has said FIN.
+    Complete,
+    /// It has, and is owed nothing: it is neither asked nor judged.
+    Over,
+    /// It was found gone after its FIN, and what it had sent is still being delivered.
+    Bequeathed,
+}
+
 /// A point in time, or none, in eight bytes: there is one machine for each session.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mark(Option<NonZeroU64>);
@@ -120,6 +134,7 @@ pub struct LegState {
     unprobed: bool,
     /// Answers to keepalive probes, as far as a look saw one.
     pub probes_answered: u8,
+    pub stream: Stream,
 }
 
 impl LegState {
@@ -150,6 +165,12 @@ impl LegState {
             }
             return None;
         }
+        if sample.is_complete() || self.is_exempt() {
+            return self.observe_exempt(now, policy, sample);
+        }
+        if sample.said_fin() {
+            self.stream = Stream::Complete;
+        }
         let mut ask = None;
         let seen = self.seen.get(self.life).unwrap_or(self.life);
         let probed = self.probed().is_some();
@@ -176,6 +197,39 @@ impl LegState {
             self.probed = AfterLife::at(now, self.life);
             ask = Some(Ask::Probe);
         }
+        ask
+    }
+
+    /// A peer that has said FIN and is owed nothing has nothing left to die of. When something is
+    /// written to it again, its clock starts at the look that finds out: nobody had asked it before.
+    fn observe_exempt(&mut self, now: Millis, policy: &Policy, sample: &LegSample) -> Option<Ask> {
+        let seen = self.seen.get(self.life).unwrap_or(self.life);
+        self.hear(now, seen, sample);
+        let ask = match self.stream {
+            Stream::Over if !sample.is_complete() => {
+                self.stream = Stream::Complete;
+                self.life = now;
+                (!self.unprobed).then_some(Ask::Again)
+            }
+            Stream::Open | Stream::Complete => {
+                self.stream = Stream::Over;
+                (!self.unprobed).then_some(Ask::Nothing)
+            }
+            Stream::Over | Stream::Bequeathed => None,
+        };
+        self.asked = AfterLife::default();
+        self.probed = AfterLife::default();
+        self.questions_before = questions(sample);
+        self.seen = AfterLife::at(now, self.life);
+        self.note_stuck(now, seen, sample);
+        if self.stream == Stream::Bequeathed {
+            self.stuck = Mark::default();
+        }
+        self.condition = if now - self.life >= policy.suspect_after() {
+            Condition::Quiet
+        } else {
+            Condition::Alive
+        };
         ask
     }
 
@@ -262,6 +316,11 @@ impl LegState {
         }
     }
 
+    /// Whether it is not judged.
+    pub fn is_exempt(&self) -> bool {
+        self.stream >= Stream::Over
+    }
+
     fn deadline(&self, policy: &Policy) -> Millis {
         self.silent_since() + policy.detect_within
     }
@@ -275,7 +334,7 @@ impl LegState {
 
     /// When the peer is dead if it stays silent; `None` if nothing asks it.
     pub fn dead_at(&self, policy: &Policy) -> Option<Millis> {
-        let is_asked = !self.unprobed || self.stuck.get().is_some();
+        let is_asked = (!self.unprobed || self.stuck.get().is_some()) && !self.is_exempt();
         is_asked.then(|| self.deadline(policy) + policy.grace())
     }
 
@@ -379,6 +438,9 @@ impl LegState {
     /// What proves it: silent for D, and the last question stayed unanswered. Told from a sample of
     /// this very moment: an answer that came since the last look must not be missed.
     pub fn death(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Option<Evidence> {
+        if self.is_exempt() {
+            return None;
+        }
         let deadline = self.deadline(policy);
         let last_question = if sample.is_silent() {
             self.probed().filter(|at| *at >= deadline)
@@ -432,6 +494,10 @@ impl LegState {
     }
 
     pub fn next_look(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+        if self.is_exempt() {
+            // Something may be written to it.
+            return now + BUSY_LOOK_EVERY;
+        }
         let next = self.next_look_for_life(now, policy, sample);
         if sample.is_withdrawn() {
             next.min(window::next_look(now, sample))

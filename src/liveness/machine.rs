@@ -1,6 +1,6 @@
 //! The state machine of one session.
 
-use super::leg::{Condition, LegState, Mark, SUSPECT_LOOK_EVERY, question};
+use super::leg::{Condition, LegState, Mark, SUSPECT_LOOK_EVERY, Stream, question};
 use super::policy::{Millis, Policy};
 use super::reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
 use super::sample::{LegSample, Look, TcpState};
@@ -20,6 +20,10 @@ pub enum Ask {
     Probe,
     /// The peer has answered: return to the normal probe interval.
     Rest,
+    /// The peer has said FIN and is owed nothing: send it no keepalive probe any more.
+    Nothing,
+    /// It is owed something again: send it keepalive probes again.
+    Again,
 }
 
 /// The decision to end a session.
@@ -220,6 +224,26 @@ impl Machine {
         }
     }
 
+    /// The kernel was told to ask the peer of a leg, whatever it was told before.
+    pub fn is_asked(&mut self, leg: Leg) {
+        let stream = &mut self.legs[leg as usize].stream;
+        if *stream == Stream::Over {
+            *stream = Stream::Complete;
+        }
+    }
+
+    /// Whether the peer of a leg is known to have said FIN.
+    #[must_use]
+    pub fn said_fin(&self, leg: Leg) -> bool {
+        self.legs[leg as usize].stream != Stream::Open
+    }
+
+    /// The peer of a leg is gone, and what it had sent is still to be delivered: from now on only
+    /// the other peer and the limits of the session can end that.
+    pub fn give_up(&mut self, leg: Leg) {
+        self.legs[leg as usize].stream = Stream::Bequeathed;
+    }
+
     /// A leg as shown to the operator.
     #[must_use]
     pub fn leg(&self, leg: Leg) -> LegView {
@@ -285,14 +309,18 @@ impl Machine {
 
     fn observe_session(&mut self, now: Millis, look: &Look) {
         let samples = || {
-            look.legs
-                .iter()
-                .flatten()
+            // Of a peer that is gone only repetitions are to be seen.
+            let legs = self.legs.iter().zip(&look.legs);
+            legs.filter_map(|(leg, sample)| sample.filter(|_| leg.stream != Stream::Bequeathed))
                 .map(|s| s.clamped(now - self.start))
         };
         let open = self.opened.get().is_some();
-        if open && samples().any(|s| s.state != TcpState::Established) {
-            let since = self.half_closed.get().unwrap_or(now);
+        let given_up = self.legs.iter().any(|leg| leg.stream == Stream::Bequeathed);
+        if open && (given_up || samples().any(|s| s.state != TcpState::Established)) {
+            // Its clock stands still while a live peer is owed bytes: how long that may take is for
+            // the clocks of that peer to say.
+            let owed = samples().any(|s| s.state != TcpState::Closed && !s.is_silent());
+            let since = self.half_closed.get().filter(|_| !owed).unwrap_or(now);
             self.half_closed = Mark::at(since);
         }
         let sent = look.traffic.sent[Leg::Upstream as usize] > 0;
@@ -337,8 +365,7 @@ impl Machine {
             | CloseReason::UpstreamUndelivered
             | CloseReason::FirstResponseTimeout
             | CloseReason::UpstreamPhantom => CloseHow::AbortAfterFlush(Leg::Upstream),
-            CloseReason::HalfCloseTimeout => CloseHow::Abort,
-            _ => CloseHow::Finish,
+            _ => CloseHow::Flush,
         };
         Some(Close {
             reason: timer.reason,

@@ -208,8 +208,25 @@ pub enum CloseHow {
     /// The named leg is gone: RST on it at once; on the other leg RST after what was received
     /// has been delivered (bounded).
     AbortAfterFlush(Leg),
-    /// RST on both legs.
+    /// What was received is delivered to both (bounded), then RST on both legs, or FIN where
+    /// `on_end` says so.
+    Flush,
+    /// RST on both legs at once.
     Abort,
-    /// FIN on both legs, bounded, then RST.
-    Finish,
+}
+
+impl CloseHow {
+    /// Whether it leaves the peers less time.
+    #[must_use]
+    pub const fn is_harsher_than(self, other: Self) -> bool {
+        self.harshness() > other.harshness()
+    }
+
+    const fn harshness(self) -> u8 {
+        match self {
+            Self::AbortAfterFlush(_) => 0,
+            Self::Flush => 1,
+            Self::Abort => 2,
+        }
+    }
 }

@@ -90,6 +90,19 @@ impl LegSample {
         self.unacked == 0 && self.notsent == 0
     }
 
+    /// The peer has said FIN.
+    #[must_use]
+    pub fn said_fin(&self) -> bool {
+        matches!(self.state, TcpState::CloseWait | TcpState::LastAck)
+    }
+
+    /// The peer has said FIN and is owed nothing: it may have forgotten the connection, and nobody
+    /// is the worse for it.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.state == TcpState::CloseWait && self.is_silent()
+    }
+
     /// The peer has taken back the window that data of ours was on its way to. The kernel repeats that
     /// data and does not count it (`tcp_retransmit_timer`, net/ipv4/tcp_timer.c).
     pub(super) fn is_withdrawn(&self) -> bool {

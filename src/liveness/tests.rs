@@ -718,6 +718,90 @@ fn rest_follows_the_answer_once() {
     assert_eq!(session.look(29_200, heard(190, 2)).ask[0], None);
 }
 
+/// A leg whose peer has said FIN and is owed nothing.
+fn complete(age: Millis) -> LegSample {
+    LegSample {
+        state: TcpState::CloseWait,
+        ..heard(age, 1)
+    }
+}
+
+#[test]
+fn a_peer_that_said_fin_and_is_owed_nothing_is_neither_asked_nor_judged() {
+    let mut session = Session::new(policy());
+    assert_eq!(
+        session.look(1000, complete(1000)).ask[0],
+        Some(Ask::Nothing)
+    );
+    for second in 2..200 {
+        let after = second * 1000;
+        let unanswered = LegSample {
+            probes: 9,
+            ..complete(after)
+        };
+        let verdict = session.look(after, unanswered);
+        assert_eq!((verdict.ask[0], verdict.close), (None, None), "{second}");
+        assert!(verdict.next <= T0 + after + BUSY_LOOK_EVERY, "{second}");
+        let condition = session.machine.leg(Leg::Downstream).condition;
+        assert_ne!(condition, Condition::Suspect, "{second}");
+        let timer = session.machine.leg_timer(&session.policy, Leg::Downstream);
+        assert_eq!(timer, None, "{second}");
+    }
+}
+
+#[test]
+fn it_is_judged_from_when_it_is_seen_to_be_owed_something() {
+    let mut session = Session::new(policy());
+    session.look(1000, complete(1000));
+    session.look(60_000, complete(60_000));
+    let owed = |after: Millis| LegSample {
+        state: TcpState::CloseWait,
+        ..retransmitting(after)
+    };
+    assert_eq!(session.look(61_000, owed(61_000)).ask[0], Some(Ask::Again));
+    let (after, close) = session.until_closed(62_000, owed);
+    assert_eq!(close.reason, CloseReason::DownstreamDead);
+    assert!((91_750..93_000).contains(&after), "{after}");
+    // What it had sent is delivered: it is not judged twice.
+    assert!(session.machine.said_fin(Leg::Downstream));
+    session.machine.give_up(Leg::Downstream);
+    assert_eq!(session.look(200_000, owed(200_000)).close, None);
+}
+
+#[test]
+fn the_half_close_clock_stands_still_while_a_live_peer_is_owed_bytes() {
+    let mut session = Session::new(Policy {
+        half_close_timeout: Some(10_000),
+        ..policy()
+    });
+    let owed = |segs| Some(shut_but_heard(segs));
+    for second in 1..100 {
+        let verdict = session.both(
+            second * 1000,
+            Some(complete(second * 1000)),
+            owed(second as u32),
+        );
+        assert_eq!(verdict.close, None, "{second}");
+    }
+    let taken = |segs| Some(heard(0, segs));
+    assert_eq!(
+        session
+            .both(108_000, Some(complete(108_000)), taken(200))
+            .close,
+        None
+    );
+    let verdict = session.both(109_000, Some(complete(109_000)), taken(201));
+    assert_eq!(reason(&verdict), Some(CloseReason::HalfCloseTimeout));
+}
+
+/// A peer that takes no data, and answers.
+fn shut_but_heard(segs_in: u32) -> LegSample {
+    LegSample {
+        segs_in,
+        ..shut(0, Millis::MAX, 0)
+    }
+}
+
 #[test]
 fn half_close_is_rearmed_by_bytes() {
     let half_close_timeout = Some(10_000);
@@ -738,7 +822,7 @@ fn half_close_is_rearmed_by_bytes() {
     let close = session.look(23_999, fin(10_000, 5)).close.unwrap();
     assert_eq!(
         (close.reason, close.how),
-        (CloseReason::HalfCloseTimeout, CloseHow::Abort)
+        (CloseReason::HalfCloseTimeout, CloseHow::Flush)
     );
 }
 
@@ -763,7 +847,7 @@ fn idle_counts_from_the_last_byte() {
     let close = session.look(35_001, last(20_001, 5)).close.unwrap();
     assert_eq!(
         (close.reason, close.how),
-        (CloseReason::IdleTimeout, CloseHow::Finish)
+        (CloseReason::IdleTimeout, CloseHow::Flush)
     );
 }
 
@@ -861,7 +945,7 @@ fn a_session_ends_at_its_greatest_age_whatever_it_does() {
     let close = session.both(60_000, None, None).close.unwrap();
     assert_eq!(
         (close.reason, close.how),
-        (CloseReason::MaxDuration, CloseHow::Finish)
+        (CloseReason::MaxDuration, CloseHow::Flush)
     );
 }
 

@@ -119,6 +119,15 @@ pub fn probe_later(fd: RawFd, policy: &Policy) -> io::Result<()> {
     set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))
 }
 
+/// Has the kernel ask it again, at the normal interval.
+///
+/// # Errors
+/// The option that could not be set, with the kernel's reason.
+pub fn ask_again(fd: RawFd, policy: &Policy) -> io::Result<()> {
+    set(fd, sockopt::KEEPALIVE, 1)?;
+    probe_later(fd, policy)
+}
+
 /// Gives a leg back to the kernel before close(2) leaves a FIN to it. With our limits the kernel
 /// would repeat it for weeks if the leg was watched, and else give up after about 3 s, so that a
 /// short outage cuts off the end of a complete stream; with its own ones it tries for 100 s.

@@ -167,16 +167,26 @@ impl Direction {
         })
     }
 
-    /// Moves everything the source has, whatever its readiness says; ready when that is written,
-    /// or cannot be.
-    pub fn poll_drain(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<()> {
+    /// Moves what the source has, whatever its readiness says, but no more than is `left`; ready
+    /// when that is written, or cannot be.
+    pub fn poll_drain(
+        &mut self,
+        route: Route<'_>,
+        left: &mut usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
         loop {
             if ready!(self.poll_held(route, cx)).is_err() {
                 return Poll::Ready(());
             }
             self.held = Held::Nothing;
+            if *left == 0 {
+                return Poll::Ready(());
+            }
             let read = SCRATCH.with_borrow_mut(|scratch| {
-                let n = route.from.try_read(scratch)?;
+                let most = scratch.len().min(*left);
+                let n = route.from.try_read(&mut scratch[..most])?;
+                *left -= n;
                 Counters::add(route.received, n);
                 self.keep(route, &scratch[..n]);
                 Ok::<_, io::Error>(n)

@@ -8,7 +8,7 @@ mod pipe;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use crate::liveness::{LEGS, Leg, Traffic};
 use crate::net::stream::TcpStream;
@@ -174,16 +174,43 @@ impl Relay {
         self.directions[0].try_early(counters.route(Leg::Downstream, legs))
     }
 
-    /// Moves what `source` has left, ignoring the other direction. Ready when nothing more can
-    /// be read and everything that was read has been written, or when that cannot be.
+    /// Moves what `source` has, but no more than is `left`, ignoring the other direction. Ready
+    /// when that has been written, or cannot be.
     pub fn poll_drain(
+        &mut self,
+        source: Leg,
+        legs: [&TcpStream; 2],
+        counters: &Counters,
+        left: &mut usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        self.directions[source as usize].poll_drain(counters.route(source, legs), left, cx)
+    }
+
+    /// Moves the rest of a stream whose FIN has come, and the FIN, ignoring the other direction.
+    /// Ready when that has been written, or cannot be.
+    pub fn poll_rest(
         &mut self,
         source: Leg,
         legs: [&TcpStream; 2],
         counters: &Counters,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        self.directions[source as usize].poll_drain(counters.route(source, legs), cx)
+        let direction = &mut self.directions[source as usize];
+        if !direction.done {
+            let stop = ready!(direction.poll(counters.route(source, legs), cx));
+            direction.done = true;
+            if matches!(stop, Stop::Eof) {
+                let _gone_already = legs[source.other() as usize].finish();
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Whether the FIN of the leg was read.
+    #[must_use]
+    pub fn is_finished(&self, leg: Leg) -> bool {
+        self.directions[leg as usize].eof
     }
 
     /// Whether one side has said FIN.

@@ -316,7 +316,7 @@ fn first<K: Ord>(
 fn over(reason: CloseReason) -> Close {
     Close {
         reason,
-        how: CloseHow::Finish,
+        how: CloseHow::Flush,
         evidence: None,
         silent_for: 0,
     }

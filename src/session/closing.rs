@@ -1,23 +1,32 @@
 //! Ending a session so that both ends learn the truth: an abort stays an abort, but only after
 //! what was received has been delivered; a FIN is passed on only for a real FIN.
+//!
+//! A stream whose FIN has come is complete, whatever happens to its sender then: it is delivered
+//! whole while the session is open still, and only the clocks of the machine and orders can cut
+//! that short. Every other end is bounded.
 
 use std::future::poll_fn;
+use std::io;
 use std::os::fd::RawFd;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::{Ended, Phase, Session};
-use crate::config::OnDead;
+use crate::config::{OnDead, OnEnd};
 use crate::liveness::{Close, CloseHow, CloseReason, LEGS, Leg, Millis, TcpState};
 use crate::net::stream::TcpStream;
 use crate::net::{options, sample};
 use crate::relay::{End, Relay};
 use crate::sys::{self, sockopt};
 
-/// A peer that takes nothing of what is owed to it for this long is not waited for.
+/// Peers that take nothing of what is owed to them for this long are not waited for, ...
 const PATIENCE: Millis = 1000;
+/// ... and none is for longer than this, however little it takes at a time.
+const FLUSH_LIMIT: Millis = 30_000;
 /// How long both peers have to answer a FIN that pulsegate said on its own account.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
+/// Reads of what nobody wants any more before others get their turn.
+const DISCARDED_AT_ONCE: usize = 64;
 
 /// Ends both legs; returns what is written down as the reason.
 pub(super) async fn end(
@@ -26,20 +35,31 @@ pub(super) async fn end(
     legs: [TcpStream; 2],
     ended: Ended,
 ) -> Close {
-    let close = match ended {
+    let both = [&legs[0], &legs[1]];
+    let mut fin_known = false;
+    let mut close = match ended {
         Ended::Ordered(close) => close,
-        Ended::Relay(End::Failed { leg, error }) => session.fault(leg, &error),
+        Ended::Relay(End::Failed { leg, error }) => {
+            fin_known = is_after_fin(&error);
+            session.fault(leg, &error)
+        }
         Ended::Relay(End::Finished { last }) if finish_now(session, &legs, last) => finished(),
         Ended::Relay(End::Finished { last }) => match finish_later(session, &legs, last).await {
             Ok(()) => finished(),
             Err(close) => close,
         },
     };
+    if let CloseHow::AbortAfterFlush(gone) = close.how
+        && [CloseReason::reset(gone), CloseReason::dead(gone)].contains(&close.reason)
+        && (fin_known || relay.is_finished(gone) || session.lock().machine.said_fin(gone))
+    {
+        close.how = deliver_whole(session, &mut relay, both, gone, close.how).await;
+    }
     {
         let mut state = session.lock();
         state.phase = Phase::Closing;
-        // For those who look; an order that comes now is too late.
-        state.order.get_or_insert(close);
+        // For those who look, and for orders that are harsher.
+        state.order = Some(close);
     }
     match close {
         Close {
@@ -50,20 +70,37 @@ pub(super) async fn end(
             how: CloseHow::AbortAfterFlush(gone),
             ..
         } => {
-            abort_after_flush(session, &mut relay, legs, gone).await;
+            flush(session, &mut relay, both, &[gone]).await;
+            let says_fin = if is_own_decision(close.reason) {
+                session.service.on_end == OnEnd::Close
+            } else {
+                session.service.on_dead == OnDead::Close
+            };
+            let live = gone.other();
+            if says_fin {
+                let fd = legs[live as usize].raw_fd();
+                session.check_option(options::unwatch(fd));
+                session.check_option(sockopt::disarm_abort(fd));
+            } else {
+                session.service.metrics.reset_sent(live);
+            }
+            session.service.metrics.reset_sent(gone);
+            drop_both(session, legs);
+        }
+        Close {
+            how: CloseHow::Flush,
+            ..
+        } => {
+            flush(session, &mut relay, both, &LEGS).await;
+            match session.service.on_end {
+                OnEnd::Reset => abort_both(session, legs),
+                OnEnd::Close => finish_both(session, &relay, legs).await,
+            }
         }
         Close {
             how: CloseHow::Abort,
             ..
-        } => {
-            LEGS.into_iter()
-                .for_each(|leg| session.service.metrics.reset_sent(leg));
-            drop_both(session, legs);
-        }
-        Close {
-            how: CloseHow::Finish,
-            ..
-        } => finish_both(session, &relay, legs).await,
+        } => abort_both(session, legs),
     }
     close
 }
@@ -72,10 +109,26 @@ pub(super) async fn end(
 pub(super) fn finished() -> Close {
     Close {
         reason: CloseReason::Finished,
-        how: CloseHow::Finish,
+        how: CloseHow::Flush,
         evidence: None,
         silent_for: 0,
     }
+}
+
+/// Whether a limit ended it, and no peer is to blame for the end.
+fn is_own_decision(reason: CloseReason) -> bool {
+    matches!(
+        reason,
+        CloseReason::DownstreamStalled
+            | CloseReason::UpstreamStalled
+            | CloseReason::FirstResponseTimeout
+    )
+}
+
+/// RST on a connection in CLOSE-WAIT is told as EPIPE, in every other state as ECONNRESET
+/// (`tcp_reset`, net/ipv4/tcp_input.c).
+pub(super) fn is_after_fin(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPIPE)
 }
 
 /// Both sides said FIN, and one FIN is still owed to `last`. True if everything has arrived, so
@@ -92,18 +145,31 @@ pub(super) fn finish_now(session: &Session, legs: &[TcpStream; 2], last: Leg) ->
     true
 }
 
-/// Both sides said FIN, but bytes or a FIN are still on their way. Returns the order that came
-/// instead of their arrival, if one did.
+/// Both sides said FIN, but bytes or a FIN are still on their way. The session is open still: its
+/// clocks run. Returns what came instead of their arrival, if something did.
 async fn finish_later(session: &Session, legs: &[TcpStream; 2], last: Leg) -> Result<(), Close> {
     // The descriptors are kept until everything has arrived: behind close(2) the kernel gives
     // up on a slow or briefly unreachable peer much sooner than the promise says.
-    let _gone_already = legs[last as usize].finish();
+    let said_last = legs[last as usize].finish().is_ok();
     let mut wait = Duration::from_millis(1);
     loop {
-        if legs
-            .iter()
-            .all(|leg| is_delivered(leg) || is_closed(leg.raw_fd()))
-        {
+        let mut missing = false;
+        for leg in LEGS {
+            let fd = legs[leg as usize].raw_fd();
+            let unacknowledged = sockopt::send_queue_bytes(fd).unwrap_or(0);
+            if unacknowledged == 0 {
+                continue;
+            }
+            let fin = u32::from(leg != last || said_last);
+            if !is_closed(fd) {
+                missing = true;
+            } else if unacknowledged > fin {
+                let error = sockopt::take_error(fd);
+                let reset = || io::Error::from_raw_os_error(libc::ECONNRESET);
+                return Err(session.fault(leg, &error.unwrap_or_else(reset)));
+            }
+        }
+        if !missing {
             return Ok(());
         }
         tokio::select! {
@@ -113,80 +179,108 @@ async fn finish_later(session: &Session, legs: &[TcpStream; 2], last: Leg) -> Re
     }
 }
 
-/// One leg is gone: RST on it at once; on the other one RST (or FIN, `on_dead: close`) after
-/// everything that the gone one had sent has been delivered.
-async fn abort_after_flush(
+/// One peer is gone, but what it had sent is a complete stream: that is delivered whole, FIN
+/// included, however slow the receiver is. Returns how the session is to be ended then; an order
+/// cuts it short.
+async fn deliver_whole(
     session: &Session,
     relay: &mut Relay,
-    [downstream, upstream]: [TcpStream; 2],
+    legs: [&TcpStream; 2],
     gone: Leg,
-) {
+    how: CloseHow,
+) -> CloseHow {
     {
-        let legs = [&downstream, &upstream];
-        let drained = poll_fn(|cx| relay.poll_drain(gone, legs, &session.counters, cx));
-        let live = legs[gone.other() as usize].raw_fd();
-        tokio::select! {
-            biased;
-            () = drained => {}
-            () = stuck(session, live, gone.other()) => {}
+        let mut state = session.lock();
+        if let Some(order) = state.order.filter(|order| order.how != how) {
+            return order.how;
         }
+        state.machine.give_up(gone);
+        session.take_back_order(&mut state);
     }
-    let (gone_stream, live_stream) = match gone {
-        Leg::Downstream => (downstream, upstream),
-        Leg::Upstream => (upstream, downstream),
+    let receiver = legs[gone.other() as usize];
+    let delivered = async {
+        poll_fn(|cx| relay.poll_rest(gone, legs, &session.counters, cx)).await;
+        delivered(receiver).await;
     };
-    session.release(gone);
-    session.service.metrics.reset_sent(gone);
-    drop(gone_stream);
     tokio::select! {
         biased;
-        () = delivered(&live_stream) => {}
-        () = stuck(session, live_stream.raw_fd(), gone.other()) => {}
+        close = poll_fn(|_| session.take_order()) => close.how,
+        () = delivered => how,
     }
-    match session.service.on_dead {
-        OnDead::Reset => session.service.metrics.reset_sent(gone.other()),
-        OnDead::Close => {
-            let fd = live_stream.raw_fd();
-            session.check_option(options::unwatch(fd));
-            session.check_option(sockopt::disarm_abort(fd));
-        }
-    }
-    session.release(gone.other());
-    drop(live_stream);
 }
 
-/// Returns when the leg has taken nothing of what is owed to it for [`PATIENCE`], or has failed.
-async fn stuck(session: &Session, fd: RawFd, leg: Leg) {
-    let mut last = None;
-    let mut since = sys::now();
+/// Delivers what was received from `sources`, as far as the receivers take it in time.
+async fn flush(session: &Session, relay: &mut Relay, legs: [&TcpStream; 2], sources: &[Leg]) {
+    // What comes after this is not waited for: it may never end.
+    let mut left = legs.map(|leg| {
+        let received = sockopt::receive_queue_bytes(leg.raw_fd()).unwrap_or(0);
+        usize::try_from(received).unwrap_or(usize::MAX)
+    });
+    let mut draining = sources.to_vec();
+    let flushed = async {
+        poll_fn(|cx| {
+            draining.retain(|source| {
+                let left = &mut left[*source as usize];
+                let drained = relay.poll_drain(*source, legs, &session.counters, left, cx);
+                drained.is_pending()
+            });
+            if draining.is_empty() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+        for source in sources {
+            delivered(legs[source.other() as usize]).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = flushed => {}
+        () = too_slow(session, legs, sources) => {
+            tracing::debug!(id = session.id, "undelivered bytes are dropped");
+        }
+    }
+}
+
+/// Returns when the receivers have taken nothing of what is owed to them for [`PATIENCE`], at
+/// [`FLUSH_LIMIT`], or when RST is ordered.
+async fn too_slow(session: &Session, legs: [&TcpStream; 2], sources: &[Leg]) {
+    let began = sys::now();
+    let (mut last, mut since) = (None, began);
     loop {
-        let owed = (
-            sockopt::send_queue_bytes(fd).unwrap_or(0),
-            session.counters.traffic().sent,
-        );
+        let owed = legs.map(|leg| sockopt::send_queue_bytes(leg.raw_fd()).unwrap_or(0));
+        let progress = (owed, session.counters.traffic().sent);
         let now = sys::now();
-        if last.replace(owed) != Some(owed) {
+        if last.replace(progress) != Some(progress) {
             since = now;
         }
-        if is_closed(fd) || now >= since + PATIENCE {
-            tracing::debug!(
-                id = session.id,
-                leg = leg.as_str(),
-                "undelivered bytes are dropped"
-            );
+        let receiver = |source: &Leg| legs[source.other() as usize].raw_fd();
+        if now >= since + PATIENCE
+            || now >= began + FLUSH_LIMIT
+            || session.is_to_abort()
+            || sources.iter().map(receiver).all(is_closed)
+        {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
-/// Returns when the peer has acknowledged everything that was written.
+/// Returns when the peer has acknowledged everything that was written, or is gone.
 async fn delivered(leg: &TcpStream) {
     let mut wait = Duration::from_millis(1);
-    while !is_delivered(leg) {
+    while !is_delivered(leg) && !is_closed(leg.raw_fd()) {
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_millis(50));
     }
+}
+
+fn abort_both(session: &Session, legs: [TcpStream; 2]) {
+    LEGS.into_iter()
+        .for_each(|leg| session.service.metrics.reset_sent(leg));
+    drop_both(session, legs);
 }
 
 /// FIN on both legs, RST on what has not answered it in time. A leg to which bytes are still owed
@@ -205,24 +299,25 @@ async fn finish_both(session: &Session, relay: &Relay, legs: [TcpStream; 2]) {
             Poll::Pending
         }
     });
-    let in_time = tokio::time::timeout(FINISH_LIMIT, answered).await.is_ok();
-    if !in_time {
-        LEGS.into_iter()
-            .for_each(|leg| session.service.metrics.reset_sent(leg));
+    if tokio::time::timeout(FINISH_LIMIT, answered).await.is_ok() {
+        drop_both(session, legs);
+    } else {
+        abort_both(session, legs);
     }
-    drop_both(session, legs);
 }
 
 /// Throws away what comes in; true at the peer's FIN or RST.
-fn poll_discard(leg: &TcpStream, cx: &mut std::task::Context<'_>) -> bool {
+fn poll_discard(leg: &TcpStream, cx: &mut Context<'_>) -> bool {
     let mut bytes = [0; 4096];
-    loop {
+    for _ in 0..DISCARDED_AT_ONCE {
         match leg.poll_read(cx, &mut bytes) {
             Poll::Pending => return false,
             Poll::Ready(Ok(0) | Err(_)) => return true,
             Poll::Ready(Ok(_)) => {}
         }
     }
+    cx.waker().wake_by_ref();
+    false
 }
 
 pub(super) fn drop_both(session: &Session, legs: [TcpStream; 2]) {
@@ -230,7 +325,7 @@ pub(super) fn drop_both(session: &Session, legs: [TcpStream; 2]) {
     drop(legs);
 }
 
-fn is_delivered(leg: &TcpStream) -> bool {
+pub(super) fn is_delivered(leg: &TcpStream) -> bool {
     sockopt::send_queue_bytes(leg.raw_fd()).is_ok_and(|bytes| bytes == 0)
 }
 

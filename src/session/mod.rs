@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use crate::config::{Abandoned, OnDead, Upstream, UpstreamAddress};
+use crate::config::{Abandoned, OnDead, OnEnd, Upstream, UpstreamAddress};
 use crate::liveness::{
     Close, CloseHow, CloseReason, Evidence, Fault, Leg, Look, Machine, Millis, Policy, Traffic,
 };
@@ -48,6 +48,8 @@ pub struct Service {
     pub policy: Policy,
     /// What the live leg sees when the other one was found dead.
     pub on_dead: OnDead,
+    /// What both legs see when pulsegate itself ends the session.
+    pub on_end: OnEnd,
     /// Metric handles, labels resolved.
     pub metrics: Arc<ListenerMetrics>,
     /// How long a client may wait for a place.
@@ -227,20 +229,27 @@ impl Session {
         })
     }
 
-    /// Orders the session to end. The first order wins; a session that is being ended already
-    /// is not touched.
+    /// Orders the session to end. The first order gives the reason; a harsher one leaves less time.
     pub fn order(&self, close: Close) {
         self.order_locked(&mut self.lock(), close);
     }
 
     fn order_locked(&self, state: &mut State, close: Close) {
-        if state.order.is_none() {
-            state.order = Some(close);
-            self.ordered.store(true, Ordering::Release);
-            if let Some(waker) = &state.waker {
-                waker.wake_by_ref();
-            }
+        match &mut state.order {
+            Some(first) if close.how.is_harsher_than(first.how) => first.how = close.how,
+            Some(_) => return,
+            None => state.order = Some(close),
         }
+        self.ordered.store(true, Ordering::Release);
+        if let Some(waker) = &state.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether it was ordered to end.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.lock().order.is_some()
     }
 
     fn take_order(&self) -> Poll<Close> {
@@ -249,6 +258,18 @@ impl Session {
         }
         // Taken once; the flag stays up so that later orders are seen as too late.
         self.lock().order.map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// An order was carried out as far as it goes for now; others may come.
+    fn take_back_order(&self, state: &mut State) {
+        state.order = None;
+        self.ordered.store(false, Ordering::Release);
+    }
+
+    /// Whether RST at once was ordered.
+    fn is_to_abort(&self) -> bool {
+        let order = self.lock().order;
+        order.is_some_and(|close| close.how == CloseHow::Abort)
     }
 
     /// Both legs are up.

@@ -92,6 +92,7 @@ impl Session {
             let fd = state.fds[leg as usize];
             if fd >= 0 && !state.watch.covers(leg) && up.covers(leg) {
                 self.check_option(options::watch(fd, leg, &self.service.policy));
+                state.machine.is_asked(leg);
             }
         }
         state.watch = up;
@@ -170,6 +171,8 @@ impl Session {
         for leg in LEGS {
             let fd = state.fds[leg as usize];
             match verdict.ask[leg as usize] {
+                Some(Ask::Nothing) => self.check_option(options::leave_alone(fd)),
+                Some(Ask::Again) => self.check_option(options::ask_again(fd, policy)),
                 Some(Ask::Probe) => {
                     self.service.metrics.probe_sent(leg);
                     self.check_option(options::probe_now(fd));

@@ -16,7 +16,7 @@ use crate::config::{Abandoned, UpstreamAddress};
 use crate::liveness::{Close, CloseReason, LEGS, Leg};
 use crate::metrics::ConnectFailure;
 use crate::net::stream::TcpStream;
-use crate::net::{dial, options};
+use crate::net::{dial, options, sample};
 use crate::relay::{End, Relay};
 use crate::sys;
 
@@ -402,6 +402,8 @@ async fn watch_errors(shared: &Shared, relay: &mut Relay, legs: [&TcpStream; 2])
     let session = &shared.session;
     let mut failed = [pin!(legs[0].failed()), pin!(legs[1].failed())];
     let mut half_closed = false;
+    // Failures that do not matter: they are told once.
+    let mut over = [false; 2];
     let listed = (&*shared.table, shared.key);
     poll_fn(|cx| {
         if let Poll::Ready(end) = session.poll_relay(relay, legs, listed, cx) {
@@ -412,8 +414,13 @@ async fn watch_errors(shared: &Shared, relay: &mut Relay, legs: [&TcpStream; 2])
         }
         for leg in LEGS {
             if relay.unread(leg)
+                && !over[leg as usize]
                 && let Poll::Ready(error) = failed[leg as usize].as_mut().poll(cx)
             {
+                over[leg as usize] = session.has_forgotten(relay, legs[leg as usize], leg, &error);
+                if over[leg as usize] {
+                    continue;
+                }
                 return Poll::Ready(Ended::Relay(End::Failed { leg, error }));
             }
         }
@@ -513,6 +520,23 @@ impl Session {
             }
             _ => io::ErrorKind::TimedOut.into(),
         }
+    }
+
+    /// Whether a peer that failed had said FIN and was owed nothing, and its RST only answers a
+    /// keepalive probe: it has closed, and forgotten the connection. That ends nothing.
+    fn has_forgotten(
+        &self,
+        relay: &Relay,
+        stream: &TcpStream,
+        leg: Leg,
+        error: &io::Error,
+    ) -> bool {
+        let said_fin = closing::is_after_fin(error)
+            || relay.is_finished(leg)
+            || self.lock().machine.said_fin(leg);
+        let is_reset = matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET));
+        let asked = || sample::sample(stream.raw_fd()).is_some_and(|s| s.probes > 0);
+        said_fin && !relay.owes(leg) && closing::is_delivered(stream) && (!is_reset || asked())
     }
 
     fn cannot_connect(&self, error: &io::Error) -> Close {

@@ -304,7 +304,7 @@ impl From<Asked> for VerifiedLeg {
                 Some(evidence.as_str()),
             ),
             Answer::Unknown(silent_for) => (AnswerWord::Unknown, Some(silent_for), None),
-            Answer::Over => (AnswerWord::Over, None, None),
+            Answer::Complete | Answer::Over => (AnswerWord::Over, None, None),
         };
         Self {
             answer,

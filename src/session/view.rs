@@ -107,7 +107,7 @@ mod tests {
 
     use super::super::Service;
     use super::*;
-    use crate::config::{Abandoned, Liveness, OnDead, Upstream, UpstreamAddress};
+    use crate::config::{Abandoned, Liveness, OnDead, OnEnd, Upstream, UpstreamAddress};
     use crate::metrics::Metrics;
 
     fn session(started: Millis) -> Arc<Session> {
@@ -123,6 +123,7 @@ mod tests {
             connect_lines: Default::default(),
             policy: Liveness::default().policy(),
             on_dead: OnDead::Reset,
+            on_end: OnEnd::Reset,
             metrics: Metrics::new().listener("db"),
             queue_timeout: None,
             abandoned: Abandoned::Serve,

@@ -151,6 +151,22 @@ pub fn at_urgent_mark(fd: RawFd) -> bool {
     rc == 0 && at_mark != 0
 }
 
+/// Bytes that were received and not read yet (`SIOCINQ`, tcp(7)).
+///
+/// # Errors
+/// What ioctl(2) says.
+pub fn receive_queue_bytes(fd: RawFd) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD (the same number as SIOCINQ) stores one int through the pointer, which is
+    // valid for the call.
+    let rc = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut bytes) };
+    if rc < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(bytes.unsigned_abs())
+    }
+}
+
 /// The own end of a connection.
 #[must_use]
 pub fn local_address(fd: RawFd) -> Option<SocketAddr> {

@@ -224,7 +224,8 @@ async fn abort(
     let both = [&legs[0], &legs[1]];
     let total = plan.sides[gone as usize].total();
     loop {
-        poll_fn(|cx| relay.poll_drain(gone, both, counters, cx)).await;
+        let mut left = usize::MAX;
+        poll_fn(|cx| relay.poll_drain(gone, both, counters, &mut left, cx)).await;
         // A peer that was given up while it lived goes on.
         if plan.drain.is_none() || counters.traffic().received[gone as usize] >= total {
             break;

@@ -21,6 +21,12 @@ pub const TESTS: &[Test] = tests![
     half_closed_session_ends_in_time,
     half_closed_session_that_carries_data_is_kept,
     idle_session_ends_in_time,
+    idle_session_ends_in_time_with_fin,
+    session_killed_by_the_operator_is_an_abort,
+    session_too_old_is_an_abort,
+    session_replaced_is_an_abort,
+    second_kill_ends_an_ending_at_once,
+    upload_without_end_does_not_keep_an_ending,
     reset_by_the_client_reaches_the_service,
     reset_by_the_service_reaches_the_client,
     killed_client_with_nothing_unread,
@@ -106,20 +112,129 @@ fn half_closed_session_that_carries_data_is_kept() {
 }
 
 fn idle_session_ends_in_time() {
+    let (client, service) = idle_session_ends(&[]);
+    // Nobody can know whether something was still to come.
+    assert_eq!((client, service), (End::Reset, End::Reset));
+}
+
+fn idle_session_ends_in_time_with_fin() {
+    let (client, service) = idle_session_ends(&["--on-end", "close"]);
+    assert_eq!((client, service), (End::Finished, End::Finished));
+}
+
+fn idle_session_ends(flags: &[&str]) -> (End, End) {
     let polite = Options {
         polite: true,
         ..Options::default()
     };
-    let case = Case::with(&["--idle-timeout", "2s"], polite);
+    let case = Case::with(&[&["--idle-timeout", "2s"], flags].concat(), polite);
     let (client, service) = case.session_with(Host::Client, polite);
     let since = Instant::now();
     let (at, end) = client.wait_end(ms(2000) + SLACK);
-    // Both ends were silent; neither stream was cut short.
-    assert_eq!(end, End::Finished);
-    assert_eq!(service.wait_end(PROMPT).1, End::Finished);
     let after = at.duration_since(since);
     assert!(after >= ms(1500), "closed after only {after:?}");
+    let ends = (end, service.wait_end(PROMPT).1);
     case.expect_closed("idle_timeout");
+    ends
+}
+
+/// What pulsegate ends by itself is an abort, and what it had received comes before it.
+fn expect_cut(case: &Case, reason: &str, cut: impl FnOnce()) {
+    let (client, service) = case.session();
+    // The client takes it in time, but not at once.
+    client.pause();
+    service.send(200_000);
+    client.send(50_000);
+    assert!(service.wait_received(HELLO + 50_000, PROMPT));
+    let acknowledged = || case.net.unacknowledged(Host::Service, &service) == 0;
+    assert!(eventually(PROMPT, acknowledged));
+    cut();
+    thread::sleep(ms(300));
+    client.resume();
+    assert_eq!(client.wait_end(PROMPT).1, End::Reset);
+    assert_eq!(client.received(), HELLO + 200_000, "what was received");
+    assert_eq!(service.wait_end(PROMPT).1, End::Reset);
+    assert_eq!(service.received(), HELLO + 50_000);
+    assert_eq!((client.corrupt_at(), service.corrupt_at()), (None, None));
+    case.expect_counted(reason, 1);
+    for leg in ["downstream", "upstream"] {
+        let sent = || {
+            case.proxy
+                .metrics()
+                .value("pulsegate_resets_sent_total", &[("leg", leg)])
+        };
+        assert!(eventually(PROMPT, || sent() == 1.0), "{leg}");
+    }
+}
+
+fn session_killed_by_the_operator_is_an_abort() {
+    let case = Case::new();
+    expect_cut(&case, "admin", || kill(&case));
+}
+
+fn session_too_old_is_an_abort() {
+    let case = Case::with(&["--max-connection-duration", "3s"], Options::default());
+    expect_cut(&case, "max_duration", || thread::sleep(ms(2500)));
+}
+
+fn session_replaced_is_an_abort() {
+    let flags = ["--max-connections", "1", "--on-full", "replace"];
+    let case = Case::with(&flags, Options::default());
+    let mut newcomer = None;
+    expect_cut(&case, "replaced", || {
+        newcomer = Some(case.net.dial(Host::Healthy, Options::default()));
+    });
+}
+
+/// Ends the session by the admin endpoint.
+fn kill(case: &Case) {
+    let (_, list) = case.proxy.get("/connections?format=json").expect("a list");
+    let (_, id) = list.split_once("\"id\":").expect("a session");
+    let id: String = id.chars().take_while(char::is_ascii_digit).collect();
+    let (code, printed) = case.proxy.command(&["kill", &id]);
+    assert_eq!(code, Some(0), "{printed}");
+}
+
+/// Takes a trickle.
+const TRICKLE: Options = Options {
+    echo: false,
+    polite: false,
+    paused: false,
+    read_rate: Some(100),
+    receive_buffer: Some(1 << 10),
+};
+
+/// A session that is being ended, and whose client takes a little at a time.
+fn ending_for_long() -> (Case, Endpoint) {
+    let case = Case::new();
+    let (client, service) = case.session_with(Host::Client, TRICKLE);
+    service.send(1 << 20);
+    thread::sleep(ms(1000));
+    service.reset();
+    thread::sleep(ms(4000));
+    assert!(client.is_open(), "it takes something: that is waited for");
+    (case, client)
+}
+
+fn second_kill_ends_an_ending_at_once() {
+    let (case, client) = ending_for_long();
+    kill(&case);
+    assert!(client.wait_reset(PROMPT));
+    // The first reason stays the reason.
+    case.expect_closed("upstream_reset");
+}
+
+/// The client takes nothing, which ends the session, and goes on sending.
+fn upload_without_end_does_not_keep_an_ending() {
+    let case = Case::with(&["--stall-timeout", "1s"], SLOW);
+    let (client, service) = case.session();
+    client.pause();
+    service.send(8 << 20);
+    client.send(1 << 34);
+    let ended = || case.proxy.closed("downstream_stalled") == 1.0;
+    assert!(eventually(ms(40_000), ended), "{client:?} {service:?}");
+    assert_eq!(service.wait_end(ms(10_000)).1, End::Reset);
+    assert_eq!(service.corrupt_at(), None);
 }
 
 fn reset_by_the_client_reaches_the_service() {

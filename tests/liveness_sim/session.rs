@@ -407,6 +407,8 @@ impl Session {
         match ask {
             Some(Ask::Probe) => near.set_idle(self.now, 1000),
             Some(Ask::Rest) => near.set_idle(self.now, normal),
+            Some(Ask::Nothing) => near.keepalive_at = None,
+            Some(Ask::Again) => near.set_idle(self.now, normal),
             None => {}
         }
     }

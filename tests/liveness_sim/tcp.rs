@@ -233,6 +233,11 @@ impl Endpoint {
         !self.in_flight() && self.unsent() == 0
     }
 
+    /// The other end has said FIN, and is owed nothing.
+    pub fn is_complete(&self) -> bool {
+        self.fin_received && !self.fin && self.is_silent()
+    }
+
     pub fn is_quiet(&self) -> bool {
         self.is_silent() && self.probes == 0 && self.rto_at.is_none() && self.persist_at.is_none()
     }

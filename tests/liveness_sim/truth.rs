@@ -30,6 +30,8 @@ struct LegTruth {
     /// Of the last sampled look.
     sampled: Ms,
     undated_seen: Option<Ms>,
+    /// When the peer had said FIN and was owed nothing last, and what delays were known.
+    complete: Option<(Ms, Ms)>,
 }
 
 /// The slowness of the monitor that the promises have to be relaxed by.
@@ -51,6 +53,8 @@ pub struct Truth {
     rough: bool,
     start: Ms,
     legs: [LegTruth; 2],
+    /// When a peer was owed something last.
+    owed: (Ms, Ms),
     /// When both legs had seen no FIN last.
     fin_since: Option<(Ms, Ms)>,
     /// When a byte was last received or acknowledged.
@@ -76,6 +80,7 @@ impl Truth {
             rough: plan.rough > 0,
             start,
             legs: [leg.clone(), leg],
+            owed: (start, 0),
             fin_since: None,
             last_byte: (start, 0),
             last_sent_up: None,
@@ -88,6 +93,9 @@ impl Truth {
     pub fn observe(&mut self, now: Ms, legs: &[SimLeg; 2], slack: Slack) {
         for leg in LEGS {
             self.observe_leg(now, leg, &legs[leg as usize], slack);
+        }
+        if legs.iter().any(|l| !l.near.is_silent()) {
+            self.owed = (now, slack.total);
         }
         let byte = legs
             .iter()
@@ -117,6 +125,9 @@ impl Truth {
         // Behind a closed window the next question may be far away.
         let to_be_asked = u64::from(sim.near.zero_window()) * self.policy.detect_within / 2;
         let truth = &mut self.legs[leg as usize];
+        if sim.near.is_complete() {
+            truth.complete = Some((now, slack.total));
+        }
         truth.inaudible = match (sim.is_audible(), truth.inaudible) {
             (true, _) => None,
             (false, Some(since)) => Some(since),
@@ -199,13 +210,10 @@ impl Truth {
         if let (Some((fin, fin_known)), Some(span)) =
             (self.fin_since, self.policy.half_close_timeout)
         {
-            // Both have to be over, and each may have been seen late for its own reasons.
-            let due = |since, known| since + slack.since(since, known);
-            let (since, known) = if due(fin, fin_known) > due(at, known) {
-                (fin, fin_known)
-            } else {
-                (at, known)
-            };
+            // All have to be over, and each may have been seen late for its own reasons.
+            let all = [(fin, fin_known), (at, known), self.owed];
+            let due = |(since, known): &(Ms, Ms)| since + slack.since(*since, *known);
+            let (since, known) = all.into_iter().max_by_key(due).unwrap_or(self.owed);
             self.check_timer(now, "half-close", since, known, span + seen, slack);
         }
         if let Some(span) = self.policy.max_duration {
@@ -231,9 +239,15 @@ impl Truth {
         let Some((since, known)) = self.legs[leg as usize].inaudible else {
             return;
         };
-        if sim.near.finished() {
-            return; // Both FINs are through: nobody owes an answer.
+        if sim.near.finished() || sim.near.is_complete() {
+            return; // Nobody owes an answer.
         }
+        // The clock of one that had nothing to answer for starts at the next look.
+        let owed_again = self.legs[leg as usize].complete;
+        let (since, known) = owed_again
+            .map(|(at, known)| (at + BUSY_LOOK_EVERY + GRID + 20, known))
+            .filter(|(at, _)| *at > since)
+            .unwrap_or((since, known));
         // Where the kernel backs off into silence, the next question may come that late.
         let d = self.policy.detect_within;
         let near = &sim.near;
