@@ -147,11 +147,13 @@ fn a_client_that_waits_is_judged_alone() {
         T0 + 28_800,
         "a leg that is not up is not looked for"
     );
-    let half_closed = LegSample {
-        state: TcpState::CloseWait,
-        ..heard(0, 1)
+    let mut gave_up = Session {
+        machine: session.machine.clone(),
+        ..Session::new(session.policy.clone())
     };
-    let verdict = session.both(5000, Some(half_closed), None);
+    let verdict = gave_up.both(5000, Some(complete(0)), None);
+    assert_eq!(reason(&verdict), None);
+    let verdict = session.both(5000, Some(heard(0, 1)), None);
     assert_eq!((reason(&verdict), verdict.next), (None, T0 + 5000 + 28_800));
     let mut after = 10_000;
     let close = loop {

@@ -71,21 +71,7 @@ pub(super) async fn end(
             ..
         } => {
             flush(session, &mut relay, both, &[gone]).await;
-            let says_fin = if is_own_decision(close.reason) {
-                session.service.on_end == OnEnd::Close
-            } else {
-                session.service.on_dead == OnDead::Close
-            };
-            let live = gone.other();
-            if says_fin {
-                let fd = legs[live as usize].raw_fd();
-                session.check_option(options::unwatch(fd));
-                session.check_option(sockopt::disarm_abort(fd));
-            } else {
-                session.service.metrics.reset_sent(live);
-            }
-            session.service.metrics.reset_sent(gone);
-            drop_both(session, legs);
+            abort_gone(session, legs, gone, close.reason);
         }
         Close {
             how: CloseHow::Flush,
@@ -121,6 +107,8 @@ fn is_own_decision(reason: CloseReason) -> bool {
         reason,
         CloseReason::DownstreamStalled
             | CloseReason::UpstreamStalled
+            | CloseReason::DownstreamUndelivered
+            | CloseReason::UpstreamUndelivered
             | CloseReason::FirstResponseTimeout
     )
 }
@@ -275,6 +263,26 @@ async fn delivered(leg: &TcpStream) {
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_millis(50));
     }
+}
+
+/// RST on the leg whose peer is gone, and RST or FIN on the other one.
+fn abort_gone(session: &Session, legs: [TcpStream; 2], gone: Leg, reason: CloseReason) {
+    let service = &session.service;
+    let says_fin = if is_own_decision(reason) {
+        service.on_end == OnEnd::Close
+    } else {
+        service.on_dead == OnDead::Close
+    };
+    let live = gone.other();
+    if says_fin {
+        let fd = legs[live as usize].raw_fd();
+        session.check_option(options::unwatch(fd));
+        session.check_option(sockopt::disarm_abort(fd));
+    } else {
+        service.metrics.reset_sent(live);
+    }
+    service.metrics.reset_sent(gone);
+    drop_both(session, legs);
 }
 
 fn abort_both(session: &Session, legs: [TcpStream; 2]) {
