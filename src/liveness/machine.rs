@@ -126,6 +126,8 @@ impl Machine {
     /// client stays.
     pub fn open(&mut self, now: Millis) {
         let now = now.max(self.last_look);
+        // Whoever looks next may have read the clock before.
+        self.last_look = now;
         self.opened = Mark::at(now);
         self.activity = now;
         self.legs[Leg::Upstream as usize] = LegState::new(now, Leg::Upstream);

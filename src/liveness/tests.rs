@@ -167,6 +167,17 @@ fn a_client_that_waits_is_judged_alone() {
     assert!((35_750..=35_850).contains(&after), "closed after {after}");
 }
 
+/// The clock of another thread may have been read before the upstream came up.
+#[test]
+fn a_look_of_before_the_upstream_came_up_counts_as_of_then() {
+    let mut session = Session::new(policy());
+    session.machine = Machine::accepted(T0);
+    session.machine.open(T0 + 100);
+    let verdict = session.both(50, Some(heard(0, 1)), Some(heard(0, 1)));
+    assert_eq!(reason(&verdict), None);
+    assert!(verdict.next > T0 + 100);
+}
+
 /// The clocks of a session begin when its upstream is up; that of the client goes on.
 #[test]
 fn an_upstream_that_comes_up_says_nothing_about_the_client() {

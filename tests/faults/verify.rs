@@ -427,7 +427,7 @@ fn by_the_command_line() {
     let id = id_of(&case, &client).to_string();
     let (code, text) = case.proxy.command(&["kill", &id]);
     assert_eq!(code, Some(0), "{text}");
-    assert_eq!(client.wait_end(PROMPT).1, End::Finished);
-    assert_eq!(service.wait_end(PROMPT).1, End::Finished);
+    assert_eq!(client.wait_end(PROMPT).1, End::Reset);
+    assert_eq!(service.wait_end(PROMPT).1, End::Reset);
     assert!(eventually(PROMPT, || case.proxy.closed("admin") == 1.0));
 }
