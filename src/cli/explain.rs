@@ -150,7 +150,7 @@ fn rows(listener: &Listener) -> Vec<Row> {
         ended("either", "heard, data does not arrive", &[delivery]),
         ended("upstream", "no answer to a request", &[first, idle]),
         phantom(liveness),
-        ended("either", "said FIN, then silence", &[half_close, idle]),
+        ended("either", "said FIN, gone or silent", &[half_close, idle]),
         ended("both", "silent, both alive", &[idle]),
         ended("both", "session too old", &[duration]),
         ended(
@@ -197,7 +197,7 @@ fn vanished(liveness: &Liveness, idle: Limit, half_close: Limit) -> Vec<Row> {
         ("vanished, data in flight", Evidence::Retransmit, &[found]),
         ("vanished, window closed", Evidence::WindowProbe, &[found]),
         (
-            "vanished, half-closed",
+            "vanished, the other said FIN",
             Evidence::Keepalive,
             &[found, half_close, idle],
         ),

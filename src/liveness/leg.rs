@@ -165,6 +165,7 @@ impl LegState {
             }
             return None;
         }
+        self.unprobed = !policy.probes[leg as usize];
         if sample.is_complete() || self.is_exempt() {
             return self.observe_exempt(now, policy, sample);
         }
@@ -174,7 +175,6 @@ impl LegState {
         let mut ask = None;
         let seen = self.seen.get(self.life).unwrap_or(self.life);
         let probed = self.probed().is_some();
-        self.unprobed = !policy.probes[leg as usize];
         if self.hear(now, seen, sample) {
             self.note_answer(sample);
             self.questions_before = questions(sample);

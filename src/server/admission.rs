@@ -328,7 +328,7 @@ mod tests {
     use std::sync::atomic::{AtomicU8, AtomicUsize};
 
     use super::*;
-    use crate::config::{Abandoned, Liveness, OnDead, Upstream, UpstreamAddress};
+    use crate::config::{Abandoned, Liveness, OnDead, OnEnd, Upstream, UpstreamAddress};
     use crate::liveness::Millis;
     use crate::metrics::Metrics;
     use crate::net::stream;
@@ -346,6 +346,7 @@ mod tests {
             connect_lines: Default::default(),
             policy: Liveness::default().policy(),
             on_dead: OnDead::Reset,
+            on_end: OnEnd::Reset,
             metrics: metrics.listener("db"),
             queue_timeout: None,
             abandoned: Abandoned::Serve,
