@@ -68,7 +68,7 @@ pub trait Drainable {
     fn stop_accepting(&self);
     /// How many sessions are left.
     fn sessions(&self) -> usize;
-    /// Ends every session: FIN, bounded, then RST.
+    /// Ends every session: what was received is delivered (bounded), then RST, or FIN by `on_end`.
     fn finish_all(&self);
     /// Ends every session by RST.
     fn abort_all(&self);

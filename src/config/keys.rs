@@ -196,7 +196,8 @@ pub const KEYS: &[Key] = &[
     key(
         "listeners[].liveness.half_close_timeout",
         span_or_off(),
-        "Ends a session of which one side said FIN and no byte passed for this long.",
+        "Ends a session of which one side said FIN and no byte passed for this long; the time begins \
+         when everything is delivered.",
     )
     .value("60s")
     .flag("half-close-timeout")
