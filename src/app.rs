@@ -499,6 +499,10 @@ impl Drainable for App {
         self.workers.sessions() + held
     }
 
+    async fn emptied(&self) {
+        self.workers.emptied().await;
+    }
+
     fn finish_all(&self) {
         self.order_all(CloseReason::Drain, CloseHow::Flush);
     }

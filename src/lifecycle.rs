@@ -68,6 +68,8 @@ pub trait Drainable {
     fn stop_accepting(&self);
     /// How many sessions are left.
     fn sessions(&self) -> usize;
+    /// Waits until none is left, and no accepted client is to become one.
+    fn emptied(&self) -> impl Future<Output = ()>;
     /// Ends every session: what was received is delivered (bounded), then RST, or FIN by `on_end`.
     fn finish_all(&self);
     /// Ends every session by RST.
@@ -87,7 +89,6 @@ pub enum Drained {
 
 /// How long sessions that were told to end may take before the process goes.
 const LAST_MOMENT: Duration = Duration::from_secs(2);
-const POLL: Duration = Duration::from_millis(20);
 
 /// Drains: not ready, `drain.delay`, no more accepting, sessions finish, `drain.timeout`.
 pub async fn drain(limits: &Drain, process: &impl Drainable, signals: &mut EndSignals) -> Drained {
@@ -111,13 +112,8 @@ pub async fn drain(limits: &Drain, process: &impl Drainable, signals: &mut EndSi
         }
         Drained::Forced(_) => process.abort_all(),
     }
-    let gone = async {
-        while process.sessions() > 0 {
-            tokio::time::sleep(POLL).await;
-        }
-    };
     tokio::select! {
-        _ = tokio::time::timeout(LAST_MOMENT, gone) => {}
+        _ = tokio::time::timeout(LAST_MOMENT, process.emptied()) => {}
         _ = signals.next() => process.abort_all(),
     }
     ended
@@ -126,16 +122,8 @@ pub async fn drain(limits: &Drain, process: &impl Drainable, signals: &mut EndSi
 async fn wait_for_sessions(limits: &Drain, process: &impl Drainable) -> Drained {
     tokio::time::sleep(limits.delay).await;
     process.stop_accepting();
-    let finished = async {
-        // Clients that were queued are still taken: look only after a moment.
-        loop {
-            tokio::time::sleep(POLL).await;
-            if process.sessions() == 0 {
-                return;
-            }
-        }
-    };
-    match tokio::time::timeout(limits.timeout, finished).await {
+    // Clients that were queued are still taken.
+    match tokio::time::timeout(limits.timeout, process.emptied()).await {
         Ok(()) => Drained::Clean,
         Err(_) => Drained::TimedOut(process.sessions()),
     }

@@ -38,6 +38,7 @@ pub async fn accept(worker: Arc<Worker>, entrance: Arc<Entrance>, socket: OwnedF
     };
     // Declared after the socket, so dropped before it is closed.
     let _open = entrance.sockets.add(socket.get_ref());
+    let _coming = worker.coming();
     let mut stop = worker.stop.clone();
     let mut open = entrance.open.subscribe();
     tokio::select! {
@@ -199,6 +200,7 @@ fn admit(worker: &Arc<Worker>, entrance: &Arc<Entrance>, fd: OwnedFd, client: So
         entrance: entrance.clone(),
         place,
         resources,
+        coming: worker.coming(),
     };
     match worker.elsewhere() {
         Some(other) => other.hand_over(newcomer),
@@ -214,6 +216,7 @@ pub(super) fn start(worker: &Arc<Worker>, newcomer: Newcomer) {
         entrance,
         place,
         resources,
+        coming: _coming,
     } = newcomer;
     let stream = match TcpStream::new(fd) {
         Ok(stream) => stream,

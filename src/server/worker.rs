@@ -18,7 +18,7 @@ use super::{Entrance, Gate, Pass, Serial, accept};
 use crate::host::MemoryMeter;
 use crate::metrics::Metrics;
 use crate::relay;
-use crate::session::{Crew, Session, Table, monitor};
+use crate::session::{Coming, Crew, Session, Table, monitor};
 
 /// Clients that may wait for descriptors or memory at a time.
 const MOST_WAITING: usize = 32;
@@ -48,6 +48,8 @@ pub(super) struct Newcomer {
     pub place: Option<Pass>,
     /// What it needs of the process.
     pub resources: Resources,
+    /// It is in no table yet.
+    pub coming: Option<Coming>,
 }
 
 /// One data-plane thread, as others see it.
@@ -113,6 +115,11 @@ impl Worker {
     pub(super) fn elsewhere(&self) -> Option<&Arc<Self>> {
         let (index, crew) = self.seat.get()?;
         self.all.get()?.get(crew.for_newcomer(*index)?)
+    }
+
+    /// Has a drain wait for one who accepts clients, or for a client.
+    pub(super) fn coming(&self) -> Option<Coming> {
+        self.seat.get().map(|(_, crew)| crew.coming())
     }
 
     /// Calls `each` once for every session of all workers.
@@ -274,6 +281,11 @@ impl Workers {
     #[must_use]
     pub fn sessions(&self) -> usize {
         self.crew.sessions()
+    }
+
+    /// Waits until nobody accepts, and there is no session.
+    pub async fn emptied(&self) {
+        self.crew.emptied().await;
     }
 }
 

@@ -51,6 +51,23 @@ pub struct Crew {
     plan: Mutex<Plan>,
     /// Written by a session while it changes tables, read by who looks at all of them.
     moves: RwLock<()>,
+    /// See [`Coming`].
+    coming: AtomicUsize,
+    /// None is left of them.
+    gone: Notify,
+}
+
+/// Whoever accepts clients, an accepted client that is in no table yet, and a session whose books are
+/// being closed.
+#[derive(Debug)]
+pub struct Coming(Arc<Crew>);
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        if self.0.coming.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.gone.notify_one();
+        }
+    }
 }
 
 /// What a table knows of the crew.
@@ -83,6 +100,8 @@ impl Crew {
             in_use: AtomicUsize::new(1),
             plan: Mutex::new(Plan::new(tables.len())),
             moves: RwLock::default(),
+            coming: AtomicUsize::new(0),
+            gone: Notify::new(),
             tables,
         });
         for (index, table) in crew.tables.iter().enumerate() {
@@ -104,6 +123,23 @@ impl Crew {
     pub fn sessions(&self) -> usize {
         let _nobody_moves = self.moves.read().unwrap_or_else(PoisonError::into_inner);
         self.tables.iter().map(|table| table.len()).sum()
+    }
+
+    /// One more, until it is dropped.
+    #[must_use]
+    pub fn coming(self: &Arc<Self>) -> Coming {
+        self.coming.fetch_add(1, Ordering::Relaxed);
+        Coming(self.clone())
+    }
+
+    /// Waits until there is no session, and none comes any more. One may wait.
+    pub async fn emptied(&self) {
+        let none = || self.coming.load(Ordering::Acquire) == 0;
+        // In this order: whoever comes is in a table before it has gone from here, and is here again
+        // before it leaves the table.
+        while !(none() && self.sessions() == 0 && none()) {
+            self.gone.notified().await;
+        }
     }
 
     /// How many workers carry sessions at present.
@@ -187,6 +223,12 @@ impl Table {
             jobs.into_iter().for_each(|job| job());
             self.seat.arrived.notified().await;
         }
+    }
+
+    /// Has a drain wait until it is dropped.
+    pub(super) fn coming(&self) -> Option<Coming> {
+        let (crew, _) = self.seat.crew.get()?;
+        crew.upgrade().map(|crew| crew.coming())
     }
 
     /// Where the session is to go, if anywhere.
@@ -408,6 +450,8 @@ impl Load {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn busy(busy: u32) -> Seen {
@@ -482,6 +526,26 @@ mod tests {
         crew.report(9100, 0, busy(CALM));
         crew.give_up_idle(9101);
         assert_eq!(crew.in_use(), 1);
+    }
+
+    /// A client that was accepted is in a worker's inbox, and in no table.
+    #[tokio::test]
+    async fn whoever_comes_is_waited_for() {
+        let crew = Crew::new((0..2).map(|_| Arc::default()).collect());
+        let within = |span| {
+            let crew = crew.clone();
+            async move { tokio::time::timeout(span, crew.emptied()).await.is_ok() }
+        };
+        let [short, long] = [Duration::from_millis(20), Duration::from_secs(20)];
+        assert!(within(short).await);
+        let [first, second] = [crew.coming(), crew.coming()];
+        crew.tables[1].post(Box::new(move || drop(second)));
+        drop(first);
+        assert!(!within(short).await, "it is in the inbox");
+        let waits = tokio::spawn(within(long));
+        tokio::time::sleep(short).await;
+        tokio::spawn(crew.tables[1].clone().work_off());
+        assert!(waits.await.expect("no panic"), "nobody said so");
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::relay::{self, Counters};
 use crate::sys;
 use crate::telemetry::{self, Repeated};
 
-pub use crew::{Crew, Job};
+pub use crew::{Coming, Crew, Job};
 pub use monitor::monitor;
 pub use table::Table;
 pub use task::{Admission, Task};
@@ -414,6 +414,7 @@ impl Entry {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
+        let _until_settled = self.table.coming();
         self.leave_table();
         self.session
             .service

@@ -44,7 +44,7 @@ impl Table {
     /// How many sessions there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        self.count.load(Ordering::Acquire)
     }
 
     /// Whether there are none.
@@ -83,7 +83,7 @@ impl Table {
     }
 
     pub(super) fn remove(&self, key: u32) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Release);
         let mut inner = self.lock();
         inner.sessions.try_remove(key as usize);
         if inner.sessions.is_empty() {

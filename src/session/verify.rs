@@ -95,7 +95,8 @@ impl Session {
     /// Whether the client of a session that waited is still there: it was heard within a second, or
     /// answers when it is asked now. One that said FIN is not asked.
     pub async fn client_answers(&self) -> bool {
-        if self.client_said_fin() {
+        let probes = self.service.policy.probes[Leg::Downstream as usize];
+        if self.client_said_fin() || !probes {
             return true;
         }
         let asked = self.lock().machine.leg(Leg::Downstream).condition == Condition::Suspect;
