@@ -37,19 +37,24 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing_appender::non_blocking::ErrorCounter;
 
-/// Descriptors that are no sessions': listeners, runtimes, admin connections, log, clients that
-/// wait for descriptors, margin. The pipes of bulk streams come on top.
-const RESERVED_DESCRIPTORS: u64 = 96;
+/// Descriptors that are no sessions', whatever is configured: admin connections, log, clients that
+/// wait for descriptors, margin.
+const RESERVED_DESCRIPTORS: u64 = 88;
+/// Those of a worker's runtime.
+const PER_WORKER: u64 = 3;
 
 /// Descriptors that are no sessions' under a limit.
 #[must_use]
 pub fn reserved_descriptors(limit: u64, workers: usize, listeners: &[Listener]) -> u64 {
-    let pipes = 2 * relay::most_pipes(limit) as u64 * workers as u64;
+    let pipes = 2 * relay::most_pipes(limit) as u64;
+    // Each worker has a socket of each listener.
+    let sockets = listeners.len().max(1) as u64;
+    let of_workers = (pipes + sockets + PER_WORKER) * workers as u64;
     let dials = match names(listeners).len() {
         0 => 0,
         names => resolve::descriptors(names) + dial::MOST_DOUBLE as u64,
     };
-    RESERVED_DESCRIPTORS + pipes + dials
+    RESERVED_DESCRIPTORS + of_workers + dials
 }
 /// Admin connections that wait to be accepted.
 const ADMIN_BACKLOG: u32 = 128;
@@ -128,13 +133,15 @@ pub enum AppError {
     Takeover(#[source] io::Error),
     /// A descriptor limit that cannot hold what was asked for.
     #[error(
-        "the descriptor limit is {limit}, and {sessions} sessions need {needed}: raise `ulimit -n` \
-         (systemd: LimitNOFILE=) or lower limits.max_connections"
+        "the descriptor limit is {limit}, and {sessions} session{} with all listeners and workers need{} \
+         {needed}: raise `ulimit -n` (systemd: LimitNOFILE=) or lower limits.max_connections",
+        if *sessions == 1 { "" } else { "s" },
+        if *sessions == 1 { "s" } else { "" }
     )]
     Descriptors {
         /// The hard limit.
         limit: u64,
-        /// What `limits.max_connections` add up to.
+        /// What `limits.max_connections` add up to; at least one.
         sessions: u64,
         /// Descriptors for them.
         needed: u64,
@@ -464,12 +471,8 @@ fn memory_meter(config: &Config) -> Option<MemoryMeter> {
 fn session_capacity(config: &Config, limit: u64, workers: usize) -> Result<usize, AppError> {
     let reserved = reserved_descriptors(limit, workers, &config.listeners);
     let capacity = limit.saturating_sub(reserved) / 2;
-    let asked: u64 = config
-        .listeners
-        .iter()
-        .filter_map(|l| l.limits.max_connections)
-        .map(u64::from)
-        .sum();
+    let limits = config.listeners.iter().map(|l| l.limits.max_connections);
+    let asked = limits.flatten().map(u64::from).sum::<u64>().max(1);
     if asked > capacity {
         let needed = asked * 2 + reserved;
         return Err(AppError::Descriptors {

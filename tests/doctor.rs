@@ -1,9 +1,10 @@
 //! `pulsegate doctor` and the metrics of the host, by the real binary.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -131,6 +132,109 @@ fn run_refuses_what_the_doctor_fails() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("LimitNOFILE"), "{said}");
+}
+
+/// Where not one session has room there is nothing to start.
+#[test]
+fn no_room_for_a_session_is_told_before_the_start() {
+    let flags = "--listen 127.0.0.1:0 --upstream 127.0.0.1:1";
+    let said = text(&doctor_limited(64, flags));
+    let (status, found) = line(&said, "descriptors");
+    assert_eq!(status, "fail", "{said}");
+    assert!(found.contains("no room for a session"), "{found}");
+    let script = format!("ulimit -n 64 && exec timeout 10 {BINARY} run {flags} --admin off");
+    let output = Command::new("sh").args(["-c", &script]).output();
+    let output = output.expect("ran");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("LimitNOFILE"), "{said}");
+}
+
+/// A socket for each listener and worker: what is left is for sessions, and the endpoint answers
+/// however many clients come.
+#[test]
+fn many_listeners_leave_room_for_the_endpoint() {
+    const LISTENERS: usize = 100;
+    let service = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let upstream = service.local_addr().expect("bound");
+    thread::spawn(move || service.incoming().collect::<Vec<_>>());
+    let admin = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+    let admin = admin.expect("bound");
+    let listener = |n| {
+        format!("  - {{name: l{n}, address: '127.0.0.1:0', upstream: {{address: '{upstream}'}}}}\n")
+    };
+    let listeners: String = (0..LISTENERS).map(listener).collect();
+    let yaml = format!("listeners:\n{listeners}admin: {{address: '{admin}'}}\nworkers: 2\n");
+    let name = format!("pulsegate-many-listeners-{}.yaml", std::process::id());
+    let file = std::env::temp_dir().join(name);
+    std::fs::write(&file, yaml).expect("written");
+    let config = format!("--config {}", file.display());
+
+    let said = text(&doctor_limited(256, &config));
+    assert_eq!(line(&said, "descriptors").0, "fail", "{said}");
+    let said = text(&doctor_limited(512, &config));
+    let (status, found) = line(&said, "descriptors");
+    assert_eq!(status, "warn", "{said}");
+    assert!(found.contains("room for 105 sessions"), "{found}");
+
+    let script = format!("ulimit -n 512 && exec {BINARY} run {config} 2>&1");
+    let mut run = Command::new("sh");
+    run.args(["-c", &script]).stdout(Stdio::piped());
+    let mut run = Running(run.spawn().expect("started"));
+    let output = run.0.stdout.take().expect("piped");
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        let lines = BufReader::new(output).lines().map_while(Result::ok);
+        lines.for_each(|line| drop(sender.send(line)));
+    });
+    let address = loop {
+        let line = lines.recv_timeout(Duration::from_secs(20));
+        let line = line.expect("starts");
+        let words = line.split_whitespace();
+        let address = words
+            .filter_map(|word| word.strip_prefix("address="))
+            .next();
+        if let Some(address) = address.filter(|_| line.contains("listening")) {
+            break address.to_owned();
+        }
+    };
+    let answers = || {
+        let mut stream = TcpStream::connect(admin)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while answers().is_err() {
+        assert!(Instant::now() < deadline, "no endpoint");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let connect = |_| TcpStream::connect(&address).expect("connected");
+    let clients: Vec<_> = (0..300).map(connect).collect();
+    thread::sleep(Duration::from_secs(1));
+    for _ in 0..10 {
+        let answer = answers().expect("the endpoint answers");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    drop((clients, run));
+    let failed: Vec<_> = lines
+        .iter()
+        .filter(|line| line.contains("os error 24"))
+        .collect();
+    assert!(failed.is_empty(), "{failed:?}");
+    let _ = std::fs::remove_file(file);
+}
+
+/// Killed when it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 #[test]

@@ -64,6 +64,12 @@ fn descriptors(facts: &Facts, demands: &Demands) -> Check {
             let meaning = format!("room for {room} sessions, {sessions} asked for");
             Check::new(name, Status::Ok, limit, &meaning)
         }
+        None if room == 0 => {
+            let meaning = format!(
+                "no room for a session beside {reserved} for the rest: pulsegate does not start"
+            );
+            Check::new(name, Status::Fail, limit, &meaning).set(raise(FEW_SESSIONS))
+        }
         None if room < FEW_SESSIONS => {
             let meaning = format!("room for {room} sessions (2 each, {reserved} for the rest)");
             Check::new(name, Status::Warn, limit, &meaning).set(raise(FEW_SESSIONS))
