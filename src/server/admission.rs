@@ -402,8 +402,16 @@ mod tests {
         let [here, elsewhere] = [service(address, &metrics), service(address, &metrics)];
         let others = start(&worker, &elsewhere, 3);
         let holders = start(&worker, &here, MANY);
-        // They are put under watch meanwhile.
-        sleep(Duration::from_secs(1)).await;
+        // A look finds out about them once they are under watch.
+        loop {
+            let now = sys::now();
+            let all = || others.iter().chain(&holders);
+            all().for_each(|(session, _)| session.refresh(now));
+            sleep(Duration::from_millis(50)).await;
+            if all().all(|(session, _)| session.last_look() >= now) {
+                break;
+            }
+        }
 
         let order = |holder: &Candidate| Some(Reverse(holder.idle));
         let since = sys::now();
