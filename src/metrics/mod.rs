@@ -31,6 +31,8 @@ vocabulary! {
         Descriptors = "descriptors",
         /// Memory is short.
         Memory = "memory",
+        /// The runtime could not watch its socket (epoll_ctl(2)).
+        LocalError = "local_error",
     }
 }
 
@@ -386,6 +388,7 @@ impl ListenerMetrics {
     /// An accepted client was reset at once.
     pub fn rejected(&self, reason: RejectReason) {
         self.rejected[reason as usize].inc();
+        self.reset_sent(Leg::Downstream);
     }
 
     /// How many sessions there are.

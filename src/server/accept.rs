@@ -220,7 +220,10 @@ pub(super) fn start(worker: &Arc<Worker>, newcomer: Newcomer) {
     } = newcomer;
     let stream = match TcpStream::new(fd) {
         Ok(stream) => stream,
-        Err(error) => return tracing::error!(%client, "cannot watch a client: {error}"),
+        Err(error) => {
+            entrance.service.metrics.rejected(RejectReason::LocalError);
+            return tracing::error!(%client, "cannot watch a client: {error}");
+        }
     };
     let id = worker.serial.next();
     let session = Session::new(id, entrance.service.clone(), client, sys::now());

@@ -168,7 +168,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
             }
             Err(error) => {
                 let close = session.cannot_connect(&error);
-                session.forget_legs();
+                session.turn_away(&close);
                 drop(downstream);
                 self.finish(&close)
             }
@@ -241,15 +241,24 @@ fn arrive<P: Send + Unpin + 'static>(
     relay: Relay,
     fds: [OwnedFd; 2],
 ) {
+    // A descriptor that cannot be registered is closed: nobody may look at it any more then.
+    let known = std::mem::replace(&mut entry.session.lock().fds, [-1; 2]);
     let [downstream, upstream] = fds.map(TcpStream::new);
     match (downstream, upstream) {
-        (Ok(downstream), Ok(upstream)) => drop(tokio::spawn(Task {
-            entry,
-            place,
-            stage: Stage::Relaying(relay, [downstream, upstream]),
-        })),
+        (Ok(downstream), Ok(upstream)) => {
+            entry.session.lock().fds = known;
+            drop(tokio::spawn(Task {
+                entry,
+                place,
+                stage: Stage::Relaying(relay, [downstream, upstream]),
+            }));
+        }
         // The drop of its sockets is an RST.
-        _ => entry.finish(&aborted(CloseReason::LocalError)),
+        _ => {
+            LEGS.into_iter()
+                .for_each(|leg| entry.session.service.metrics.reset_sent(leg));
+            entry.finish(&aborted(CloseReason::LocalError));
+        }
     }
 }
 
@@ -297,7 +306,7 @@ async fn queue<P>(
             Ok((place, downstream))
         }
         Err(close) => {
-            session.forget_legs();
+            session.turn_away(&close);
             Err(close)
         }
     }
@@ -338,7 +347,7 @@ async fn connect(
             Ok((relay, [downstream, upstream]))
         }
         Err(close) => {
-            shared.session.forget_legs();
+            shared.session.turn_away(&close);
             Err(close)
         }
     }
@@ -368,7 +377,7 @@ async fn connect_by_name(
             Ok((relay, [downstream, upstream]))
         }
         Err(close) => {
-            shared.session.forget_legs();
+            shared.session.turn_away(&close);
             Err(close)
         }
     }
@@ -583,10 +592,12 @@ impl Session {
         aborted(reason)
     }
 
-    /// The legs are about to be closed.
-    pub(super) fn forget_legs(&self) {
-        self.release(Leg::Downstream);
-        self.release(Leg::Upstream);
+    /// A client that was not served is about to be reset, unless it has aborted itself.
+    fn turn_away(&self, close: &Close) {
+        self.lock().fds = [-1; 2];
+        if close.reason != CloseReason::ConnectCancelled {
+            self.service.metrics.reset_sent(Leg::Downstream);
+        }
     }
 }
 

@@ -339,6 +339,9 @@ fn refused_by_the_service() {
     };
     assert_eq!(end, End::Reset, "no answer must not look like an empty one");
     assert!(eventually(PROMPT, || proxy.closed("connect_refused") == 1.0));
+    let on = [("leg", "downstream")];
+    let resets = proxy.metrics().value("pulsegate_resets_sent_total", &on);
+    assert_eq!(resets, 1.0);
 }
 
 fn connect_that_gets_no_answer() {

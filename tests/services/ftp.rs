@@ -25,6 +25,16 @@ pub const CASES: &[Case] = &[
         TOOLS,
         ftp_aborts_as_it_does_directly,
     ),
+    Case::new(
+        "ftp_transfers_that_are_killed_have_failed",
+        TOOLS,
+        ftp_transfers_that_are_killed_have_failed,
+    ),
+    Case::new(
+        "ftp_transfers_cut_by_the_drain_have_failed",
+        TOOLS,
+        ftp_transfers_cut_by_the_drain_have_failed,
+    ),
 ];
 
 /// What [`Site`] and [`Client`] need.
@@ -231,4 +241,53 @@ fn ftp_aborts_as_it_does_directly() {
     let proxied = outcome(site.proxy.address, "proxied");
     assert_eq!(proxied, direct);
     assert_eq!(site.verdicts("down"), ["FAIL DOWNLOAD", "FAIL DOWNLOAD"]);
+}
+
+/// What the server says of an upload and of a download that were cut. A client that downloads knows
+/// that its file is not whole.
+fn verdicts_of_cut(more: &str, cut: impl Fn(&Site)) -> [Vec<String>; 2] {
+    let size = |path: &Path| fs::metadata(path).map_or(0, |m| m.len());
+    let begun = |path: &Path| eventually(ms(20_000), || size(path) > SMALL as u64);
+    let verdicts = |site: &Site| {
+        eventually(ms(5000), || !site.verdicts("cut").is_empty());
+        site.verdicts("cut")
+    };
+    let settings = format!("    detect_within: 5s\n{more}");
+
+    let site = Site::start(RATE, &settings);
+    write_file(&site.local("up"), 2, LARGE);
+    let mut client = site.client();
+    client.say(&format!("put {} cut", site.local("up").display()));
+    assert!(begun(&site.file("cut")));
+    cut(&site);
+    let of_upload = verdicts(&site);
+
+    let site = Site::start(RATE, &settings);
+    write_file(&site.file("cut"), 1, LARGE);
+    let mut client = site.client();
+    client.say(&format!("get cut {}", site.local("got").display()));
+    assert!(begun(&site.local("got")));
+    cut(&site);
+    client.expect("reset by peer");
+    assert!(!client.printed().contains("226"), "{}", client.printed());
+    [of_upload, verdicts(&site)]
+}
+
+fn ftp_transfers_that_are_killed_have_failed() {
+    let verdicts = verdicts_of_cut("", |site| {
+        let path = "/connections?listener=data&format=json";
+        let (_, list) = site.proxy.get(path).expect("a list");
+        let (_, id) = list.split_once("\"id\":").expect("a session");
+        let end = id.find(',').expect("more");
+        site.proxy.kill(&id[..end]);
+    });
+    assert_eq!(verdicts, [["FAIL UPLOAD"], ["FAIL DOWNLOAD"]]);
+}
+
+fn ftp_transfers_cut_by_the_drain_have_failed() {
+    let timeout = "drain: { timeout: 500ms }";
+    let verdicts = verdicts_of_cut(timeout, |site| site.proxy.signal(Signal::TERM));
+    // The control connection goes as well, after which the server may say nothing at all.
+    let whole = |verdict: &String| verdict.starts_with("OK");
+    assert!(!verdicts.iter().flatten().any(whole), "{verdicts:?}");
 }

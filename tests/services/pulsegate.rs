@@ -10,6 +10,8 @@ use std::time::Duration;
 use ::pulsegate::app::default_workers;
 use ::pulsegate::relay::KEPT_PIPE_DESCRIPTORS;
 
+use rustix::process::Signal;
+
 use crate::process::{Account, Folder, Process, free_address, tool};
 use crate::support::{Metrics, eventually, ms};
 
@@ -93,9 +95,9 @@ impl Pulsegate {
 
     fn ready(mut command: Command, address: SocketAddr, admin: SocketAddr) -> Self {
         let mut process = Process::start(&mut command);
-        process.wait_until(|_| matches!(get(admin, "/readyz"), Ok((200, _))));
+        process.wait_until(|_| matches!(ask(admin, "GET", "/readyz"), Ok((200, _))));
         // What the first scrape opens for good belongs to the start.
-        let _page = get(admin, "/metrics");
+        let _page = ask(admin, "GET", "/metrics");
         let descriptors = settled_descriptors(process.id());
         Self {
             process,
@@ -112,7 +114,20 @@ impl Pulsegate {
 
     /// GETs a page of the admin endpoint: status and body.
     pub fn get(&self, path: &str) -> io::Result<(u16, String)> {
-        get(self.admin, path)
+        ask(self.admin, "GET", path)
+    }
+
+    /// Has a session ended, as the operator does.
+    #[track_caller]
+    pub fn kill(&self, id: &str) {
+        let path = format!("/connections/{id}");
+        let (status, body) = ask(self.admin, "DELETE", &path).expect("an answer");
+        assert_eq!(status, 202, "{body}");
+    }
+
+    /// Sends the process a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 
     /// The current metrics.
@@ -222,10 +237,11 @@ pub fn connect(to: SocketAddr) -> TcpStream {
     stream
 }
 
-fn get(admin: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+fn ask(admin: SocketAddr, method: &str, path: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&admin, ms(10_000))?;
     stream.set_read_timeout(Some(ms(30_000)))?;
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
