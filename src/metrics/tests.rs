@@ -85,7 +85,8 @@ fn events_reach_their_series() {
         "pulsegate_socket_option_errors_total{listener=\"db\"} 1",
         "pulsegate_listen_queue_length{listener=\"db\"} 3",
         "pulsegate_listen_queue_limit{listener=\"db\"} 128",
-        "pulsegate_resets_sent_total{leg=\"downstream\",listener=\"db\"} 1",
+        // The client that was rejected, and another.
+        "pulsegate_resets_sent_total{leg=\"downstream\",listener=\"db\"} 2",
         "pulsegate_probes_sent_total{leg=\"upstream\",listener=\"db\"} 1",
         "pulsegate_upstream_connect_duration_seconds_count{listener=\"db\"} 1",
         "pulsegate_liveness_looks_total 7",

@@ -304,11 +304,6 @@ impl Session {
         self.old.load(Ordering::Relaxed)
     }
 
-    /// Forgets a leg's descriptor, which is about to be closed.
-    fn release(&self, leg: Leg) {
-        self.lock().fds[leg as usize] = -1;
-    }
-
     /// What a failed socket says about its leg.
     fn fault(&self, leg: Leg, error: &io::Error) -> Close {
         let fault = match error.raw_os_error() {
