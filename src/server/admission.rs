@@ -402,16 +402,22 @@ mod tests {
         let [here, elsewhere] = [service(address, &metrics), service(address, &metrics)];
         let others = start(&worker, &elsewhere, 3);
         let holders = start(&worker, &here, MANY);
-        // A look finds out about them once they are under watch.
+        // A look finds out about them once they are open and under watch.
+        let deadline = sys::now() + 30_000;
         loop {
+            sleep(Duration::from_millis(50)).await;
             let now = sys::now();
             let all = || others.iter().chain(&holders);
             all().for_each(|(session, _)| session.refresh(now));
-            sleep(Duration::from_millis(50)).await;
-            if all().all(|(session, _)| session.last_look() >= now) {
+            let is_ready = |session: &Session| {
+                session.last_look() >= now && session.known_candidate(now).is_some()
+            };
+            if all().all(|(session, _)| is_ready(session)) {
                 break;
             }
+            assert!(now < deadline, "they do not come up");
         }
+        sleep(Duration::from_millis(5)).await;
 
         let order = |holder: &Candidate| Some(Reverse(holder.idle));
         let since = sys::now();
