@@ -80,6 +80,8 @@ pub enum Fault {
     TimedOut,
     /// EHOSTUNREACH, ENETUNREACH and the like.
     Unreachable,
+    /// Anything else (ENOMEM, EPROTO): the peer has no part in it.
+    Local,
 }
 
 /// Decides whether one session lives. See the [module documentation](super).
@@ -211,6 +213,7 @@ impl Machine {
             Fault::Reset if phantom => (CloseReason::UpstreamPhantom, None),
             Fault::Reset if asked => (CloseReason::dead(leg), Some(Evidence::Reset)),
             Fault::Reset => (CloseReason::reset(leg), None),
+            Fault::Local => (CloseReason::LocalError, None),
             Fault::TimedOut => (CloseReason::dead(leg), Some(Evidence::KernelTimeout)),
             Fault::Unreachable => (CloseReason::dead(leg), Some(Evidence::Unreachable)),
         };

@@ -176,12 +176,11 @@ impl Metrics {
     /// The series of one listener, created at 0. The same name gives the same series.
     #[must_use]
     pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
-        Arc::new(ListenerMetrics::new(&self.families, name))
-    }
-
-    /// Counts looks at sessions; add them up per round rather than one by one.
-    pub fn looks(&self, n: u64) {
-        self.looks.inc_by(n);
+        Arc::new(ListenerMetrics::new(
+            &self.families,
+            name,
+            self.looks.clone(),
+        ))
     }
 
     /// Whether the process drains.
@@ -314,6 +313,8 @@ pub struct ListenerMetrics {
     upstream_queue: ([IntGaugeVec; 2], Box<str>),
     option_errors: IntCounter,
     moved: IntCounter,
+    /// Of all listeners.
+    looks: IntCounter,
     queued: IntGauge,
     phantom: IntGauge,
     takeovers: Box<[IntCounter]>,
@@ -337,7 +338,7 @@ struct LegMetrics {
 }
 
 impl ListenerMetrics {
-    fn new(f: &Families, name: &str) -> Self {
+    fn new(f: &Families, name: &str, looks: IntCounter) -> Self {
         // One counter for each word of a vocabulary, in its order: indexed by `word as usize`.
         let each = |family: &IntCounterVec, words: &mut dyn Iterator<Item = &'static str>| {
             words
@@ -372,6 +373,7 @@ impl ListenerMetrics {
             upstream_queue: (f.upstream_queue.clone(), name.into()),
             option_errors: f.option_errors.with_label_values(&[name]),
             moved: f.moved.with_label_values(&[name]),
+            looks,
             queued: f.queued.with_label_values(&[name]),
             phantom: f.phantom.with_label_values(&[name]),
             takeovers: each(&f.takeovers, &mut Takeover::ALL.iter().map(|t| t.as_str())),
@@ -520,6 +522,11 @@ impl ListenerMetrics {
                 let _ = limit.remove_label_values(labels);
             }
         }
+    }
+
+    /// The kernel was asked about a session, whoever wanted to know.
+    pub fn looked(&self) {
+        self.looks.inc();
     }
 
     /// A session went on at another worker.

@@ -33,7 +33,8 @@ const NOTSENT_BYTES: i32 = 256 * 1024;
 pub fn prepare_listener(fd: RawFd, policy: &Policy) -> io::Result<()> {
     set(fd, sockopt::NODELAY, 1)?;
     bound_unsent(fd)?;
-    prepare_keepalive(fd, policy)?;
+    set(fd, sockopt::KEEPINTVL, keepalive_interval_seconds(policy))?;
+    set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))?;
     set(fd, sockopt::OOBINLINE, 1)?;
     sockopt::arm_abort(fd)
 }
@@ -47,10 +48,9 @@ pub fn bound_unsent(fd: RawFd) -> io::Result<()> {
     set(fd, sockopt::NOTSENT_LOWAT, NOTSENT_BYTES)
 }
 
-fn prepare_keepalive(fd: RawFd, policy: &Policy) -> io::Result<()> {
+fn keepalive_interval_seconds(policy: &Policy) -> i32 {
     let interval = policy.keepalive_interval(sys::tick()) / 1000;
-    set(fd, sockopt::KEEPINTVL, i32::try_from(interval).unwrap_or(1))?;
-    set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))
+    i32::try_from(interval).unwrap_or(1)
 }
 
 /// What a dialled socket needs before it connects; the rest waits until it is needed, because a
@@ -67,25 +67,29 @@ pub fn prepare_dialled(fd: RawFd) -> io::Result<()> {
 /// Puts a connected leg under watch: keepalive from now on, and no verdict by the kernel. The
 /// downstream has inherited the better part from its listener.
 ///
-/// # Errors
-/// The option that could not be set, with the kernel's reason. `TCP_RTO_MAX_MS` is best effort.
-pub fn watch(fd: RawFd, leg: Leg, policy: &Policy) -> io::Result<()> {
-    set(fd, sockopt::USER_TIMEOUT, i32::MAX)?;
+/// What became of each option is given to `check`: one that fails does not keep the others from
+/// being set. `TCP_RTO_MAX_MS` is best effort.
+pub fn watch(fd: RawFd, leg: Leg, policy: &Policy, check: impl Fn(io::Result<()>)) {
+    check(set(fd, sockopt::USER_TIMEOUT, i32::MAX));
     // Not before: behind the close(2) of a short session the kernel would give up its FIN after
     // some 3 s.
     let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, QUESTION_GAP_MS);
     if !policy.probes[leg as usize] {
-        return Ok(());
+        return;
     }
-    set(fd, sockopt::KEEPALIVE, 1)?;
+    check(set(fd, sockopt::KEEPALIVE, 1));
     // That counts the idle time from now; told once more, the kernel counts it from the last sign
     // of life (`tcp_sock_set_keepidle_locked`, net/ipv4/tcp.c).
     if leg == Leg::Upstream {
-        prepare_keepalive(fd, policy)?;
-    } else if policy.keepalive_idle() == 1000 {
-        set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy))?;
+        check(set(
+            fd,
+            sockopt::KEEPINTVL,
+            keepalive_interval_seconds(policy),
+        ));
     }
-    Ok(())
+    if leg == Leg::Upstream || policy.keepalive_idle() == 1000 {
+        check(set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy)));
+    }
 }
 
 /// Has the kernel ask a quiet peer no more.
@@ -149,4 +153,22 @@ fn keepalive_idle_seconds(policy: &Policy) -> i32 {
 fn set(fd: RawFd, option: IntOption, value: i32) -> io::Result<()> {
     sockopt::set_int(fd, option, value)
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", option.label)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::config::Liveness;
+
+    #[test]
+    fn one_option_that_fails_does_not_keep_the_others_from_being_set() {
+        let failed = Cell::new(0);
+        let policy = Liveness::default().policy();
+        watch(-1, Leg::Upstream, &policy, |set| {
+            failed.set(failed.get() + u32::from(set.is_err()));
+        });
+        assert_eq!(failed.get(), 4);
+    }
 }

@@ -59,7 +59,7 @@ impl Counters {
 
     fn note_request(&self) {
         let answers = self.received[Leg::Upstream as usize].load(Ordering::Relaxed);
-        self.answers_before.store(answers, Ordering::Relaxed);
+        self.answers_before.store(answers, Ordering::Release);
     }
 
     fn add(counter: &AtomicU64, n: usize) {

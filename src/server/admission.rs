@@ -398,7 +398,7 @@ mod tests {
         std::thread::spawn(serve);
         let metrics = Arc::new(Metrics::new());
         let worker = Worker::alone();
-        tokio::spawn(monitor(worker.table.clone(), metrics.clone()));
+        tokio::spawn(monitor(worker.table.clone()));
         let [here, elsewhere] = [service(address, &metrics), service(address, &metrics)];
         let others = start(&worker, &elsewhere, 3);
         let holders = start(&worker, &here, MANY);

@@ -43,8 +43,15 @@ impl Line {
 
     /// False if nobody waits.
     pub fn turn_away_last(&self, why: Shortage) -> bool {
-        let last = self.lock().waiting.pop_last();
-        last.is_some_and(|(_, sender)| sender.send(why).is_ok())
+        // One that is leaving by itself does not make the others stay.
+        loop {
+            let Some((_, sender)) = self.lock().waiting.pop_last() else {
+                return false;
+            };
+            if sender.send(why).is_ok() {
+                return true;
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -72,6 +79,16 @@ impl Drop for InLine<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Its future is gone, and it has not left the line yet.
+    #[test]
+    fn one_that_leaves_by_itself_does_not_make_the_others_stay() {
+        let line = Line::default();
+        let _first = line.join();
+        let mut last = line.join();
+        last.turned_away.close();
+        assert!(line.turn_away_last(Shortage::Memory));
+    }
 
     #[tokio::test]
     async fn the_last_to_come_goes_first() {

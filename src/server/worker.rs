@@ -222,7 +222,6 @@ impl Workers {
                 worker: worker.clone(),
                 sockets,
                 hooks: hooks.clone(),
-                metrics: metrics.clone(),
                 quit: quitting.clone(),
             };
             let (ready, is_ready) = mpsc::channel();
@@ -306,7 +305,6 @@ struct Seat {
     worker: Arc<Worker>,
     sockets: Sockets,
     hooks: Hooks,
-    metrics: Arc<Metrics>,
     quit: watch::Receiver<bool>,
 }
 
@@ -321,7 +319,7 @@ impl Seat {
                 tokio::spawn(accept::accept(self.worker.clone(), entrance, socket));
             }
             drop(ready.send(Ok(())));
-            tokio::spawn(monitor(self.worker.table.clone(), self.metrics.clone()));
+            tokio::spawn(monitor(self.worker.table.clone()));
             tokio::spawn(self.worker.table.clone().work_off());
             // The sender lives as long as the data plane.
             let _ended = self.quit.wait_for(|quit| *quit).await;

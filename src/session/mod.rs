@@ -74,6 +74,22 @@ pub struct Service {
     pub last_end: AtomicU8,
 }
 
+/// What an error of a connected socket says. Only these of the peer, or of the way to it, are: anything
+/// else is wrong with this host.
+fn fault_of(error: &io::Error) -> Fault {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown,
+        NetworkUnreachable, TimedOut,
+    };
+    match error.kind() {
+        ConnectionReset | ConnectionAborted | BrokenPipe => Fault::Reset,
+        TimedOut => Fault::TimedOut,
+        HostUnreachable | NetworkUnreachable | NetworkDown => Fault::Unreachable,
+        _ if error.raw_os_error() == Some(libc::EHOSTDOWN) => Fault::Unreachable,
+        _ => Fault::Local,
+    }
+}
+
 /// Whether the peers of a listener answer keepalive probes at all, or something on the way drops
 /// them.
 #[derive(Debug, Default)]
@@ -234,16 +250,19 @@ impl Session {
         self.order_locked(&mut self.lock(), close);
     }
 
-    fn order_locked(&self, state: &mut State, close: Close) {
+    /// True if it was the first order.
+    fn order_locked(&self, state: &mut State, close: Close) -> bool {
+        let is_first = state.order.is_none();
         match &mut state.order {
             Some(first) if close.how.is_harsher_than(first.how) => first.how = close.how,
-            Some(_) => return,
+            Some(_) => return false,
             None => state.order = Some(close),
         }
         self.ordered.store(true, Ordering::Release);
         if let Some(waker) = &state.waker {
             waker.wake_by_ref();
         }
+        is_first
     }
 
     /// Whether it was ordered to end.
@@ -306,13 +325,7 @@ impl Session {
 
     /// What a failed socket says about its leg.
     fn fault(&self, leg: Leg, error: &io::Error) -> Close {
-        let fault = match error.raw_os_error() {
-            Some(libc::ETIMEDOUT) => Fault::TimedOut,
-            Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EHOSTDOWN | libc::ENETDOWN) => {
-                Fault::Unreachable
-            }
-            _ => Fault::Reset,
-        };
+        let fault = fault_of(error);
         let mut state = self.lock();
         let after = sample::sample(state.fds[leg as usize]);
         state.machine.fault(sys::now(), leg, fault, after.as_ref())
@@ -497,6 +510,36 @@ impl Session {
                 leg = leg.as_str(),
                 "a peer was ended as dead without ever answering a keepalive probe, and no other was seen to \
                  answer one; if something on the way drops probes, set {key}: false"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_of_the_peer_are_blamed_on_it() {
+        let table = [
+            (libc::ECONNRESET, Fault::Reset),
+            (libc::EPIPE, Fault::Reset),
+            (libc::ECONNABORTED, Fault::Reset),
+            (libc::ETIMEDOUT, Fault::TimedOut),
+            (libc::EHOSTUNREACH, Fault::Unreachable),
+            (libc::ENETUNREACH, Fault::Unreachable),
+            (libc::EHOSTDOWN, Fault::Unreachable),
+            (libc::ENETDOWN, Fault::Unreachable),
+            (libc::ENOMEM, Fault::Local),
+            (libc::ENOBUFS, Fault::Local),
+            (libc::EPROTO, Fault::Local),
+            (libc::EIO, Fault::Local),
+        ];
+        for (errno, fault) in table {
+            assert_eq!(
+                fault_of(&io::Error::from_raw_os_error(errno)),
+                fault,
+                "{errno}"
             );
         }
     }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::{Phase, Session, State, Table, Watch};
 use crate::liveness::{Ask, BUSY_LOOK_EVERY, Condition, LEGS, Leg, Machine, Millis};
-use crate::metrics::Metrics;
 use crate::net::options;
 use crate::sys;
 
@@ -20,15 +19,15 @@ const GRID: Millis = 100;
 const URGENT: Millis = BUSY_LOOK_EVERY;
 
 /// Runs for as long as the worker.
-pub async fn monitor(table: Arc<Table>, metrics: Arc<Metrics>) {
+pub async fn monitor(table: Arc<Table>) {
     loop {
         let now = sys::now();
+        table.drop_stale(|at, session| session.is_due(at));
         let due = table.take_due(now, BATCH);
         if due.is_empty() {
             sleep(&table).await;
             continue;
         }
-        metrics.looks(due.len() as u64);
         for (at, key, session, young) in due {
             let next = if young {
                 session.start_watch(now)
@@ -91,7 +90,7 @@ impl Session {
         for leg in LEGS {
             let fd = state.fds[leg as usize];
             if fd >= 0 && !state.watch.covers(leg) && up.covers(leg) {
-                self.check_option(options::watch(fd, leg, &self.service.policy));
+                options::watch(fd, leg, &self.service.policy, |set| self.check_option(set));
                 state.machine.is_asked(leg);
             }
         }
@@ -108,6 +107,10 @@ impl Session {
             state.due = now;
         }
         watched
+    }
+
+    fn is_due(&self, at: Millis) -> bool {
+        self.lock().due == at
     }
 
     fn look_if_due(&self, at: Millis, now: Millis) -> Option<Millis> {
@@ -157,6 +160,7 @@ impl Session {
     fn look_locked(&self, state: &mut State, now: Millis) -> Millis {
         let policy = &self.service.policy;
         let look = state.look(&self.counters);
+        self.service.metrics.looked();
         let before = state.machine.clone();
         let verdict = state.machine.look(now, policy, &look);
         self.report_conditions(&before, Some(&state.machine));

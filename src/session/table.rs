@@ -1,7 +1,7 @@
 //! The sessions of one worker, and when each is to be looked at.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,8 @@ use crate::liveness::Millis;
 
 /// How old a session is before it is put under watch: a shorter one does not pay for it.
 const YOUNG: Millis = 250;
+/// So many entries of the queue beyond twice the sessions are not worth the work.
+const STALE: usize = 1024;
 /// Sessions that come one after the other are put under watch together, at a multiple of this, ms.
 const YOUNG_GRID: Millis = 50;
 
@@ -59,19 +61,18 @@ impl Table {
         const SLICE: usize = 256;
         let mut from = 0;
         loop {
-            let slice: Vec<(usize, Arc<Session>)> = {
+            let slice: Vec<Arc<Session>> = {
                 let inner = self.lock();
                 let capacity = inner.sessions.capacity();
-                (from..capacity)
-                    .filter_map(|key| Some((key, inner.sessions.get(key)?.clone())))
-                    .take(SLICE)
+                if from >= capacity {
+                    return;
+                }
+                let keys = from..capacity.min(from + SLICE);
+                from = keys.end;
+                keys.filter_map(|key| inner.sessions.get(key).cloned())
                     .collect()
             };
-            let Some((last, _)) = slice.last() else {
-                return;
-            };
-            from = last + 1;
-            slice.iter().for_each(|(_, session)| each(session));
+            slice.iter().for_each(&mut each);
         }
     }
 
@@ -136,6 +137,28 @@ impl Table {
         due
     }
 
+    /// Keeps the queue from growing with entries of sessions that have ended, or were looked at
+    /// sooner: where these are most of it, it is made anew of those that hold.
+    pub(super) fn drop_stale(&self, holds: impl Fn(Millis, &Session) -> bool) {
+        let old: Vec<_> = {
+            let mut inner = self.lock();
+            if inner.queue.len() < 2 * inner.sessions.len() + STALE {
+                return;
+            }
+            let old = std::mem::take(&mut inner.queue);
+            let session = |key: u32| inner.sessions.get(key as usize).cloned();
+            let entries = old.into_iter().map(|Reverse(entry)| entry);
+            entries
+                .filter_map(|(at, key)| Some((at, key, session(key)?)))
+                .collect()
+        };
+        // A session is never locked while the table is.
+        let kept = old.iter().filter(|(at, _, session)| holds(*at, session));
+        let kept = kept.map(|(at, key, _)| Reverse((*at, *key)));
+        let kept: BTreeSet<_> = kept.collect();
+        self.lock().queue.extend(kept);
+    }
+
     /// When something is due next; the monitor will sleep until then.
     pub(super) fn sleep_until(&self) -> Option<Millis> {
         let mut inner = self.lock();
@@ -159,5 +182,22 @@ impl Table {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With a long D their looks are due in a day, and sessions come and go.
+    #[test]
+    fn sessions_that_have_ended_leave_nothing_in_the_queue() {
+        let table = Table::default();
+        for n in 0..100_000 {
+            table.schedule(86_400_000 + n, 0);
+            table.drop_stale(|_, _| true);
+        }
+        let left = table.lock().queue.len();
+        assert!(left <= STALE, "{left} entries");
     }
 }

@@ -89,7 +89,8 @@ impl Session {
             }
             _ => None,
         });
-        found.inspect(|close| self.order(*close)).is_some()
+        // One that was ending already is not ended by this.
+        found.is_some_and(|close| self.order_locked(&mut self.lock(), close))
     }
 
     /// Whether the client of a session that waited is still there: it was heard within a second, or

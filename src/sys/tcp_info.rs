@@ -72,14 +72,28 @@ pub struct TcpInfo {
     pub total_rto_time_ms: u32,
 }
 
+/// Wider than a window can be (RFC 7323, 2.3).
+pub const UNKNOWN_WINDOW: u32 = u32::MAX;
+
 /// Asks the kernel about a connection (0.3 to 1 us).
 ///
 /// # Errors
 /// What getsockopt(2) says.
 pub fn tcp_info(fd: RawFd) -> io::Result<TcpInfo> {
     let mut info = TcpInfo::default();
-    sockopt::get(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
-    Ok(info)
+    let filled = sockopt::get(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info)?;
+    Ok(info.filled_up_to(filled))
+}
+
+impl TcpInfo {
+    /// Before Linux 5.4 the kernel does not tell the peer's window: it is [`UNKNOWN_WINDOW`] then,
+    /// since 0 would be a closed one.
+    fn filled_up_to(mut self, bytes: usize) -> Self {
+        if bytes < std::mem::offset_of!(Self, snd_wnd) + size_of::<u32>() {
+            self.snd_wnd = UNKNOWN_WINDOW;
+        }
+        self
+    }
 }
 
 /// The word ss(8) uses for a state number (`include/net/tcp_states.h`).
@@ -98,5 +112,19 @@ pub const fn state_name(state: u8) -> &'static str {
         10 => "LISTEN",
         11 => "CLOSING",
         _ => "UNKNOWN",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_that_an_old_kernel_does_not_tell_is_not_closed() {
+        let before = std::mem::offset_of!(TcpInfo, snd_wnd);
+        let old = TcpInfo::default().filled_up_to(before);
+        assert_eq!(old.snd_wnd, UNKNOWN_WINDOW);
+        let new = TcpInfo::default().filled_up_to(before + 4);
+        assert_eq!(new.snd_wnd, 0);
     }
 }
