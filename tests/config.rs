@@ -217,7 +217,11 @@ workers: 15
         ("low-water", "false"),
         ("workers", "15"),
     ];
-    assert_eq!(flags(&given).unwrap(), load(yaml).unwrap());
+    let config = load(yaml).unwrap();
+    assert_eq!(flags(&given).unwrap(), config);
+    // None of them has its default, so none may be missing where the configuration is printed.
+    let printed = config::to_yaml(&config);
+    assert_eq!(load(&printed), Ok(config), "{printed}");
     let known: BTreeSet<&str> = keys::KEYS.iter().filter_map(|key| key.flag).collect();
     assert_eq!(known, given.iter().map(|(flag, _)| *flag).collect());
 }

@@ -17,6 +17,7 @@ const CHECKS: [&str; 20] = [
     "keepalive",
     "user_timeout",
     "rto_max",
+    "window",
     "on_demand_probe",
     "descriptors",
     "ip_local_port_range",

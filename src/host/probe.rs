@@ -20,6 +20,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(5);
 pub struct Abilities {
     /// `TCP_RTO_MAX_MS` can be set: retransmissions do not back off into silence.
     pub rto_max: Option<bool>,
+    /// `TCP_INFO` has the peer's window.
+    pub window: Option<bool>,
     /// `TCP_USER_TIMEOUT` can be set: the kernel leaves the verdict to pulsegate.
     pub user_timeout: Option<bool>,
     /// Keepalive probes can be asked for, and timed.
@@ -58,6 +60,9 @@ impl Abilities {
             (sockopt::KEEPINTVL, 1),
         ];
         Self {
+            window: sys::tcp_info(socket.as_raw_fd())
+                .ok()
+                .map(|info| info.snd_wnd != sys::UNKNOWN_WINDOW),
             rto_max: Some(takes(sockopt::RTO_MAX_MS, 1000)),
             user_timeout: Some(takes(sockopt::USER_TIMEOUT, i32::MAX)),
             keepalive: Some(

@@ -20,4 +20,4 @@ pub use clock::{now, thread_time, tick};
 pub use register::register;
 pub use signals::{hold_end_signals, release_end_signals};
 pub use sockopt::duplicate;
-pub use tcp_info::{TcpInfo, state_name, tcp_info};
+pub use tcp_info::{TcpInfo, UNKNOWN_WINDOW, state_name, tcp_info};

@@ -50,6 +50,17 @@ pub(super) fn abilities(abilities: &Abilities) -> Vec<Check> {
             "questions do not back off into silence",
         ),
         judge(
+            "window",
+            "the peer's window in TCP_INFO",
+            abilities.window,
+            (
+                Status::Warn,
+                "a peer that takes no data is seen as stalled only while nothing is in flight; \
+                 Linux 5.4 has it",
+            ),
+            "a stalled peer is told from one that does not get its data",
+        ),
+        judge(
             "on_demand_probe",
             "a probe on demand (tried on loopback)",
             abilities.probe_on_demand,

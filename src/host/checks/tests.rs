@@ -34,6 +34,7 @@ fn good() -> (Facts, Demands) {
         }),
         abilities: Abilities {
             rto_max: Some(true),
+            window: Some(true),
             user_timeout: Some(true),
             keepalive: Some(true),
             probe_on_demand: Some(true),
@@ -78,7 +79,7 @@ fn expect(name: &str, status: Status, part: &str, change: impl FnOnce(&mut Facts
     let curable = bad
         && !matches!(
             name,
-            "keepalive" | "user_timeout" | "rto_max" | "on_demand_probe"
+            "keepalive" | "user_timeout" | "rto_max" | "window" | "on_demand_probe"
         );
     assert_eq!(
         line.contains("; set: "),
@@ -200,6 +201,9 @@ fn what_bounds_the_promise_warns() {
             });
         },
     );
+    expect("window", Warn, "5.4", |f, _| {
+        f.abilities.window = Some(false);
+    });
     expect("rto_max", Warn, "6.15", |f, _| {
         f.abilities.rto_max = Some(false);
     });
