@@ -13,7 +13,7 @@ use serde_json::Value;
 const BINARY: &str = env!("CARGO_BIN_EXE_pulsegate");
 const WITHIN: Duration = Duration::from_secs(20);
 /// Every check that does not depend on a configuration.
-const CHECKS: [&str; 20] = [
+const CHECKS: [&str; 21] = [
     "keepalive",
     "user_timeout",
     "rto_max",
