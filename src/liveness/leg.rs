@@ -3,26 +3,27 @@
 use std::num::{NonZeroU32, NonZeroU64};
 
 use super::machine::Ask;
-use super::policy::{Millis, Policy};
+use super::policy::{Millis, Policy, SLOWEST_QUESTION};
+use super::proof::{APART, PROBE_EVERY, Proof, VOLLEY_PROBES};
 use super::reason::{CloseReason, Evidence, Leg};
-use super::sample::{LegSample, TcpState};
-use super::window::{self, Window};
+use super::sample::{AGE_JITTER, LegSample, TcpState};
+use super::window::{self, KERNELS_OWN};
 
-/// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
-const AGE_JITTER: Millis = 20;
-/// Spacing of the last questions, and of the looks that wait for their answers.
-const FINAL_ASK_EVERY: Millis = 200;
+/// In the final phase a leg that the kernel asks at its own pace is looked at this often.
 const FINAL_LOOK_EVERY: Millis = 100;
 /// A leg with an unanswered question is looked at this often until the final phase.
 pub const SUSPECT_LOOK_EVERY: Millis = 1000;
-/// A leg that carries data is looked at this often, and so it is to be soon after it begins to: its
-/// peer may take the window back, and the kernel would give it up 2 s after it fell silent, ms.
-pub const BUSY_LOOK_EVERY: Millis = 1500;
-/// A question must have been pending for this long before its silence counts, and for one and a
-/// half round trips where that is longer.
-const MIN_UNANSWERED: Millis = 100;
+/// Where a question was known to be unanswered so long before D, everything was asked that could be.
+const IN_TIME: Millis = 500;
 /// If even then there is no verdict, it is asked again: the last one had its time long ago.
 const ASK_AGAIN_AFTER: Millis = 2000;
+/// From this D on there is time to ask a quiet peer enough.
+const ENOUGH_TIME: Millis = 3000;
+/// So long after the last sign of life at the latest, or after a third of D, the kernel is not to double
+/// the gaps between its questions any more, where the round trip allows it, ms.
+const OVERDUE: Millis = 3000;
+/// A volley, until its last probe has been counted.
+const VOLLEY_SPAN: Millis = PROBE_EVERY * (VOLLEY_PROBES as Millis + 1);
 
 /// So many retransmissions of the same segment in vain, while the peer is heard, say that it does
 /// not arrive.
@@ -122,14 +123,17 @@ pub struct LegState {
     seen: AfterLife,
     /// Since when a question is known to be unanswered.
     asked: AfterLife,
-    /// When the last probe was requested.
+    /// When the first probe of the last volley was requested.
     probed: AfterLife,
+    proof: Proof,
+    /// The longest gap between two retransmissions that the kernel was told, in half seconds, roughly;
+    /// 0 is its own.
+    gap: u8,
     /// `LegSample::segs_in`, the lower half.
     segs_in: u16,
-    /// Unanswered questions when the last sign of life was seen.
-    questions_before: u8,
+    /// Probes of that volley.
+    volley: u8,
     pub condition: Condition,
-    window: Window,
     /// Keepalive is off: while nothing waits, the peer is asked nothing.
     unprobed: bool,
     /// Answers to keepalive probes, as far as a look saw one.
@@ -177,12 +181,13 @@ impl LegState {
         let probed = self.probed().is_some();
         if self.hear(now, seen, sample) {
             self.note_answer(sample);
-            self.questions_before = questions(sample);
             ask = probed.then_some(Ask::Rest);
         }
         self.seen = AfterLife::at(now, self.life);
-        let asked = question(sample).is_some() && self.was_asked_since(now, sample);
-        if asked && self.asked().is_none() {
+        self.proof.take(now - self.life, sample);
+        // The first transmission alone is no unanswered question: it may be on its way.
+        let repeated = sample.unacked == 0 || sample.unanswered_repetitions() > 0;
+        if self.proof.is_worth(1) && repeated && self.asked().is_none() {
             self.asked = AfterLife::at(now, self.life);
         }
         self.note_stuck(now, seen, sample);
@@ -193,8 +198,8 @@ impl LegState {
         } else {
             self.judge(now, policy, sample)
         };
-        if sample.is_silent() && !self.unprobed && self.wants_probe(now, policy, sample) {
-            self.probed = AfterLife::at(now, self.life);
+        if sample.is_silent() && !self.unprobed && self.wants_probe(now, policy) {
+            self.note_probe(now);
             ask = Some(Ask::Probe);
         }
         ask
@@ -219,7 +224,7 @@ impl LegState {
         };
         self.asked = AfterLife::default();
         self.probed = AfterLife::default();
-        self.questions_before = questions(sample);
+        self.proof = Proof::after_life(now - self.life, false, sample);
         self.seen = AfterLife::at(now, self.life);
         self.note_stuck(now, seen, sample);
         if self.stream == Stream::Bequeathed {
@@ -362,37 +367,41 @@ impl LegState {
         let segs_in = (sample.segs_in & 0xFFFF) as u16;
         let segs_moved = self.segs_in != segs_in;
         self.segs_in = segs_in;
+        let dated = heard > self.life + AGE_JITTER;
         if segs_moved {
             // The kernel keeps no time for a segment that is neither data nor a valid
             // acknowledgement (the peer's own window or keepalive probe): it came after the last
             // look, and that is all that may be believed.
             self.life = self.life.max(heard).max(seen);
-        } else if heard > self.life + AGE_JITTER {
+        } else if dated {
             self.life = heard;
         } else {
             return false;
         }
         self.asked = AfterLife::default();
         self.probed = AfterLife::default();
+        // The kernel's count is that of this life as well if nobody has looked before.
+        let counts_from_life = dated || self.seen.get(self.life).is_none();
+        self.proof = Proof::after_life(now - self.life, counts_from_life, sample);
         true
     }
 
     fn judge(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Condition {
         let age = now - self.life;
         let answer_takes = sample.answer_takes();
-        // A single probe may be on its way at any time: the second one says that the first was
-        // not answered, or, to a peer far away, the one that comes a round trip and a half later.
-        let probed = Millis::from(sample.probes) >= 2 + answer_takes / FINAL_ASK_EVERY;
-        let repetitions = sample.unanswered_repetitions();
-        let repeated =
-            repetitions >= 2 || (repetitions == 1 && sample.last_sent_age >= answer_takes);
-        let due_since = match question(sample) {
-            None => None,
-            Some(Evidence::Retransmit) if repeated => Some(SUSPECT_LOOK_EVERY),
-            Some(Evidence::WindowProbe) if probed => Some(SUSPECT_LOOK_EVERY),
+        // A single question may be on its way at any time: the second one says that the first was not
+        // answered, or, to a peer far away, the one that comes a round trip and a half later.
+        let far = u8::try_from(answer_takes / APART).unwrap_or(u8::MAX);
+        let probed = self.proof.is_worth(2 + far);
+        let first = u8::from(!sample.is_withdrawn());
+        let repeated = self.proof.is_worth(2 + first)
+            || (self.proof.is_worth(1 + first) && sample.last_sent_age >= answer_takes);
+        let due_since = match kind(sample) {
+            Evidence::Retransmit if repeated => Some(SUSPECT_LOOK_EVERY),
+            Evidence::WindowProbe if probed => Some(SUSPECT_LOOK_EVERY),
             // Those of keepalive, even if there is something in flight by now.
-            Some(_) if probed => Some(policy.suspect_after()),
-            Some(_) => None,
+            _ if probed => Some(policy.suspect_after()),
+            _ => None,
         };
         let undelivered = self.is_undelivered(sample);
         // It was heard without an answer to the same questions.
@@ -416,44 +425,98 @@ impl LegState {
         }
     }
 
-    /// The last questions to a silent leg: every 200 ms in the final phase and for as long as the
-    /// grace has time for an answer, and one at D or later, however late the look. Asking again
-    /// before that one had its time would put the verdict off for ever.
-    fn wants_probe(&self, now: Millis, policy: &Policy, sample: &LegSample) -> bool {
-        let deadline = self.deadline(policy);
-        if now + policy.final_phase() < deadline {
-            return false;
-        }
-        let Some(at) = self.probed() else {
-            return true;
-        };
-        let every = if now + patience(sample) <= deadline + policy.grace() {
-            FINAL_ASK_EVERY
-        } else {
-            ASK_AGAIN_AFTER
-        };
-        (at < deadline && now >= deadline) || now >= at + every
+    /// The last questions to a silent leg: volleys of probes until they prove enough, and one at D or
+    /// later, however late the look.
+    fn wants_probe(&self, now: Millis, policy: &Policy) -> bool {
+        // The last one, where the rest of its volley was missed.
+        let asked = self.probed().is_some_and(|at| {
+            at >= self.deadline(policy) && (at + APART..at + ASK_AGAIN_AFTER).contains(&now)
+        });
+        now >= self.next_probe(policy) && !(asked && self.proof.is_complete())
     }
 
-    /// What proves it: silent for D, and the last question stayed unanswered. Told from a sample of
-    /// this very moment: an answer that came since the last look must not be missed.
+    fn note_probe(&mut self, now: Millis) {
+        let going_on = self.probed().is_some_and(|at| now < at + APART);
+        if !going_on || self.volley >= VOLLEY_PROBES {
+            self.probed = AfterLife::at(now, self.life);
+            self.volley = 0;
+        }
+        self.proof.begin(now - self.life);
+        self.volley += 1;
+    }
+
+    fn next_probe(&self, policy: &Policy) -> Millis {
+        let deadline = self.deadline(policy);
+        let independent = self.life + self.proof.next();
+        let Some(volley) = self.probed() else {
+            let begin = deadline - policy.final_phase();
+            let enough = self.proof.is_complete();
+            return if enough {
+                begin
+            } else {
+                begin.max(independent)
+            };
+        };
+        if self.volley < VOLLEY_PROBES {
+            return volley + PROBE_EVERY * Millis::from(self.volley);
+        }
+        let next = independent.max(volley + APART);
+        let last = deadline.max(volley + VOLLEY_SPAN);
+        let in_grace = next + VOLLEY_SPAN <= deadline + policy.grace();
+        match self.proof.is_complete() {
+            true if volley < deadline => next.min(last),
+            // The verdict is due before that.
+            true if !in_grace => volley + ASK_AGAIN_AFTER,
+            _ => next,
+        }
+    }
+
+    /// What proves it: silent for D, and enough questions stayed unanswered, the last one asked at D.
+    /// Told from a sample of this very moment: an answer that came since the last look must not be
+    /// missed.
     pub fn death(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Option<Evidence> {
         if self.is_exempt() {
             return None;
         }
         let deadline = self.deadline(policy);
         let last_question = if sample.is_silent() {
-            self.probed().filter(|at| *at >= deadline)
+            // Where there was no time to ask enough there is none to ask once more.
+            let complete = self.proof.is_complete();
+            self.probed().filter(|at| *at >= deadline || !complete)
         } else {
             self.asked()
         };
         let dead = sample.state != TcpState::Closed
             && now >= deadline + policy.grace()
-            && is_unanswered(sample)
-            && self.was_asked_since(now, sample)
-            && last_question.is_some_and(|at| now >= at + patience(sample))
+            && self.is_proven(now, policy, sample)
+            && last_question.is_some_and(|at| now >= at + sample.answer_takes())
             && now >= self.answered_by(now, policy, sample);
-        question(sample).filter(|_| dead)
+        dead.then(|| kind(sample))
+    }
+
+    /// Enough questions are unanswered; or as many as there were time for in D, since the verdict is
+    /// not put off: on a quiet leg where D is below 3 s, elsewhere where the kernel asks too rarely.
+    fn is_proven(&self, now: Millis, policy: &Policy, sample: &LegSample) -> bool {
+        if self.proof.is_complete() {
+            return true;
+        }
+        let Some(asked) = self
+            .asked()
+            .filter(|_| now >= policy.latest(self.silent_since()))
+        else {
+            return false;
+        };
+        if sample.is_silent() {
+            let in_time = asked + IN_TIME <= self.deadline(policy);
+            return in_time && policy.detect_within < ENOUGH_TIME;
+        }
+        // Window probes are rare where the kernel backs off: there have to be two.
+        let least = if kind(sample) == Evidence::WindowProbe {
+            2
+        } else {
+            1
+        };
+        self.proof.is_worth(least)
     }
 
     /// A question that was asked just before the verdict has its time, as far as the tolerance goes.
@@ -471,32 +534,69 @@ impl LegState {
         latest.min(asked + sample.answer_takes())
     }
 
-    /// Without TCP_RTO_MAX_MS a sign of life that acknowledges nothing new may be followed by
-    /// minutes without a retransmission; the count then tells of questions from before it. A
-    /// retransmission is data sent, but for that of a bare FIN: of that only the count tells.
-    fn was_asked_since(&self, now: Millis, sample: &LegSample) -> bool {
-        let sent = now - sample.last_sent_age;
-        sample.unacked == 0
-            || sample.probes > 0
-            || sent > self.life + AGE_JITTER
-            || questions(sample) > self.questions_before
-    }
-
-    /// The longest gap that the kernel is to leave between two repetitions, if it is to be set.
+    /// The longest gap that the kernel is to leave between two of its questions, where that changes.
     pub fn longest_gap(
         &mut self,
         now: Millis,
         policy: &Policy,
         sample: &LegSample,
     ) -> Option<Millis> {
-        let since = self.silent_since();
-        self.window.longest_gap(now, since, policy, sample)
+        let gap = if sample.is_withdrawn() {
+            window::longest_gap(now, self.silent_since(), policy, sample)
+        } else if sample.notsent > 0 && sample.zero_window {
+            window::longest_probe_gap(now, self.silent_since(), policy, sample.probes)
+        } else {
+            self.gap_in_flight(now, policy, sample)
+        };
+        // These depend on the moment.
+        let exact = sample.zero_window && gap > SLOWEST_QUESTION;
+        self.set_gap(gap).or(exact.then_some(gap))
+    }
+
+    /// Somebody wants to know now: has the kernel repeat what is in flight more often.
+    pub fn hasten(&mut self, sample: &LegSample) -> Option<Millis> {
+        let rare = sample.unacked > 0 && !sample.zero_window && self.gap == 0;
+        let overdue = sample.last_life_age() >= 2 * sample.usual_rto();
+        (rare && overdue)
+            .then(|| self.set_gap(sample.usual_gap()))
+            .flatten()
+    }
+
+    fn set_gap(&mut self, gap: Millis) -> Option<Millis> {
+        let kept = match gap {
+            KERNELS_OWN => 0,
+            gap => u8::try_from(gap / 500).unwrap_or(u8::MAX),
+        };
+        let changed = std::mem::replace(&mut self.gap, kept) != kept;
+        changed.then_some(gap)
+    }
+
+    /// Once nothing was heard for longer than the round trip and its usual variation explain, the kernel
+    /// is not to double the gap between its questions any more, until the peer is heard. What a full
+    /// accept queue dropped is taken when there is room, if it comes again. And where a peer is heard
+    /// that acknowledges nothing, there has to be a question within D should it vanish.
+    fn gap_in_flight(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+        let asked = sample.unacked > 0 && self.proof.is_worth(1);
+        let overdue = self.gap != 0 || now >= self.overdue_from(policy, sample);
+        let longest = (policy.detect_within / 3).max(4 * sample.usual_rto());
+        if sample.took_nothing() || (asked && overdue) {
+            sample.usual_gap()
+        } else if sample.unacked > 0 && sample.retransmits > 0 && sample.rto_ms >= longest {
+            longest
+        } else {
+            KERNELS_OWN
+        }
+    }
+
+    fn overdue_from(&self, policy: &Policy, sample: &LegSample) -> Millis {
+        let soon = (policy.detect_within / 3).min(OVERDUE);
+        self.silent_since() + soon.max(2 * sample.usual_rto())
     }
 
     pub fn next_look(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
         if self.is_exempt() {
             // Something may be written to it.
-            return now + BUSY_LOOK_EVERY;
+            return now + policy.busy_look_every();
         }
         let next = self.next_look_for_life(now, policy, sample);
         if sample.is_withdrawn() {
@@ -505,7 +605,9 @@ impl LegState {
         } else if sample.is_silent() {
             next
         } else {
-            next.min(now + BUSY_LOOK_EVERY)
+            let overdue = Some(self.overdue_from(policy, sample)).filter(|at| *at > now);
+            let busy = next.min(now + policy.busy_look_every());
+            overdue.map_or(busy, |at| at.min(busy))
         }
     }
 
@@ -527,10 +629,27 @@ impl LegState {
             _ => FINAL_LOOK_EVERY,
         };
         // The deadline itself is one of the looks: the last question is asked there.
+        let answered = self
+            .probed()
+            .map_or(deadline, |at| at + sample.answer_takes());
+        let (probe, pace) = if sample.is_silent() {
+            (
+                self.next_probe(policy).max(now + PROBE_EVERY),
+                ASK_AGAIN_AFTER,
+            )
+        } else {
+            (deadline, pace)
+        };
+        // The last probe of a volley is counted, too.
+        let counted = self.probed().map_or(deadline, |at| at + VOLLEY_SPAN);
         let stops = [
             deadline,
             deadline + policy.grace(),
+            policy.latest(self.silent_since()),
             self.answered_by(now, policy, sample),
+            answered,
+            probe,
+            counted,
             now + pace,
         ];
         stops
@@ -541,42 +660,22 @@ impl LegState {
     }
 }
 
-/// How long a question must have been pending for its silence to count, ms.
-fn patience(sample: &LegSample) -> Millis {
-    sample.answer_takes().max(MIN_UNANSWERED)
-}
-
 fn lower_32(count: u64) -> u32 {
     (count & 0xFFFF_FFFF) as u32
 }
 
-/// What the kernel has asked the peer and got no answer to.
-pub fn question(sample: &LegSample) -> Option<Evidence> {
-    if sample.probes == 0 && sample.unanswered_repetitions() == 0 {
-        None
-    } else if sample.unacked > 0 {
-        Some(Evidence::Retransmit)
+/// What the kernel asks by.
+pub fn kind(sample: &LegSample) -> Evidence {
+    if sample.unacked > 0 {
+        Evidence::Retransmit
     } else if sample.notsent > 0 {
-        Some(Evidence::WindowProbe)
+        Evidence::WindowProbe
     } else {
-        Some(Evidence::Keepalive)
+        Evidence::Keepalive
     }
 }
 
-/// How many of them, as far as one byte can tell.
-fn questions(sample: &LegSample) -> u8 {
-    let questions = sample
-        .probes
-        .saturating_add(sample.unanswered_repetitions());
-    u8::try_from(questions).unwrap_or(u8::MAX)
-}
-
-/// Whether the silence after a question means something. Window probes are rare where the kernel
-/// backs off (up to two minutes apart), so the loss of one is no proof: there have to be two.
-fn is_unanswered(sample: &LegSample) -> bool {
-    match question(sample) {
-        None => false,
-        Some(Evidence::WindowProbe) => sample.probes >= 2,
-        Some(_) => true,
-    }
+/// Whether the kernel has a question that is not answered.
+pub fn is_asked(sample: &LegSample) -> bool {
+    sample.probes > 0 || sample.unanswered_repetitions() > 0
 }

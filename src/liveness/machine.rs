@@ -1,6 +1,6 @@
 //! The state machine of one session.
 
-use super::leg::{Condition, LegState, Mark, SUSPECT_LOOK_EVERY, Stream, question};
+use super::leg::{Condition, LegState, Mark, SUSPECT_LOOK_EVERY, Stream, is_asked};
 use super::policy::{Millis, Policy};
 use super::reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
 use super::sample::{LegSample, Look, TcpState};
@@ -44,8 +44,8 @@ pub struct Close {
 pub struct Verdict {
     /// Per leg, what to do to the socket.
     pub ask: [Option<Ask>; 2],
-    /// Per leg, the longest gap that the kernel is to leave between two repetitions, ms, where it is
-    /// to be set: the usual second, or more.
+    /// Per leg, the longest gap that the kernel is to leave between two of its questions, ms, where
+    /// that is to be set (`TCP_RTO_MAX_MS`).
     pub longest_gap: [Option<Millis>; 2],
     /// End the session.
     pub close: Option<Close>,
@@ -205,7 +205,7 @@ impl Machine {
             });
         let asked = state.condition == Condition::Suspect
             || forgot
-            || after.is_some_and(|s| question(s).is_some() && s.last_life_age() >= REPEATED);
+            || after.is_some_and(|s| is_asked(s) && s.last_life_age() >= REPEATED);
         let phantom =
             state.condition == Condition::Phantom && after.is_none_or(|s| !s.anything_taken());
         let (reason, evidence) = match fault {
@@ -247,6 +247,12 @@ impl Machine {
     /// the other peer and the limits of the session can end that.
     pub fn give_up(&mut self, leg: Leg) {
         self.legs[leg as usize].stream = Stream::Bequeathed;
+    }
+
+    /// Somebody asks the peer of a leg now: the longest gap that the kernel is to leave between two
+    /// questions meanwhile, ms, where that is to be set.
+    pub fn hasten(&mut self, leg: Leg, sample: &LegSample) -> Option<Millis> {
+        self.legs[leg as usize].hasten(sample)
     }
 
     /// A leg as shown to the operator.

@@ -11,6 +11,10 @@ pub(super) const LATE_QUESTION: Millis = 125;
 /// Of the tolerance, what is left to the monitor and the kernel, ms.
 const MONITOR: Millis = 50;
 
+/// How long before D the last questions begin, and how long where they are all there are, ms.
+const LAST_QUESTIONS: Millis = 1200;
+const ALL_QUESTIONS: Millis = 2300;
+
 /// Validated limits of one listener. All spans in milliseconds; `None` is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -59,7 +63,14 @@ impl Policy {
     #[must_use]
     pub const fn keepalive_idle(&self) -> Millis {
         let promised = self.probe_interval / 1000;
-        1000 * if promised > 2 { promised - 1 } else { 1 }
+        let seconds = if promised > 2 { promised - 1 } else { 1 };
+        // Before the verdict there has to be time for enough questions.
+        let latest = self.detect_within.saturating_sub(2000) / 1000;
+        1000 * if seconds < latest || latest == 0 {
+            seconds
+        } else {
+            latest
+        }
     }
 
     /// How often the kernel is to repeat a keepalive probe that stays unanswered: whole seconds, in
@@ -103,14 +114,29 @@ impl Policy {
                 .min(self.detect_within)
     }
 
+    /// A leg that carries data is looked at this often, and so it is to be soon after it begins to, ms:
+    /// its peer may take the window back, or vanish while the kernel still doubles the gaps between its
+    /// questions.
+    #[must_use]
+    pub fn busy_look_every(&self) -> Millis {
+        (self.detect_within / 3).min(1500)
+    }
+
     /// How long before D a silent leg is looked at for the last questions. The keepalive answer
     /// of a live quiet peer has come by then.
     #[must_use]
     pub fn final_phase(&self) -> Millis {
         let after_probe = self
             .detect_within
-            .saturating_sub(self.keepalive_idle() + 200);
-        after_probe.min(1200)
+            .saturating_sub(self.keepalive_idle() + LATE_QUESTION);
+        // Where the kernel has asked often enough by then, the last one is all that is missing.
+        let asked = after_probe.saturating_sub(LAST_QUESTIONS) / 3000;
+        let span = if asked >= 5 {
+            LAST_QUESTIONS
+        } else {
+            ALL_QUESTIONS
+        };
+        after_probe.min(span)
     }
 
     /// A quiet leg is suspected when it has said nothing for this long, and two probes are

@@ -1,18 +1,14 @@
 //! What a look sees: plain data, translated from the kernel by `net`.
 
 use super::Millis;
+use super::policy::SLOWEST_QUESTION;
 
+/// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
+pub const AGE_JITTER: Millis = 20;
 /// A question has had its time after this, and after one and a half round trips, ms.
 pub const ANSWER_TAKES: Millis = 50;
 /// But not longer than this, ms.
 const ANSWER_TAKES_AT_MOST: Millis = 1000;
-
-/// From one question about a closed window to the next, ms: the retransmission timeout, but 200 ms
-/// at least, doubled with each question (`tcp_probe0_when`, include/net/tcp.h).
-#[must_use]
-pub fn window_probe_gap(rto_ms: Millis, doubled: u32, longest: Millis) -> Millis {
-    (rto_ms.max(200) << doubled.min(10)).min(longest)
-}
 
 /// The TCP states the verdict distinguishes (`enum` in `include/net/tcp_states.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -76,6 +72,8 @@ pub struct LegSample {
     pub bytes_received: u64,
     /// Smoothed round-trip time, microseconds (`tcpi_rtt`).
     pub rtt_us: u32,
+    /// How much it varies, microseconds (`tcpi_rttvar`).
+    pub rttvar_us: u32,
 }
 
 impl LegSample {
@@ -119,6 +117,19 @@ impl LegSample {
             0
         };
         counted.max(uncounted.into())
+    }
+
+    /// From a transmission to the first retransmission, ms (`tcp_set_rto`, net/ipv4/tcp_input.c).
+    pub(super) fn usual_rto(&self) -> Millis {
+        (u64::from(self.rtt_us) + u64::from(self.rttvar_us) * 4)
+            .max(u64::from(self.rtt_us) + 200_000)
+            / 1000
+    }
+
+    /// The kernel's questions about what is in flight are to be no further apart, and need be no
+    /// closer: on a slow path a retransmission of what is only queued makes it slower.
+    pub(super) fn usual_gap(&self) -> Millis {
+        self.usual_rto().max(SLOWEST_QUESTION)
     }
 
     /// How long a question has to be unanswered, ms.

@@ -12,7 +12,7 @@
 //! reader of a stream of tiny segments comes to that, because each takes much more memory than it has
 //! bytes. From then on the sender's kernel repeats the first segment as its question, doubling the gap
 //! up to `TCP_RTO_MAX_MS`, and gives the connection up at the first one that is due more than twice
-//! that after the last acknowledgement (`tcp_rtx_probe0_timed_out`, net/ipv4/tcp_timer.c). With our gap
+//! that after the last acknowledgement (`tcp_rtx_probe0_timed_out`, net/ipv4/tcp_timer.c). With a gap
 //! of a second that is a verdict after two.
 //!
 //! So while such a peer is silent, the longest gap is raised ahead of each repetition, so that the
@@ -34,38 +34,11 @@ const FIRST_PROBES: u32 = 9;
 const SPREAD_PROBES: u32 = 2;
 /// So long before D probes are a second apart again, ms.
 const CLOSE_PROBES: Millis = 1000;
-/// `TCP_RTO_MAX_MS` goes up to here (tcp(7)), ms.
-const LONGEST_GAP: Millis = 120_000;
-
-/// What is kept of the window of a peer: whether the longest gap is not the usual one.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Window(bool);
-
-impl Window {
-    /// The longest gap that the kernel is to leave between two repetitions from now on, ms, if it is to
-    /// be set; `life` is the last sign of life.
-    pub fn longest_gap(
-        &mut self,
-        now: Millis,
-        life: Millis,
-        policy: &Policy,
-        sample: &LegSample,
-    ) -> Option<Millis> {
-        let gap = if sample.is_withdrawn() {
-            longest_gap(now, life, policy, sample)
-        } else if sample.notsent > 0 && sample.zero_window {
-            longest_probe_gap(now, life, policy, sample.probes)
-        } else {
-            SLOWEST_QUESTION
-        };
-        let is_raised = gap > SLOWEST_QUESTION;
-        let was_raised = std::mem::replace(&mut self.0, is_raised);
-        (is_raised || was_raised).then_some(gap)
-    }
-}
+/// `TCP_RTO_MAX_MS` goes up to here (tcp(7)), which is what it is if nobody sets it, ms.
+pub const KERNELS_OWN: Millis = 120_000;
 
 /// Between two probes of a closed window, of which so many are unanswered, at most.
-fn longest_probe_gap(now: Millis, life: Millis, policy: &Policy, unanswered: u32) -> Millis {
+pub fn longest_probe_gap(now: Millis, life: Millis, policy: &Policy, unanswered: u32) -> Millis {
     if unanswered < FIRST_PROBES {
         return SLOWEST_QUESTION;
     }
@@ -75,11 +48,11 @@ fn longest_probe_gap(now: Millis, life: Millis, policy: &Policy, unanswered: u32
     let left = (life + policy.detect_within).saturating_sub(now + CLOSE_PROBES);
     let on_time = left / Millis::from(spread);
     // Long timers are late by up to an eighth.
-    (on_time * 8 / 9).clamp(SLOWEST_QUESTION, LONGEST_GAP)
+    (on_time * 8 / 9).clamp(SLOWEST_QUESTION, KERNELS_OWN)
 }
 
 /// Between two repetitions of what is on its way to a window that was taken back, at most.
-fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+pub fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSample) -> Millis {
     let next = next_repetition(now, sample);
     let heard = now - sample.last_ack_age;
     let least = SLOWEST_QUESTION.max((next - heard) / 2 + MARGIN);
@@ -99,7 +72,7 @@ fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSample) -
         None if next + most > last || (silent + least) * 3 / 2 <= policy.detect_within => least,
         None => most,
     };
-    gap.min(LONGEST_GAP)
+    gap.min(KERNELS_OWN)
 }
 
 /// Where in this stretch of silence a repetition has to be for another to be at `last` in the end.

@@ -4,7 +4,9 @@
 //! is made in [`crate::liveness`]. So the kernel must keep asking, every one to three seconds once
 //! a question is unanswered, and must not give up by itself before the verdict:
 //!
-//! * `TCP_RTO_MAX_MS` = 1000 keeps retransmissions and window probes from backing off;
+//! * `TCP_RTO_MAX_MS` keeps retransmissions and window probes from backing off. It is set on a leg
+//!   under suspicion, or behind a closed window ([`ask_every`]), and never on one that is heard: on a
+//!   slow shared link a second between two retransmissions doubles the traffic;
 //! * `TCP_USER_TIMEOUT` = 2^31-1 ms replaces `tcp_retries2` and `TCP_KEEPCNT` as the kernel's
 //!   own end (net/ipv4/tcp_timer.c), which else comes after some 15 s in flight. As a verdict
 //!   it would be wrong: it kills live peers that do not read. Behind a closed window the kernel keeps
@@ -18,8 +20,6 @@ use crate::liveness::{Leg, Millis, Policy};
 use crate::sys;
 use crate::sys::sockopt::{self, IntOption};
 
-/// The longest gap between two questions of the kernel, ms.
-pub(super) const QUESTION_GAP_MS: i32 = 1000;
 /// The kernel's own value of the same.
 const KERNEL_RTO_MAX_MS: i32 = 120_000;
 /// Unsent bytes per leg in the kernel: bounds what a stalled peer makes us hold.
@@ -68,12 +68,9 @@ pub fn prepare_dialled(fd: RawFd) -> io::Result<()> {
 /// downstream has inherited the better part from its listener.
 ///
 /// What became of each option is given to `check`: one that fails does not keep the others from
-/// being set. `TCP_RTO_MAX_MS` is best effort.
+/// being set.
 pub fn watch(fd: RawFd, leg: Leg, policy: &Policy, check: impl Fn(io::Result<()>)) {
     check(set(fd, sockopt::USER_TIMEOUT, i32::MAX));
-    // Not before: behind the close(2) of a short session the kernel would give up its FIN after
-    // some 3 s.
-    let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, QUESTION_GAP_MS);
     if !policy.probes[leg as usize] {
         return;
     }
@@ -109,8 +106,8 @@ pub fn probe_now(fd: RawFd) -> io::Result<()> {
     set(fd, sockopt::KEEPIDLE, 1)
 }
 
-/// Has the kernel leave no more than this between two repetitions, ms, where it can be told.
-pub fn repeat_every(fd: RawFd, longest_gap: Millis) {
+/// Has the kernel leave no more than this between two questions, ms, where it can be told.
+pub fn ask_every(fd: RawFd, longest_gap: Millis) {
     let gap = i32::try_from(longest_gap).unwrap_or(KERNEL_RTO_MAX_MS);
     let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, gap);
 }

@@ -2,40 +2,13 @@
 
 use std::os::fd::RawFd;
 
-use super::options::QUESTION_GAP_MS;
-use crate::liveness::{LegSample, Millis, TcpState, window_probe_gap};
-use crate::sys::{self, TcpInfo, sock_diag, sockopt};
-
-/// The longest gap where the kernel has no `TCP_RTO_MAX_MS` to read, ms.
-const LONGEST_GAP: Millis = 120_000;
+use crate::liveness::{LegSample, TcpState};
+use crate::sys::{self, TcpInfo};
 
 /// Asks the kernel about one leg; `None` if it cannot say.
 #[must_use]
 pub fn sample(fd: RawFd) -> Option<LegSample> {
     sys::tcp_info(fd).ok().map(|info| from_info(&info))
-}
-
-/// How long ago the kernel last asked about the closed window of a leg, ms; `None` where it did not,
-/// or does not say when. It keeps the time of its next question only, but the gap between the two
-/// is known.
-#[must_use]
-pub fn window_probe_age(fd: RawFd) -> Option<Millis> {
-    let info = sys::tcp_info(fd).ok()?;
-    let waits = info.unacked == 0 && info.notsent_bytes > 0;
-    // Each question doubles the gap: before the first one there is no backoff.
-    if !waits || info.probes == 0 || info.backoff == 0 {
-        return None;
-    }
-    let (local, peer) = (sockopt::local_address(fd)?, sockopt::peer_address(fd)?);
-    let next = sock_diag::until_window_probe(local, peer).ok()??;
-    let longest = match sockopt::get_int(fd, sockopt::RTO_MAX_MS) {
-        Ok(QUESTION_GAP_MS) => u64::from(QUESTION_GAP_MS.unsigned_abs()),
-        // It was raised, and may have been another when the next question was set.
-        Ok(_) => return None,
-        Err(_) => LONGEST_GAP,
-    };
-    let rto_ms = Millis::from(info.rto_us / 1000);
-    window_probe_gap(rto_ms, info.backoff.into(), longest).checked_sub(next)
 }
 
 /// Translates the kernel's struct.
@@ -65,5 +38,6 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         bytes_acked: info.bytes_acked,
         bytes_received: info.bytes_received,
         rtt_us: info.rtt_us,
+        rttvar_us: info.rttvar_us,
     }
 }

@@ -47,10 +47,10 @@ impl Counters {
         self.answers_before.load(Ordering::Acquire)
     }
 
-    /// Changes with each 4 KiB that a leg was given: hardly a window is closed by less.
-    pub fn blocks_sent(&self) -> u64 {
-        let blocks = |sent: &AtomicU64| sent.load(Ordering::Relaxed) / 4096;
-        self.sent.iter().map(blocks).sum()
+    /// Bytes that the legs were given, in all.
+    pub fn sent(&self) -> u64 {
+        let bytes = |sent: &AtomicU64| sent.load(Ordering::Relaxed);
+        self.sent.iter().map(bytes).sum()
     }
 
     fn written_to_upstream(&self) -> u64 {

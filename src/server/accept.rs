@@ -257,6 +257,6 @@ mod tests {
             "{}",
             size_of::<Task<Places>>()
         );
-        assert!(size_of::<Session>() <= 304, "{}", size_of::<Session>());
+        assert!(size_of::<Session>() <= 320, "{}", size_of::<Session>());
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Phase, Session, State, Table, Watch};
-use crate::liveness::{Ask, BUSY_LOOK_EVERY, Condition, LEGS, Leg, Machine, Millis};
+use crate::liveness::{Ask, Condition, LEGS, Leg, Machine, Millis};
 use crate::net::options;
 use crate::sys;
 
@@ -16,7 +16,7 @@ const BATCH: usize = 16;
 /// wake-up, ms.
 const GRID: Millis = 100;
 /// What is due so much later than now, or more, is not urgent, ms.
-const URGENT: Millis = BUSY_LOOK_EVERY;
+const URGENT: Millis = 1500;
 
 /// Runs for as long as the worker.
 pub async fn monitor(table: Arc<Table>) {
@@ -69,8 +69,9 @@ impl Session {
         }
         // A look costs as much as the options: most sessions have nothing to tell yet.
         let quiet = state.machine.first_look(&self.service.policy);
-        let first = if self.counters.blocks_sent() > 0 {
-            quiet.min(now + BUSY_LOOK_EVERY)
+        let busy = now + self.service.policy.busy_look_every();
+        let first = if self.counters.sent() > 0 {
+            quiet.min(busy)
         } else {
             quiet
         };
@@ -124,7 +125,7 @@ impl Session {
     }
 
     fn will_be_looked_at(&self, now: Millis, at: Millis) {
-        let soon = at < now + BUSY_LOOK_EVERY + GRID;
+        let soon = at < now + self.service.policy.busy_look_every() + GRID;
         self.looked_at.store(soon, Ordering::Relaxed);
     }
 
@@ -137,7 +138,7 @@ impl Session {
             return;
         }
         let known = state.due;
-        let due = state.put_off(now, known.min(now + BUSY_LOOK_EVERY));
+        let due = state.put_off(now, known.min(now + self.service.policy.busy_look_every()));
         self.will_be_looked_at(now, due);
         if due != known {
             table.schedule(due, key);
@@ -185,7 +186,7 @@ impl Session {
                 None => {}
             }
             if let Some(gap) = verdict.longest_gap[leg as usize] {
-                options::repeat_every(fd, gap);
+                options::ask_every(fd, gap);
             }
         }
         if let Some(close) = verdict.close {

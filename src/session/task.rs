@@ -474,9 +474,9 @@ impl Session {
         if let Poll::Ready(close) = self.take_order() {
             return Poll::Ready(Ended::Ordered(close));
         }
-        let before = self.counters.blocks_sent();
+        let before = self.counters.sent();
         let end = relay.poll(legs, &self.counters, cx);
-        if self.counters.blocks_sent() != before && !self.looked_at.load(Ordering::Relaxed) {
+        if self.counters.sent() != before && !self.looked_at.load(Ordering::Relaxed) {
             self.look_soon(table, key);
         }
         end.map(Ended::Relay)

@@ -152,8 +152,8 @@ impl Session {
 
     async fn inquire(&self, leg: Leg, method: Method) -> Option<Asked> {
         let began = sys::now();
-        let (sample, window_probe_age) = (self.sample(leg)?, self.window_probe_age(leg));
-        let mut inquiry = Inquiry::new(began, method, &sample, window_probe_age);
+        let sample = self.sample(leg)?;
+        let mut inquiry = Inquiry::new(began, method, &sample);
         let mut asking = Asking {
             session: self,
             leg,
@@ -163,6 +163,7 @@ impl Session {
             let Some(sample) = self.sample(leg) else {
                 break Answer::Over;
             };
+            self.hasten(leg, &sample);
             let pause = match inquiry.look(sys::now(), &sample) {
                 Step::Done(answer) => break answer,
                 Step::Wait(pause) => pause,
@@ -190,13 +191,19 @@ impl Session {
         if fd < 0 { None } else { sample::sample(fd) }
     }
 
-    fn window_probe_age(&self, leg: Leg) -> Option<Millis> {
-        let state = self.lock();
+    /// Has the kernel ask more often what is in flight on a silent leg; the next look after an answer
+    /// takes that back.
+    fn hasten(&self, leg: Leg, sample: &LegSample) {
+        if sample.unacked == 0 {
+            return;
+        }
+        let mut state = self.lock();
         let fd = state.fds[leg as usize];
-        if fd < 0 {
-            None
-        } else {
-            sample::window_probe_age(fd)
+        if fd >= 0
+            && state.phase == Phase::Open
+            && let Some(gap) = state.machine.hasten(leg, sample)
+        {
+            options::ask_every(fd, gap);
         }
     }
 

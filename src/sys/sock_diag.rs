@@ -29,11 +29,6 @@ const SYN_RECV: u32 = 1 << 3;
 const LISTEN: u32 = 1 << 10;
 /// `INET_DIAG_SKV6ONLY` (`include/uapi/linux/inet_diag.h`).
 const V6ONLY: u16 = 11;
-/// `INET_DIAG_NOCOOKIE` (the same file), twice.
-const NO_COOKIE: [u8; 8] = [0xff; 8];
-/// What `idiag_timer` is while a window probe is the next thing that the kernel sends by itself
-/// (net/ipv4/inet_diag.c, `inet_sk_diag_fill`).
-const WINDOW_PROBE: u8 = 4;
 /// Lengths of `struct inet_diag_msg` and of `struct inet_diag_sockid` without its two ports.
 const FIXED: usize = 72;
 const REST_OF_ID: usize = 44;
@@ -80,20 +75,6 @@ pub fn handshakes() -> io::Result<BTreeMap<u16, u64>> {
     Ok(found)
 }
 
-/// How long until the kernel sends a window probe on a connection, ms; `None` where it is not about
-/// to. Some 20 us.
-///
-/// # Errors
-/// As [`listening`]; `NotFound` for a connection of another network namespace.
-pub fn until_window_probe(local: SocketAddr, peer: SocketAddr) -> io::Result<Option<u64>> {
-    let mut found = None;
-    ask(&connection(local, peer), |message| {
-        let expires = message.get(..FIXED).filter(|m| m[2] == WINDOW_PROBE);
-        found = expires.map(|m| u64::from(u32_at(m, 52)));
-    })?;
-    Ok(found)
-}
-
 /// Asks for all TCP sockets of a family in some states; port 0 is every local port.
 fn dump(family: i32, states: u32, port: u16, each: impl FnMut(&[u8])) -> io::Result<()> {
     ask(&request(family, states, port), each)
@@ -136,37 +117,6 @@ fn request(family: i32, states: u32, port: u16) -> Vec<u8> {
     let [high, low] = port.to_be_bytes();
     m.bytes(&[high, low, 0, 0]);
     m.bytes(&[0; REST_OF_ID]);
-    m.finish(1)
-}
-
-/// The same for exactly one connection.
-fn connection(local: SocketAddr, peer: SocketAddr) -> Vec<u8> {
-    let ips = [local, peer].map(|end| end.ip().to_canonical());
-    let family = if ips[0].is_ipv4() {
-        libc::AF_INET
-    } else {
-        libc::AF_INET6
-    };
-    let mut m = Message::new(BY_FAMILY, 0);
-    m.bytes(&[byte(family), byte(libc::IPPROTO_TCP), 0, 0]);
-    m.bytes(&u32::MAX.to_ne_bytes());
-    let [from, to] = [local, peer].map(|end| end.port().to_be_bytes());
-    m.bytes(&[from, to].concat());
-    for ip in ips {
-        let mut address = [0; 16];
-        match ip {
-            IpAddr::V4(ip) => address[..4].copy_from_slice(&ip.octets()),
-            IpAddr::V6(ip) => address = ip.octets(),
-        }
-        m.bytes(&address);
-    }
-    // A link-local address means something on its link only.
-    let link = match peer {
-        SocketAddr::V6(peer) => peer.scope_id(),
-        SocketAddr::V4(_) => 0,
-    };
-    m.bytes(&link.to_ne_bytes());
-    m.bytes(&NO_COOKIE);
     m.finish(1)
 }
 
@@ -220,7 +170,6 @@ fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsRawFd;
 
@@ -259,39 +208,6 @@ mod tests {
             let own = crate::sys::tcp_info(listener.as_raw_fd()).expect("asked");
             assert_eq!((own.unacked, own.sacked), (1, 1));
         }
-    }
-
-    /// Over IPv4, IPv6, and IPv4 as an IPv6 socket sees it.
-    #[test]
-    fn a_closed_window_is_asked_about_again_in_a_known_time() {
-        for (bound, to) in [
-            ("127.0.0.1:0", "127.0.0.1"),
-            ("[::1]:0", "::1"),
-            ("[::]:0", "127.0.0.1"),
-        ] {
-            let listener = TcpListener::bind(bound).expect("bind");
-            let port = listener.local_addr().expect("bound").port();
-            let stalled = TcpStream::connect((to, port)).expect("connect");
-            let (mut full, peer) = listener.accept().expect("accepted");
-            let local = full.local_addr().expect("bound");
-            assert_eq!(until_window_probe(local, peer).expect("asked"), None);
-            full.set_nonblocking(true).expect("set");
-            let within = Duration::from_secs(10);
-            let end = super::super::now() + within.as_millis() as u64;
-            let found = loop {
-                while full.write(&[0; 65536]).is_ok() {}
-                match until_window_probe(local, peer).expect("asked") {
-                    Some(found) => break found,
-                    None => assert!(super::super::now() < end, "no window probe is due"),
-                }
-            };
-            // The first ones come after 0.2, 0.4, 0.8 s.
-            assert!(found <= 2000, "{bound}: {found}");
-            drop(stalled);
-        }
-        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let unknown = until_window_probe(nowhere, nowhere).unwrap_err();
-        assert_eq!(unknown.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub const TESTS: &[Test] = tests![
 
 const PORT: u16 = 9001;
 const PATIENT: [&str; 4] = ["--connect-timeout", "20s", "--probe-interval", "1s"];
+/// The handshake took up to 2.5 s, which is the round trip that the kernel has seen: its retransmissions
+/// are as far apart and more.
+const RETRANSMITTED: Duration = ms(15_000);
 /// The look that finds it out waits for the next SYN-ACK.
 const KNOWN_WITHIN: Duration = ms(20_000);
 
@@ -136,7 +139,7 @@ impl Rig {
 }
 
 fn phantom_ends_by_the_clock_of_the_first_response() {
-    let flags = ["--detect-within", "30s", "--first-response-timeout", "12s"];
+    let flags = ["--detect-within", "30s", "--first-response-timeout", "20s"];
     let mut rig = Rig::new(&flags, &[]);
     let client = rig.phantom();
     let since = Instant::now();
@@ -144,8 +147,8 @@ fn phantom_ends_by_the_clock_of_the_first_response() {
     rig.expect_known();
     let at = rig.expect_ended(&client, KNOWN_WITHIN);
     let after = at.duration_since(since);
-    assert!(after >= ms(11_900), "ended after only {after:?}");
-    assert!(after <= ms(12_300) + SLACK, "ended only after {after:?}");
+    assert!(after >= ms(19_900), "ended after only {after:?}");
+    assert!(after <= ms(20_300) + SLACK, "ended only after {after:?}");
 }
 
 fn phantom_ends_by_the_clock_of_the_dead() {
@@ -190,15 +193,15 @@ fn phantom_that_an_operator_asks() {
 /// Nothing that was sent meanwhile is lost, and nothing of the clocks is left.
 fn phantom_becomes_a_session_when_there_is_room() {
     const SENT: u64 = 300_000;
-    let flags = ["--detect-within", "20s", "--first-response-timeout", "15s"];
+    let flags = ["--detect-within", "20s", "--first-response-timeout", "40s"];
     let mut rig = Rig::new(&flags, &[]);
     let client = rig.phantom();
     client.send(SENT);
     rig.expect_known();
     rig.deaf.make_room();
-    let service = rig.deaf.next_within(PROMPT, Options::default());
-    let service = service.expect("a retransmission, a second away at most, completes it");
-    assert!(service.wait_received(SENT, PROMPT), "{service:?}");
+    let service = rig.deaf.next_within(RETRANSMITTED, Options::default());
+    let service = service.expect("a retransmission completes it");
+    assert!(service.wait_received(SENT, RETRANSMITTED), "{service:?}");
     service.send(SENT);
     rig.case.expect_intact(&client, &service);
     assert_eq!(rig.phantoms(), 0.0);

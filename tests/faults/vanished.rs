@@ -4,7 +4,6 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pulsegate::liveness::BUSY_LOOK_EVERY;
 use rustix::process::Signal;
 
 use crate::case::{Case, DETECT, HELLO, PROBE, PROMPT, SLACK};
@@ -209,7 +208,7 @@ fn expect_found_by_reset(
     leg: &str,
     healthy: &crate::support::Endpoint,
 ) {
-    let budget = ms(BUSY_LOOK_EVERY) + DETECT + ms(300) + SLACK;
+    let budget = ms(1500) + DETECT + ms(300) + SLACK;
     assert!(healthy.wait_reset(budget), "no RST within {budget:?}");
     let after = owed.elapsed();
     assert!(

@@ -34,8 +34,13 @@ const QUIET: Duration = ms(1500);
 const AT_ONCE_MS: u64 = 100;
 /// Sessions of which each is asked by the kernel at another time.
 const PHASES: usize = 24;
-/// Proof in less than a second, where the machine is busy.
-const PROVEN_MS: u64 = 1000 + 500;
+/// Proof after five volleys of probes, where the machine is busy.
+const PROVEN_MS: u64 = 2200 + 500;
+/// The kernel's own questions are up to a second apart: in flight and behind a closed window it has
+/// asked six after this.
+const ASKED: Duration = ms(6500);
+/// One more of them, and the answer awaited.
+const ONE_MORE_MS: u64 = 1200 + 500;
 
 /// `detect_within` so long that it is never the reason.
 fn case() -> Case {
@@ -150,7 +155,7 @@ fn vanished_client_with_data_in_flight_is_ended() {
     service.send_every(20_000, ms(100));
     thread::sleep(ms(700));
     case.cut(Host::Client);
-    thread::sleep(QUIET);
+    thread::sleep(ms(4500));
     let found = verify(&case, &client, "?quick=true");
     expect_leg(&found, "downstream", "silent", "retransmit", PROVEN_MS);
     assert_eq!(service.wait_end(SLACK).1, End::Reset);
@@ -167,7 +172,7 @@ fn data_in_flight_is_judged_in_any_phase() {
         service.send(100);
         thread::sleep(ms(53));
     }
-    thread::sleep(ms(3000));
+    thread::sleep(ms(4000));
     let found = verify_all(&case, "");
     for session in found["sessions"].as_array().expect("sessions") {
         expect_leg(session, "downstream", "silent", "retransmit", PROVEN_MS);
@@ -216,9 +221,9 @@ fn vanished_stalled_client_is_ended() {
     let case = case();
     let (client, service) = stalled(&case);
     case.cut(Host::Client);
-    thread::sleep(QUIET);
+    thread::sleep(ASKED);
     let found = verify(&case, &client, "?quick=true");
-    expect_leg(&found, "downstream", "silent", "window_probe", PROVEN_MS);
+    expect_leg(&found, "downstream", "silent", "window_probe", ONE_MORE_MS);
     assert_eq!(service.wait_end(SLACK).1, End::Reset);
     case.expect_counted_dead("downstream", "window_probe");
 }
@@ -230,27 +235,22 @@ fn closed_window_is_judged_in_any_phase() {
     let live = stalling(&case, Host::Healthy);
     let vanished = stalled_in_all_phases(&case);
     case.cut(Host::Client);
-    thread::sleep(ms(3500));
-    let slowest = |found: &Value| {
-        let mut slowest = 0;
+    thread::sleep(ASKED);
+    for query in ["", "?quick=true"] {
+        let found = verify_all(&case, query);
         for session in found["sessions"].as_array().expect("sessions") {
-            if session["downstream"]["answer"] == "alive" {
-                continue;
+            if session["downstream"]["answer"] != "alive" {
+                expect_leg(session, "downstream", "silent", "window_probe", ONE_MORE_MS);
             }
-            expect_leg(session, "downstream", "silent", "window_probe", PROVEN_MS);
-            let took = session["downstream"]["took_ms"].as_u64();
-            slowest = slowest.max(took.expect("a time"));
         }
         assert_eq!(found["silent"], PHASES, "{found}");
         assert_eq!(found["alive"], 1, "{found}");
-        slowest
-    };
-    // The machine is not busy each time.
-    let took: Vec<u64> = (0..3).map(|_| slowest(&verify_all(&case, ""))).collect();
-    assert!(took.iter().any(|took| *took < 1000), "{took:?}");
-    let found = verify_all(&case, "?quick=true");
-    slowest(&found);
-    assert_eq!(found["closed"], PHASES, "{found}");
+        assert_eq!(
+            found["closed"] == PHASES,
+            query.contains("quick"),
+            "{found}"
+        );
+    }
     for (_, service) in &vanished {
         assert_eq!(service.wait_end(SLACK).1, End::Reset);
     }
@@ -268,7 +268,6 @@ fn stalled_clients_that_are_back_are_alive() {
         case.cut(Host::Client);
         thread::sleep(ms(outage));
         case.net.heal(Host::Client);
-        // A question of just before counts as one of the inquiry.
         thread::sleep(ms(200));
         let found = verify_all(&case, "?quick=true");
         assert_eq!(found["alive"], PHASES, "{found}");

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::rng::Rng;
 use crate::tcp::{Endpoint, Kind, Ms, Segment};
 
 /// What became of the peer's host.
@@ -30,6 +31,8 @@ pub struct Leg {
     /// Segments towards the peer that carry more than this are lost.
     pub widest: u64,
     pub rtt: Ms,
+    /// One segment in so many is lost, each way.
+    pub loses: Option<(u64, Rng)>,
     wire: [VecDeque<(Ms, Segment)>; 2],
 }
 
@@ -43,6 +46,7 @@ impl Leg {
             up: [true; 2],
             widest: u64::MAX,
             rtt,
+            loses: None,
             wire: [VecDeque::new(), VecDeque::new()],
         }
     }
@@ -131,12 +135,18 @@ impl Leg {
         }
     }
 
+    fn passes(&mut self, direction: usize) -> bool {
+        let lost = self.loses.as_mut().is_some_and(|(n, rng)| rng.one_in(*n));
+        self.up[direction] && !lost
+    }
+
     fn half_way(&self, direction: usize) -> Ms {
         [self.rtt.div_ceil(2), self.rtt / 2][direction]
     }
 
     fn is_dormant(&self) -> bool {
         self.fate == Fate::Alive
+            && self.loses.is_none()
             && self.up == [true; 2]
             && self.widest == u64::MAX
             && self.near.is_open()
@@ -157,11 +167,11 @@ impl Leg {
 
     fn step(&mut self, now: Ms) {
         if let Some(segment) = take_due(&mut self.wire[1], now) {
-            if self.up[1] && !self.near.reset {
+            if self.passes(1) && !self.near.reset {
                 self.near.receive(now, segment);
             }
         } else if let Some(segment) = take_due(&mut self.wire[0], now) {
-            if self.up[0] && segment.len() <= self.widest {
+            if self.passes(0) && segment.len() <= self.widest {
                 self.arrive(now, segment);
             }
         } else if self.near.next_timer().is_some_and(|at| at <= now) && self.near.is_open() {

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod leg;
+mod lossy;
 mod plan;
 mod rng;
 mod session;
@@ -21,7 +22,7 @@ use plan::HOUR;
 use session::{Outcome, Session};
 
 /// Enough for 100,000 connection-hours.
-const SEEDS: u64 = 2400;
+const SEEDS: u64 = 2600;
 
 fn variable(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;

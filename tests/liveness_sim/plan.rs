@@ -1,6 +1,6 @@
 //! What a seed stands for: the policy, the hosts, the roughness of the monitor, the actions.
 
-use pulsegate::liveness::{BUSY_LOOK_EVERY, Policy};
+use pulsegate::liveness::Policy;
 
 use crate::rng::Rng;
 use crate::tcp::{Kernel, Ms, Sack};
@@ -149,7 +149,7 @@ impl Plan {
         let d = rng.range(2000, most);
         self.policy.detect_within = d;
         self.policy.probe_interval = rng.range(SECOND, (d - 500).min(3 * SECOND));
-        self.kernel.rto_max = SECOND;
+        self.kernel.has_rto_max = true;
         self.rtt = [rng.spread(1, 40), rng.spread(1, 40)];
         let span = self.policy.survives().saturating_sub(LATENESS);
         let begin = rng.range(d, 3 * d);
@@ -190,7 +190,7 @@ impl Plan {
             stall,
             (begin, to, Action::Write(memory)),
             (begin + 300, to, Action::Write(rng.range(1, 3000))),
-            (at + 300 + BUSY_LOOK_EVERY, from, outage),
+            (at + 300 + self.policy.busy_look_every(), from, outage),
         ]
     }
 
@@ -277,8 +277,8 @@ fn kernel(rng: &mut Rng) -> Kernel {
     let common = Sack::WithLossProbe;
     Kernel {
         jiffy: [1, 4, 10][rng.index(3)],
-        // Whether it has TCP_RTO_MAX_MS.
-        rto_max: if rng.one_in(4) { 120 * SECOND } else { SECOND },
+        has_rto_max: !rng.one_in(4),
+        rto_max: 120 * SECOND,
         sack: [Sack::Off, Sack::WithoutLossProbe, common, common][rng.index(4)],
     }
 }

@@ -1,14 +1,12 @@
 //! One simulated session: two legs with a relay between them, and the monitor that drives the
 //! machine, on a virtual clock that jumps from event to event.
 
-use pulsegate::liveness::{
-    Ask, BUSY_LOOK_EVERY, Close, CloseReason, Fault, LEGS, Leg, Look, Machine, Traffic,
-};
+use pulsegate::liveness::{Ask, Close, CloseReason, Fault, LEGS, Leg, Look, Machine, Traffic};
 
 use crate::leg::{Fate, Leg as SimLeg};
 use crate::plan::{Action, HOUR, Plan};
 use crate::rng::Rng;
-use crate::tcp::{Endpoint, Kernel, Ms};
+use crate::tcp::{Endpoint, Ms};
 use crate::truth::{GRID, Slack, Truth, slowest_keepalive};
 
 /// The relay stops reading from one leg while this much waits for the other.
@@ -121,11 +119,7 @@ impl Session {
             near.interval = plan.policy.keepalive_interval(plan.kernel.jiffy * 1000);
             let keepalive = plan.peer_keepalive[index];
             let buffers = [buffers[1], buffers[0]];
-            let kernel = Kernel {
-                rto_max: 120_000,
-                ..plan.kernel
-            };
-            let mut far = Endpoint::new(start, rtt, kernel, buffers, keepalive);
+            let mut far = Endpoint::new(start, rtt, plan.kernel, buffers, keepalive);
             far.memory = plan.memory;
             SimLeg::new(near, far, rtt)
         };
@@ -350,7 +344,7 @@ impl Session {
     /// The driver looks soon after data begins to flow, so that a window that closes is seen. (The
     /// real one does so from some kilobytes on.)
     fn look_soon(&mut self) {
-        let soon = self.now + BUSY_LOOK_EVERY + self.rng.range(0, GRID);
+        let soon = self.now + self.plan.policy.busy_look_every() + self.rng.range(0, GRID);
         self.look_at = self.look_at.min(soon.max(self.slack.paused_until));
     }
 
@@ -395,7 +389,7 @@ impl Session {
         }
         let due = verdict.next - self.offset;
         // The monitor serves near deadlines exactly and quiet ones on a grid.
-        let late = if due < self.now + 250 { 5 } else { GRID };
+        let late = if due < self.now + 1500 { 5 } else { GRID };
         let due = due + self.rng.range(0, late);
         self.look_at = due.max(self.now + 1).max(self.slack.paused_until);
         None
@@ -414,11 +408,32 @@ impl Session {
     }
 
     fn modern(&self) -> bool {
-        self.plan.kernel.rto_max <= 1000
+        self.plan.kernel.has_rto_max
     }
 
     fn note(&mut self, answer: u64) {
         self.outcome.digest = (self.outcome.digest ^ answer).wrapping_mul(0x100_0000_01B3);
+    }
+
+    /// Two live peers over paths that lose one segment in so many each way, with a budget of D.
+    pub fn lossy(seed: u64, d: Ms, loses: u64) -> Self {
+        let mut session = Self::idle(seed);
+        let mut plan = session.plan;
+        plan.policy.detect_within = d;
+        plan.policy.probe_interval = (d / 5).max(1000);
+        plan.kernel.has_rto_max = true;
+        plan.peer_keepalive = [None; 2];
+        plan.rtt = plan.rtt.map(|rtt| rtt.min(60));
+        session = Self::with(plan, session.rng);
+        for (index, leg) in session.legs.iter_mut().enumerate() {
+            leg.loses = Some((loses, Rng::new(2 * seed + index as u64)));
+        }
+        session
+    }
+
+    /// How often the peers were asked anew since they answered.
+    pub fn rows(&self) -> u64 {
+        self.legs.iter().map(|leg| leg.near.rows).sum()
     }
 
     pub fn looks(&self) -> u64 {

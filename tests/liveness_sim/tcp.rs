@@ -15,6 +15,8 @@ use pulsegate::liveness::{LegSample, TcpState};
 pub type Ms = u64;
 
 const MIN_RTO: Ms = 200;
+/// `net.ipv4.tcp_invalid_ratelimit`.
+const PROBE_ANSWERS_APART: Ms = 500;
 /// `net.ipv4.tcp_retries2`.
 const RETRIES_2: u32 = 15;
 
@@ -23,6 +25,8 @@ const RETRIES_2: u32 = 15;
 pub struct Kernel {
     /// The tick of its clock: 1, 4 or 10 ms (HZ=1000, 250, 100).
     pub jiffy: Ms,
+    /// Whether it has TCP_RTO_MAX_MS.
+    pub has_rto_max: bool,
     pub rto_max: Ms,
     pub sack: Sack,
 }
@@ -154,6 +158,10 @@ pub struct Endpoint {
     pub last_undated: Option<Ms>,
     /// Since when the other side has taken nothing although something is queued.
     pub shut_since: Option<Ms>,
+    /// When a probe of the other side was last answered.
+    probe_answered: Option<Ms>,
+    /// Rows of questions: they begin with the first after an answer.
+    pub rows: u64,
     /// Questions asked since the last answer, and when the first of them was.
     pub questions: u32,
     pub first_question: Ms,
@@ -210,6 +218,8 @@ impl Endpoint {
             segs_in: 1,
             last_undated: None,
             shut_since: None,
+            probe_answered: None,
+            rows: 0,
             questions: 0,
             first_question: 0,
             out: Vec::new(),
@@ -333,7 +343,7 @@ impl Endpoint {
         let Kind::Normal { seq, end, fin } = segment.kind else {
             self.last_undated = Some(now);
             match segment.kind {
-                Kind::Probe => self.acknowledge(),
+                Kind::Probe => self.answer_probe(now),
                 _ => self.reset = true,
             }
             return;
@@ -374,7 +384,8 @@ impl Endpoint {
             state: self.state(),
             unacked: u32::from(self.in_flight()),
             retransmits: self.retransmits,
-            probes: self.probes,
+            // One byte in the kernel.
+            probes: self.probes & 0xFF,
             backoff: self.backoff as u8,
             notsent: self.unsent() as u32,
             zero_window: self.zero_window_told(),
@@ -388,6 +399,7 @@ impl Endpoint {
             bytes_acked: 1 + self.snd_una,
             bytes_received: self.rcv_nxt,
             rtt_us: (rtt * 1000) as u32,
+            rttvar_us: 0,
         }
     }
 
@@ -424,6 +436,17 @@ impl Endpoint {
             ack: self.rcv_nxt,
             edge: self.rcv_nxt + room,
         });
+    }
+
+    /// `tcp_oow_rate_limited`, net/ipv4/tcp_input.c: bare probes are answered once in 500 ms.
+    fn answer_probe(&mut self, now: Ms) {
+        if self
+            .probe_answered
+            .is_none_or(|at| now >= at + PROBE_ANSWERS_APART)
+        {
+            self.probe_answered = Some(now);
+            self.acknowledge();
+        }
     }
 
     fn acknowledge(&mut self) {
@@ -482,6 +505,7 @@ impl Endpoint {
 
     fn question(&mut self, now: Ms) {
         if self.questions == 0 {
+            self.rows += 1;
             self.first_question = now;
         }
         self.questions += 1;

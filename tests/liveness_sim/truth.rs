@@ -1,9 +1,7 @@
 //! The reference model: what is really the case, told from the omniscient side, and the promises
 //! of the machine as plain comparisons with it. It knows nothing of how the machine decides.
 
-use pulsegate::liveness::{
-    BUSY_LOOK_EVERY, Close, CloseReason, Condition, Evidence, LEGS, Leg, Policy,
-};
+use pulsegate::liveness::{Close, CloseReason, Condition, Evidence, LEGS, Leg, Policy};
 
 use crate::leg::{Fate, Leg as SimLeg};
 use crate::plan::Plan;
@@ -14,6 +12,8 @@ pub const GRID: Ms = 100;
 
 /// A leg that carries data is looked at so often at least.
 const SEEN_LATE: Ms = BUSY_LOOK_EVERY + GRID;
+/// A session that carries data is looked at this often at least.
+const BUSY_LOOK_EVERY: Ms = 1500;
 /// Data has been retransmitted often enough to be called undelivered after this.
 const UNDELIVERED_SEEN: Ms = 10_000;
 
@@ -76,7 +76,7 @@ impl Truth {
         Self {
             policy: plan.policy.clone(),
             kernel: plan.kernel,
-            modern: plan.kernel.rto_max <= 1000,
+            modern: plan.kernel.has_rto_max,
             rough: plan.rough > 0,
             start,
             legs: [leg.clone(), leg],
@@ -122,8 +122,9 @@ impl Truth {
 
     fn observe_leg(&mut self, now: Ms, leg: Leg, sim: &SimLeg, slack: Slack) {
         let keepalive = slowest_keepalive(&self.policy, sim.rtt);
-        // Behind a closed window the next question may be far away.
-        let to_be_asked = u64::from(sim.near.zero_window()) * self.policy.detect_within / 2;
+        // Behind a closed window, or in flight until a third of D, the next question may be far away.
+        let rare = sim.near.zero_window() || sim.near.in_flight();
+        let to_be_asked = u64::from(rare) * self.policy.detect_within;
         let truth = &mut self.legs[leg as usize];
         if sim.near.is_complete() {
             truth.complete = Some((now, slack.total));
@@ -261,6 +262,8 @@ impl Truth {
         } else {
             400_000
         };
+        // Where a look was late, enough has to be asked after it.
+        let asked = asked + if self.rough { 2300 } else { 0 };
         // The last answer has one and a half round trips, up to a second.
         let far = (sim.rtt * 3 / 2).min(1000).saturating_sub(180);
         let deadline =
@@ -275,7 +278,7 @@ impl Truth {
     pub fn check_close(&self, now: Ms, close: &Close, legs: &[SimLeg; 2]) {
         for leg in LEGS {
             let sim = &legs[leg as usize];
-            if close.reason == CloseReason::dead(leg) {
+            if close.reason == CloseReason::dead(leg) && sim.loses.is_none() {
                 self.check_dead(now, leg, close, sim);
             }
             if close.reason == CloseReason::stalled(leg) {
@@ -410,11 +413,14 @@ impl Truth {
 
     /// Suspicion is not raised against a peer that answers.
     pub fn check_condition(&self, now: Ms, leg: Leg, condition: Condition, sim: &SimLeg) {
+        if sim.loses.is_some() {
+            return;
+        }
         let Some(since) = self.legs[leg as usize].reachable else {
             return;
         };
         // Behind a closed window the next question may be far away.
-        let spread = if sim.near.zero_window() {
+        let spread = if sim.near.zero_window() || sim.near.in_flight() {
             self.policy.detect_within
         } else {
             self.policy.probe_interval + slowest_keepalive(&self.policy, sim.rtt)
@@ -453,11 +459,11 @@ pub fn slowest_keepalive(policy: &Policy, rtt: Ms) -> Ms {
 /// How soon after a link came back the next question is answered at the latest.
 fn next_answer(sim: &SimLeg, rough: bool, rounding: Ms) -> Ms {
     if sim.near.is_silent() && !rough {
-        // Questions are 200 ms apart, the last one is asked at D and has the grace.
-        200 + 200 + GRID + rounding + sim.rtt
+        // Questions are half a second apart, the last one is asked at D and has its time.
+        560 + 200 + GRID + rounding + sim.rtt
     } else {
         // The kernel's own pace. So it is too where the monitor lost the samples after it had
         // asked for the last time, and judges late.
-        1000 + 64 + GRID + rounding + sim.rtt
+        1000.max(sim.rtt + 200) + 64 + GRID + rounding + sim.rtt
     }
 }
