@@ -503,6 +503,11 @@ impl Drainable for App {
     }
 
     async fn emptied(&self) {
+        for entrance in &self.entrances {
+            let mut open = entrance.open.subscribe();
+            // The sender is the entrance's own.
+            let _opened = open.wait_for(|open| *open).await;
+        }
         self.workers.emptied().await;
     }
 

@@ -27,8 +27,9 @@ echo READY
 n=0
 while [ $n -lt 20 ]; do
     if read -r line; then
-        echo "LINE:$line"
+        # Without a word: telnetd may lose what is printed just before the end.
         [ "$line" = end ] && exit
+        echo "LINE:$line"
         [ "$line" = flood ] && seq -f 'flood %.0f' 200000
     else
         # The interrupt.
