@@ -32,6 +32,9 @@ struct Fake {
 
 impl Control for Fake {
     fn metrics(&self) -> String {
+        // About what looking at so many sessions takes.
+        let sessions = self.sessions.load(SeqCst) as u64;
+        thread::sleep(Duration::from_micros(4 * sessions));
         let metrics = Metrics::new();
         let _listener = metrics.listener("db");
         metrics.render()
@@ -721,8 +724,10 @@ fn probes_are_answered_during_a_flood() {
     let e = Endpoint::start();
     e.fake.sessions.store(5_000, SeqCst);
     let over = Arc::new(AtomicBool::new(false));
-    let flood: Vec<_> = ["/metrics", "/connections", "/connections?sort=age", "/", ""]
+    let figures = std::iter::repeat_n("/metrics", 40);
+    let flood: Vec<_> = ["/connections", "/connections?sort=age", "/", ""]
         .into_iter()
+        .chain(figures)
         .map(|path| {
             let (over, addr) = (Arc::clone(&over), e.addr);
             thread::spawn(move || {

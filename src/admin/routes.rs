@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::future::ready;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::body::Body;
@@ -15,14 +16,16 @@ use hyper::header::{
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
 use super::guard::{Reach, change_refusal, refusal};
 use super::query::{Format, Query};
 use super::table::{self, Table};
 use super::{Control, Readiness};
+use crate::liveness::Millis;
 use crate::metrics::TEXT_FORMAT;
+use crate::sys;
 use crate::view::{VerifiedSession, VerifyList};
 
 pub(super) type Reply = Response<Answer>;
@@ -101,6 +104,9 @@ impl<'a> Route<'a> {
     }
 }
 
+/// The pause after a large answer is made for so much work at most, ms.
+const LONGEST_WORK: Millis = 100;
+
 /// Answers requests. Its clones share their places.
 #[derive(Clone)]
 pub(super) struct Router {
@@ -115,6 +121,9 @@ pub(super) struct Router {
 struct Places {
     busy: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    /// When the next one may be made ([`sys::now`]). Each answer is followed by a pause as long as it took, so
+    /// that a flood of requests leaves the thread to probes and to new connections.
+    not_before: Arc<AtomicU64>,
 }
 
 impl Places {
@@ -122,13 +131,26 @@ impl Places {
         Self {
             busy: Arc::new(Semaphore::new(places)),
             waiting: Arc::new(Semaphore::new(WAITING)),
+            not_before: Arc::default(),
         }
     }
 
-    async fn get(self) -> Option<OwnedSemaphorePermit> {
+    async fn get(&self) -> Option<OwnedSemaphorePermit> {
         let _waits = self.waiting.try_acquire().ok()?;
-        let place = timeout(PLACE_WITHIN, self.busy.acquire_owned());
-        place.await.ok()?.ok()
+        let place = async {
+            let place = self.busy.clone().acquire_owned().await.ok();
+            let pause = self.not_before.load(Relaxed).saturating_sub(sys::now());
+            sleep(Duration::from_millis(pause)).await;
+            place
+        };
+        timeout(PLACE_WITHIN, place).await.ok()?
+    }
+
+    /// An answer was made since `began`; not all of that was work where peers were asked.
+    fn rest(&self, began: Millis) {
+        let now = sys::now();
+        let not_before = now + now.saturating_sub(began).min(LONGEST_WORK);
+        self.not_before.store(not_before, Relaxed);
     }
 }
 
@@ -317,7 +339,12 @@ fn refused(why: &str) -> Reply {
 /// The answer of `make`, which keeps its place until the client has taken it.
 async fn with_place<F: Future<Output = Reply>>(places: Places, make: impl FnOnce() -> F) -> Reply {
     match places.get().await {
-        Some(place) => make().await.map(|answer| answer.keeping(place)),
+        Some(place) => {
+            let began = sys::now();
+            let reply = make().await;
+            places.rest(began);
+            reply.map(|answer| answer.keeping(place))
+        }
         None => busy("other large answers are under way; try again\n"),
     }
 }

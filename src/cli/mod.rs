@@ -86,7 +86,7 @@ enum Command {
     /// Ask the peers of sessions now whether they live
     #[command(after_help = ABOUT_VERIFY)]
     Verify(Verify),
-    /// End sessions: FIN to both peers, RST to one that does not answer it
+    /// End sessions: RST to both peers after what was received was delivered (on_end: close: FIN)
     Kill(Kill),
     /// Print the version
     Version,

@@ -246,7 +246,7 @@ pub const KEYS: &[Key] = &[
         "listeners[].liveness.on_end",
         Kind::Words(OnEnd::WORDS),
         "How both legs are ended when pulsegate ends the session by itself (a limit, the drain, an \
-         operator, a newcomer): RST after what was received was delivered, or FIN.",
+         operator, a newcomer): RST after what was received was delivered (bounded: 1 s without progress, 30 s in all), or FIN.",
     )
     .value("reset")
     .flag("on-end")

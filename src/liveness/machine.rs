@@ -203,9 +203,12 @@ impl Machine {
             && after.is_some_and(|s| {
                 s.last_life_age() >= FORGOT && s.last_sent_age < s.last_life_age()
             });
+        // A Linux peer answers only some of the probes of its closed window (twice a second at most):
+        // a single unanswered one says nothing.
+        let unanswered = |s: &LegSample| is_asked(s) && !s.zero_window;
         let asked = state.condition == Condition::Suspect
             || forgot
-            || after.is_some_and(|s| is_asked(s) && s.last_life_age() >= REPEATED);
+            || after.is_some_and(|s| unanswered(s) && s.last_life_age() >= REPEATED);
         let phantom =
             state.condition == Condition::Phantom && after.is_none_or(|s| !s.anything_taken());
         let (reason, evidence) = match fault {

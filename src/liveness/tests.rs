@@ -1051,6 +1051,13 @@ fn faults() {
             CloseReason::UpstreamDead,
             Some(Evidence::Reset),
         ),
+        // A live peer need not answer one probe of its closed window.
+        (
+            Fault::Reset,
+            shut(3000, 4000, 1),
+            CloseReason::UpstreamReset,
+            None,
+        ),
         (
             Fault::TimedOut,
             asked,
