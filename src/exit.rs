@@ -44,7 +44,7 @@ pub fn complain(text: &str) {
     }
 }
 
-/// Whether standard error takes [`AT_ONCE`] bytes within a second.
+/// Whether standard error takes 4 KiB within a second.
 #[must_use]
 pub fn can_complain() -> bool {
     let errors = stderr();

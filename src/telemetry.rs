@@ -34,7 +34,7 @@ const BUFFERED_LINES: usize = 16 * 1024;
 /// How long the end of the process waits for the reader of the log.
 const LAST_LINES: Duration = Duration::from_millis(1500);
 
-/// Keeps the writing thread; dropping it writes what is queued, for [`LAST_LINES`] at most. What a
+/// Keeps the writing thread; dropping it writes what is queued, for 1.5 s at most. What a
 /// reader that does not read has not taken by then is lost.
 #[must_use = "lines are written as long as it lives"]
 #[derive(Debug)]

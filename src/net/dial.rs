@@ -50,7 +50,7 @@ pub fn start(address: SocketAddr) -> io::Result<TcpStream> {
 }
 
 /// Connects to the first of several addresses that accepts, in the spirit of RFC 8305: the next one
-/// is tried as soon as one fails, or does not answer for [`STAGGER`], while that one is still waited
+/// is tried as soon as one fails, or does not answer for 250 ms, while that one is still waited
 /// for. Each is given its share of the time, at least, and two are dialled at once, at most.
 /// `tell` is told each address that is dialled, and in the end the one that counts.
 ///
