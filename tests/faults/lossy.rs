@@ -1,11 +1,11 @@
 //! A path that swallows some packets and lets others pass: both peers live, and one direction of
-//! their conversation does not get through.
+//! their conversation does not get through, or some packets by chance.
 
 use std::thread;
 use std::time::Instant;
 
 use crate::case::{Case, PROMPT, SLACK};
-use crate::support::{End, Host, Options, Test, eventually, ms};
+use crate::support::{End, Endpoint, Host, Options, Test, eventually, ms};
 use crate::tests;
 
 pub const TESTS: &[Test] = tests![
@@ -15,6 +15,8 @@ pub const TESTS: &[Test] = tests![
     quiet_client_that_answers_no_probe_is_kept_without_probes,
     quiet_service_that_answers_no_probe_is_kept_without_probes,
     quiet_client_that_answers_no_probe_is_ended_with_a_hint,
+    quiet_clients_behind_loss_are_kept,
+    clients_behind_loss_answer_a_quick_inquiry,
 ];
 
 const BIG: &str = "meta length > 1000";
@@ -128,4 +130,39 @@ fn quiet_client_that_answers_no_probe_is_ended_with_a_hint() {
         "{log}"
     );
     assert!(log.contains("downstream_probes_answered=0"), "{log}");
+}
+
+/// Of so many rows of questions at 10 % loss each way, chance leaves one without an answer with a
+/// probability of a few percent, two with one of 1 in 1000.
+const BY_CHANCE: f64 = 1.0;
+
+fn behind_loss(sessions: usize, flags: &[&str]) -> (Case, Vec<(Endpoint, Endpoint)>) {
+    let case = Case::with_all_flags(flags, Options::default());
+    let sessions = (0..sessions).map(|_| case.session()).collect();
+    case.net.lose(Host::Client);
+    (case, sessions)
+}
+
+/// 100 peers, each asked about once a second.
+fn quiet_clients_behind_loss_are_kept() {
+    let (case, sessions) = behind_loss(100, &["--detect-within", "3s"]);
+    thread::sleep(ms(12_000));
+    let ended = case.proxy.closed("downstream_dead");
+    assert!(ended <= BY_CHANCE, "{ended} ended");
+    let open = sessions.iter().filter(|(client, _)| client.is_open());
+    assert!(open.count() >= 99);
+}
+
+/// 150 peers, six times. Of questions 200 ms apart a peer answers one in three, and one or two of 100
+/// peers none.
+fn clients_behind_loss_answer_a_quick_inquiry() {
+    let (case, _sessions) = behind_loss(150, &["--detect-within", "60s"]);
+    for round in 0..6 {
+        thread::sleep(ms(1200));
+        let answer = case.proxy.ask("POST", "/verify?quick=true");
+        let (status, body) = answer.expect("answered");
+        assert_eq!(status, 200, "{round}: {body}");
+    }
+    let ended = case.proxy.closed("downstream_dead");
+    assert!(ended <= BY_CHANCE, "{ended} ended");
 }

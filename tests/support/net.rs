@@ -135,14 +135,19 @@ impl Net {
 
     /// A host receives none of the packets that this nftables expression matches.
     pub fn drop_at(&self, host: Host, matching: &str) {
-        let rules = format!(
-            "add table inet lost
-            add chain inet lost in {{ type filter hook input priority 0; }}
-            add rule inet lost in {matching} drop"
+        drop_in(self.host(host), matching);
+    }
+
+    /// One packet in ten is lost between the proxy and a client, each way.
+    pub fn lose(&self, client: Host) {
+        let by_chance = "numgen random mod 100 < 10";
+        self.drop_at(client, by_chance);
+        let address = self.address(client);
+        let family = if address.is_ipv4() { "ip" } else { "ip6" };
+        drop_in(
+            &self.proxy,
+            &format!("{family} saddr {address} {by_chance}"),
         );
-        let nft = || Command::new("nft").arg(rules).output();
-        let output = self.host(host).run(nft).expect("enter").expect("run nft");
-        assert!(output.status.success(), "{output:?}");
     }
 
     /// The link is whole again.
@@ -191,4 +196,16 @@ fn ports_of(line: &str) -> Option<(u16, u16)> {
     let mut ends = line.split_whitespace().skip(1);
     let mut port = || u16::from_str_radix(ends.next()?.split_once(':')?.1, 16).ok();
     Some((port()?, port()?))
+}
+
+/// A namespace receives none of the packets that this nftables expression matches.
+fn drop_in(namespace: &Namespace, matching: &str) {
+    let rules = format!(
+        "add table inet lost
+            add chain inet lost in {{ type filter hook input priority 0; }}
+            add rule inet lost in {matching} drop"
+    );
+    let nft = || Command::new("nft").arg(rules).output();
+    let output = namespace.run(nft).expect("enter").expect("run nft");
+    assert!(output.status.success(), "{output:?}");
 }
