@@ -1,6 +1,6 @@
 //! The composition root: the only module that may see every other.
 
-mod surroundings;
+mod environment;
 mod takeover;
 
 use std::collections::{BTreeMap, HashSet};
@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::admin::{self, Control, Readiness};
-use crate::config::{self, Config, ConfigErrors, Listener, MemoryLimit, OnFull};
+use crate::config::{self, Config, ConfigErrors, Listener as ListenerConfig, MemoryLimit, OnFull};
 use crate::exit::{self, Exit};
 use crate::host::MemoryMeter;
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
@@ -25,7 +25,9 @@ use crate::net::dial;
 use crate::net::listen;
 use crate::net::resolve::{self, Name};
 use crate::relay;
-use crate::server::{Doors, Entrance, Gate, Hooks, Listening, StartError, Workers};
+use crate::server::{
+    BoundSockets, Hooks, Limiter, Listener, ListeningSockets, StartError, Workers,
+};
 use crate::session::{self, Service, Session};
 use crate::view::{Shown, VerifiedSession};
 use crate::{sys, telemetry};
@@ -45,7 +47,7 @@ const PER_WORKER: u64 = 3;
 
 /// Descriptors that are no sessions' under a limit.
 #[must_use]
-pub fn reserved_descriptors(limit: u64, workers: usize, listeners: &[Listener]) -> u64 {
+pub fn reserved_descriptors(limit: u64, workers: usize, listeners: &[ListenerConfig]) -> u64 {
     let pipes = 2 * relay::most_pipes(limit) as u64;
     // Each worker has a socket of each listener.
     let sockets = listeners.len().max(1) as u64;
@@ -60,7 +62,7 @@ pub fn reserved_descriptors(limit: u64, workers: usize, listeners: &[Listener]) 
 const ADMIN_BACKLOG: u32 = 128;
 
 /// The DNS names of upstreams, each once, with the shortest `resolve_interval`.
-fn names(listeners: &[Listener]) -> BTreeMap<&str, Duration> {
+fn names(listeners: &[ListenerConfig]) -> BTreeMap<&str, Duration> {
     let mut names = BTreeMap::new();
     for upstream in listeners.iter().map(|l| &l.upstream) {
         if let Some(name) = upstream.address.name() {
@@ -82,7 +84,7 @@ pub struct App {
     config: Config,
     metrics: Arc<Metrics>,
     workers: Workers,
-    entrances: Vec<Arc<Entrance>>,
+    listeners: Vec<Arc<Listener>>,
     readiness: AtomicU8,
     drain: DrainRequest,
     /// Taken by the one that serves it.
@@ -170,26 +172,27 @@ impl App {
             .workers
             .map_or_else(default_workers, std::num::NonZeroUsize::get);
         let capacity = session_capacity(&config, descriptor_limit, count)?;
-        let descriptors = Arc::new(Gate::new(Some(capacity)));
-        let entrances = entrances(&config, &metrics)?;
+        let descriptors = Arc::new(Limiter::new(Some(capacity)));
+        let listeners = listeners(&config, &metrics)?;
         let inherited = before.as_mut().map(|b| std::mem::take(&mut b.listeners));
-        let doors = Doors::bind(count, &entrances, inherited.unwrap_or_default(), hooks).map_err(
-            |error| takeover::explain(error, admin.as_ref(), before.as_ref(), succession),
-        )?;
+        let bound = BoundSockets::bind(count, &listeners, inherited.unwrap_or_default(), hooks)
+            .map_err(|error| {
+                takeover::explain(error, admin.as_ref(), before.as_ref(), succession)
+            })?;
         if let Some((socket, address)) = &admin {
             let listening = listen::listen(socket, ADMIN_BACKLOG);
             listening.map_err(|error| AppError::admin(*address, error))?;
         }
-        doors.listen()?;
+        bound.listen()?;
         let memory = memory_meter(&config);
-        let workers = Workers::start(doors, &descriptors, memory, &metrics, hooks)?;
+        let workers = Workers::start(bound, &descriptors, memory, &metrics, hooks)?;
         announce(
             &config,
-            &entrances,
+            &listeners,
             admin.as_ref().map(|(_, address)| *address),
             count,
         );
-        surroundings::try_on_demand_probe(metrics.clone());
+        environment::try_on_demand_probe(metrics.clone());
         if let Some(before) = &before {
             before.relieve().map_err(AppError::Takeover)?;
             tracing::info!("took over from the running instance, which drains");
@@ -200,12 +203,12 @@ impl App {
             }
             _ => None,
         };
-        takeover::open(&entrances, before)?;
+        takeover::open(&listeners, before)?;
         Ok(Arc::new(Self {
             config,
             metrics,
             workers,
-            entrances,
+            listeners,
             readiness: AtomicU8::new(Readiness::Ready as u8),
             drain: DrainRequest::default(),
             admin: Mutex::new(admin.map(|(socket, _)| socket)),
@@ -364,17 +367,17 @@ impl AppError {
 
 fn announce(
     config: &Config,
-    entrances: &[Arc<Entrance>],
+    listeners: &[Arc<Listener>],
     admin: Option<SocketAddr>,
     workers: usize,
 ) {
-    for (listener, entrance) in config.listeners.iter().zip(entrances) {
+    for (configured, listener) in config.listeners.iter().zip(listeners) {
         tracing::info!(
-            listener = listener.name,
-            address = %entrance.bound.get().unwrap_or(&entrance.address),
-            upstream = %listener.upstream.address,
-            detect_within_ms = listener.liveness.detect_within.as_millis() as u64,
-            probe_interval_ms = listener.liveness.probe_interval.as_millis() as u64,
+            listener = configured.name,
+            address = %listener.bound.get().unwrap_or(&listener.address),
+            upstream = %configured.upstream.address,
+            detect_within_ms = configured.liveness.detect_within.as_millis() as u64,
+            probe_interval_ms = configured.liveness.probe_interval.as_millis() as u64,
             workers,
             "listening"
         );
@@ -386,53 +389,59 @@ fn announce(
 }
 
 /// Those of all listeners; names are looked up from now on.
-fn entrances(config: &Config, metrics: &Metrics) -> io::Result<Vec<Arc<Entrance>>> {
+fn listeners(config: &Config, metrics: &Metrics) -> io::Result<Vec<Arc<Listener>>> {
     let resolved = resolve::start(names(&config.listeners))?;
     let listeners = config.listeners.iter().enumerate();
-    let entrances = listeners.map(|(index, listener)| {
-        let name = listener.upstream.address.name();
+    let listeners = listeners.map(|(index, configured)| {
+        let name = configured.upstream.address.name();
         let name = resolved.iter().find(|known| Some(known.host()) == name);
         let low_water = config.relay.low_water;
-        Arc::new(entrance(index, listener, name.cloned(), low_water, metrics))
+        Arc::new(listener(
+            index,
+            configured,
+            name.cloned(),
+            low_water,
+            metrics,
+        ))
     });
-    Ok(entrances.collect())
+    Ok(listeners.collect())
 }
 
-fn entrance(
+fn listener(
     index: usize,
-    listener: &Listener,
+    config: &ListenerConfig,
     resolved: Option<Arc<Name>>,
     low_water: bool,
     metrics: &Metrics,
-) -> Entrance {
-    let limit = listener.limits.max_connections.map(|n| n as usize);
-    Entrance {
-        address: listener.address,
+) -> Listener {
+    let limit = config.limits.max_connections.map(|n| n as usize);
+    Listener {
+        address: config.address,
         open: watch::Sender::new(false),
         bound: OnceLock::new(),
-        backlog: listener.backlog,
-        sockets: Arc::new(Listening::default()),
+        backlog: config.backlog,
+        sockets: Arc::new(ListeningSockets::default()),
         service: Arc::new(Service {
-            name: listener.name.as_str().into(),
-            upstream: listener.upstream.clone(),
+            name: config.name.as_str().into(),
+            upstream: config.upstream.clone(),
             resolved,
             connect_lines: Default::default(),
-            policy: listener.liveness.policy(),
-            on_dead: listener.liveness.on_dead,
-            on_end: listener.liveness.on_end,
-            metrics: metrics.listener(&listener.name),
-            queue_timeout: listener.limits.queue_timeout,
-            abandoned: listener.limits.abandoned,
+            policy: config.liveness.policy(),
+            on_dead: config.liveness.on_dead,
+            on_end: config.liveness.on_end,
+            metrics: metrics.listener(&config.name),
+            queue_timeout: config.limits.queue_timeout,
+            abandoned: config.limits.abandoned,
             low_water,
             probes: Default::default(),
             index,
-            reconnect_delay: listener.limits.reconnect_delay,
-            sheds: listener.limits.on_full == OnFull::Shed,
+            reconnect_delay: config.limits.reconnect_delay,
+            sheds: config.limits.on_full == OnFull::Shed,
             sessions: AtomicUsize::new(0),
             last_end: AtomicU8::default(),
         }),
-        limits: listener.limits.clone(),
-        gate: Arc::new(Gate::new(limit)),
+        limits: config.limits.clone(),
+        limiter: Arc::new(Limiter::new(limit)),
         making_room: tokio::sync::Mutex::new(()),
     }
 }
@@ -498,14 +507,14 @@ impl Drainable for App {
     /// Those of the instance before this one, too, where somebody waits for their end: the next
     /// instance knows of them by this one.
     fn sessions(&self) -> usize {
-        let held = self.entrances.iter().filter(|e| !*e.open.borrow()).count();
+        let held = self.listeners.iter().filter(|e| !*e.open.borrow()).count();
         self.workers.sessions() + held
     }
 
     async fn emptied(&self) {
-        for entrance in &self.entrances {
-            let mut open = entrance.open.subscribe();
-            // The sender is the entrance's own.
+        for listener in &self.listeners {
+            let mut open = listener.open.subscribe();
+            // The sender is the listener's own.
             let _opened = open.wait_for(|open| *open).await;
         }
         self.workers.emptied().await;
@@ -523,7 +532,7 @@ impl Drainable for App {
 impl Control for App {
     fn metrics(&self) -> String {
         let now = sys::now();
-        let services = || self.entrances.iter().map(|entrance| &entrance.service);
+        let services = || self.listeners.iter().map(|listener| &listener.service);
         let mut moved: Vec<_> = services().map(|s| s.metrics.settled()).collect();
         self.for_each_session(|session| {
             session.refresh(now);
@@ -535,10 +544,13 @@ impl Control for App {
                 .set_active(service.sessions.load(Ordering::Relaxed));
             service.metrics.set_bytes(moved);
         }
-        for entrance in &self.entrances {
-            entrance.service.metrics.set_queued(entrance.gate.queued());
+        for listener in &self.listeners {
+            listener
+                .service
+                .metrics
+                .set_queued(listener.limiter.queued());
         }
-        surroundings::refresh(&self.entrances, self.metrics.host());
+        environment::refresh(&self.listeners, self.metrics.host());
         self.metrics
             .set_descriptors(open_descriptors(), self.descriptor_limit);
         self.metrics.set_workers_in_use(self.workers.in_use());

@@ -17,7 +17,7 @@ use std::time::Duration;
 use super::{App, AppError};
 use crate::config::Admin;
 use crate::net::{handover, listen};
-use crate::server::{Entrance, StartError};
+use crate::server::{Listener, StartError};
 
 /// What may be on the way between two messages: the other one's start, or its drain.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -87,22 +87,22 @@ impl Predecessor {
         }
     }
 
-    /// Opens each of these entrances once the old instance has no session on it, on a thread of
+    /// Opens each of these listeners once the old instance has no session on it, on a thread of
     /// its own.
-    pub fn make_way(self, waiting: Vec<Arc<Entrance>>) -> io::Result<()> {
+    pub fn make_way(self, waiting: Vec<Arc<Listener>>) -> io::Result<()> {
         let name = "takeover".to_owned();
         let wait = move || self.wait(waiting);
         thread::Builder::new().name(name).spawn(wait).map(drop)
     }
 
     #[expect(clippy::disallowed_methods, reason = "carries no session")]
-    fn wait(&self, mut waiting: Vec<Arc<Entrance>>) {
+    fn wait(&self, mut waiting: Vec<Arc<Listener>>) {
         while !waiting.is_empty() {
             match handover::receive(&self.talk) {
                 Ok(Some((text, _))) => {
                     let address = text.strip_prefix("free ").and_then(|a| a.parse().ok());
-                    waiting.retain(|entrance| {
-                        address != Some(entrance.address) || !open_late(entrance)
+                    waiting.retain(|listener| {
+                        address != Some(listener.address) || !open_late(listener)
                     });
                 }
                 // It drains on.
@@ -111,20 +111,23 @@ impl Predecessor {
             }
         }
         // It has ended, perhaps this very moment, and with it the pause that it would have kept.
-        waiting.sort_by_key(|entrance| entrance.limits.reconnect_delay);
+        waiting.sort_by_key(|listener| listener.limits.reconnect_delay);
         let mut waited = Duration::ZERO;
-        for entrance in waiting {
-            thread::sleep(entrance.limits.reconnect_delay.saturating_sub(waited));
-            waited = entrance.limits.reconnect_delay;
-            open_late(&entrance);
+        for listener in waiting {
+            thread::sleep(listener.limits.reconnect_delay.saturating_sub(waited));
+            waited = listener.limits.reconnect_delay;
+            open_late(&listener);
         }
     }
 }
 
-fn open_late(entrance: &Entrance) -> bool {
-    let listener = &*entrance.service.name;
-    tracing::info!(listener, "the instance before this one has left: accepting");
-    entrance.open.send_replace(true);
+fn open_late(listener: &Listener) -> bool {
+    let name = &*listener.service.name;
+    tracing::info!(
+        listener = name,
+        "the instance before this one has left: accepting"
+    );
+    listener.open.send_replace(true);
     true
 }
 
@@ -203,13 +206,13 @@ pub(super) fn estate(
 
 /// Has clients accepted: at once, but where the instance before may still have a session that
 /// counts against a limit.
-pub(super) fn open(entrances: &[Arc<Entrance>], before: Option<Predecessor>) -> io::Result<()> {
+pub(super) fn open(listeners: &[Arc<Listener>], before: Option<Predecessor>) -> io::Result<()> {
     let mut waiting = Vec::new();
-    for entrance in entrances {
-        if before.is_some() && entrance.limits.max_connections.is_some() {
-            waiting.push(entrance.clone());
+    for listener in listeners {
+        if before.is_some() && listener.limits.max_connections.is_some() {
+            waiting.push(listener.clone());
         } else {
-            entrance.open.send_replace(true);
+            listener.open.send_replace(true);
         }
     }
     before.map_or(Ok(()), |before| before.make_way(waiting))
@@ -285,8 +288,8 @@ impl App {
         };
         handover::send(talk, "control", Some(given.control.as_fd()))?;
         handover::send(talk, "admin", Some(given.admin.as_fd()))?;
-        for entrance in &self.entrances {
-            for socket in entrance.sockets.duplicates()? {
+        for listener in &self.listeners {
+            for socket in listener.sockets.duplicates()? {
                 handover::send(talk, "listener", Some(socket.as_fd()))?;
             }
         }
@@ -307,10 +310,10 @@ impl App {
 
     fn tell_who_left(&self, talk: &OwnedFd) -> io::Result<()> {
         handover::set_patience(talk, POLL)?;
-        let mut held: Vec<_> = self.entrances.iter().collect();
+        let mut held: Vec<_> = self.listeners.iter().collect();
         loop {
-            for entrance in held.extract_if(.., |entrance| entrance.is_left()) {
-                handover::send(talk, &format!("free {}", entrance.address), None)?;
+            for listener in held.extract_if(.., |listener| listener.is_left()) {
+                handover::send(talk, &format!("free {}", listener.address), None)?;
             }
             match handover::receive(talk) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -41,7 +41,7 @@ fn app(workers: usize, upstream: SocketAddr, more: &[(&'static str, &str)]) -> A
 }
 
 fn listens_on(app: &App) -> SocketAddr {
-    *app.entrances[0].bound.get().expect("bound")
+    *app.listeners[0].bound.get().expect("bound")
 }
 
 /// Asks again for up to a minute.

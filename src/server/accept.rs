@@ -8,9 +8,9 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::Entrance;
+use super::Listener;
 use super::admission::{self, Resources};
-use super::worker::{Newcomer, Worker};
+use super::worker::{Incoming, Worker};
 use crate::config::OnFull;
 use crate::metrics::{AcceptErrorClass, RejectReason};
 use crate::net::listen;
@@ -30,20 +30,20 @@ static ACCEPT_LINES: [Repeated; AcceptErrorClass::ALL.len()] =
     [const { Repeated::new() }; AcceptErrorClass::ALL.len()];
 static DESCRIPTOR_LINES: Repeated = Repeated::new();
 
-/// Accepts from the opening of the entrance until the worker is told to stop; clients that are queued then are still taken.
-pub async fn accept(worker: Arc<Worker>, entrance: Arc<Entrance>, socket: OwnedFd) {
+/// Accepts from the opening of the listener until the worker is told to stop; clients that are queued then are still taken.
+pub async fn accept(worker: Arc<Worker>, listener: Arc<Listener>, socket: OwnedFd) {
     let socket = match sys::register(socket, Interest::READABLE) {
         Ok(socket) => socket,
         Err(error) => return tracing::error!("cannot watch a listening socket: {error}"),
     };
     // Declared after the socket, so dropped before it is closed.
-    let _open = entrance.sockets.add(socket.get_ref());
+    let _open = listener.sockets.add(socket.get_ref());
     let _coming = worker.coming();
     let mut stop = worker.stop.clone();
-    let mut open = entrance.open.subscribe();
+    let mut open = listener.open.subscribe();
     tokio::select! {
         biased;
-        // The sender is the entrance's own.
+        // The sender is the listener's own.
         _ = open.wait_for(|open| *open) => {}
         // These clients were never ours.
         _ = stop.wait_for(|stop| *stop) => return,
@@ -51,7 +51,7 @@ pub async fn accept(worker: Arc<Worker>, entrance: Arc<Entrance>, socket: OwnedF
     let mut pause = Duration::ZERO;
     loop {
         let stopping = *stop.borrow();
-        match take_some(&worker, &entrance, &socket) {
+        match take_some(&worker, &listener, &socket) {
             Batch::Empty if stopping => return,
             Batch::Full => tokio::task::yield_now().await,
             Batch::Empty => {
@@ -82,20 +82,20 @@ enum Batch {
     Failed,
 }
 
-fn take_some(worker: &Arc<Worker>, entrance: &Arc<Entrance>, socket: &AsyncFd<OwnedFd>) -> Batch {
-    let metrics = &entrance.service.metrics;
+fn take_some(worker: &Arc<Worker>, listener: &Arc<Listener>, socket: &AsyncFd<OwnedFd>) -> Batch {
+    let metrics = &listener.service.metrics;
     for _ in 0..BATCH {
         match listen::accept(socket.get_ref()) {
             Ok((fd, client)) => {
                 metrics.accepted();
-                admit(worker, entrance, fd, client);
+                admit(worker, listener, fd, client);
             }
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Batch::Empty,
             Err(error) => {
                 let class = classify(&error);
                 metrics.accept_error(class);
                 if class != AcceptErrorClass::Connection {
-                    report(&entrance.service.name, class, &error);
+                    report(&listener.service.name, class, &error);
                     return Batch::Failed;
                 }
             }
@@ -131,7 +131,7 @@ fn report_shortage(worker: &Worker) {
         return;
     }
     tracing::warn!(
-        sessions = worker.descriptors.inside(),
+        sessions = worker.descriptors.in_use(),
         "descriptors are short: this is as many sessions as the limit allows; raise `ulimit -n` \
          (systemd: LimitNOFILE=), or lower limits.max_connections"
     );
@@ -172,67 +172,67 @@ fn classify(error: &std::io::Error) -> AcceptErrorClass {
 
 /// Lets the client in, on the worker where it belongs; has it wait for what it lacks; or
 /// turns it away: the armed abort that its socket inherited makes the drop an RST.
-fn admit(worker: &Arc<Worker>, entrance: &Arc<Entrance>, fd: OwnedFd, client: SocketAddr) {
-    let metrics = &entrance.service.metrics;
-    let place = entrance.gate.enter();
-    if place.is_none() && entrance.limits.on_full == OnFull::Reject {
+fn admit(worker: &Arc<Worker>, listener: &Arc<Listener>, fd: OwnedFd, client: SocketAddr) {
+    let metrics = &listener.service.metrics;
+    let place = listener.limiter.try_acquire();
+    if place.is_none() && listener.limits.on_full == OnFull::Reject {
         return metrics.rejected(RejectReason::MaxConnections);
     }
     let (granted, otherwise) = if *worker.out_of_memory.borrow() {
         (None, RejectReason::Memory)
     } else {
-        let granted = worker.descriptors.enter();
+        let granted = worker.descriptors.try_acquire();
         if granted.is_none() {
             report_shortage(worker);
         }
         (granted, RejectReason::Descriptors)
     };
     let resources = match granted {
-        Some(pass) => Resources::Granted(pass),
-        None => match worker.waiting_room.enter() {
-            Some(pass) => Resources::Awaited(pass),
+        Some(permit) => Resources::Granted(permit),
+        None => match worker.waiting_room.try_acquire() {
+            Some(permit) => Resources::Awaited(permit),
             None => return metrics.rejected(otherwise),
         },
     };
-    let newcomer = Newcomer {
+    let incoming = Incoming {
         fd,
         client,
-        entrance: entrance.clone(),
+        listener: listener.clone(),
         place,
         resources,
         coming: worker.coming(),
     };
     match worker.elsewhere() {
-        Some(other) => other.hand_over(newcomer),
-        None => start(worker, newcomer),
+        Some(other) => other.hand_over(incoming),
+        None => start(worker, incoming),
     }
 }
 
 /// Starts the session of a client on this worker.
-pub(super) fn start(worker: &Arc<Worker>, newcomer: Newcomer) {
-    let Newcomer {
+pub(super) fn start(worker: &Arc<Worker>, incoming: Incoming) {
+    let Incoming {
         fd,
         client,
-        entrance,
+        listener,
         place,
         resources,
         coming: _coming,
-    } = newcomer;
+    } = incoming;
     let stream = match TcpStream::new(fd) {
         Ok(stream) => stream,
         Err(error) => {
-            entrance.service.metrics.rejected(RejectReason::LocalError);
+            listener.service.metrics.rejected(RejectReason::LocalError);
             return tracing::error!(%client, "cannot watch a client: {error}");
         }
     };
     let id = worker.serial.next();
-    let session = Session::new(id, entrance.service.clone(), client, sys::now());
+    let session = Session::new(id, listener.service.clone(), client, sys::now());
     let table = worker.table.clone();
     let admission = match (place, resources) {
         (Some(listener), Resources::Granted(process)) => Admission::Now([listener, process]),
         (place, resources) => Admission::Wait(Box::pin(admission::wait(
             worker.clone(),
-            entrance.clone(),
+            listener.clone(),
             session.clone(),
             place,
             resources,

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::worker::Worker;
-use super::{Entrance, Pass};
+use super::{Listener, Permit};
 use crate::config::OnFull;
 use crate::liveness::{Candidate, Close, CloseHow, CloseReason, Method};
 use crate::metrics::{Shortage, Takeover};
@@ -19,67 +19,67 @@ use crate::sys;
 const ASKED_AT_ONCE: usize = 64;
 /// About so many sessions the kernel is asked in one round of making room.
 const LOOKED_AT: usize = 512;
-/// While a newcomer waits, the holders are asked again this often.
+/// While a client waits, the holders are asked again this often.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
-/// How long a newcomer waits for descriptors and memory.
+/// How long a client waits for descriptors and memory.
 const RESOURCES_WAIT: Duration = Duration::from_secs(3);
 
 /// What a session holds while it lives: a place at its listener, and two descriptors' worth of
 /// the process.
-pub(super) type Places = [Pass; 2];
+pub(super) type Places = [Permit; 2];
 
-/// What a newcomer needs of the process.
+/// What a client needs of the process.
 #[derive(Debug)]
 pub(super) enum Resources {
     /// Descriptors for both legs, and memory is not short.
-    Granted(Pass),
+    Granted(Permit),
     /// One descriptor, of the reserve; the client has to wait for what is missing.
-    Awaited(Pass),
+    Awaited(Permit),
 }
 
-/// What a newcomer does once it has its resources.
+/// What a client does once it has its resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
     /// It is served.
     IsServed,
-    /// It waits for a place: it is the last in line, so nobody is ended for it but the dead.
+    /// It waits for a place: it is the last waiter, so nobody is ended for it but the dead.
     Waits,
 }
 
-/// Waits for what a newcomer lacks, and lets it in unless it has gone meanwhile.
+/// Waits for what a client lacks, and lets it in unless it has gone meanwhile.
 pub(super) async fn wait(
     worker: Arc<Worker>,
-    entrance: Arc<Entrance>,
-    newcomer: Arc<Session>,
-    listener: Option<Pass>,
+    listener: Arc<Listener>,
+    client: Arc<Session>,
+    place: Option<Permit>,
     resources: Resources,
 ) -> Result<Places, CloseReason> {
     let process = match resources {
         Resources::Granted(process) => process,
         Resources::Awaited(_waiting_room) => {
-            let then = match entrance.limits.on_full {
-                OnFull::Queue | OnFull::Verify if listener.is_none() => Then::Waits,
+            let then = match listener.limits.on_full {
+                OnFull::Queue | OnFull::Verify if place.is_none() => Then::Waits,
                 _ => Then::IsServed,
             };
             let granted = timeout(RESOURCES_WAIT, wait_for_resources(&worker, then)).await;
             granted.map_err(|_elapsed| CloseReason::Rejected)?
         }
     };
-    let listener = match listener {
-        Some(listener) => {
-            newcomer.until_client_answers().await;
-            listener
+    let place = match place {
+        Some(place) => {
+            client.until_client_answers().await;
+            place
         }
-        None => wait_for_place(&worker, &entrance, &newcomer).await?,
+        None => wait_for_place(&worker, &listener, &client).await?,
     };
-    Ok([listener, process])
+    Ok([place, process])
 }
 
 /// Makes room for descriptors; memory has a watch of its own.
-async fn wait_for_resources(worker: &Worker, then: Then) -> Pass {
+async fn wait_for_resources(worker: &Worker, then: Then) -> Permit {
     worker.wait_for_memory().await;
-    if let Some(pass) = worker.descriptors.enter() {
-        return pass;
+    if let Some(permit) = worker.descriptors.try_acquire() {
+        return permit;
     }
     let make_room = async {
         loop {
@@ -94,7 +94,7 @@ async fn wait_for_resources(worker: &Worker, then: Then) -> Pass {
                 }
             };
             if made_room > 0 {
-                // One newcomer makes room once.
+                // One client makes room once.
                 return std::future::pending::<()>().await;
             }
             sleep(ASK_AGAIN).await;
@@ -102,7 +102,7 @@ async fn wait_for_resources(worker: &Worker, then: Then) -> Pass {
     };
     tokio::select! {
         biased;
-        pass = worker.descriptors.queue() => pass,
+        permit = worker.descriptors.acquire() => permit,
         // It never ends by itself.
         () = make_room => std::future::pending().await,
     }
@@ -110,28 +110,28 @@ async fn wait_for_resources(worker: &Worker, then: Then) -> Pass {
 
 async fn wait_for_place(
     worker: &Worker,
-    entrance: &Entrance,
-    newcomer: &Session,
-) -> Result<Pass, CloseReason> {
-    let _counted = entrance.gate.count_queued();
+    listener: &Listener,
+    client: &Session,
+) -> Result<Permit, CloseReason> {
+    let _counted = listener.limiter.count_queued();
     let timeout = async {
-        match entrance.limits.queue_timeout {
+        match listener.limits.queue_timeout {
             Some(timeout) => sleep(timeout).await,
             None => std::future::pending().await,
         }
     };
-    let mut in_line = worker.line.join();
+    let mut waiter = worker.wait_queue.join();
     let mut outcome = Outcome {
-        entrance,
+        listener,
         served: false,
     };
     let place = tokio::select! {
         biased;
-        pass = take_turn(entrance, newcomer) => Ok(pass),
-        reason = make_room(worker, entrance) => Err(reason),
+        permit = take_turn(listener, client) => Ok(permit),
+        reason = make_room(worker, listener) => Err(reason),
         () = timeout => Err(CloseReason::QueueTimeout),
-        why = in_line.turned_away() => {
-            entrance.service.metrics.shed(why);
+        why = waiter.turned_away() => {
+            listener.service.metrics.shed(why);
             Err(CloseReason::Rejected)
         }
     };
@@ -139,58 +139,58 @@ async fn wait_for_place(
     place
 }
 
-/// Queues for a place. A client that does not answer when its turn comes leaves it to the next in
-/// line, and queues again once it is heard: until then nobody knows whether it has gone.
-async fn take_turn(entrance: &Entrance, newcomer: &Session) -> Pass {
+/// Queues for a place. A client that does not answer when its turn comes leaves it to the next
+/// waiter, and queues again once it is heard: until then nobody knows whether it has gone.
+async fn take_turn(listener: &Listener, client: &Session) -> Permit {
     loop {
-        let pass = entrance.gate.queue().await;
-        if newcomer.client_answers().await {
-            return pass;
+        let permit = listener.limiter.acquire().await;
+        if client.client_answers().await {
+            return permit;
         }
-        drop(pass);
-        newcomer.until_client_is_heard().await;
+        drop(permit);
+        client.until_client_is_heard().await;
     }
 }
 
-/// What came of a newcomer; counted on drop, since it may leave at any moment.
+/// What came of a client; counted on drop, since it may leave at any moment.
 struct Outcome<'a> {
-    entrance: &'a Entrance,
+    listener: &'a Listener,
     served: bool,
 }
 
 impl Drop for Outcome<'_> {
     fn drop(&mut self) {
         let how = if self.served {
-            self.entrance.freed_by()
+            self.listener.freed_by()
         } else {
             Takeover::NotServed
         };
-        self.entrance.service.metrics.takeover(how);
+        self.listener.service.metrics.takeover(how);
     }
 }
 
-/// Makes room by the listener's policy until the newcomer has its place; returns only when that
+/// Makes room by the listener's policy until the client has its place; returns only when that
 /// is hopeless.
-async fn make_room(worker: &Worker, entrance: &Entrance) -> CloseReason {
-    // One newcomer makes room at a time: the one that has waited longest.
-    let _turn = entrance.making_room.lock().await;
+async fn make_room(worker: &Worker, listener: &Listener) -> CloseReason {
+    // One client makes room at a time: the one that has waited longest.
+    let _turn = listener.making_room.lock().await;
     loop {
-        match entrance.limits.on_full {
+        match listener.limits.on_full {
             OnFull::Reject | OnFull::Queue => return std::future::pending().await,
             OnFull::Verify => {
-                end_the_dead(worker, Some(entrance), Method::TAKEOVER).await;
+                end_the_dead(worker, Some(listener), Method::TAKEOVER).await;
             }
             OnFull::Replace => {
                 let quiet = |holder: &Candidate| Some(Reverse(holder.idle));
-                let holders = first(worker, Some(&entrance.service), 1, quiet);
+                let holders = first(worker, Some(&listener.service), 1, quiet);
                 if let Some((_, holder)) = holders.first() {
                     holder.order(over(CloseReason::Replaced));
-                    // One newcomer replaces one holder.
+                    // One client replaces one holder.
                     return std::future::pending().await;
                 }
             }
             OnFull::Shed => {
-                let (here, why) = (Some(entrance), Shortage::Places);
+                let (here, why) = (Some(listener), Shortage::Places);
                 // Where all are active, one may have vanished just after its last word.
                 if shed(worker, here, why, 1).await > 0
                     || shed_the_dead(worker, here, Method::TAKEOVER, why).await > 0
@@ -199,7 +199,7 @@ async fn make_room(worker: &Worker, entrance: &Entrance) -> CloseReason {
                 }
                 // A holder that ends for a reason of its own, such as an RST for an answer, makes room
                 // as well.
-                if open_holders(worker, &entrance.service) >= entrance.gate.inside() {
+                if open_holders(worker, &listener.service) >= listener.limiter.in_use() {
                     return CloseReason::Rejected;
                 }
             }
@@ -208,19 +208,19 @@ async fn make_room(worker: &Worker, entrance: &Entrance) -> CloseReason {
     }
 }
 
-/// Ends the proven dead; where these are fewer than `most`, the last in line as well, and then the
+/// Ends the proven dead; where these are fewer than `most`, the last waiter as well, and then the
 /// first sessions in the shedding order. Returns how many: 0 if every session is active. Under
-/// pressure of the process (no `entrance`) only listeners that shed by policy lose sessions that
+/// pressure of the process (no `listener`) only listeners that shed by policy lose sessions that
 /// are merely quiet.
 pub(super) async fn shed(
     worker: &Worker,
-    entrance: Option<&Entrance>,
+    listener: Option<&Listener>,
     why: Shortage,
     most: usize,
 ) -> usize {
-    let mut ended = shed_the_dead(worker, entrance, Method::CHECK, why).await;
-    if entrance.is_none() {
-        while ended < most && worker.line.turn_away_last(why) {
+    let mut ended = shed_the_dead(worker, listener, Method::CHECK, why).await;
+    if listener.is_none() {
+        while ended < most && worker.wait_queue.turn_away_last(why) {
             ended += 1;
         }
     }
@@ -228,7 +228,7 @@ pub(super) async fn shed(
         return ended;
     }
     let wanted = most - ended;
-    let here = entrance.map(|e| &e.service);
+    let here = listener.map(|e| &e.service);
     let may_go = |session: &Candidate| session.rank().filter(|r| session.sheds || !r.is_quiet());
     let ranked = first(worker, here, wanted, may_go);
     for (_, session) in &ranked {
@@ -240,11 +240,11 @@ pub(super) async fn shed(
 
 async fn shed_the_dead(
     worker: &Worker,
-    entrance: Option<&Entrance>,
+    listener: Option<&Listener>,
     method: Method,
     why: Shortage,
 ) -> usize {
-    let dead = end_the_dead(worker, entrance, method).await;
+    let dead = end_the_dead(worker, listener, method).await;
     for session in &dead {
         session.service.metrics.shed(why);
     }
@@ -254,10 +254,10 @@ async fn shed_the_dead(
 /// Asks the suspects and the longest quiet, and ends those that are proven gone; returns them.
 async fn end_the_dead(
     worker: &Worker,
-    entrance: Option<&Entrance>,
+    listener: Option<&Listener>,
     method: Method,
 ) -> Vec<Arc<Session>> {
-    let here = entrance.map(|e| &e.service);
+    let here = listener.map(|e| &e.service);
     let order = |holder: &Candidate| Some((!holder.suspect, Reverse(holder.idle)));
     let mut asking = JoinSet::new();
     for (_, session) in first(worker, here, ASKED_AT_ONCE, order) {

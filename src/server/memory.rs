@@ -25,7 +25,7 @@ pub(super) struct Watch {
     pub meter: MemoryMeter,
     /// Any one: it knows the others.
     pub worker: Arc<Worker>,
-    /// Whether newcomers have to wait for memory.
+    /// Whether incoming clients have to wait for memory.
     pub full: watch::Sender<bool>,
     pub metrics: Arc<Metrics>,
     pub quit: watch::Receiver<bool>,

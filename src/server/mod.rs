@@ -2,17 +2,17 @@
 
 mod accept;
 mod admission;
-mod doors;
-mod gate;
-mod line;
-mod listening;
+mod bind;
+mod limiter;
 mod memory;
+mod sockets;
+mod wait_queue;
 mod worker;
 
-pub use doors::Doors;
-pub use gate::Gate;
-use gate::Pass;
-pub use listening::Listening;
+pub use bind::BoundSockets;
+pub use limiter::Limiter;
+use limiter::Permit;
+pub use sockets::ListeningSockets;
 pub use worker::{Hooks, StartError, Workers};
 
 use std::net::SocketAddr;
@@ -28,7 +28,7 @@ use tokio::sync::watch;
 
 /// One address on which clients are accepted, as all workers share it.
 #[derive(Debug)]
-pub struct Entrance {
+pub struct Listener {
     /// Where clients connect.
     pub address: SocketAddr,
     /// The same with port 0 replaced by the kernel's choice; set when it is bound.
@@ -38,25 +38,25 @@ pub struct Entrance {
     /// Length of each worker's accept queue.
     pub backlog: u32,
     /// The sockets of all workers.
-    pub sockets: Arc<Listening>,
+    pub sockets: Arc<ListeningSockets>,
     /// What its sessions have in common.
     pub service: Arc<Service>,
     /// Admission limits.
     pub limits: Limits,
     /// Bounds its sessions.
-    pub gate: Arc<Gate>,
-    /// Held by the newcomer that makes room.
+    pub limiter: Arc<Limiter>,
+    /// Held by the incoming that makes room.
     pub making_room: tokio::sync::Mutex<()>,
 }
 
-impl Entrance {
+impl Listener {
     /// Whether nobody is, or is about to be, in a session, and nobody will be.
     #[must_use]
     pub fn is_left(&self) -> bool {
         let opened = *self.open.borrow();
         opened
             && self.sockets.is_closed()
-            && self.gate.inside() == 0
+            && self.limiter.in_use() == 0
             && self.service.sessions.load(Ordering::Relaxed) == 0
     }
 

@@ -11,14 +11,14 @@ use rustix::process::{Resource, getrlimit};
 use tokio::sync::watch;
 
 use super::admission::Resources;
-use super::doors::{Doors, Sockets};
-use super::line::Line;
+use super::bind::{BoundSockets, Sockets};
 use super::memory::Watch;
-use super::{Entrance, Gate, Pass, Serial, accept};
+use super::wait_queue::WaitQueue;
+use super::{Limiter, Listener, Permit, Serial, accept};
 use crate::host::MemoryMeter;
 use crate::metrics::Metrics;
 use crate::relay;
-use crate::session::{Coming, Crew, Session, Table, monitor};
+use crate::session::{Balancer, Coming, Session, Table, monitor};
 
 /// Clients that may wait for descriptors or memory at a time.
 const MOST_WAITING: usize = 32;
@@ -40,12 +40,12 @@ impl fmt::Debug for Hooks {
 
 /// A client on its way to a worker.
 #[derive(Debug)]
-pub(super) struct Newcomer {
+pub(super) struct Incoming {
     pub fd: OwnedFd,
     pub client: SocketAddr,
-    pub entrance: Arc<Entrance>,
+    pub listener: Arc<Listener>,
     /// Its place at the listener, if there was one.
-    pub place: Option<Pass>,
+    pub place: Option<Permit>,
     /// What it needs of the process.
     pub resources: Resources,
     /// It is in no table yet.
@@ -58,34 +58,34 @@ pub struct Worker {
     pub(super) table: Arc<Table>,
     pub(super) stop: watch::Receiver<bool>,
     pub(super) serial: Arc<Serial>,
-    pub(super) descriptors: Arc<Gate>,
+    pub(super) descriptors: Arc<Limiter>,
     /// Bounds the clients that wait for descriptors or memory: each holds one descriptor of the
     /// reserve.
-    pub(super) waiting_room: Arc<Gate>,
+    pub(super) waiting_room: Arc<Limiter>,
     /// Held by whoever sheds for descriptors or memory.
     pub(super) shedding: Arc<tokio::sync::Mutex<()>>,
     /// The clients of all workers that wait for a place.
-    pub(super) line: Arc<Line>,
-    /// Newcomers have to wait for memory.
+    pub(super) wait_queue: Arc<WaitQueue>,
+    /// Incoming clients have to wait for memory.
     pub(super) out_of_memory: watch::Receiver<bool>,
-    /// Its number, and the crew it belongs to; set once all exist.
-    seat: OnceLock<(usize, Arc<Crew>)>,
+    /// Its number, and the balancer it belongs to; set once all exist.
+    seat: OnceLock<(usize, Arc<Balancer>)>,
     /// The others, this one included; set once all exist.
     all: OnceLock<Vec<Arc<Self>>>,
 }
 
 impl Worker {
     /// So many, that share what is not theirs alone.
-    fn crew(
+    fn balancer(
         count: usize,
-        descriptors: &Arc<Gate>,
+        descriptors: &Arc<Limiter>,
         stop: &watch::Receiver<bool>,
         out_of_memory: &watch::Receiver<bool>,
     ) -> Vec<Arc<Self>> {
         let serial = Arc::new(Serial::default());
-        let waiting_room = Arc::new(Gate::new(Some(MOST_WAITING)));
+        let waiting_room = Arc::new(Limiter::new(Some(MOST_WAITING)));
         let shedding: Arc<tokio::sync::Mutex<()>> = Arc::default();
-        let line: Arc<Line> = Arc::default();
+        let wait_queue: Arc<WaitQueue> = Arc::default();
         let worker = || Self {
             table: Arc::new(Table::default()),
             stop: stop.clone(),
@@ -93,7 +93,7 @@ impl Worker {
             descriptors: descriptors.clone(),
             waiting_room: waiting_room.clone(),
             shedding: shedding.clone(),
-            line: line.clone(),
+            wait_queue: wait_queue.clone(),
             out_of_memory: out_of_memory.clone(),
             seat: OnceLock::new(),
             all: OnceLock::new(),
@@ -105,34 +105,37 @@ impl Worker {
     #[cfg(test)]
     pub(super) fn alone() -> Arc<Self> {
         let (_, never) = watch::channel(false);
-        let all = Self::crew(1, &Arc::new(Gate::new(None)), &never, &never);
-        let crew = Crew::new(vec![all[0].table.clone()]);
-        let _set_once = all[0].seat.set((0, crew));
+        let all = Self::balancer(1, &Arc::new(Limiter::new(None)), &never, &never);
+        let balancer = Balancer::new(vec![all[0].table.clone()]);
+        let _set_once = all[0].seat.set((0, balancer));
         all[0].clone()
     }
 
     /// The worker that a client accepted here belongs to, if another one.
     pub(super) fn elsewhere(&self) -> Option<&Arc<Self>> {
-        let (index, crew) = self.seat.get()?;
-        self.all.get()?.get(crew.for_newcomer(*index)?)
+        let (index, balancer) = self.seat.get()?;
+        self.all.get()?.get(balancer.for_incoming(*index)?)
     }
 
     /// Has a drain wait for one who accepts clients, or for a client.
     pub(super) fn coming(&self) -> Option<Coming> {
-        self.seat.get().map(|(_, crew)| crew.coming())
+        self.seat.get().map(|(_, balancer)| balancer.coming())
     }
 
     /// Calls `each` once for every session of all workers.
     pub(super) fn for_each_session(&self, each: impl FnMut(&Arc<Session>)) {
-        if let Some((_, crew)) = self.seat.get() {
-            crew.for_each(each);
+        if let Some((_, balancer)) = self.seat.get() {
+            balancer.for_each(each);
         }
     }
 
     /// How many sessions all workers have, without the clients that wait for descriptors or memory.
     pub(super) fn sessions(&self) -> usize {
-        let all = self.seat.get().map_or(0, |(_, crew)| crew.sessions());
-        all.saturating_sub(self.waiting_room.inside())
+        let all = self
+            .seat
+            .get()
+            .map_or(0, |(_, balancer)| balancer.sessions());
+        all.saturating_sub(self.waiting_room.in_use())
     }
 
     /// Returns at once unless memory is short.
@@ -142,9 +145,9 @@ impl Worker {
         let _enough = full.wait_for(|full| !*full).await;
     }
 
-    pub(super) fn hand_over(self: &Arc<Self>, newcomer: Newcomer) {
+    pub(super) fn hand_over(self: &Arc<Self>, incoming: Incoming) {
         let worker = self.clone();
-        let start = move || accept::start(&worker, newcomer);
+        let start = move || accept::start(&worker, incoming);
         self.table.post(Box::new(start));
     }
 }
@@ -152,7 +155,7 @@ impl Worker {
 /// The data plane.
 #[derive(Debug)]
 pub struct Workers {
-    crew: Arc<Crew>,
+    balancer: Arc<Balancer>,
     threads: Vec<JoinHandle<()>>,
     stop: watch::Sender<bool>,
     quit: watch::Sender<bool>,
@@ -191,14 +194,14 @@ fn advice(error: &io::Error) -> &'static str {
 }
 
 impl Workers {
-    /// Starts a thread for the sockets of each worker. Clients are accepted once their entrance
+    /// Starts a thread for the sockets of each worker. Clients are accepted once their listener
     /// is open.
     ///
     /// # Errors
     /// The first thread that failed; nothing is left running.
     pub fn start(
-        doors: Doors,
-        descriptors: &Arc<Gate>,
+        bound: BoundSockets,
+        descriptors: &Arc<Limiter>,
         memory: Option<MemoryMeter>,
         metrics: &Arc<Metrics>,
         hooks: &Hooks,
@@ -206,18 +209,18 @@ impl Workers {
         let (full, out_of_memory) = watch::channel(false);
         let (stop, stopped) = watch::channel(false);
         let (quit, quitting) = watch::channel(false);
-        let count = doors.sockets.len();
-        let all = Worker::crew(count, descriptors, &stopped, &out_of_memory);
-        let crew = Crew::new(all.iter().map(|worker| worker.table.clone()).collect());
+        let count = bound.sockets.len();
+        let all = Worker::balancer(count, descriptors, &stopped, &out_of_memory);
+        let balancer = Balancer::new(all.iter().map(|worker| worker.table.clone()).collect());
         let mut workers = Self {
-            crew: crew.clone(),
+            balancer: balancer.clone(),
             threads: Vec::new(),
             stop,
             quit,
         };
-        for (index, (worker, sockets)) in all.iter().zip(doors.sockets).enumerate() {
+        for (index, (worker, sockets)) in all.iter().zip(bound.sockets).enumerate() {
             let _set_once = worker.all.set(all.clone());
-            let _set_once = worker.seat.set((index, crew.clone()));
+            let _set_once = worker.seat.set((index, balancer.clone()));
             let seat = Seat {
                 worker: worker.clone(),
                 sockets,
@@ -261,30 +264,30 @@ impl Workers {
 
     /// Calls `each` once for every session.
     pub fn for_each_session(&self, each: impl FnMut(&Arc<Session>)) {
-        self.crew.for_each(each);
+        self.balancer.for_each(each);
     }
 
     /// How many workers carry sessions at present.
     #[must_use]
     pub fn in_use(&self) -> usize {
-        self.crew.in_use()
+        self.balancer.in_use()
     }
 
     /// Has every session of one worker move to another one.
     #[cfg(test)]
     pub(crate) fn move_all(&self, from: usize, to: usize) {
-        self.crew.move_all(from, to);
+        self.balancer.move_all(from, to);
     }
 
     /// How many sessions there are.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.crew.sessions()
+        self.balancer.sessions()
     }
 
     /// Waits until nobody accepts, and there is no session.
     pub async fn emptied(&self) {
-        self.crew.emptied().await;
+        self.balancer.emptied().await;
     }
 }
 
@@ -315,8 +318,8 @@ impl Seat {
             Err(error) => return drop(ready.send(Err(error))),
         };
         runtime.block_on(async {
-            for (entrance, socket) in std::mem::take(&mut self.sockets) {
-                tokio::spawn(accept::accept(self.worker.clone(), entrance, socket));
+            for (listener, socket) in std::mem::take(&mut self.sockets) {
+                tokio::spawn(accept::accept(self.worker.clone(), listener, socket));
             }
             drop(ready.send(Ok(())));
             tokio::spawn(monitor(self.worker.table.clone()));

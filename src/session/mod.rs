@@ -1,8 +1,8 @@
 //! One client's connection pair: dials the upstream, runs the relay, and ends both legs the way
 //! the verdict or the peers ask for.
 
+mod balancer;
 mod closing;
-mod crew;
 mod monitor;
 mod table;
 mod task;
@@ -28,7 +28,7 @@ use crate::relay::{self, Counters};
 use crate::sys;
 use crate::telemetry::{self, Repeated};
 
-pub use crew::{Coming, Crew, Job};
+pub use balancer::{Balancer, Coming, Job};
 pub use monitor::monitor;
 pub use table::Table;
 pub use task::{Admission, Task};

@@ -9,7 +9,7 @@ use slab::Slab;
 use tokio::sync::Notify;
 
 use super::Session;
-use super::crew::Seat;
+use super::balancer::Seat;
 use crate::liveness::Millis;
 
 /// How old a session is before it is put under watch: a shorter one does not pay for it.

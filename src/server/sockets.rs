@@ -8,9 +8,9 @@ use crate::sys;
 
 /// Knows which sockets are open, so that their accept queues can be read from any thread.
 #[derive(Debug, Default)]
-pub struct Listening(Mutex<Vec<RawFd>>);
+pub struct ListeningSockets(Mutex<Vec<RawFd>>);
 
-impl Listening {
+impl ListeningSockets {
     /// Connections that wait to be accepted, and the limit of that; over all workers. In a
     /// listening state `TCP_INFO` has the two in other fields' places (`tcp_get_info`,
     /// net/ipv4/tcp.c). 1 us for each worker.
@@ -54,7 +54,7 @@ impl Listening {
 /// A socket that is open.
 #[derive(Debug)]
 pub(super) struct Open<'a> {
-    of: &'a Listening,
+    of: &'a ListeningSockets,
     fd: RawFd,
 }
 
@@ -83,7 +83,7 @@ mod tests {
             socket
         };
         let (a, b) = (listen("127.0.0.1:0"), listen("127.0.0.1:0"));
-        let sockets = Listening::default();
+        let sockets = ListeningSockets::default();
         let open_a = sockets.add(&a);
         assert_eq!(sockets.queue(), (0, 3));
         let open_b = sockets.add(&b);

@@ -7,13 +7,13 @@ use std::thread;
 use crate::config::UpstreamAddress;
 use crate::host::{self, Counters, Sockets};
 use crate::metrics::{HostMetrics, HostSource, Metrics, NetnsCounter, NetnsGauge};
-use crate::server::Entrance;
+use crate::server::Listener;
 use crate::sys::sock_diag;
 
 /// Brings the series of the host up to date. What it costs is said in `docs/METRICS.md`.
-pub(super) fn refresh(entrances: &[Arc<Entrance>], host: &HostMetrics) {
-    for entrance in entrances {
-        refresh_queues(entrance, host);
+pub(super) fn refresh(listeners: &[Arc<Listener>], host: &HostMetrics) {
+    for listener in listeners {
+        refresh_queues(listener, host);
     }
     let counters = known(host, HostSource::Netstat, Counters::read());
     set_counters(host, &counters.unwrap_or_default());
@@ -27,9 +27,9 @@ pub(super) fn refresh(entrances: &[Arc<Entrance>], host: &HostMetrics) {
 }
 
 /// The queues in front of a listener, and of a service in the same network namespace.
-fn refresh_queues(entrance: &Entrance, host: &HostMetrics) {
-    let service = &entrance.service;
-    let (length, limit) = entrance.sockets.queue();
+fn refresh_queues(listener: &Listener, host: &HostMetrics) {
+    let service = &listener.service;
+    let (length, limit) = listener.sockets.queue();
     service.metrics.set_listen_queue(length, limit);
     let upstream = match service.upstream.address {
         UpstreamAddress::Socket(address) => {

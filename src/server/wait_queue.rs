@@ -11,7 +11,7 @@ use crate::metrics::Shortage;
 /// process, so under pressure the last to come are turned away, before any session is ended: they
 /// have lost the least and had the longest to wait.
 #[derive(Debug, Default)]
-pub(super) struct Line(Mutex<Inner>);
+pub(super) struct WaitQueue(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -19,23 +19,23 @@ struct Inner {
     waiting: BTreeMap<u64, oneshot::Sender<Shortage>>,
 }
 
-/// One that waits; leaves the line on drop.
+/// One that waits; leaves the queue on drop.
 #[derive(Debug)]
-pub(super) struct InLine<'a> {
-    line: &'a Line,
+pub(super) struct Waiter<'a> {
+    queue: &'a WaitQueue,
     number: u64,
     turned_away: oneshot::Receiver<Shortage>,
 }
 
-impl Line {
-    pub fn join(&self) -> InLine<'_> {
+impl WaitQueue {
+    pub fn join(&self) -> Waiter<'_> {
         let (sender, turned_away) = oneshot::channel();
         let mut inner = self.lock();
         let number = inner.next;
         inner.next += 1;
         inner.waiting.insert(number, sender);
-        InLine {
-            line: self,
+        Waiter {
+            queue: self,
             number,
             turned_away,
         }
@@ -59,20 +59,20 @@ impl Line {
     }
 }
 
-impl InLine<'_> {
+impl Waiter<'_> {
     /// Ends when it has to leave, and says why.
     pub async fn turned_away(&mut self) -> Shortage {
         match (&mut self.turned_away).await {
             Ok(why) => why,
-            // The line keeps the sender for as long as this waits.
+            // The queue keeps the sender for as long as this waits.
             Err(_closed) => std::future::pending().await,
         }
     }
 }
 
-impl Drop for InLine<'_> {
+impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        self.line.lock().waiting.remove(&self.number);
+        self.queue.lock().waiting.remove(&self.number);
     }
 }
 
@@ -80,28 +80,28 @@ impl Drop for InLine<'_> {
 mod tests {
     use super::*;
 
-    /// Its future is gone, and it has not left the line yet.
+    /// Its future is gone, and it has not left the queue yet.
     #[test]
     fn one_that_leaves_by_itself_does_not_make_the_others_stay() {
-        let line = Line::default();
-        let _first = line.join();
-        let mut last = line.join();
+        let queue = WaitQueue::default();
+        let _first = queue.join();
+        let mut last = queue.join();
         last.turned_away.close();
-        assert!(line.turn_away_last(Shortage::Memory));
+        assert!(queue.turn_away_last(Shortage::Memory));
     }
 
     #[tokio::test]
     async fn the_last_to_come_goes_first() {
-        let line = Line::default();
-        assert!(!line.turn_away_last(Shortage::Memory));
-        let mut first = line.join();
-        let left = line.join();
-        let mut last = line.join();
+        let queue = WaitQueue::default();
+        assert!(!queue.turn_away_last(Shortage::Memory));
+        let mut first = queue.join();
+        let left = queue.join();
+        let mut last = queue.join();
         drop(left);
-        assert!(line.turn_away_last(Shortage::Memory));
+        assert!(queue.turn_away_last(Shortage::Memory));
         assert_eq!(last.turned_away().await, Shortage::Memory);
-        assert!(line.turn_away_last(Shortage::Descriptors));
+        assert!(queue.turn_away_last(Shortage::Descriptors));
         assert_eq!(first.turned_away().await, Shortage::Descriptors);
-        assert!(!line.turn_away_last(Shortage::Memory));
+        assert!(!queue.turn_away_last(Shortage::Memory));
     }
 }

@@ -1,4 +1,4 @@
-//! The workers as one crew: a session moves to another worker when its own is too busy, and few
+//! The workers as one balancer: a session moves to another worker when its own is too busy, and few
 //! workers carry all of them when there is little to do.
 //!
 //! Each worker that wakes up for a message pays for the wake-up, and two workers that are nearly
@@ -45,7 +45,7 @@ pub type Job = Box<dyn FnOnce() + Send>;
 
 /// All workers.
 #[derive(Debug)]
-pub struct Crew {
+pub struct Balancer {
     tables: Vec<Arc<Table>>,
     in_use: AtomicUsize,
     plan: Mutex<Plan>,
@@ -60,7 +60,7 @@ pub struct Crew {
 /// Whoever accepts clients, an accepted client that is in no table yet, and a session whose books are
 /// being closed.
 #[derive(Debug)]
-pub struct Coming(Arc<Crew>);
+pub struct Coming(Arc<Balancer>);
 
 impl Drop for Coming {
     fn drop(&mut self) {
@@ -70,10 +70,10 @@ impl Drop for Coming {
     }
 }
 
-/// What a table knows of the crew.
+/// What a table knows of the balancer.
 #[derive(Default)]
 pub(super) struct Seat {
-    crew: OnceLock<(Weak<Crew>, usize)>,
+    balancer: OnceLock<(Weak<Balancer>, usize)>,
     /// An [`Advice`], 0 for none: the only thing that a session looks at on each wake-up.
     advice: AtomicU64,
     inbox: Mutex<Vec<Job>>,
@@ -92,11 +92,11 @@ thread_local! {
     static METER: Cell<(u32, Millis, u64)> = const { Cell::new((0, 0, 0)) };
 }
 
-impl Crew {
-    /// Makes a crew of workers, each known by its table.
+impl Balancer {
+    /// Makes a balancer of workers, each known by its table.
     #[must_use]
     pub fn new(tables: Vec<Arc<Table>>) -> Arc<Self> {
-        let crew = Arc::new(Self {
+        let balancer = Arc::new(Self {
             in_use: AtomicUsize::new(1),
             plan: Mutex::new(Plan::new(tables.len())),
             moves: RwLock::default(),
@@ -104,10 +104,10 @@ impl Crew {
             gone: Notify::new(),
             tables,
         });
-        for (index, table) in crew.tables.iter().enumerate() {
-            let _set_once = table.seat.crew.set((Arc::downgrade(&crew), index));
+        for (index, table) in balancer.tables.iter().enumerate() {
+            let _set_once = table.seat.balancer.set((Arc::downgrade(&balancer), index));
         }
-        crew
+        balancer
     }
 
     /// Calls `each` once for every session of all workers; none moves meanwhile.
@@ -150,7 +150,7 @@ impl Crew {
 
     /// The worker that a client accepted by worker `own` is to be handed to, if another one.
     #[must_use]
-    pub fn for_newcomer(&self, own: usize) -> Option<usize> {
+    pub fn for_incoming(&self, own: usize) -> Option<usize> {
         let in_use = self.in_use();
         if in_use > 1 && self.tables[in_use - 1].is_empty() {
             self.give_up_idle(sys::now());
@@ -227,8 +227,8 @@ impl Table {
 
     /// Has a drain wait until it is dropped.
     pub(super) fn coming(&self) -> Option<Coming> {
-        let (crew, _) = self.seat.crew.get()?;
-        crew.upgrade().map(|crew| crew.coming())
+        let (balancer, _) = self.seat.balancer.get()?;
+        balancer.upgrade().map(|balancer| balancer.coming())
     }
 
     /// Where the session is to go, if anywhere.
@@ -237,16 +237,16 @@ impl Table {
         if !advice.concerns(id) {
             return None;
         }
-        let (crew, _) = self.seat.crew.get()?;
-        crew.upgrade()?.tables.get(advice.to).cloned()
+        let (balancer, _) = self.seat.balancer.get()?;
+        balancer.upgrade()?.tables.get(advice.to).cloned()
     }
 
     /// Has a session change tables by `change`, unless somebody looks at all of them, or another
     /// one moves: it can as well move the next time.
     pub(super) fn unless_looked_at<T>(&self, change: impl FnOnce() -> T) -> Option<T> {
-        let (crew, _) = self.seat.crew.get()?;
-        let crew = crew.upgrade()?;
-        let _moving = crew.moves.try_write().ok()?;
+        let (balancer, _) = self.seat.balancer.get()?;
+        let balancer = balancer.upgrade()?;
+        let _moving = balancer.moves.try_write().ok()?;
         Some(change())
     }
 
@@ -263,7 +263,7 @@ impl Table {
         if span < WINDOW {
             return;
         }
-        let Some((crew, worker)) = self.seat.crew.get() else {
+        let Some((balancer, worker)) = self.seat.balancer.get() else {
             return;
         };
         let time = sys::thread_time();
@@ -274,8 +274,11 @@ impl Table {
             busy: limited(time.saturating_sub(before) / span),
             wake_ups: limited(u64::from(wake_ups) * 1000 / span),
         };
-        if let Some(crew) = crew.upgrade().filter(|crew| crew.tables.len() > 1) {
-            crew.report(now, *worker, seen);
+        if let Some(balancer) = balancer
+            .upgrade()
+            .filter(|balancer| balancer.tables.len() > 1)
+        {
+            balancer.report(now, *worker, seen);
         }
     }
 }
@@ -511,40 +514,40 @@ mod tests {
 
     #[test]
     fn a_worker_without_a_session_is_given_up_at_once() {
-        let crew = Crew::new((0..2).map(|_| Arc::default()).collect());
-        crew.report(1000, 0, busy(900));
-        assert_eq!(crew.in_use(), 2);
-        crew.give_up_idle(1001);
-        assert_eq!(crew.in_use(), 2, "it may be needed yet");
-        crew.give_up_idle(1001 + STALE);
-        assert_eq!(crew.in_use(), 1);
-        assert!(crew.tables[0].elsewhere(0).is_none());
-        assert_eq!(crew.for_newcomer(0), None);
-        assert_eq!(crew.for_newcomer(1), Some(0));
-        crew.report(9000, 0, busy(900));
-        assert_eq!(crew.in_use(), 2);
-        crew.report(9100, 0, busy(CALM));
-        crew.give_up_idle(9101);
-        assert_eq!(crew.in_use(), 1);
+        let balancer = Balancer::new((0..2).map(|_| Arc::default()).collect());
+        balancer.report(1000, 0, busy(900));
+        assert_eq!(balancer.in_use(), 2);
+        balancer.give_up_idle(1001);
+        assert_eq!(balancer.in_use(), 2, "it may be needed yet");
+        balancer.give_up_idle(1001 + STALE);
+        assert_eq!(balancer.in_use(), 1);
+        assert!(balancer.tables[0].elsewhere(0).is_none());
+        assert_eq!(balancer.for_incoming(0), None);
+        assert_eq!(balancer.for_incoming(1), Some(0));
+        balancer.report(9000, 0, busy(900));
+        assert_eq!(balancer.in_use(), 2);
+        balancer.report(9100, 0, busy(CALM));
+        balancer.give_up_idle(9101);
+        assert_eq!(balancer.in_use(), 1);
     }
 
     /// A client that was accepted is in a worker's inbox, and in no table.
     #[tokio::test]
     async fn whoever_comes_is_waited_for() {
-        let crew = Crew::new((0..2).map(|_| Arc::default()).collect());
+        let balancer = Balancer::new((0..2).map(|_| Arc::default()).collect());
         let within = |span| {
-            let crew = crew.clone();
-            async move { tokio::time::timeout(span, crew.emptied()).await.is_ok() }
+            let balancer = balancer.clone();
+            async move { tokio::time::timeout(span, balancer.emptied()).await.is_ok() }
         };
         let [short, long] = [Duration::from_millis(20), Duration::from_secs(20)];
         assert!(within(short).await);
-        let [first, second] = [crew.coming(), crew.coming()];
-        crew.tables[1].post(Box::new(move || drop(second)));
+        let [first, second] = [balancer.coming(), balancer.coming()];
+        balancer.tables[1].post(Box::new(move || drop(second)));
         drop(first);
         assert!(!within(short).await, "it is in the inbox");
         let waits = tokio::spawn(within(long));
         tokio::time::sleep(short).await;
-        tokio::spawn(crew.tables[1].clone().work_off());
+        tokio::spawn(balancer.tables[1].clone().work_off());
         assert!(waits.await.expect("no panic"), "nobody said so");
     }
 

@@ -5,43 +5,43 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Admits up to a number of sessions at once, and lets others queue, first come first served.
+/// Gives out up to a number of permits at once; others queue, first come first served.
 #[derive(Debug)]
-pub struct Gate {
-    places: Semaphore,
+pub struct Limiter {
+    permits: Semaphore,
     limit: usize,
     queued: AtomicUsize,
 }
 
-/// One admission; given back on drop.
+/// The right to be one of them; given back on drop.
 #[derive(Debug)]
-pub struct Pass(Arc<Gate>);
+pub struct Permit(Arc<Limiter>);
 
-impl Gate {
-    /// A gate for `limit` sessions at once; `None` is as many as there can be.
+impl Limiter {
+    /// So many permits at once; `None` is as many as there can be.
     #[must_use]
     pub fn new(limit: Option<usize>) -> Self {
         let limit = limit
             .unwrap_or(Semaphore::MAX_PERMITS)
             .min(Semaphore::MAX_PERMITS);
         Self {
-            places: Semaphore::new(limit),
+            permits: Semaphore::new(limit),
             limit,
             queued: AtomicUsize::new(0),
         }
     }
 
-    /// How many are inside.
+    /// Permits that are held.
     #[must_use]
-    pub fn inside(&self) -> usize {
-        self.limit - self.places.available_permits()
+    pub fn in_use(&self) -> usize {
+        self.limit - self.permits.available_permits()
     }
 
-    /// Admits one more, unless the limit is reached or others queue.
+    /// A permit, unless all are held or others queue.
     #[must_use]
-    pub fn enter(self: &Arc<Self>) -> Option<Pass> {
-        let permit = self.places.try_acquire().ok()?;
-        Some(Pass::new(self, permit))
+    pub fn try_acquire(self: &Arc<Self>) -> Option<Permit> {
+        let permit = self.permits.try_acquire().ok()?;
+        Some(Permit::new(self, permit))
     }
 
     /// Counts one that queues, until it is dropped.
@@ -55,27 +55,27 @@ impl Gate {
         self.queued.load(Ordering::Relaxed)
     }
 
-    /// Queues until there is a place.
-    pub async fn queue(self: &Arc<Self>) -> Pass {
-        match self.places.acquire().await {
-            Ok(permit) => Pass::new(self, permit),
+    /// Queues for a permit.
+    pub async fn acquire(self: &Arc<Self>) -> Permit {
+        match self.permits.acquire().await {
+            Ok(permit) => Permit::new(self, permit),
             // Nobody closes the semaphore.
             Err(_closed) => std::future::pending().await,
         }
     }
 }
 
-impl Pass {
-    /// A pointer instead of the permit itself: every session has two passes.
-    fn new(gate: &Arc<Gate>, permit: SemaphorePermit<'_>) -> Self {
+impl Permit {
+    /// A pointer instead of the permit itself: every session has two.
+    fn new(limiter: &Arc<Limiter>, permit: SemaphorePermit<'_>) -> Self {
         permit.forget();
-        Self(gate.clone())
+        Self(limiter.clone())
     }
 }
 
-impl Drop for Pass {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.places.add_permits(1);
+        self.0.permits.add_permits(1);
     }
 }
 
@@ -101,27 +101,27 @@ mod tests {
 
     #[test]
     fn admits_up_to_the_limit_and_takes_passes_back() {
-        let gate = Arc::new(Gate::new(Some(2)));
-        let first = gate.enter();
-        let _second = gate.enter().expect("two fit");
-        assert!(first.is_some() && gate.enter().is_none());
-        assert_eq!(gate.inside(), 2);
+        let limiter = Arc::new(Limiter::new(Some(2)));
+        let first = limiter.try_acquire();
+        let _second = limiter.try_acquire().expect("two fit");
+        assert!(first.is_some() && limiter.try_acquire().is_none());
+        assert_eq!(limiter.in_use(), 2);
         drop(first);
-        assert!(gate.enter().is_some());
+        assert!(limiter.try_acquire().is_some());
     }
 
     #[tokio::test]
     async fn who_queues_comes_before_who_asks_later() {
-        let gate = Arc::new(Gate::new(Some(1)));
-        let inside = gate.enter().expect("one fits");
-        let mut queue = std::pin::pin!(gate.queue());
-        assert!(futures_poll(queue.as_mut()).await.is_none());
-        drop(inside);
+        let limiter = Arc::new(Limiter::new(Some(1)));
+        let held = limiter.try_acquire().expect("one fits");
+        let mut waits = std::pin::pin!(limiter.acquire());
+        assert!(futures_poll(waits.as_mut()).await.is_none());
+        drop(held);
         assert!(
-            gate.enter().is_none(),
-            "the place belongs to the one that queued"
+            limiter.try_acquire().is_none(),
+            "it belongs to the one that queued"
         );
-        assert!(futures_poll(queue).await.is_some());
+        assert!(futures_poll(waits).await.is_some());
     }
 
     async fn futures_poll<F: Future>(future: std::pin::Pin<&mut F>) -> Option<F::Output> {

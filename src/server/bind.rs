@@ -6,28 +6,28 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 
-use super::{Entrance, Hooks, StartError};
+use super::{Hooks, Listener, StartError};
 use crate::net::listen;
 
 /// The sockets of one worker.
-pub(super) type Sockets = Vec<(Arc<Entrance>, OwnedFd)>;
+pub(super) type Sockets = Vec<(Arc<Listener>, OwnedFd)>;
 
 /// Every socket on which clients are accepted.
 #[derive(Debug)]
-pub struct Doors {
+pub struct BoundSockets {
     /// By worker.
     pub(super) sockets: Vec<Sockets>,
 }
 
-impl Doors {
-    /// Binds each entrance's address once for each of `workers`; where sockets for it are
+impl BoundSockets {
+    /// Binds each listener's address once for each of `workers`; where sockets for it are
     /// `inherited` from another instance, these are taken instead.
     ///
     /// # Errors
     /// The first address that could not be bound.
     pub fn bind(
         workers: usize,
-        entrances: &[Arc<Entrance>],
+        listeners: &[Arc<Listener>],
         inherited: Vec<OwnedFd>,
         hooks: &Hooks,
     ) -> Result<Self, StartError> {
@@ -35,16 +35,16 @@ impl Doors {
             if let Some(on_start) = &hooks.on_start {
                 on_start()?;
             }
-            let mut doors = Self {
+            let mut bound = Self {
                 sockets: (0..workers).map(|_| Vec::new()).collect(),
             };
             let mut inherited = inherited;
-            for entrance in entrances {
-                doors
-                    .add(entrance, &mut inherited)
-                    .map_err(|error| refused(entrance, error))?;
+            for listener in listeners {
+                bound
+                    .add(listener, &mut inherited)
+                    .map_err(|error| refused(listener, error))?;
             }
-            Ok(doors)
+            Ok(bound)
         };
         // The namespace that a hook enters belongs to a thread.
         thread::scope(|scope| {
@@ -54,27 +54,27 @@ impl Doors {
         })
     }
 
-    fn add(&mut self, entrance: &Arc<Entrance>, inherited: &mut Vec<OwnedFd>) -> io::Result<()> {
-        let is_its = |fd: &mut OwnedFd| listen::local_address(fd).ok() == Some(entrance.address);
+    fn add(&mut self, listener: &Arc<Listener>, inherited: &mut Vec<OwnedFd>) -> io::Result<()> {
+        let is_its = |fd: &mut OwnedFd| listen::local_address(fd).ok() == Some(listener.address);
         let given: Vec<_> = inherited.extract_if(.., is_its).collect();
-        let policy = &entrance.service.policy;
+        let policy = &listener.service.policy;
         let workers = self.sockets.len();
         if !given.is_empty() {
             // One that has none is handed clients by the others.
             for (n, socket) in given.into_iter().enumerate() {
                 listen::prepare(&socket, policy)?;
-                self.sockets[n % workers].push((entrance.clone(), socket));
+                self.sockets[n % workers].push((listener.clone(), socket));
             }
-            let _set_once = entrance.bound.set(entrance.address);
+            let _set_once = listener.bound.set(listener.address);
             return Ok(());
         }
-        listen::check_free(entrance.address)?;
+        listen::check_free(listener.address)?;
         for sockets in &mut self.sockets {
-            let address = entrance.bound.get().copied().unwrap_or(entrance.address);
+            let address = listener.bound.get().copied().unwrap_or(listener.address);
             let socket = listen::bind(address, policy)?;
             let bound = listen::local_address(&socket)?;
-            entrance.bound.get_or_init(|| bound);
-            sockets.push((entrance.clone(), socket));
+            listener.bound.get_or_init(|| bound);
+            sockets.push((listener.clone(), socket));
         }
         Ok(())
     }
@@ -84,17 +84,17 @@ impl Doors {
     /// # Errors
     /// The first address that somebody else listens on meanwhile.
     pub fn listen(&self) -> Result<(), StartError> {
-        for (entrance, socket) in self.sockets.iter().flatten() {
-            listen::listen(socket, entrance.backlog).map_err(|error| refused(entrance, error))?;
+        for (listener, socket) in self.sockets.iter().flatten() {
+            listen::listen(socket, listener.backlog).map_err(|error| refused(listener, error))?;
         }
         Ok(())
     }
 }
 
-fn refused(entrance: &Entrance, error: io::Error) -> StartError {
+fn refused(listener: &Listener, error: io::Error) -> StartError {
     StartError::Listen {
-        name: entrance.service.name.to_string(),
-        address: entrance.address,
+        name: listener.service.name.to_string(),
+        address: listener.address,
         error,
     }
 }
