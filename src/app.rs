@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::admin::{self, Control, Readiness};
-use crate::config::{self, Config, ConfigErrors, Listener as ListenerConfig, MemoryLimit, OnFull};
+use crate::config::{self, Config, ConfigErrors, ListenerConfig, MemoryLimit, OnFull};
 use crate::exit::{self, Exit};
 use crate::host::MemoryMeter;
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};

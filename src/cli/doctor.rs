@@ -125,7 +125,7 @@ fn default_backlog() -> u64 {
 }
 
 /// Each service once, with the sessions of all listeners that lead there.
-fn upstreams(listeners: &[config::Listener]) -> Vec<Upstream> {
+fn upstreams(listeners: &[config::ListenerConfig]) -> Vec<Upstream> {
     let mut upstreams = BTreeMap::new();
     for listener in listeners {
         let address = &listener.upstream.address;

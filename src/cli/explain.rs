@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::config::{Config, Listener, Liveness, show};
+use crate::config::{Config, ListenerConfig, Liveness, show};
 use crate::liveness::{CloseReason, Evidence, Millis};
 
 /// What `check` prints.
@@ -34,7 +34,7 @@ pub(super) fn explain(config: &Config) -> String {
 }
 
 fn takeover(config: &Config) -> String {
-    let limited = |l: &&Listener| l.limits.max_connections.is_some();
+    let limited = |l: &&ListenerConfig| l.limits.max_connections.is_some();
     let limited: Vec<_> = config.listeners.iter().filter(limited).collect();
     let names: Vec<&str> = limited.iter().map(|l| l.name.as_str()).collect();
     let waiting = if names.is_empty() {
@@ -46,8 +46,8 @@ fn takeover(config: &Config) -> String {
     format!("run --takeover: the next instance takes new clients at once{waiting}\n")
 }
 
-fn heading(listener: &Listener) -> String {
-    let Listener {
+fn heading(listener: &ListenerConfig) -> String {
+    let ListenerConfig {
         name,
         address,
         upstream,
@@ -123,7 +123,7 @@ fn derived(liveness: &Liveness) -> String {
 /// and after what time at the latest.
 type Row = [String; 5];
 
-fn rows(listener: &Listener) -> Vec<Row> {
+fn rows(listener: &ListenerConfig) -> Vec<Row> {
     let liveness = &listener.liveness;
     let idle = limit(CloseReason::IdleTimeout, liveness.idle_timeout);
     let half_close = limit(CloseReason::HalfCloseTimeout, liveness.half_close_timeout);

@@ -8,7 +8,7 @@ use super::duration::show;
 use super::keys::{self, Default};
 use super::settings::{Entry, Settings};
 use super::types::{
-    Abandoned, Admin, Config, Drain, Limits, Listener, Liveness, Log, LogFormat, LogLevel,
+    Abandoned, Admin, Config, Drain, Limits, ListenerConfig, Liveness, Log, LogFormat, LogLevel,
     MemoryLimit, OnDead, OnEnd, OnFull, ProcessLimits, Relay, Upstream, UpstreamAddress,
 };
 use super::value::Value;
@@ -48,7 +48,7 @@ impl Settings<'_> {
         })
     }
 
-    fn all_listeners(&mut self) -> Vec<Option<Listener>> {
+    fn all_listeners(&mut self) -> Vec<Option<ListenerConfig>> {
         if self.listeners == 0 {
             match self.entries.get("listeners") {
                 None => self.missing("listeners"),
@@ -63,7 +63,7 @@ impl Settings<'_> {
     }
 
     /// Every key is read before any is missed, so that all problems are found.
-    fn listener(&mut self, i: usize) -> Option<Listener> {
+    fn listener(&mut self, i: usize) -> Option<ListenerConfig> {
         let path = |key: &str| format!("listeners[{i}].{key}");
         let address = self.listen(&path("address"));
         let name = match self.given(&path("name")) {
@@ -79,7 +79,7 @@ impl Settings<'_> {
         let liveness = self.liveness(&path("liveness"));
         let limits = self.limits(&path("limits"));
         self.check_limits(&path("liveness"), liveness.as_ref());
-        Some(Listener {
+        Some(ListenerConfig {
             name: name?,
             address: address?,
             backlog: backlog??,
@@ -335,7 +335,7 @@ impl Settings<'_> {
         self.problem(at, &blamed, message);
     }
 
-    fn check_addresses(&mut self, listeners: &[Option<Listener>], admin: Option<&Admin>) {
+    fn check_addresses(&mut self, listeners: &[Option<ListenerConfig>], admin: Option<&Admin>) {
         for (i, listener) in listeners.iter().enumerate() {
             let Some(listener) = listener else { continue };
             let path = |key: &str| format!("listeners[{i}].{key}");
@@ -446,10 +446,10 @@ fn reaches(to: &UpstreamAddress, listening: SocketAddr) -> bool {
 }
 
 /// The listener that the upstream of listener `i` is, if the upstreams lead back to `i` from there.
-fn way_back(listeners: &[Option<Listener>], i: usize) -> Option<usize> {
+fn way_back(listeners: &[Option<ListenerConfig>], i: usize) -> Option<usize> {
     let next = |i: usize| {
         let upstream = &listeners[i].as_ref()?.upstream.address;
-        let reached = |to: &Option<Listener>| {
+        let reached = |to: &Option<ListenerConfig>| {
             let to = to.as_ref();
             to.is_some_and(|to| reaches(upstream, to.address))
         };

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use super::{Config, Listener, show};
+use super::{Config, ListenerConfig, show};
 
 /// Every key, defaults filled in.
 #[must_use]
@@ -47,7 +47,7 @@ pub fn to_yaml(config: &Config) -> String {
     text
 }
 
-fn listener_yaml(listener: &Listener) -> String {
+fn listener_yaml(listener: &ListenerConfig) -> String {
     let off = |span: Option<Duration>| show(span.unwrap_or_default());
     let liveness = &listener.liveness;
     let limit = listener

@@ -42,7 +42,7 @@ macro_rules! words {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// At least one; addresses and names are unique.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<ListenerConfig>,
     /// The HTTP endpoint for metrics and administration; `None` is off.
     pub admin: Option<Admin>,
     /// Limits of the whole process.
@@ -59,7 +59,7 @@ pub struct Config {
 
 /// One address on which clients are accepted, and where they are taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listener {
+pub struct ListenerConfig {
     /// Label of its metrics. Letters, digits, `-`, `_`, `.`; at most 63.
     pub name: String,
     /// Where clients connect.
