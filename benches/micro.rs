@@ -17,7 +17,7 @@ use pulsegate::liveness::{LegSample, Look, Machine, Policy, TcpState, Traffic};
 use pulsegate::metrics::Metrics;
 use pulsegate::net::stream::TcpStream as Leg;
 use pulsegate::relay::{Counters, Relay};
-use pulsegate::session::{Service, Session, Table};
+use pulsegate::session::{Session, SessionParams, Table};
 use tokio::runtime::Runtime;
 
 const SESSIONS: usize = 10_000;
@@ -118,9 +118,9 @@ fn schedule_64_of_10k(bencher: Bencher) {
     });
 }
 
-fn service() -> Arc<Service> {
+fn service() -> Arc<SessionParams> {
     let address = (Ipv4Addr::LOCALHOST, 1).into();
-    Arc::new(Service {
+    Arc::new(SessionParams {
         name: "bench".into(),
         upstream: Upstream {
             address: UpstreamAddress::Socket(address),

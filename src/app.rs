@@ -28,7 +28,7 @@ use crate::relay;
 use crate::server::{
     BoundSockets, Hooks, Limiter, Listener, ListeningSockets, StartError, Workers,
 };
-use crate::session::{self, Service, Session};
+use crate::session::{self, Session, SessionParams};
 use crate::view::{Shown, VerifiedSession};
 use crate::{sys, telemetry};
 
@@ -421,7 +421,7 @@ fn listener(
         bound: OnceLock::new(),
         backlog: config.backlog,
         sockets: Arc::new(ListeningSockets::default()),
-        service: Arc::new(Service {
+        params: Arc::new(SessionParams {
             name: config.name.as_str().into(),
             upstream: config.upstream.clone(),
             resolved,
@@ -532,21 +532,21 @@ impl Drainable for App {
 impl Control for App {
     fn metrics(&self) -> String {
         let now = sys::now();
-        let services = || self.listeners.iter().map(|listener| &listener.service);
-        let mut moved: Vec<_> = services().map(|s| s.metrics.settled()).collect();
+        let params = || self.listeners.iter().map(|listener| &listener.params);
+        let mut moved: Vec<_> = params().map(|s| s.metrics.settled()).collect();
         self.for_each_session(|session| {
             session.refresh(now);
-            moved[session.service.index] += session.traffic();
+            moved[session.params.index] += session.traffic();
         });
-        for (service, moved) in services().zip(&moved) {
-            service
+        for (params, moved) in params().zip(&moved) {
+            params
                 .metrics
-                .set_active(service.sessions.load(Ordering::Relaxed));
-            service.metrics.set_bytes(moved);
+                .set_active(params.sessions.load(Ordering::Relaxed));
+            params.metrics.set_bytes(moved);
         }
         for listener in &self.listeners {
             listener
-                .service
+                .params
                 .metrics
                 .set_queued(listener.limiter.queued());
         }

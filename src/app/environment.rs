@@ -28,17 +28,17 @@ pub(super) fn refresh(listeners: &[Arc<Listener>], host: &HostMetrics) {
 
 /// The queues in front of a listener, and of a service in the same network namespace.
 fn refresh_queues(listener: &Listener, host: &HostMetrics) {
-    let service = &listener.service;
+    let params = &listener.params;
     let (length, limit) = listener.sockets.queue();
-    service.metrics.set_listen_queue(length, limit);
-    let upstream = match service.upstream.address {
+    params.metrics.set_listen_queue(length, limit);
+    let upstream = match params.upstream.address {
         UpstreamAddress::Socket(address) => {
             known(host, HostSource::SockDiag, host::accept_queue(address)).flatten()
         }
         UpstreamAddress::Name { .. } => None,
     };
     let pair = upstream.map(|queue| (queue.length, queue.limit));
-    service.metrics.set_upstream_queue(pair);
+    params.metrics.set_upstream_queue(pair);
 }
 
 fn set_counters(host: &HostMetrics, counters: &Counters) {

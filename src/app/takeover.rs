@@ -122,7 +122,7 @@ impl Predecessor {
 }
 
 fn open_late(listener: &Listener) -> bool {
-    let name = &*listener.service.name;
+    let name = &*listener.params.name;
     tracing::info!(
         listener = name,
         "the instance before this one has left: accepting"

@@ -83,7 +83,7 @@ enum Batch {
 }
 
 fn take_some(worker: &Arc<Worker>, listener: &Arc<Listener>, socket: &AsyncFd<OwnedFd>) -> Batch {
-    let metrics = &listener.service.metrics;
+    let metrics = &listener.params.metrics;
     for _ in 0..BATCH {
         match listen::accept(socket.get_ref()) {
             Ok((fd, client)) => {
@@ -95,7 +95,7 @@ fn take_some(worker: &Arc<Worker>, listener: &Arc<Listener>, socket: &AsyncFd<Ow
                 let class = classify(&error);
                 metrics.accept_error(class);
                 if class != AcceptErrorClass::Connection {
-                    report(&listener.service.name, class, &error);
+                    report(&listener.params.name, class, &error);
                     return Batch::Failed;
                 }
             }
@@ -173,7 +173,7 @@ fn classify(error: &std::io::Error) -> AcceptErrorClass {
 /// Lets the client in, on the worker where it belongs; has it wait for what it lacks; or
 /// turns it away: the armed abort that its socket inherited makes the drop an RST.
 fn admit(worker: &Arc<Worker>, listener: &Arc<Listener>, fd: OwnedFd, client: SocketAddr) {
-    let metrics = &listener.service.metrics;
+    let metrics = &listener.params.metrics;
     let place = listener.limiter.try_acquire();
     if place.is_none() && listener.limits.on_full == OnFull::Reject {
         return metrics.rejected(RejectReason::MaxConnections);
@@ -221,12 +221,12 @@ pub(super) fn start(worker: &Arc<Worker>, incoming: Incoming) {
     let stream = match TcpStream::new(fd) {
         Ok(stream) => stream,
         Err(error) => {
-            listener.service.metrics.rejected(RejectReason::LocalError);
+            listener.params.metrics.rejected(RejectReason::LocalError);
             return tracing::error!(%client, "cannot watch a client: {error}");
         }
     };
     let id = worker.serial.next();
-    let session = Session::new(id, listener.service.clone(), client, sys::now());
+    let session = Session::new(id, listener.params.clone(), client, sys::now());
     let table = worker.table.clone();
     let admission = match (place, resources) {
         (Some(listener), Resources::Granted(process)) => Admission::Now([listener, process]),

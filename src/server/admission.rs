@@ -12,7 +12,7 @@ use super::{Listener, Permit};
 use crate::config::OnFull;
 use crate::liveness::{Candidate, Close, CloseHow, CloseReason, Method};
 use crate::metrics::{Shortage, Takeover};
-use crate::session::{Service, Session};
+use crate::session::{Session, SessionParams};
 use crate::sys;
 
 /// Holders that are asked at once, the longest quiet first.
@@ -131,7 +131,7 @@ async fn wait_for_place(
         reason = make_room(worker, listener) => Err(reason),
         () = timeout => Err(CloseReason::QueueTimeout),
         why = waiter.turned_away() => {
-            listener.service.metrics.shed(why);
+            listener.params.metrics.shed(why);
             Err(CloseReason::Rejected)
         }
     };
@@ -165,7 +165,7 @@ impl Drop for Outcome<'_> {
         } else {
             Takeover::NotServed
         };
-        self.listener.service.metrics.takeover(how);
+        self.listener.params.metrics.takeover(how);
     }
 }
 
@@ -182,7 +182,7 @@ async fn make_room(worker: &Worker, listener: &Listener) -> CloseReason {
             }
             OnFull::Replace => {
                 let quiet = |holder: &Candidate| Some(Reverse(holder.idle));
-                let holders = first(worker, Some(&listener.service), 1, quiet);
+                let holders = first(worker, Some(&listener.params), 1, quiet);
                 if let Some((_, holder)) = holders.first() {
                     holder.order(over(CloseReason::Replaced));
                     // One client replaces one holder.
@@ -199,7 +199,7 @@ async fn make_room(worker: &Worker, listener: &Listener) -> CloseReason {
                 }
                 // A holder that ends for a reason of its own, such as an RST for an answer, makes room
                 // as well.
-                if open_holders(worker, &listener.service) >= listener.limiter.in_use() {
+                if open_holders(worker, &listener.params) >= listener.limiter.in_use() {
                     return CloseReason::Rejected;
                 }
             }
@@ -228,12 +228,12 @@ pub(super) async fn shed(
         return ended;
     }
     let wanted = most - ended;
-    let here = listener.map(|e| &e.service);
+    let here = listener.map(|e| &e.params);
     let may_go = |session: &Candidate| session.rank().filter(|r| session.sheds || !r.is_quiet());
     let ranked = first(worker, here, wanted, may_go);
     for (_, session) in &ranked {
         session.order(over(CloseReason::Shed));
-        session.service.metrics.shed(why);
+        session.params.metrics.shed(why);
     }
     ended + ranked.len()
 }
@@ -246,7 +246,7 @@ async fn shed_the_dead(
 ) -> usize {
     let dead = end_the_dead(worker, listener, method).await;
     for session in &dead {
-        session.service.metrics.shed(why);
+        session.params.metrics.shed(why);
     }
     dead.len()
 }
@@ -257,7 +257,7 @@ async fn end_the_dead(
     listener: Option<&Listener>,
     method: Method,
 ) -> Vec<Arc<Session>> {
-    let here = listener.map(|e| &e.service);
+    let here = listener.map(|e| &e.params);
     let order = |holder: &Candidate| Some((!holder.suspect, Reverse(holder.idle)));
     let mut asking = JoinSet::new();
     for (_, session) in first(worker, here, ASKED_AT_ONCE, order) {
@@ -271,11 +271,11 @@ async fn end_the_dead(
 }
 
 /// The sessions of a listener that hold a place and are not ending.
-fn open_holders(worker: &Worker, here: &Arc<Service>) -> usize {
+fn open_holders(worker: &Worker, here: &Arc<SessionParams>) -> usize {
     let now = sys::now();
     let mut open = 0;
     worker.for_each_session(|session| {
-        let holds = Arc::ptr_eq(here, &session.service) && session.known_candidate(now).is_some();
+        let holds = Arc::ptr_eq(here, &session.params) && session.known_candidate(now).is_some();
         open += usize::from(holds);
     });
     open
@@ -286,14 +286,14 @@ fn open_holders(worker: &Worker, here: &Arc<Service>) -> usize {
 /// round, those that were looked at longest ago, and about the first ones.
 fn first<K: Ord>(
     worker: &Worker,
-    here: Option<&Arc<Service>>,
+    here: Option<&Arc<SessionParams>>,
     most: usize,
     order: impl Fn(&Candidate) -> Option<K>,
 ) -> Vec<(K, Arc<Session>)> {
     let now = sys::now();
     let mut holders = Vec::new();
     worker.for_each_session(|session| {
-        if here.is_none_or(|service| Arc::ptr_eq(service, &session.service))
+        if here.is_none_or(|params| Arc::ptr_eq(params, &session.params))
             && session.known_candidate(now).is_some()
         {
             holders.push((session.last_look(), session.clone()));
@@ -334,8 +334,8 @@ mod tests {
     use crate::net::stream;
     use crate::session::{Admission, Task, monitor};
 
-    fn service(upstream: SocketAddr, metrics: &Metrics) -> Arc<Service> {
-        Arc::new(Service {
+    fn params(upstream: SocketAddr, metrics: &Metrics) -> Arc<SessionParams> {
+        Arc::new(SessionParams {
             name: "db".into(),
             upstream: Upstream {
                 address: UpstreamAddress::Socket(upstream),
@@ -360,10 +360,10 @@ mod tests {
         })
     }
 
-    /// So many sessions of a service, and the clients' ends.
+    /// So many sessions of a listener, and the clients' ends.
     fn start(
         worker: &Worker,
-        service: &Arc<Service>,
+        params: &Arc<SessionParams>,
         count: u64,
     ) -> Vec<(Arc<Session>, TcpStream)> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
@@ -373,7 +373,7 @@ mod tests {
             let (downstream, peer) = listener.accept().expect("accepted");
             downstream.set_nonblocking(true).expect("set");
             let downstream = stream::TcpStream::new(downstream.into()).expect("registered");
-            let session = Session::new(id, service.clone(), peer, sys::now());
+            let session = Session::new(id, params.clone(), peer, sys::now());
             let admission = Admission::Now(());
             let table = worker.table.clone();
             tokio::spawn(Task::new(session.clone(), table, downstream, admission));
@@ -399,7 +399,7 @@ mod tests {
         let metrics = Arc::new(Metrics::new());
         let worker = Worker::alone();
         tokio::spawn(monitor(worker.table.clone()));
-        let [here, elsewhere] = [service(address, &metrics), service(address, &metrics)];
+        let [here, elsewhere] = [params(address, &metrics), params(address, &metrics)];
         let others = start(&worker, &elsewhere, 3);
         let holders = start(&worker, &here, MANY);
         // A look finds out about them once they are open and under watch.

@@ -57,7 +57,7 @@ impl BoundSockets {
     fn add(&mut self, listener: &Arc<Listener>, inherited: &mut Vec<OwnedFd>) -> io::Result<()> {
         let is_its = |fd: &mut OwnedFd| listen::local_address(fd).ok() == Some(listener.address);
         let given: Vec<_> = inherited.extract_if(.., is_its).collect();
-        let policy = &listener.service.policy;
+        let policy = &listener.params.policy;
         let workers = self.sockets.len();
         if !given.is_empty() {
             // One that has none is handed clients by the others.
@@ -93,7 +93,7 @@ impl BoundSockets {
 
 fn refused(listener: &Listener, error: io::Error) -> StartError {
     StartError::Listen {
-        name: listener.service.name.to_string(),
+        name: listener.params.name.to_string(),
         address: listener.address,
         error,
     }

@@ -22,7 +22,7 @@ use std::sync::{Arc, OnceLock};
 use crate::config::Limits;
 use crate::liveness::CloseReason;
 use crate::metrics::Takeover;
-use crate::session::Service;
+use crate::session::SessionParams;
 
 use tokio::sync::watch;
 
@@ -40,7 +40,7 @@ pub struct Listener {
     /// The sockets of all workers.
     pub sockets: Arc<ListeningSockets>,
     /// What its sessions have in common.
-    pub service: Arc<Service>,
+    pub params: Arc<SessionParams>,
     /// Admission limits.
     pub limits: Limits,
     /// Bounds its sessions.
@@ -57,13 +57,13 @@ impl Listener {
         opened
             && self.sockets.is_closed()
             && self.limiter.in_use() == 0
-            && self.service.sessions.load(Ordering::Relaxed) == 0
+            && self.params.sessions.load(Ordering::Relaxed) == 0
     }
 
     /// Why the last place became free. Of two that are given back at the same moment, for
     /// different reasons, one is counted as the other: nothing but a metric depends on it.
     fn freed_by(&self) -> Takeover {
-        let last = self.service.last_end.load(Ordering::Relaxed);
+        let last = self.params.last_end.load(Ordering::Relaxed);
         let reason = CloseReason::ALL.iter().find(|r| **r as u8 == last);
         match reason {
             Some(CloseReason::Replaced) => Takeover::Replaced,

@@ -78,7 +78,7 @@ pub(super) async fn end(
             ..
         } => {
             flush(session, &mut relay, both, &LEGS).await;
-            match session.service.on_end {
+            match session.params.on_end {
                 OnEnd::Reset => abort_both(session, legs),
                 OnEnd::Close => finish_both(session, &relay, legs).await,
             }
@@ -266,11 +266,11 @@ async fn delivered(leg: &TcpStream) {
 
 /// RST on the leg whose peer is gone, and RST or FIN on the other one.
 fn abort_gone(session: &Session, legs: [TcpStream; 2], gone: Leg, reason: CloseReason) {
-    let service = &session.service;
+    let params = &session.params;
     let says_fin = if is_own_decision(reason) {
-        service.on_end == OnEnd::Close
+        params.on_end == OnEnd::Close
     } else {
-        service.on_dead == OnDead::Close
+        params.on_dead == OnDead::Close
     };
     let live = gone.other();
     if says_fin {
@@ -278,15 +278,15 @@ fn abort_gone(session: &Session, legs: [TcpStream; 2], gone: Leg, reason: CloseR
         session.check_option(options::unwatch(fd));
         session.check_option(sockopt::disarm_abort(fd));
     } else {
-        service.metrics.reset_sent(live);
+        params.metrics.reset_sent(live);
     }
-    service.metrics.reset_sent(gone);
+    params.metrics.reset_sent(gone);
     drop_both(session, legs);
 }
 
 fn abort_both(session: &Session, legs: [TcpStream; 2]) {
     LEGS.into_iter()
-        .for_each(|leg| session.service.metrics.reset_sent(leg));
+        .for_each(|leg| session.params.metrics.reset_sent(leg));
     drop_both(session, legs);
 }
 

@@ -37,7 +37,7 @@ pub use verify::{Asked, verify_all};
 
 /// What the sessions of one listener have in common.
 #[derive(Debug)]
-pub struct Service {
+pub struct SessionParams {
     /// The listener's name.
     pub name: Arc<str>,
     /// Where clients are taken.
@@ -145,7 +145,7 @@ pub struct Session {
     /// Unique in the life of the process.
     pub id: u64,
     /// What it has in common with others.
-    pub service: Arc<Service>,
+    pub params: Arc<SessionParams>,
     /// The client, in 20 bytes instead of the 32 of a `SocketAddr`.
     client: (IpAddr, u16),
     /// When it was accepted.
@@ -201,7 +201,7 @@ fn aborted(reason: CloseReason) -> Close {
     }
 }
 
-impl Service {
+impl SessionParams {
     /// What the upstream's name stands for.
     async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         match (&self.upstream.address, &self.resolved) {
@@ -218,10 +218,10 @@ impl Service {
 impl Session {
     /// A session that has just been accepted.
     #[must_use]
-    pub fn new(id: u64, service: Arc<Service>, client: SocketAddr, now: Millis) -> Arc<Self> {
+    pub fn new(id: u64, params: Arc<SessionParams>, client: SocketAddr, now: Millis) -> Arc<Self> {
         Arc::new(Self {
             id,
-            service,
+            params,
             client: (client.ip(), client.port()),
             started: now,
             counters: Counters::default(),
@@ -299,7 +299,7 @@ impl Session {
         state.phase = Phase::Open;
         let took = now.saturating_sub(self.dialled(&state));
         drop(state);
-        self.service.metrics.connected(Duration::from_millis(took));
+        self.params.metrics.connected(Duration::from_millis(took));
     }
 
     /// When it had its place.
@@ -363,7 +363,7 @@ struct Entry {
 impl Entry {
     fn new(session: Arc<Session>, table: Arc<Table>, downstream: RawFd) -> Self {
         session.lock().fds[Leg::Downstream as usize] = downstream;
-        session.service.sessions.fetch_add(1, Ordering::Relaxed);
+        session.params.sessions.fetch_add(1, Ordering::Relaxed);
         let key = table.insert(session.clone());
         Self {
             session,
@@ -391,7 +391,7 @@ impl Entry {
             table.insert(session.clone())
         })?;
         self.settled = true;
-        session.service.metrics.moved();
+        session.params.metrics.moved();
         let (young, due) = {
             let state = session.lock();
             (state.young, state.due)
@@ -424,10 +424,7 @@ impl Entry {
         }
         let _until_settled = self.table.coming();
         self.leave_table();
-        self.session
-            .service
-            .sessions
-            .fetch_sub(1, Ordering::Relaxed);
+        self.session.params.sessions.fetch_sub(1, Ordering::Relaxed);
         self.session.settle(close);
     }
 
@@ -467,7 +464,7 @@ impl Session {
             let dialled = state.upstream.take();
             (connect, queued, state.abandoned, answered, dialled)
         };
-        let metrics = &self.service.metrics;
+        let metrics = &self.params.metrics;
         let duration = Duration::from_millis(now.saturating_sub(self.started));
         let silent = Duration::from_millis(close.silent_for);
         let found_dead = close.reason.dead_leg().zip(close.evidence);
@@ -482,12 +479,12 @@ impl Session {
         metrics.closed(close.reason, duration, &traffic);
         telemetry::access_log(&telemetry::AccessRecord {
             id: self.id,
-            listener: &self.service.name,
+            listener: &self.params.name,
             reason: close.reason,
             evidence: close.evidence,
             dead_leg: found_dead.map(|(leg, _)| leg),
             downstream: self.client(),
-            upstream: &self.service.upstream.address,
+            upstream: &self.params.upstream.address,
             dialled: dialled.map(|address| *address),
             received: traffic.received,
             sent: traffic.sent,
@@ -502,11 +499,11 @@ impl Session {
 
     /// A peer that had talked was called dead, and had not answered one probe.
     fn doubt_probes(&self, leg: Leg) {
-        let service = &self.service;
-        if service.probes[leg as usize].is_suspicious() {
+        let params = &self.params;
+        if params.probes[leg as usize].is_suspicious() {
             let key = format!("liveness.probes.{}", leg.as_str());
             tracing::warn!(
-                listener = &*service.name,
+                listener = &*params.name,
                 leg = leg.as_str(),
                 "a peer was ended as dead without ever answering a keepalive probe, and no other was seen to \
                  answer one; if something on the way drops probes, set {key}: false"

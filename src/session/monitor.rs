@@ -68,8 +68,8 @@ impl Session {
             waker.wake_by_ref();
         }
         // A look costs as much as the options: most sessions have nothing to tell yet.
-        let quiet = state.machine.first_look(&self.service.policy);
-        let busy = now + self.service.policy.busy_look_every();
+        let quiet = state.machine.first_look(&self.params.policy);
+        let busy = now + self.params.policy.busy_look_every();
         let first = if self.counters.sent() > 0 {
             quiet.min(busy)
         } else {
@@ -91,7 +91,7 @@ impl Session {
         for leg in LEGS {
             let fd = state.fds[leg as usize];
             if fd >= 0 && !state.watch.covers(leg) && up.covers(leg) {
-                options::watch(fd, leg, &self.service.policy, |set| self.check_option(set));
+                options::watch(fd, leg, &self.params.policy, |set| self.check_option(set));
                 state.machine.is_asked(leg);
             }
         }
@@ -125,7 +125,7 @@ impl Session {
     }
 
     fn will_be_looked_at(&self, now: Millis, at: Millis) {
-        let soon = at < now + self.service.policy.busy_look_every() + GRID;
+        let soon = at < now + self.params.policy.busy_look_every() + GRID;
         self.looked_at.store(soon, Ordering::Relaxed);
     }
 
@@ -138,7 +138,7 @@ impl Session {
             return;
         }
         let known = state.due;
-        let due = state.put_off(now, known.min(now + self.service.policy.busy_look_every()));
+        let due = state.put_off(now, known.min(now + self.params.policy.busy_look_every()));
         self.will_be_looked_at(now, due);
         if due != known {
             table.schedule(due, key);
@@ -159,14 +159,14 @@ impl Session {
 
     /// One look; returns when the next one is due.
     fn look_locked(&self, state: &mut State, now: Millis) -> Millis {
-        let policy = &self.service.policy;
+        let policy = &self.params.policy;
         let look = state.look(&self.counters);
-        self.service.metrics.looked();
+        self.params.metrics.looked();
         let before = state.machine.clone();
         let verdict = state.machine.look(now, policy, &look);
         self.report_conditions(&before, Some(&state.machine));
         for (probes, answered) in self
-            .service
+            .params
             .probes
             .iter()
             .zip(state.machine.probes_answered())
@@ -179,7 +179,7 @@ impl Session {
                 Some(Ask::Nothing) => self.check_option(options::leave_alone(fd)),
                 Some(Ask::Again) => self.check_option(options::ask_again(fd, policy)),
                 Some(Ask::Probe) => {
-                    self.service.metrics.probe_sent(leg);
+                    self.params.metrics.probe_sent(leg);
                     self.check_option(options::probe_now(fd));
                 }
                 Some(Ask::Rest) => self.check_option(options::probe_later(fd, policy)),
@@ -197,7 +197,7 @@ impl Session {
 
     /// Moves the gauges from what was known to what is known; `None` is a session that ended.
     pub(super) fn report_conditions(&self, before: &Machine, after: Option<&Machine>) {
-        let metrics = &self.service.metrics;
+        let metrics = &self.params.metrics;
         for leg in LEGS {
             let is = after.map_or(Condition::Alive, |m| m.leg(leg).condition);
             metrics.condition_changed(leg, before.leg(leg).condition, is);
@@ -212,7 +212,7 @@ impl Session {
     /// A liveness product must not swallow a socket option that did not take.
     pub(super) fn check_option(&self, set: std::io::Result<()>) {
         if let Err(error) = set {
-            self.service.metrics.socket_option_failed();
+            self.params.metrics.socket_option_failed();
             tracing::debug!(id = self.id, "socket option: {error}");
         }
     }

@@ -150,7 +150,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
             shared.watch_soon();
             return Stage::Connecting(Box::pin(connect_by_name(shared, downstream)));
         };
-        let mut relay = Relay::new(session.service.low_water);
+        let mut relay = Relay::new(session.params.low_water);
         let early = dial::start(address).and_then(|upstream| {
             let sent = relay.try_early([&downstream, &upstream], &session.counters)?;
             Ok((upstream, sent))
@@ -217,18 +217,18 @@ impl<P: Send + Unpin + 'static> Task<P> {
         let Some(place) = self.place.take() else {
             return Stage::Over;
         };
-        let service = &self.entry.session.service;
+        let params = &self.entry.session.params;
         let reason = close.reason as u8;
-        if service.reconnect_delay.is_zero() {
+        if params.reconnect_delay.is_zero() {
             // Whoever gets the place wants to know why it is free.
-            service.last_end.store(reason, Ordering::Relaxed);
+            params.last_end.store(reason, Ordering::Relaxed);
             drop(place);
             return Stage::Over;
         }
-        let service = service.clone();
+        let params = params.clone();
         Stage::Leaving(Box::pin(async move {
-            tokio::time::sleep(service.reconnect_delay).await;
-            service.last_end.store(reason, Ordering::Relaxed);
+            tokio::time::sleep(params.reconnect_delay).await;
+            params.last_end.store(reason, Ordering::Relaxed);
             drop(place);
         }))
     }
@@ -256,7 +256,7 @@ fn arrive<P: Send + Unpin + 'static>(
         // The drop of its sockets is an RST.
         _ => {
             LEGS.into_iter()
-                .for_each(|leg| entry.session.service.metrics.reset_sent(leg));
+                .for_each(|leg| entry.session.params.metrics.reset_sent(leg));
             entry.finish(&aborted(CloseReason::LocalError));
         }
     }
@@ -323,7 +323,7 @@ async fn leaves(session: &Session, downstream: &TcpStream) {
 /// Whether a client that has said FIN is to be served: it must have sent something.
 fn stays(session: &Session, downstream: &TcpStream) -> bool {
     session.abandon();
-    session.service.abandoned == Abandoned::Serve && !downstream.has_left()
+    session.params.abandoned == Abandoned::Serve && !downstream.has_left()
 }
 
 /// What a boxed stage needs of the entry.
@@ -361,10 +361,10 @@ async fn connect_by_name(
     let session = &shared.session;
     let began = sys::now();
     let connect = async {
-        let addresses = session.service.addresses().await?;
+        let addresses = session.params.addresses().await?;
         let waited = Duration::from_millis(sys::now().saturating_sub(began));
         let left = session
-            .service
+            .params
             .upstream
             .connect_timeout
             .saturating_sub(waited);
@@ -373,7 +373,7 @@ async fn connect_by_name(
     match while_wanted(session, &downstream, connect).await {
         Ok(upstream) => {
             shared.open(&upstream);
-            let relay = Relay::new(shared.session.service.low_water);
+            let relay = Relay::new(shared.session.params.low_water);
             Ok((relay, [downstream, upstream]))
         }
         Err(close) => {
@@ -391,7 +391,7 @@ async fn while_wanted<T>(
     connect: impl Future<Output = io::Result<T>>,
 ) -> Result<T, Close> {
     let connect = async {
-        let limit = session.service.upstream.connect_timeout;
+        let limit = session.params.upstream.connect_timeout;
         let connected = tokio::time::timeout(limit, connect).await;
         let connected = connected.unwrap_or_else(|_| Err(session.too_late()));
         let connected = connected.map_err(|error| session.cannot_connect(&error))?;
@@ -505,11 +505,11 @@ impl Session {
 
     /// Where the upstream is, if there is no choice and nothing to wait for.
     fn only_address(&self) -> Option<SocketAddr> {
-        let port = match self.service.upstream.address {
+        let port = match self.params.upstream.address {
             UpstreamAddress::Socket(address) => return Some(address),
             UpstreamAddress::Name { port, .. } => port,
         };
-        let known = self.service.resolved.as_ref()?.known()?;
+        let known = self.params.resolved.as_ref()?.known()?;
         let [address] = *known else { return None };
         let address = (address, port).into();
         self.note_dialled(address);
@@ -522,7 +522,7 @@ impl Session {
 
     /// `connect_timeout` is over.
     fn too_late(&self) -> io::Error {
-        match &self.service.resolved {
+        match &self.params.resolved {
             Some(name) if self.lock().upstream.is_none() => {
                 let host = name.host();
                 io::Error::other(format!("{host} is not resolved within connect_timeout"))
@@ -560,27 +560,27 @@ impl Session {
             _ if is_local(error) => (CloseReason::LocalError, ConnectFailure::Failed),
             _ => (CloseReason::ConnectFailed, ConnectFailure::Failed),
         };
-        let service = &self.service;
-        service.metrics.connect_failed(failure);
-        if service.connect_lines[failure as usize].begin() {
+        let params = &self.params;
+        params.metrics.connect_failed(failure);
+        if params.connect_lines[failure as usize].begin() {
             let advice = advice(error);
             let upstream = match &self.lock().upstream {
                 Some(address) => address.to_string(),
-                None => service.upstream.address.to_string(),
+                None => params.upstream.address.to_string(),
             };
             tracing::warn!(
-                listener = &*service.name,
+                listener = &*params.name,
                 upstream,
                 reason = reason.as_str(),
                 "cannot connect to the upstream: {error}{advice}"
             );
-            let service = service.clone();
+            let params = params.clone();
             tokio::spawn(async move {
-                let lines = &service.connect_lines[failure as usize];
-                let upstream = &service.upstream.address;
+                let lines = &params.connect_lines[failure as usize];
+                let upstream = &params.upstream.address;
                 let write = |more| {
                     tracing::warn!(
-                        listener = &*service.name,
+                        listener = &*params.name,
                         %upstream,
                         reason = reason.as_str(),
                         "cannot connect to the upstream: {more} more in the last 10 s"
@@ -596,7 +596,7 @@ impl Session {
     fn turn_away(&self, close: &Close) {
         self.lock().fds = [-1; 2];
         if close.reason != CloseReason::ConnectCancelled {
-            self.service.metrics.reset_sent(Leg::Downstream);
+            self.params.metrics.reset_sent(Leg::Downstream);
         }
     }
 }

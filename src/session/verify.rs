@@ -96,7 +96,7 @@ impl Session {
     /// Whether the client of a session that waited is still there: it was heard within a second, or
     /// answers when it is asked now. One that said FIN is not asked.
     pub async fn client_answers(&self) -> bool {
-        let probes = self.service.policy.probes[Leg::Downstream as usize];
+        let probes = self.params.policy.probes[Leg::Downstream as usize];
         if self.client_said_fin() || !probes {
             return true;
         }
@@ -143,7 +143,7 @@ impl Session {
         let [downstream, upstream] = asked;
         VerifiedSession {
             id: self.id,
-            listener: self.service.name.to_string(),
+            listener: self.params.name.to_string(),
             downstream: downstream.map_or_else(VerifiedLeg::over, VerifiedLeg::from),
             upstream: upstream.map(VerifiedLeg::from),
             closed: ended || closing || downstream.is_none() || asked.iter().any(over),
@@ -167,7 +167,7 @@ impl Session {
             let pause = match inquiry.look(sys::now(), &sample) {
                 Step::Done(answer) => break answer,
                 Step::Wait(pause) => pause,
-                Step::Ask(_) if !self.service.policy.probes[leg as usize] => {
+                Step::Ask(_) if !self.params.policy.probes[leg as usize] => {
                     break Answer::Unknown(sample.last_life_age());
                 }
                 Step::Ask(pause) => {
@@ -245,7 +245,7 @@ impl Session {
         Some(Candidate {
             suspect: LEGS.into_iter().any(suspect),
             half_closed: state.machine.is_half_closed(),
-            sheds: self.service.sheds,
+            sheds: self.params.sheds,
             client_spoke: self.counters.traffic().received[Leg::Downstream as usize] > 0,
             age: now.saturating_sub(self.started),
             idle: now.saturating_sub(state.machine.last_activity()),
@@ -268,7 +268,7 @@ impl Asking<'_> {
             // A session of the first moment is not under watch yet.
             let _looks_come_later = session.watch(&mut session.lock());
         }
-        session.service.metrics.probe_sent(leg);
+        session.params.metrics.probe_sent(leg);
         session.with_fd(leg, options::probe_now);
     }
 }
@@ -276,7 +276,7 @@ impl Asking<'_> {
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
         if self.began {
-            let policy = &self.session.service.policy;
+            let policy = &self.session.params.policy;
             self.session
                 .with_fd(self.leg, |fd| options::probe_later(fd, policy));
         }

@@ -23,7 +23,7 @@ impl Shown for Session {
         let open = state.phase == Phase::Open;
         Some(ConnectionView {
             id: self.id,
-            listener: self.service.name.to_string(),
+            listener: self.params.name.to_string(),
             phase: if open && state.machine.is_half_closed() {
                 "half_closed"
             } else {
@@ -43,11 +43,11 @@ impl Session {
     fn next_timer(&self, state: &State) -> Option<Timer> {
         let waiting = match state.phase {
             Phase::Queued => {
-                let span = self.service.queue_timeout;
+                let span = self.params.queue_timeout;
                 span.map(|span| (CloseReason::QueueTimeout, self.started, span))
             }
             Phase::Connecting => {
-                let span = self.service.upstream.connect_timeout;
+                let span = self.params.upstream.connect_timeout;
                 Some((CloseReason::ConnectTimeout, self.dialled(state), span))
             }
             Phase::Open => None,
@@ -57,7 +57,7 @@ impl Session {
             let at = since + Millis::try_from(span.as_millis()).ok()?;
             Some(Timer { reason, at })
         });
-        let policy = &self.service.policy;
+        let policy = &self.params.policy;
         let of_peers = (!state.is_left_alone()).then(|| state.machine.next_timer(policy));
         let timers = waiting.into_iter().chain(of_peers.flatten());
         timers.min_by_key(|timer| timer.at)
@@ -85,7 +85,7 @@ impl Session {
             probes: u32::from(info.probes),
             rtt_us: info.rtt_us,
             timer: (state.phase != Phase::Closing && !state.is_left_alone())
-                .then(|| state.machine.leg_timer(&self.service.policy, leg))
+                .then(|| state.machine.leg_timer(&self.params.policy, leg))
                 .flatten()
                 .map(|t| timer_view(t, now)),
         }
@@ -105,14 +105,14 @@ mod tests {
     use std::sync::atomic::{AtomicU8, AtomicUsize};
     use std::time::Duration;
 
-    use super::super::Service;
+    use super::super::SessionParams;
     use super::*;
     use crate::config::{Abandoned, Liveness, OnDead, OnEnd, Upstream, UpstreamAddress};
     use crate::metrics::Metrics;
 
     fn session(started: Millis) -> Arc<Session> {
         let address = "127.0.0.1:1".parse().expect("valid");
-        let service = Service {
+        let params = SessionParams {
             name: "db".into(),
             upstream: Upstream {
                 address: UpstreamAddress::Socket(address),
@@ -135,7 +135,7 @@ mod tests {
             sessions: AtomicUsize::new(0),
             last_end: AtomicU8::default(),
         };
-        Session::new(1, Arc::new(service), address, started)
+        Session::new(1, Arc::new(params), address, started)
     }
 
     /// It is accepted on another thread, perhaps after the time was read for a list.
