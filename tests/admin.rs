@@ -122,7 +122,7 @@ fn verified(id: u64, quick: bool) -> VerifiedSession {
 
 fn session(id: u64) -> ConnectionView {
     let timer = Some(TimerView {
-        reason: CloseReason::DownstreamDead.as_str(),
+        reason: CloseReason::DownstreamDead.into(),
         in_ms: 12_300,
     });
     let leg = LegView {

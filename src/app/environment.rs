@@ -62,7 +62,7 @@ fn set_counters(host: &HostMetrics, counters: &Counters) {
 fn known<T>(host: &HostMetrics, source: HostSource, read: io::Result<T>) -> Option<T> {
     read.inspect_err(|error| {
         host.read_failed(source);
-        tracing::debug!("cannot read {}: {error}", source.as_str());
+        tracing::debug!("cannot read {source}: {error}");
     })
     .ok()
 }

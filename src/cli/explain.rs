@@ -141,7 +141,7 @@ fn rows(listener: &ListenerConfig) -> Vec<Row> {
     rows.push(row(
         "either",
         "forgot the connection (restart)",
-        Evidence::Reset.as_str(),
+        Evidence::Reset.into(),
         "*_dead",
         &format!("{} and a round trip", show(liveness.probe_interval)),
     ));
@@ -171,7 +171,7 @@ fn phantom(liveness: &Liveness) -> Row {
         "upstream",
         "got a request, never accepted",
         "-",
-        CloseReason::UpstreamPhantom.as_str(),
+        CloseReason::UpstreamPhantom.into(),
         &format!("{dead} from its last SYN-ACK"),
     )
 }
@@ -206,7 +206,7 @@ fn vanished(liveness: &Liveness, idle: Limit, half_close: Limit) -> Vec<Row> {
         .iter()
         .map(|(fault, evidence, limits)| match first_of(limits) {
             Some((reason, span)) if reason == "*_dead" => {
-                row("either", fault, evidence.as_str(), reason, &human_of(span))
+                row("either", fault, (*evidence).into(), reason, &human_of(span))
             }
             _ => ended("either", fault, limits),
         })
@@ -217,7 +217,7 @@ fn vanished(liveness: &Liveness, idle: Limit, half_close: Limit) -> Vec<Row> {
 type Limit = (&'static str, Option<Duration>);
 
 fn limit(reason: CloseReason, span: Option<Duration>) -> Limit {
-    limit_of(reason.as_str(), span)
+    limit_of(reason.into(), span)
 }
 
 fn limit_of(reason: &'static str, span: Option<Duration>) -> Limit {

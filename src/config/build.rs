@@ -117,7 +117,7 @@ impl Settings<'_> {
         let delivery = timer("delivery_timeout");
         let first_response = timer("first_response_timeout");
         let max_duration = timer("max_connection_duration");
-        let probes = LEGS.map(|leg| self.switch(&format!("{path}.probes.{}", leg.as_str())));
+        let probes = LEGS.map(|leg| self.switch(&format!("{path}.probes.{leg}")));
         let on_dead = self.word(&format!("{path}.on_dead"), OnDead::from_word);
         let on_end = self.word(&format!("{path}.on_end"), OnEnd::from_word);
         Some(Liveness {

@@ -2,6 +2,8 @@
 
 use std::num::{NonZeroU32, NonZeroU64};
 
+use strum::{IntoStaticStr, VariantArray};
+
 use super::machine::Ask;
 use super::policy::{Millis, Policy, SLOWEST_QUESTION};
 use super::proof::{APART, PROBE_EVERY, Proof, VOLLEY_PROBES};
@@ -30,7 +32,8 @@ const VOLLEY_SPAN: Millis = PROBE_EVERY * (VOLLEY_PROBES as Millis + 1);
 const UNDELIVERED_AFTER: u32 = 3;
 
 /// What is known of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum Condition {
     /// Heard within the probe interval.
     #[default]
@@ -47,21 +50,6 @@ pub enum Condition {
     /// The upstream's kernel completed the connect and took no byte since: its application never
     /// accepted, because its accept queue was full.
     Phantom,
-}
-
-impl Condition {
-    /// The word printed everywhere.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Alive => "alive",
-            Self::Quiet => "quiet",
-            Self::Suspect => "suspect",
-            Self::Stalled => "stalled",
-            Self::Undelivered => "undelivered",
-            Self::Phantom => "phantom",
-        }
-    }
 }
 
 /// What the peer sends.

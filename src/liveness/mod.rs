@@ -70,7 +70,6 @@ pub use leg::Condition;
 pub use machine::{Ask, Close, Fault, LegView, Machine, Timer, Verdict};
 pub use policy::{Millis, Policy};
 pub use pressure::{Pressure, Reading};
-pub(crate) use reason::vocabulary;
 pub use reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
 pub use sample::{LegSample, Look, TcpState, Traffic};
 pub use shed::{Candidate, Rank};

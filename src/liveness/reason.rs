@@ -1,8 +1,11 @@
 //! The closed vocabulary: legs, evidence, close reasons. Logs, metrics, the admin API and the
 //! docs print exactly these words.
 
+use strum::{Display, FromRepr, IntoStaticStr, VariantArray};
+
 /// One of the two TCP connections of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Display, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Leg {
     /// Client to pulsegate.
     Downstream = 0,
@@ -22,120 +25,87 @@ impl Leg {
             Self::Upstream => Self::Downstream,
         }
     }
-
-    /// The word printed everywhere.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Downstream => "downstream",
-            Self::Upstream => "upstream",
-        }
-    }
 }
 
-/// Defines a closed enum together with its printed words, so that neither can miss the other.
-macro_rules! vocabulary {
-    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum $name { $($(#[$vmeta])* $variant,)+ }
-
-        impl $name {
-            /// Every word, in declaration order.
-            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
-
-            /// The word printed in logs, metrics, the admin API and the docs.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-    };
-}
-pub(crate) use vocabulary;
-
-vocabulary! {
-    /// What proved that a half-open peer is gone.
-    Evidence {
-        /// Keepalive probes on a quiet connection stayed unanswered.
-        Keepalive = "keepalive",
-        /// Data in flight was retransmitted and never acknowledged.
-        Retransmit = "retransmit",
-        /// The peer's window was closed and window probes stayed unanswered.
-        WindowProbe = "window_probe",
-        /// A suspected peer answered a question with RST: it had forgotten the connection.
-        Reset = "reset",
-        /// The kernel gave the connection up by itself (ETIMEDOUT).
-        KernelTimeout = "kernel_timeout",
-        /// The network says that the host cannot be reached (EHOSTUNREACH, ENETUNREACH).
-        Unreachable = "unreachable",
-    }
+/// What proved that a half-open peer is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum Evidence {
+    /// Keepalive probes on a quiet connection stayed unanswered.
+    Keepalive,
+    /// Data in flight was retransmitted and never acknowledged.
+    Retransmit,
+    /// The peer's window was closed and window probes stayed unanswered.
+    WindowProbe,
+    /// A suspected peer answered a question with RST: it had forgotten the connection.
+    Reset,
+    /// The kernel gave the connection up by itself (ETIMEDOUT).
+    KernelTimeout,
+    /// The network says that the host cannot be reached (EHOSTUNREACH, ENETUNREACH).
+    Unreachable,
 }
 
-vocabulary! {
-    /// Why a session ended. Chosen once for each session.
-    CloseReason {
-        /// Both sides said FIN and everything was delivered.
-        Finished = "finished",
-        /// The client aborted (RST).
-        DownstreamReset = "downstream_reset",
-        /// The legacy service aborted (RST).
-        UpstreamReset = "upstream_reset",
-        /// The client was half-open: proven gone.
-        DownstreamDead = "downstream_dead",
-        /// The legacy service was half-open: proven gone.
-        UpstreamDead = "upstream_dead",
-        /// The client's kernel answers, but the client took no data for `stall_timeout`.
-        DownstreamStalled = "downstream_stalled",
-        /// The service's kernel answers, but the service took no data for `stall_timeout`.
-        UpstreamStalled = "upstream_stalled",
-        /// The client was heard, but data sent to it stayed unacknowledged for `delivery_timeout`.
-        DownstreamUndelivered = "downstream_undelivered",
-        /// The service was heard, but data sent to it stayed unacknowledged for `delivery_timeout`.
-        UpstreamUndelivered = "upstream_undelivered",
-        /// No byte passed for `idle_timeout`.
-        IdleTimeout = "idle_timeout",
-        /// One side had said FIN and no byte passed for `half_close_timeout`.
-        HalfCloseTimeout = "half_close_timeout",
-        /// The session was older than `max_connection_duration`.
-        MaxDuration = "max_duration",
-        /// A request was delivered and no answer byte came for `first_response_timeout`.
-        FirstResponseTimeout = "first_response_timeout",
-        /// The upstream's kernel completed the connect, its application never accepted (accept
-        /// queue full), and that did not change for `first_response_timeout` or `detect_within`,
-        /// or until its kernel gave up.
-        UpstreamPhantom = "upstream_phantom",
-        /// The upstream did not answer the connect within `connect_timeout`.
-        ConnectTimeout = "connect_timeout",
-        /// The upstream refused the connection.
-        ConnectRefused = "connect_refused",
-        /// The upstream could not be reached or its name not be resolved.
-        ConnectFailed = "connect_failed",
-        /// The client aborted while the upstream was being connected, or in the queue.
-        ConnectCancelled = "connect_cancelled",
-        /// The session waited longer than `queue_timeout` for a free place.
-        QueueTimeout = "queue_timeout",
-        /// There was no place for the newcomer, and none could be made; or it waited for one, and
-        /// descriptors or memory ran short.
-        Rejected = "rejected",
-        /// Ended to make room for a newcomer (`on_full: replace`).
-        Replaced = "replaced",
-        /// Ended under pressure of a limit (`on_full: shed`, descriptors, memory).
-        Shed = "shed",
-        /// Still open when `drain.timeout` ran out.
-        Drain = "drain",
-        /// Ended by an operator.
-        Admin = "admin",
-        /// A local failure of pulsegate or its host (descriptors, memory).
-        LocalError = "local_error",
-    }
+/// Why a session ended. Chosen once for each session.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, Display, FromRepr, IntoStaticStr, VariantArray,
+)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum CloseReason {
+    /// Both sides said FIN and everything was delivered.
+    Finished,
+    /// The client aborted (RST).
+    DownstreamReset,
+    /// The legacy service aborted (RST).
+    UpstreamReset,
+    /// The client was half-open: proven gone.
+    DownstreamDead,
+    /// The legacy service was half-open: proven gone.
+    UpstreamDead,
+    /// The client's kernel answers, but the client took no data for `stall_timeout`.
+    DownstreamStalled,
+    /// The service's kernel answers, but the service took no data for `stall_timeout`.
+    UpstreamStalled,
+    /// The client was heard, but data sent to it stayed unacknowledged for `delivery_timeout`.
+    DownstreamUndelivered,
+    /// The service was heard, but data sent to it stayed unacknowledged for `delivery_timeout`.
+    UpstreamUndelivered,
+    /// No byte passed for `idle_timeout`.
+    IdleTimeout,
+    /// One side had said FIN and no byte passed for `half_close_timeout`.
+    HalfCloseTimeout,
+    /// The session was older than `max_connection_duration`.
+    MaxDuration,
+    /// A request was delivered and no answer byte came for `first_response_timeout`.
+    FirstResponseTimeout,
+    /// The upstream's kernel completed the connect, its application never accepted (accept
+    /// queue full), and that did not change for `first_response_timeout` or `detect_within`,
+    /// or until its kernel gave up.
+    UpstreamPhantom,
+    /// The upstream did not answer the connect within `connect_timeout`.
+    ConnectTimeout,
+    /// The upstream refused the connection.
+    ConnectRefused,
+    /// The upstream could not be reached or its name not be resolved.
+    ConnectFailed,
+    /// The client aborted while the upstream was being connected, or in the queue.
+    ConnectCancelled,
+    /// The session waited longer than `queue_timeout` for a free place.
+    QueueTimeout,
+    /// There was no place for the newcomer, and none could be made; or it waited for one, and
+    /// descriptors or memory ran short.
+    Rejected,
+    /// Ended to make room for a newcomer (`on_full: replace`).
+    Replaced,
+    /// Ended under pressure of a limit (`on_full: shed`, descriptors, memory).
+    Shed,
+    /// Still open when `drain.timeout` ran out.
+    Drain,
+    /// Ended by an operator.
+    Admin,
+    /// A local failure of pulsegate or its host (descriptors, memory).
+    LocalError,
 }
 
 impl CloseReason {

@@ -2,23 +2,24 @@
 //! be a lie.
 
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Registry};
+use strum::{Display, IntoStaticStr, VariantArray};
 
 use super::names::{self, Family};
 use super::{counters, gauges, saturating};
-use crate::liveness::vocabulary;
 
-vocabulary! {
-    /// Where the state of the host is read.
-    HostSource {
-        /// `/proc/net/netstat`.
-        Netstat = "netstat",
-        /// `/proc/net/sockstat`.
-        Sockstat = "sockstat",
-        /// sock_diag(7).
-        SockDiag = "sock_diag",
-        /// The memory figures of the control group or of the process.
-        Memory = "memory",
-    }
+/// Where the state of the host is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum HostSource {
+    /// `/proc/net/netstat`.
+    Netstat,
+    /// `/proc/net/sockstat`.
+    Sockstat,
+    /// sock_diag(7).
+    SockDiag,
+    /// The memory figures of the control group or of the process.
+    Memory,
 }
 
 /// A counter of the network namespace.
@@ -72,11 +73,11 @@ pub struct HostMetrics {
 impl HostMetrics {
     pub(super) fn new(registry: &Registry) -> Self {
         let read_errors = counters(registry, names::HOST_READ_ERRORS);
-        let source = |s: &HostSource| read_errors.with_label_values(&[s.as_str()]);
+        let source = |s: &HostSource| read_errors.with_label_values(&[<&str>::from(s)]);
         Self {
             counters: COUNTERS.map(|family| counters(registry, family)),
             gauges: GAUGES.map(|family| gauges(registry, family)),
-            read_errors: HostSource::ALL.iter().map(source).collect(),
+            read_errors: HostSource::VARIANTS.iter().map(source).collect(),
             on_demand_probe: gauges(registry, names::ON_DEMAND_PROBE),
             memory: [names::MEMORY_USED, names::MEMORY_LIMIT]
                 .map(|family| gauges(registry, family)),

@@ -17,79 +17,85 @@ use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
+use strum::{Display, IntoStaticStr, VariantArray};
 
-use crate::liveness::{CloseReason, Condition, Evidence, LEGS, Leg, Traffic, vocabulary};
+use crate::liveness::{CloseReason, Condition, Evidence, LEGS, Leg, Traffic};
 pub use host::{HostMetrics, HostSource, NetnsCounter, NetnsGauge};
 use names::Family;
 
-vocabulary! {
-    /// Why a client was reset right after it was accepted.
-    RejectReason {
-        /// The listener holds `max_connections` sessions.
-        MaxConnections = "max_connections",
-        /// Too few file descriptors are left for both legs.
-        Descriptors = "descriptors",
-        /// Memory is short.
-        Memory = "memory",
-        /// The runtime could not watch its socket (epoll_ctl(2)).
-        LocalError = "local_error",
-    }
+/// Why a client was reset right after it was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum RejectReason {
+    /// The listener holds `max_connections` sessions.
+    MaxConnections,
+    /// Too few file descriptors are left for both legs.
+    Descriptors,
+    /// Memory is short.
+    Memory,
+    /// The runtime could not watch its socket (epoll_ctl(2)).
+    LocalError,
 }
 
-vocabulary! {
-    /// What was short when a session was ended to make room.
-    Shortage {
-        /// Places of the listener (`on_full: shed`).
-        Places = "places",
-        /// File descriptors.
-        Descriptors = "descriptors",
-        /// Memory.
-        Memory = "memory",
-    }
+/// What was short when a session was ended to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum Shortage {
+    /// Places of the listener (`on_full: shed`).
+    Places,
+    /// File descriptors.
+    Descriptors,
+    /// Memory.
+    Memory,
 }
 
-vocabulary! {
-    /// How a connect to the upstream failed.
-    ConnectFailure {
-        /// No answer within `connect_timeout`.
-        Timeout = "timeout",
-        /// Refused by the upstream.
-        Refused = "refused",
-        /// No local port is left for its address (EADDRNOTAVAIL).
-        SourcePorts = "source_ports",
-        /// Unreachable, or its name could not be resolved, or another local failure.
-        Failed = "failed",
-    }
+/// How a connect to the upstream failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum ConnectFailure {
+    /// No answer within `connect_timeout`.
+    Timeout,
+    /// Refused by the upstream.
+    Refused,
+    /// No local port is left for its address (EADDRNOTAVAIL).
+    SourcePorts,
+    /// Unreachable, or its name could not be resolved, or another local failure.
+    Failed,
 }
 
-vocabulary! {
-    /// Class of a failed accept().
-    AcceptErrorClass {
-        /// No descriptor is left in the process or the system (EMFILE, ENFILE).
-        Descriptors = "descriptors",
-        /// The kernel has no memory left (ENOBUFS, ENOMEM).
-        Memory = "memory",
-        /// That one connection failed before it was accepted (ECONNABORTED and the like).
-        Connection = "connection",
-        /// Anything else.
-        Other = "other",
-    }
+/// Class of a failed accept().
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum AcceptErrorClass {
+    /// No descriptor is left in the process or the system (EMFILE, ENFILE).
+    Descriptors,
+    /// The kernel has no memory left (ENOBUFS, ENOMEM).
+    Memory,
+    /// That one connection failed before it was accepted (ECONNABORTED and the like).
+    Connection,
+    /// Anything else.
+    Other,
 }
 
-vocabulary! {
-    /// What came of a client that found its listener full and waited.
-    Takeover {
-        /// A holder was proven dead and made room.
-        HolderDead = "holder_dead",
-        /// It waited until a holder ended by itself.
-        Queued = "queued",
-        /// A live holder made room (`on_full: replace`).
-        Replaced = "replaced",
-        /// A quiet holder made room (`on_full: shed`).
-        Shed = "shed",
-        /// It was not served.
-        NotServed = "not_served",
-    }
+/// What came of a client that found its listener full and waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum Takeover {
+    /// A holder was proven dead and made room.
+    HolderDead,
+    /// It waited until a holder ended by itself.
+    Queued,
+    /// A live holder made room (`on_full: replace`).
+    Replaced,
+    /// A quiet holder made room (`on_full: shed`).
+    Shed,
+    /// It was not served.
+    NotServed,
 }
 
 /// The default budget is 30 s and the largest sensible one some minutes.
@@ -339,35 +345,17 @@ struct LegMetrics {
 
 impl ListenerMetrics {
     fn new(f: &Families, name: &str, looks: IntCounter) -> Self {
-        // One counter for each word of a vocabulary, in its order: indexed by `word as usize`.
-        let each = |family: &IntCounterVec, words: &mut dyn Iterator<Item = &'static str>| {
-            words
-                .map(|word| family.with_label_values(&[name, word]))
-                .collect()
-        };
-        let reason = |r: &CloseReason| {
-            f.closed
-                .with_label_values(&[name, r.initiator(), r.as_str()])
-        };
+        let reason = |r: &CloseReason| f.closed.with_label_values(&[name, r.initiator(), r.into()]);
         Self {
             accepted: f.accepted.with_label_values(&[name]),
-            rejected: each(
-                &f.rejected,
-                &mut RejectReason::ALL.iter().map(|r| r.as_str()),
-            ),
+            rejected: each::<RejectReason>(&f.rejected, name),
             active: f.active.with_label_values(&[name]),
-            closed: CloseReason::ALL.iter().map(reason).collect(),
+            closed: CloseReason::VARIANTS.iter().map(reason).collect(),
             half_closed: f.half_closed.with_label_values(&[name]),
             duration: f.duration.with_label_values(&[name]),
             connect_duration: f.connect_duration.with_label_values(&[name]),
-            connect_failures: each(
-                &f.connect_failures,
-                &mut ConnectFailure::ALL.iter().map(|r| r.as_str()),
-            ),
-            accept_errors: each(
-                &f.accept_errors,
-                &mut AcceptErrorClass::ALL.iter().map(|r| r.as_str()),
-            ),
+            connect_failures: each::<ConnectFailure>(&f.connect_failures, name),
+            accept_errors: each::<AcceptErrorClass>(&f.accept_errors, name),
             queue_length: f.queue_length.with_label_values(&[name]),
             queue_limit: f.queue_limit.with_label_values(&[name]),
             upstream_queue: (f.upstream_queue.clone(), name.into()),
@@ -376,8 +364,8 @@ impl ListenerMetrics {
             looks,
             queued: f.queued.with_label_values(&[name]),
             phantom: f.phantom.with_label_values(&[name]),
-            takeovers: each(&f.takeovers, &mut Takeover::ALL.iter().map(|t| t.as_str())),
-            shed: each(&f.shed, &mut Shortage::ALL.iter().map(|s| s.as_str())),
+            takeovers: each::<Takeover>(&f.takeovers, name),
+            shed: each::<Shortage>(&f.shed, name),
             legs: LEGS.map(|leg| LegMetrics::new(f, name, leg)),
         }
     }
@@ -542,14 +530,14 @@ impl ListenerMetrics {
 
 impl LegMetrics {
     fn new(f: &Families, name: &str, leg: Leg) -> Self {
-        let labels = &[name, leg.as_str()];
+        let labels = &[name, leg.into()];
         let evidence = |e: &Evidence| {
             f.half_open_detected
-                .with_label_values(&[name, leg.as_str(), e.as_str()])
+                .with_label_values(&[name, leg.into(), e.into()])
         };
         Self {
             half_open: f.half_open.with_label_values(labels),
-            half_open_detected: Evidence::ALL.iter().map(evidence).collect(),
+            half_open_detected: Evidence::VARIANTS.iter().map(evidence).collect(),
             detection_delay: f.detection_delay.with_label_values(labels),
             stalled: f.stalled.with_label_values(labels),
             undelivered: f.undelivered.with_label_values(labels),
@@ -560,6 +548,16 @@ impl LegMetrics {
             probes: f.probes.with_label_values(labels),
         }
     }
+}
+
+/// One counter for each word of a vocabulary, in its order: indexed by `word as usize`.
+fn each<W>(family: &IntCounterVec, listener: &str) -> Box<[IntCounter]>
+where
+    W: VariantArray + 'static,
+    &'static str: From<&'static W>,
+{
+    let series = |word: &'static W| family.with_label_values(&[listener, word.into()]);
+    W::VARIANTS.iter().map(series).collect()
 }
 
 fn saturating(value: u64) -> i64 {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use strum::VariantArray;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -26,8 +27,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Lines about errors of accept4(2), one for each [`AcceptErrorClass`]: what runs out is the
 /// process's or the host's.
-static ACCEPT_LINES: [Repeated; AcceptErrorClass::ALL.len()] =
-    [const { Repeated::new() }; AcceptErrorClass::ALL.len()];
+static ACCEPT_LINES: [Repeated; AcceptErrorClass::VARIANTS.len()] =
+    [const { Repeated::new() }; AcceptErrorClass::VARIANTS.len()];
 static DESCRIPTOR_LINES: Repeated = Repeated::new();
 
 /// Accepts from the opening of the listener until the worker is told to stop; clients that are queued then are still taken.
@@ -119,7 +120,7 @@ fn report(listener: &str, class: AcceptErrorClass, error: &std::io::Error) {
     );
     tokio::spawn(lines.sum_up(move |more| {
         tracing::warn!(
-            class = class.as_str(),
+            class = <&str>::from(class),
             "cannot accept: {more} more in the last 10 s"
         );
     }));

@@ -64,8 +64,7 @@ impl Listener {
     /// different reasons, one is counted as the other: nothing but a metric depends on it.
     fn freed_by(&self) -> Takeover {
         let last = self.params.last_end.load(Ordering::Relaxed);
-        let reason = CloseReason::ALL.iter().find(|r| **r as u8 == last);
-        match reason {
+        match CloseReason::from_repr(last) {
             Some(CloseReason::Replaced) => Takeover::Replaced,
             Some(CloseReason::Shed) => Takeover::Shed,
             Some(reason) if reason.dead_leg().is_some() => Takeover::HolderDead,

@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use strum::VariantArray;
+
 use crate::config::{Abandoned, OnDead, OnEnd, Upstream, UpstreamAddress};
 use crate::liveness::{
     Close, CloseHow, CloseReason, Evidence, Fault, Leg, Look, Machine, Millis, Policy, Traffic,
@@ -69,7 +71,7 @@ pub struct SessionParams {
     /// How many sessions there are, those that wait for a place included.
     pub sessions: AtomicUsize,
     /// Lines about connects that failed, one for each [`ConnectFailure`].
-    pub connect_lines: [Repeated; ConnectFailure::ALL.len()],
+    pub connect_lines: [Repeated; ConnectFailure::VARIANTS.len()],
     /// Why the session ended that was the last to give back its place, as a [`CloseReason`].
     pub last_end: AtomicU8,
 }
@@ -501,10 +503,10 @@ impl Session {
     fn doubt_probes(&self, leg: Leg) {
         let params = &self.params;
         if params.probes[leg as usize].is_suspicious() {
-            let key = format!("liveness.probes.{}", leg.as_str());
+            let key = format!("liveness.probes.{leg}");
             tracing::warn!(
                 listener = &*params.name,
-                leg = leg.as_str(),
+                leg = <&str>::from(leg),
                 "a peer was ended as dead without ever answering a keepalive probe, and no other was seen to \
                  answer one; if something on the way drops probes, set {key}: false"
             );

@@ -571,7 +571,7 @@ impl Session {
             tracing::warn!(
                 listener = &*params.name,
                 upstream,
-                reason = reason.as_str(),
+                reason = <&str>::from(reason),
                 "cannot connect to the upstream: {error}{advice}"
             );
             let params = params.clone();
@@ -582,7 +582,7 @@ impl Session {
                     tracing::warn!(
                         listener = &*params.name,
                         %upstream,
-                        reason = reason.as_str(),
+                        reason = <&str>::from(reason),
                         "cannot connect to the upstream: {more} more in the last 10 s"
                     );
                 };

@@ -307,11 +307,7 @@ impl From<Asked> for VerifiedLeg {
             Answer::Silent {
                 silent_for,
                 evidence,
-            } => (
-                AnswerWord::Silent,
-                Some(silent_for),
-                Some(evidence.as_str()),
-            ),
+            } => (AnswerWord::Silent, Some(silent_for), Some(evidence.into())),
             Answer::Unknown(silent_for) => (AnswerWord::Unknown, Some(silent_for), None),
             Answer::Complete | Answer::Over => (AnswerWord::Over, None, None),
         };

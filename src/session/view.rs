@@ -34,7 +34,7 @@ impl Shown for Session {
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
             timer: self.next_timer(&state).map(|t| timer_view(t, now)),
-            verdict: state.order.map(|close| close.reason.as_str()),
+            verdict: state.order.map(|close| close.reason.into()),
         })
     }
 }
@@ -75,7 +75,7 @@ impl Session {
                 Leg::Upstream => sys::sockopt::peer_address(fd),
             },
             state: sys::state_name(info.state),
-            condition: known.condition.as_str(),
+            condition: known.condition.into(),
             last_life_ms: now.saturating_sub(known.last_life),
             received_bytes: received[leg as usize],
             sent_bytes: sent[leg as usize],
@@ -94,7 +94,7 @@ impl Session {
 
 fn timer_view(timer: Timer, now: Millis) -> TimerView {
     TimerView {
-        reason: timer.reason.as_str(),
+        reason: timer.reason.into(),
         in_ms: timer.at.saturating_sub(now),
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use pulsegate::liveness::CloseReason;
 use rustix::process::Signal;
+use strum::VariantArray;
 
 use crate::case::{Case, HELLO, PROMPT, SLACK};
 use crate::support::{
@@ -43,8 +44,8 @@ pub const TESTS: &[Test] = tests![
 fn every_reason_is_counted_from_zero() {
     let case = Case::new();
     let metrics = case.proxy.metrics();
-    for reason in CloseReason::ALL {
-        let labels = [("listener", LISTENER), ("reason", reason.as_str())];
+    for reason in CloseReason::VARIANTS {
+        let labels = [("listener", LISTENER), ("reason", reason.into())];
         assert!(
             metrics.has("pulsegate_connections_closed_total", &labels),
             "{reason}"

@@ -99,9 +99,7 @@ fn report(outcomes: &[Outcome], seconds: f64) {
     let looks = outcomes.iter().map(|o| o.looks).sum::<u64>();
     let mut reasons = BTreeMap::new();
     for outcome in outcomes {
-        let reason = outcome
-            .reason
-            .map_or("(none)", pulsegate::liveness::CloseReason::as_str);
+        let reason = outcome.reason.map_or("(none)", <&str>::from);
         *reasons.entry(reason).or_insert(0u64) += 1;
     }
     println!(
