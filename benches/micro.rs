@@ -18,6 +18,7 @@ use pulsegate::metrics::Metrics;
 use pulsegate::net::stream::TcpStream as Leg;
 use pulsegate::relay::{Counters, Relay};
 use pulsegate::session::{Session, SessionParams, Table};
+use pulsegate::upstream::Cluster;
 use tokio::runtime::Runtime;
 
 const SESSIONS: usize = 10_000;
@@ -122,12 +123,11 @@ fn service() -> Arc<SessionParams> {
     let address = (Ipv4Addr::LOCALHOST, 1).into();
     Arc::new(SessionParams {
         name: "bench".into(),
-        upstream: Upstream {
+        cluster: Arc::new(Cluster::new(Upstream {
             address: UpstreamAddress::Socket(address),
             connect_timeout: Duration::from_secs(5),
             resolve_interval: Duration::from_secs(10),
-        },
-        resolved: None,
+        })),
         connect_lines: Default::default(),
         policy: policy(),
         on_dead: OnDead::Reset,

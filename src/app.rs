@@ -3,7 +3,7 @@
 mod environment;
 mod takeover;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
@@ -21,14 +21,13 @@ use crate::host::MemoryMeter;
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason};
 use crate::metrics::Metrics;
-use crate::net::dial;
 use crate::net::listen;
-use crate::net::resolve::{self, Name};
 use crate::relay;
 use crate::server::{
     BoundSockets, Hooks, Limiter, Listener, ListeningSockets, StartError, Workers,
 };
 use crate::session::{self, Session, SessionParams};
+use crate::upstream::{self, Cluster};
 use crate::view::{Shown, VerifiedSession};
 use crate::{sys, telemetry};
 
@@ -52,27 +51,11 @@ pub fn reserved_descriptors(limit: u64, workers: usize, listeners: &[ListenerCon
     // Each worker has a socket of each listener.
     let sockets = listeners.len().max(1) as u64;
     let of_workers = (pipes + sockets + PER_WORKER) * workers as u64;
-    let dials = match names(listeners).len() {
-        0 => 0,
-        names => resolve::descriptors(names) + dial::MOST_DOUBLE as u64,
-    };
+    let dials = upstream::descriptors(listeners.iter().map(|l| &l.upstream));
     RESERVED_DESCRIPTORS + of_workers + dials
 }
 /// Admin connections that wait to be accepted.
 const ADMIN_BACKLOG: u32 = 128;
-
-/// The DNS names of upstreams, each once, with the shortest `resolve_interval`.
-fn names(listeners: &[ListenerConfig]) -> BTreeMap<&str, Duration> {
-    let mut names = BTreeMap::new();
-    for upstream in listeners.iter().map(|l| &l.upstream) {
-        if let Some(name) = upstream.address.name() {
-            let every = upstream.resolve_interval;
-            let known = names.entry(name).or_insert(every);
-            *known = every.min(*known);
-        }
-    }
-    names
-}
 
 /// Sessions whose peers are asked at a time, over all requests: each is looked at some hundred
 /// times in a second until it answers.
@@ -390,30 +373,16 @@ fn announce(
 
 /// Those of all listeners; names are looked up from now on.
 fn listeners(config: &Config, metrics: &Metrics) -> io::Result<Vec<Arc<Listener>>> {
-    let resolved = resolve::start(names(&config.listeners))?;
+    let low_water = config.relay.low_water;
     let listeners = config.listeners.iter().enumerate();
-    let listeners = listeners.map(|(index, configured)| {
-        let name = configured.upstream.address.name();
-        let name = resolved.iter().find(|known| Some(known.host()) == name);
-        let low_water = config.relay.low_water;
-        Arc::new(listener(
-            index,
-            configured,
-            name.cloned(),
-            low_water,
-            metrics,
-        ))
-    });
-    Ok(listeners.collect())
+    let listeners: Vec<_> = listeners
+        .map(|(index, configured)| Arc::new(listener(index, configured, low_water, metrics)))
+        .collect();
+    upstream::start_resolving(listeners.iter().map(|l| &l.params.cluster))?;
+    Ok(listeners)
 }
 
-fn listener(
-    index: usize,
-    config: &ListenerConfig,
-    resolved: Option<Arc<Name>>,
-    low_water: bool,
-    metrics: &Metrics,
-) -> Listener {
+fn listener(index: usize, config: &ListenerConfig, low_water: bool, metrics: &Metrics) -> Listener {
     let limit = config.limits.max_connections.map(|n| n as usize);
     Listener {
         address: config.address,
@@ -423,8 +392,7 @@ fn listener(
         sockets: Arc::new(ListeningSockets::default()),
         params: Arc::new(SessionParams {
             name: config.name.as_str().into(),
-            upstream: config.upstream.clone(),
-            resolved,
+            cluster: Arc::new(Cluster::new(config.upstream.clone())),
             connect_lines: Default::default(),
             policy: config.liveness.policy(),
             on_dead: config.liveness.on_dead,

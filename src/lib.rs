@@ -21,4 +21,5 @@ pub mod server;
 pub mod session;
 pub mod sys;
 pub mod telemetry;
+pub mod upstream;
 pub mod view;

@@ -187,7 +187,7 @@ pub struct AccessRecord<'a> {
     pub downstream: SocketAddr,
     /// The legacy service, as it is configured.
     pub upstream: &'a UpstreamAddress,
-    /// The address that its name stood for, if it has one and got that far.
+    /// The address that was dialled last, if it got that far.
     pub dialled: Option<SocketAddr>,
     /// Bytes read from each leg, by [`Leg`].
     pub received: [u64; 2],
@@ -210,10 +210,8 @@ pub struct AccessRecord<'a> {
 /// Writes the line of a session. Fields that do not apply are left out.
 pub fn access_log(record: &AccessRecord<'_>) {
     let [down, up] = [Leg::Downstream as usize, Leg::Upstream as usize];
-    let (upstream, upstream_name) = match record.upstream {
-        UpstreamAddress::Socket(address) => (Some(*address), None),
-        name @ UpstreamAddress::Name { .. } => (record.dialled, Some(display(name))),
-    };
+    let upstream = record.dialled.or(record.upstream.literal());
+    let upstream_name = record.upstream.name().map(|_| display(record.upstream));
     info!(
         target: ACCESS,
         id = record.id,

@@ -18,6 +18,7 @@ const LAYERS: [&[&str]; 6] = [
         "net",
         "relay",
         "telemetry",
+        "upstream",
         "view",
     ],
     &["session"],
@@ -27,7 +28,7 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Uses inside a layer, each with its reason. Everything else is an error.
-const LATERAL: [(&str, &str, &str); 5] = [
+const LATERAL: [(&str, &str, &str); 7] = [
     ("main", "cli", "the binary is nothing but the entry to it"),
     ("cli", "demo", "a subcommand"),
     ("relay", "net", "bytes are moved over `net::stream`"),
@@ -36,6 +37,8 @@ const LATERAL: [(&str, &str, &str); 5] = [
         "config",
         "the log's settings, and the upstream as it is printed",
     ),
+    ("upstream", "config", "the address as it is configured"),
+    ("upstream", "net", "dials a `net::stream`"),
     ("sys", "liveness", "`Millis`, the unit of time"),
 ];
 

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
-use crate::config::UpstreamAddress;
 use crate::host::{self, Counters, Sockets};
 use crate::metrics::{HostMetrics, HostSource, Metrics, NetnsCounter, NetnsGauge};
 use crate::server::Listener;
@@ -31,12 +30,9 @@ fn refresh_queues(listener: &Listener, host: &HostMetrics) {
     let params = &listener.params;
     let (length, limit) = listener.sockets.queue();
     params.metrics.set_listen_queue(length, limit);
-    let upstream = match params.upstream.address {
-        UpstreamAddress::Socket(address) => {
-            known(host, HostSource::SockDiag, host::accept_queue(address)).flatten()
-        }
-        UpstreamAddress::Name { .. } => None,
-    };
+    let literal = params.cluster.upstream().address.literal();
+    let queue = |address| known(host, HostSource::SockDiag, host::accept_queue(address));
+    let upstream = literal.and_then(queue).flatten();
     let pair = upstream.map(|queue| (queue.length, queue.limit));
     params.metrics.set_upstream_queue(pair);
 }

@@ -202,3 +202,43 @@ fn sessions_that_moved_are_watched_on() {
         assert!(eventually(ended), "{age}");
     }
 }
+
+/// A session on the echo, and that it works.
+fn greeted(to: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(to).expect("connect");
+    let patience = Some(Duration::from_secs(60));
+    stream.set_read_timeout(patience).expect("time-out");
+    greet(&mut stream);
+    stream
+}
+
+fn greet(stream: &mut TcpStream) {
+    stream.write_all(b"hello").expect("sent");
+    let mut got = [0; 5];
+    stream.read_exact(&mut got).expect("an echo");
+    assert_eq!(&got, b"hello");
+}
+
+#[test]
+fn an_endpoint_is_swapped_under_live_sessions() {
+    let (old_address, new_address) = (echo(), echo());
+    let app = app(2, old_address, &[]);
+    let to = listens_on(&app);
+    let cluster = &app.listeners[0].params.cluster;
+    let mut before = greeted(to);
+    let old = cluster.endpoints();
+    assert_eq!((old[0].address(), old[0].active()), (old_address, 1));
+    cluster.replace([new_address]);
+    let new = cluster.endpoints();
+    let after = greeted(to);
+    assert_eq!((new[0].address(), new[0].active()), (new_address, 1));
+    greet(&mut before);
+    assert_eq!((old[0].active(), old[0].connects()), (1, 1));
+    let gone = Arc::downgrade(&old[0]);
+    drop(old);
+    assert!(gone.upgrade().is_some(), "a session uses it");
+    drop(before);
+    assert!(eventually(|| gone.upgrade().is_none()), "nobody uses it");
+    drop(after);
+    assert!(eventually(|| new[0].active() == 0));
+}

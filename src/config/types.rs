@@ -341,6 +341,15 @@ impl Liveness {
 }
 
 impl UpstreamAddress {
+    /// The literal address, if it is one.
+    #[must_use]
+    pub fn literal(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Socket(address) => Some(*address),
+            Self::Name { .. } => None,
+        }
+    }
+
     /// The DNS name, if it is one.
     #[must_use]
     pub fn name(&self) -> Option<&str> {

@@ -1,9 +1,7 @@
 //! Sockets: listening, dialling, options, and what the kernel knows of a connection.
 
-pub mod dial;
 pub mod handover;
 pub mod listen;
 pub mod options;
-pub mod resolve;
 pub mod sample;
 pub mod stream;

@@ -1,6 +1,5 @@
 //! One leg's byte stream, readiness-driven.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -230,11 +229,6 @@ impl TcpStream {
     ///
     /// # Errors
     /// Why it could not be made.
-    pub async fn connected(&self) -> io::Result<()> {
-        poll_fn(|cx| self.poll_connected(cx)).await
-    }
-
-    /// The same for who waits for several connections.
     pub fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut guard = ready!(self.fd.poll_write_ready(cx))?;
         guard.retain_ready();

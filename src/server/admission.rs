@@ -333,16 +333,16 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::net::stream;
     use crate::session::{Admission, Task, monitor};
+    use crate::upstream::Cluster;
 
     fn params(upstream: SocketAddr, metrics: &Metrics) -> Arc<SessionParams> {
         Arc::new(SessionParams {
             name: "db".into(),
-            upstream: Upstream {
+            cluster: Arc::new(Cluster::new(Upstream {
                 address: UpstreamAddress::Socket(upstream),
                 connect_timeout: Duration::from_secs(5),
                 resolve_interval: Duration::from_secs(10),
-            },
-            resolved: None,
+            })),
             connect_lines: Default::default(),
             policy: Liveness::default().policy(),
             on_dead: OnDead::Reset,

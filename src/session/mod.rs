@@ -19,16 +19,16 @@ use std::time::Duration;
 
 use strum::VariantArray;
 
-use crate::config::{Abandoned, OnDead, OnEnd, Upstream, UpstreamAddress};
+use crate::config::{Abandoned, OnDead, OnEnd};
 use crate::liveness::{
     Close, CloseHow, CloseReason, Evidence, Fault, Leg, Look, Machine, Millis, Policy, Traffic,
 };
 use crate::metrics::{ConnectFailure, ListenerMetrics};
-use crate::net::resolve::Name;
 use crate::net::sample;
 use crate::relay::{self, Counters};
 use crate::sys;
 use crate::telemetry::{self, Repeated};
+use crate::upstream::{ActiveSession, Cluster};
 
 pub use balancer::{Balancer, Coming, Job};
 pub use monitor::monitor;
@@ -43,9 +43,7 @@ pub struct SessionParams {
     /// The listener's name.
     pub name: Arc<str>,
     /// Where clients are taken.
-    pub upstream: Upstream,
-    /// The same where it is a DNS name.
-    pub resolved: Option<Arc<Name>>,
+    pub cluster: Arc<Cluster>,
     /// Liveness limits.
     pub policy: Policy,
     /// What the live leg sees when the other one was found dead.
@@ -181,8 +179,8 @@ struct State {
     queued_ms: u32,
     order: Option<Close>,
     waker: Option<Waker>,
-    /// The address of the upstream's name that was dialled last.
-    upstream: Option<Box<SocketAddr>>,
+    /// The endpoint that was dialled last.
+    endpoint: Option<ActiveSession>,
 }
 
 /// Of which legs keepalive and its companions are set.
@@ -200,20 +198,6 @@ fn aborted(reason: CloseReason) -> Close {
         how: CloseHow::Abort,
         evidence: None,
         silent_for: 0,
-    }
-}
-
-impl SessionParams {
-    /// What the upstream's name stands for.
-    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        match (&self.upstream.address, &self.resolved) {
-            (UpstreamAddress::Name { port, .. }, Some(name)) => {
-                let addresses = name.addresses().await?;
-                Ok(addresses.iter().map(|ip| (*ip, *port).into()).collect())
-            }
-            (UpstreamAddress::Socket(address), _) => Ok(vec![*address]),
-            (UpstreamAddress::Name { .. }, None) => Err(io::ErrorKind::NotFound.into()),
-        }
     }
 }
 
@@ -242,7 +226,7 @@ impl Session {
                 queued_ms: 0,
                 order: None,
                 waker: None,
-                upstream: None,
+                endpoint: None,
             }),
         })
     }
@@ -450,7 +434,7 @@ impl Session {
     fn settle(&self, close: &Close) {
         let now = sys::now();
         let traffic = self.counters.traffic();
-        let (connect, queued, abandoned, answered, dialled) = {
+        let (connect, queued, abandoned, answered, endpoint) = {
             let mut state = self.lock();
             state.fds = [-1; 2];
             // The waker holds the task, which holds this session.
@@ -463,8 +447,8 @@ impl Session {
             let opened = state.machine.opened();
             let connect = opened.map(|at| at.saturating_sub(self.dialled(&state)));
             let answered = state.machine.probes_answered();
-            let dialled = state.upstream.take();
-            (connect, queued, state.abandoned, answered, dialled)
+            let endpoint = state.endpoint.take();
+            (connect, queued, state.abandoned, answered, endpoint)
         };
         let metrics = &self.params.metrics;
         let duration = Duration::from_millis(now.saturating_sub(self.started));
@@ -486,8 +470,8 @@ impl Session {
             evidence: close.evidence,
             dead_leg: found_dead.map(|(leg, _)| leg),
             downstream: self.client(),
-            upstream: &self.params.upstream.address,
-            dialled: dialled.map(|address| *address),
+            upstream: &self.params.cluster.upstream().address,
+            dialled: endpoint.as_ref().map(|endpoint| endpoint.address()),
             received: traffic.received,
             sent: traffic.sent,
             duration,

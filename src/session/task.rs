@@ -3,22 +3,21 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use super::{Entry, Phase, Session, Table, Watch, aborted, closing};
-use crate::config::{Abandoned, UpstreamAddress};
+use crate::config::Abandoned;
 use crate::liveness::{Close, CloseReason, LEGS, Leg};
 use crate::metrics::ConnectFailure;
 use crate::net::stream::TcpStream;
-use crate::net::{dial, options, sample};
+use crate::net::{options, sample};
 use crate::relay::{End, Relay};
 use crate::sys;
+use crate::upstream::{ActiveSession, Attempt, Connect};
 
 type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -145,26 +144,19 @@ impl<P: Send + Unpin + 'static> Task<P> {
     fn connect(&mut self, downstream: TcpStream) -> Stage<P> {
         let session = &self.entry.session;
         session.lock().phase = Phase::Connecting;
-        let Some(address) = session.only_address() else {
-            let shared = self.entry.shared();
-            shared.watch_soon();
-            return Stage::Connecting(Box::pin(connect_by_name(shared, downstream)));
-        };
         let mut relay = Relay::new(session.params.low_water);
-        let early = dial::start(address).and_then(|upstream| {
-            let sent = relay.try_early([&downstream, &upstream], &session.counters)?;
-            Ok((upstream, sent))
-        });
-        match early {
-            Ok((upstream, true)) => {
+        let early =
+            |upstream: &TcpStream| relay.try_early([&downstream, upstream], &session.counters);
+        let cluster = &session.params.cluster;
+        match cluster.connect(|endpoint| session.assign(endpoint), early) {
+            Ok(Connect::Connected(upstream)) => {
                 self.entry.shared().open(&upstream);
                 Stage::Relaying(relay, [downstream, upstream])
             }
-            Ok((upstream, false)) => {
+            Ok(Connect::Pending(begun)) => {
                 let shared = self.entry.shared();
                 shared.watch_soon();
-                let legs = [downstream, upstream];
-                Stage::Connecting(Box::pin(connect(shared, relay, legs)))
+                Stage::Connecting(Box::pin(connect(shared, relay, downstream, begun)))
             }
             Err(error) => {
                 let close = session.cannot_connect(&error);
@@ -333,47 +325,19 @@ pub(super) struct Shared {
     pub key: u32,
 }
 
-/// Waits for a connect that has begun.
+/// Waits for a connect.
 async fn connect(
     shared: Shared,
     relay: Relay,
-    legs: [TcpStream; 2],
-) -> Result<(Relay, [TcpStream; 2]), Close> {
-    let [downstream, upstream] = legs;
-    let connected = while_wanted(&shared.session, &downstream, upstream.connected()).await;
-    match connected {
-        Ok(()) => {
-            shared.open(&upstream);
-            Ok((relay, [downstream, upstream]))
-        }
-        Err(close) => {
-            shared.session.turn_away(&close);
-            Err(close)
-        }
-    }
-}
-
-/// Connects to the first address of a name that accepts.
-async fn connect_by_name(
-    shared: Shared,
     downstream: TcpStream,
+    begun: Option<Attempt>,
 ) -> Result<(Relay, [TcpStream; 2]), Close> {
     let session = &shared.session;
-    let began = sys::now();
-    let connect = async {
-        let addresses = session.params.addresses().await?;
-        let waited = Duration::from_millis(sys::now().saturating_sub(began));
-        let left = session
-            .params
-            .upstream
-            .connect_timeout
-            .saturating_sub(waited);
-        dial::first_of(&addresses, left, |address| session.note_dialled(address)).await
-    };
+    let cluster = &session.params.cluster;
+    let connect = cluster.finish(begun, |endpoint| session.assign(endpoint));
     match while_wanted(session, &downstream, connect).await {
         Ok(upstream) => {
             shared.open(&upstream);
-            let relay = Relay::new(shared.session.params.low_water);
             Ok((relay, [downstream, upstream]))
         }
         Err(close) => {
@@ -383,17 +347,15 @@ async fn connect_by_name(
     }
 }
 
-/// Waits for a connect for as long as `connect_timeout`, the client and the operator allow. A client
-/// that does not answer then is waited for, so that none of its bytes goes on if it has gone.
-async fn while_wanted<T>(
+/// Waits for a connect for as long as the client and the operator allow. A client that does not answer
+/// then is waited for, so that none of its bytes goes on if it has gone.
+async fn while_wanted(
     session: &Session,
     downstream: &TcpStream,
-    connect: impl Future<Output = io::Result<T>>,
-) -> Result<T, Close> {
+    connect: impl Future<Output = io::Result<TcpStream>>,
+) -> Result<TcpStream, Close> {
     let connect = async {
-        let limit = session.params.upstream.connect_timeout;
-        let connected = tokio::time::timeout(limit, connect).await;
-        let connected = connected.unwrap_or_else(|_| Err(session.too_late()));
+        let connected = connect.await;
         let connected = connected.map_err(|error| session.cannot_connect(&error))?;
         session.until_client_answers().await;
         Ok(connected)
@@ -503,32 +465,8 @@ impl Session {
         }
     }
 
-    /// Where the upstream is, if there is no choice and nothing to wait for.
-    fn only_address(&self) -> Option<SocketAddr> {
-        let port = match self.params.upstream.address {
-            UpstreamAddress::Socket(address) => return Some(address),
-            UpstreamAddress::Name { port, .. } => port,
-        };
-        let known = self.params.resolved.as_ref()?.known()?;
-        let [address] = *known else { return None };
-        let address = (address, port).into();
-        self.note_dialled(address);
-        Some(address)
-    }
-
-    fn note_dialled(&self, address: SocketAddr) {
-        self.lock().upstream = Some(Box::new(address));
-    }
-
-    /// `connect_timeout` is over.
-    fn too_late(&self) -> io::Error {
-        match &self.params.resolved {
-            Some(name) if self.lock().upstream.is_none() => {
-                let host = name.host();
-                io::Error::other(format!("{host} is not resolved within connect_timeout"))
-            }
-            _ => io::ErrorKind::TimedOut.into(),
-        }
+    fn assign(&self, endpoint: ActiveSession) {
+        self.lock().endpoint = Some(endpoint);
     }
 
     /// Whether a peer that failed had said FIN and was owed nothing, and its RST only answers a
@@ -564,9 +502,9 @@ impl Session {
         params.metrics.connect_failed(failure);
         if params.connect_lines[failure as usize].begin() {
             let advice = advice(error);
-            let upstream = match &self.lock().upstream {
-                Some(address) => address.to_string(),
-                None => params.upstream.address.to_string(),
+            let upstream = match &self.lock().endpoint {
+                Some(endpoint) => endpoint.address().to_string(),
+                None => params.cluster.upstream().address.to_string(),
             };
             tracing::warn!(
                 listener = &*params.name,
@@ -577,7 +515,7 @@ impl Session {
             let params = params.clone();
             tokio::spawn(async move {
                 let lines = &params.connect_lines[failure as usize];
-                let upstream = &params.upstream.address;
+                let upstream = &params.cluster.upstream().address;
                 let write = |more| {
                     tracing::warn!(
                         listener = &*params.name,

@@ -47,7 +47,7 @@ impl Session {
                 span.map(|span| (CloseReason::QueueTimeout, self.started, span))
             }
             Phase::Connecting => {
-                let span = self.params.upstream.connect_timeout;
+                let span = self.params.cluster.upstream().connect_timeout;
                 Some((CloseReason::ConnectTimeout, self.dialled(state), span))
             }
             Phase::Open => None,
@@ -109,17 +109,17 @@ mod tests {
     use super::*;
     use crate::config::{Abandoned, Liveness, OnDead, OnEnd, Upstream, UpstreamAddress};
     use crate::metrics::Metrics;
+    use crate::upstream::Cluster;
 
     fn session(started: Millis) -> Arc<Session> {
         let address = "127.0.0.1:1".parse().expect("valid");
         let params = SessionParams {
             name: "db".into(),
-            upstream: Upstream {
+            cluster: Arc::new(Cluster::new(Upstream {
                 address: UpstreamAddress::Socket(address),
                 connect_timeout: Duration::from_secs(5),
                 resolve_interval: Duration::from_secs(10),
-            },
-            resolved: None,
+            })),
             connect_lines: Default::default(),
             policy: Liveness::default().policy(),
             on_dead: OnDead::Reset,

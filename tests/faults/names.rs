@@ -23,6 +23,7 @@ pub const TESTS: &[Test] = tests![
     a_name_that_does_not_exist_fails_at_once,
     the_last_answer_is_used_while_dns_is_out,
     a_new_address_is_used_soon,
+    sessions_stay_at_the_address_they_dialled,
     an_address_that_swallows_everything_is_passed_over,
     an_address_that_refuses_is_passed_over,
     a_connection_to_itself_is_refused,
@@ -239,6 +240,40 @@ fn a_new_address_is_used_soon() {
         other.next_within(ms(500)).is_some()
     };
     assert!(eventually(PROMPT, moved), "the old address is still used");
+}
+
+fn sessions_stay_at_the_address_they_dialled() {
+    let case = Named::with(&["address: 'service.test.:9000', resolve_interval: 1s"]);
+    let (client, service) = case.session(PORT);
+    let elsewhere = case.net.socket(Host::Healthy, 9000);
+    let host = case.net.host(Host::Healthy);
+    let other = Service::start(host, elsewhere, Options::default()).expect("listen");
+    case.dns.says(Some(&[v4(elsewhere.ip())]));
+    let moved = || {
+        let _client = case.net.dial(Host::Client, Options::default());
+        other.next_within(ms(500)).is_some()
+    };
+    assert!(eventually(PROMPT, moved), "the old address is still used");
+    client.send(HELLO);
+    assert!(service.wait_received(2 * HELLO, PROMPT));
+    let (_, shown) = case.proxy.get("/connections").expect("an answer");
+    let old = case.net.socket(Host::Service, 9000).to_string();
+    assert!(shown.contains(&old), "{shown}");
+    drop((client, service));
+    let lines = || {
+        let output = case.proxy.output();
+        let ended: Vec<_> = output
+            .lines()
+            .filter(|l| l.contains("session ended"))
+            .collect();
+        let at = |address: &str| {
+            ended
+                .iter()
+                .any(|l| l.contains(&format!("upstream={address}")))
+        };
+        at(&old) && at(&elsewhere.to_string())
+    };
+    assert!(eventually(PROMPT, lines), "{}", case.proxy.output());
 }
 
 /// The first address is that of a host that has vanished.

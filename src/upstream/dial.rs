@@ -1,0 +1,187 @@
+//! Dialling endpoints.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use tokio::sync::Semaphore;
+
+use super::endpoint::{ActiveSession, Endpoint};
+use super::pick::Pick;
+use crate::net::options;
+use crate::net::stream::TcpStream;
+use crate::sys;
+
+/// Clients at a time whose upstream is dialled at two addresses at once; each holds a descriptor
+/// more than a session has.
+pub(super) const MOST_DOUBLE: usize = 32;
+
+static DOUBLE: Semaphore = Semaphore::const_new(MOST_DOUBLE);
+
+/// A connect that has begun. Its outcome is counted at the endpoint.
+#[derive(Debug)]
+pub struct Attempt {
+    endpoint: Arc<Endpoint>,
+    stream: TcpStream,
+}
+
+impl Attempt {
+    /// Begins to connect.
+    ///
+    /// # Errors
+    /// What socket(2) or connect(2) say at once (descriptors, no route, refused on loopback).
+    pub(super) fn begin(endpoint: Arc<Endpoint>) -> io::Result<Self> {
+        let stream = begin(endpoint.address()).inspect_err(|_| endpoint.failed())?;
+        Ok(Self { endpoint, stream })
+    }
+
+    /// Whether it is connected already, as `early` finds out by using it.
+    ///
+    /// # Errors
+    /// Why it cannot be connected.
+    pub(super) fn try_early(
+        &self,
+        early: impl FnOnce(&TcpStream) -> io::Result<bool>,
+    ) -> io::Result<bool> {
+        let connected = early(&self.stream).inspect_err(|_| self.endpoint.failed())?;
+        if connected {
+            self.endpoint.connected();
+        }
+        Ok(connected)
+    }
+
+    /// The stream of a connect that is over.
+    pub(super) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// Why it cannot be connected, or that the time is over.
+    pub(super) async fn connected(self, within: Duration) -> io::Result<TcpStream> {
+        match tokio::time::timeout(within, poll_fn(|cx| self.poll_connected(cx))).await {
+            Ok(connected) => connected.map(|()| self.stream),
+            Err(_) => {
+                self.endpoint.failed();
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        }
+    }
+
+    fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let connected = ready!(self.stream.poll_connected(cx));
+        match connected {
+            Ok(()) => self.endpoint.connected(),
+            Err(_) => self.endpoint.failed(),
+        }
+        Poll::Ready(connected)
+    }
+}
+
+/// Begins to connect a socket; it can be used once [`TcpStream::poll_connected`] says so.
+fn begin(address: SocketAddr) -> io::Result<TcpStream> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    options::prepare_dialled(fd.as_raw_fd())?;
+    match rustix::net::connect(&fd, &address) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
+        Err(error) => return Err(error.into()),
+    }
+    // TCP connects a socket to itself if nobody listens on a local port and the kernel chooses that
+    // port for our end (RFC 9293, 3.5, simultaneous open).
+    let local = sys::sockopt::local_address(fd.as_raw_fd());
+    if local.is_some_and(|local| (local.ip(), local.port()) == (address.ip(), address.port())) {
+        let nobody = "nothing listens there: the connection would have been to itself";
+        return Err(io::Error::new(io::ErrorKind::ConnectionRefused, nobody));
+    }
+    TcpStream::new(fd)
+}
+
+/// Connects to the first endpoint that accepts, in the spirit of RFC 8305: the next one is dialled
+/// as soon as one fails, or does not answer for 250 ms, while that one is still waited for. At most
+/// two are dialled at once, and each is given its share of the time, at least. `assign` gets each
+/// endpoint that is dialled, and in the end the one that counts.
+///
+/// # Errors
+/// The error of the endpoint that failed last, or that the time is over.
+pub(super) async fn first_of(
+    mut pick: Pick,
+    within: Duration,
+    assign: impl Fn(ActiveSession),
+) -> io::Result<TcpStream> {
+    let began = sys::now();
+    let left = || within.saturating_sub(Duration::from_millis(sys::now() - began));
+    let mut last = (io::Error::from(io::ErrorKind::NotFound), None);
+    let mut dialled: VecDeque<Attempt> = VecDeque::new();
+    let mut double = None;
+    loop {
+        if let Some(endpoint) = pick.next() {
+            if dialled.len() > usize::from(double.is_some())
+                && let Some(oldest) = dialled.pop_front()
+            {
+                oldest.endpoint.failed();
+            }
+            assign(ActiveSession::new(endpoint.clone()));
+            match Attempt::begin(endpoint.clone()) {
+                Ok(attempt) => dialled.push_back(attempt),
+                Err(error) => {
+                    last = (error, Some(endpoint));
+                    continue;
+                }
+            }
+        }
+        if dialled.is_empty() {
+            let (error, endpoint) = last;
+            endpoint
+                .map(ActiveSession::new)
+                .into_iter()
+                .for_each(assign);
+            return Err(error);
+        }
+        if dialled.len() == 1 {
+            double = pick.has_more().then(|| DOUBLE.try_acquire().ok()).flatten();
+        }
+        let patience = match pick.has_more() {
+            true => pick.patience(dialled.len(), 1 + usize::from(double.is_some())),
+            false => left(),
+        };
+        let any = poll_fn(|cx| poll_any(&dialled, cx));
+        tokio::select! {
+            (n, connected) = any => {
+                let Some(attempt) = dialled.remove(n) else { continue };
+                match connected {
+                    Ok(()) => {
+                        assign(ActiveSession::new(attempt.endpoint));
+                        return Ok(attempt.stream);
+                    }
+                    Err(error) => last = (error, Some(attempt.endpoint)),
+                }
+            }
+            () = tokio::time::sleep(patience) => if !pick.has_more() {
+                dialled.iter().for_each(|attempt| attempt.endpoint.failed());
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+        }
+    }
+}
+
+/// The first that has connected or failed.
+fn poll_any(dialled: &VecDeque<Attempt>, cx: &mut Context<'_>) -> Poll<(usize, io::Result<()>)> {
+    for (n, attempt) in dialled.iter().enumerate() {
+        if let Poll::Ready(connected) = attempt.poll_connected(cx) {
+            return Poll::Ready((n, connected));
+        }
+    }
+    Poll::Pending
+}
