@@ -13,7 +13,7 @@ use std::time::Duration;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use pulsegate::config::{Abandoned, OnDead, OnEnd, Upstream, UpstreamAddress};
-use pulsegate::liveness::{LegSample, Look, Machine, Policy, TcpState, Traffic};
+use pulsegate::liveness::{LegSample, Look, Machine, Policy, Span, TcpState, Time, Traffic};
 use pulsegate::metrics::Metrics;
 use pulsegate::net::stream::TcpStream as Leg;
 use pulsegate::relay::{Counters, Relay};
@@ -33,10 +33,10 @@ fn policy() -> Policy {
     Policy {
         delivery_timeout: None,
         probes: [true; 2],
-        detect_within: 30_000,
-        probe_interval: 6_000,
-        idle_timeout: Some(3_600_000),
-        half_close_timeout: Some(60_000),
+        detect_within: Span::ms(30_000),
+        probe_interval: Span::ms(6_000),
+        idle_timeout: Some(Span::ms(3_600_000)),
+        half_close_timeout: Some(Span::ms(60_000)),
         stall_timeout: None,
         first_response_timeout: None,
         max_duration: None,
@@ -47,9 +47,9 @@ fn policy() -> Policy {
 fn quiet(age: u64) -> LegSample {
     LegSample {
         state: TcpState::Established,
-        last_ack_age: age,
-        last_data_age: age,
-        last_sent_age: age,
+        last_ack_age: Span::ms(age),
+        last_data_age: Span::ms(age),
+        last_sent_age: Span::ms(age),
         segs_in: 10,
         bytes_acked: 65,
         bytes_received: 64,
@@ -74,10 +74,10 @@ fn look_at(legs: [LegSample; 2]) -> Look {
 #[divan::bench]
 fn look_idle(bencher: Bencher) {
     let (policy, look) = (policy(), look_at([quiet(2_000), quiet(2_000)]));
-    let mut machine = Machine::new(0);
-    let mut now = 10_000;
+    let mut machine = Machine::new(Time::default());
+    let mut now = Time::ms(10_000);
     bencher.bench_local(|| {
-        now += 20_000;
+        now += Span::ms(20_000);
         divan::black_box(machine.look(now, &policy, &look))
     });
 }
@@ -91,10 +91,12 @@ fn look_suspect(bencher: Bencher) {
         ..quiet(12_000)
     };
     let look = look_at([asked, quiet(2_000)]);
-    let suspect = Machine::new(0);
+    let suspect = Machine::new(Time::default());
     bencher
         .with_inputs(|| suspect.clone())
-        .bench_local_refs(|machine| divan::black_box(machine.look(12_000, &policy, &look)));
+        .bench_local_refs(|machine| {
+            divan::black_box(machine.look(Time::ms(12_000), &policy, &look))
+        });
 }
 
 /// Taking 64 sessions that are due out of 10,000, and queueing them for their next look.
@@ -105,16 +107,16 @@ fn schedule_64_of_10k(bencher: Bencher) {
     let service = service();
     for n in 0..SESSIONS {
         let client = (Ipv4Addr::LOCALHOST, 1).into();
-        let session = Session::new(n as u64, Arc::clone(&service), client, 0);
+        let session = Session::new(n as u64, Arc::clone(&service), client, Time::default());
         let key = table.insert(session);
-        table.schedule(n as u64, key);
+        table.schedule(Time::ms(n as u64), key);
     }
-    let mut now = 0;
+    let mut now = Time::default();
     bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
-        now += BATCH as u64;
+        now += Span::ms(BATCH as u64);
         for (_, key, session, _) in table.take_due(now, BATCH) {
             divan::black_box(&session);
-            table.schedule(now + SESSIONS as u64, key);
+            table.schedule(now + Span::ms(SESSIONS as u64), key);
         }
     });
 }

@@ -19,7 +19,7 @@ use crate::config::{self, Config, ConfigErrors, ListenerConfig, MemoryLimit, OnF
 use crate::exit::{self, Exit};
 use crate::host::MemoryMeter;
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
-use crate::liveness::{Close, CloseHow, CloseReason};
+use crate::liveness::{Close, CloseHow, CloseReason, Span};
 use crate::metrics::Metrics;
 use crate::net::listen;
 use crate::relay;
@@ -260,7 +260,7 @@ impl App {
             reason,
             how,
             evidence: None,
-            silent_for: 0,
+            silent_for: Span::ZERO,
         };
         self.for_each_session(|session| session.order(close));
     }
@@ -556,7 +556,7 @@ impl Control for App {
                         CloseHow::Flush
                     },
                     evidence: None,
-                    silent_for: 0,
+                    silent_for: Span::ZERO,
                 });
                 found = true;
             }

@@ -39,7 +39,7 @@ const LATERAL: [(&str, &str, &str); 7] = [
     ),
     ("upstream", "config", "the address as it is configured"),
     ("upstream", "net", "dials a `net::stream`"),
-    ("sys", "liveness", "`Millis`, the unit of time"),
+    ("sys", "liveness", "`Time`, a point of the clock"),
 ];
 
 /// What the pure layer may use of the standard library: nothing that has a clock, a thread, a

@@ -23,7 +23,7 @@ use super::guard::{Reach, change_refusal, refusal};
 use super::query::{Format, Query};
 use super::table::{self, Table};
 use super::{Control, Readiness};
-use crate::liveness::Millis;
+use crate::liveness::{Span, Time};
 use crate::metrics::TEXT_FORMAT;
 use crate::sys;
 use crate::view::{VerifiedSession, VerifyList};
@@ -105,7 +105,7 @@ impl<'a> Route<'a> {
 }
 
 /// The pause after a large answer is made for so much work at most, ms.
-const LONGEST_WORK: Millis = 100;
+const LONGEST_WORK: Span = Span::ms(100);
 
 /// Answers requests. Its clones share their places.
 #[derive(Clone)]
@@ -139,18 +139,18 @@ impl Places {
         let _waits = self.waiting.try_acquire().ok()?;
         let place = async {
             let place = self.busy.clone().acquire_owned().await.ok();
-            let pause = self.not_before.load(Relaxed).saturating_sub(sys::now());
-            sleep(Duration::from_millis(pause)).await;
+            let pause = Time::ms(self.not_before.load(Relaxed)) - sys::now();
+            sleep(pause.into()).await;
             place
         };
         timeout(PLACE_WITHIN, place).await.ok()?
     }
 
     /// An answer was made since `began`; not all of that was work where peers were asked.
-    fn rest(&self, began: Millis) {
+    fn rest(&self, began: Time) {
         let now = sys::now();
-        let not_before = now + now.saturating_sub(began).min(LONGEST_WORK);
-        self.not_before.store(not_before, Relaxed);
+        let not_before = now + (now - began).min(LONGEST_WORK);
+        self.not_before.store(not_before.as_millis(), Relaxed);
     }
 }
 

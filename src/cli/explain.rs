@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use crate::config::{Config, ListenerConfig, Liveness, show};
-use crate::liveness::{CloseReason, Evidence, Millis};
+use crate::liveness::{CloseReason, Evidence, Span};
 
 /// What `check` prints.
 pub(super) fn summary(source: &str, config: &Config) -> String {
@@ -107,7 +107,7 @@ fn derived(liveness: &Liveness) -> String {
         (
             "survives",
             match policy.survives() {
-                0 => "no outage for certain".to_owned(),
+                Span::ZERO => "no outage for certain".to_owned(),
                 span => format!("every outage shorter than {}", human(span)),
             },
         ),
@@ -190,7 +190,7 @@ fn head() -> Row {
 /// from the last byte come first only where no byte moves: data in flight keeps them waiting.
 fn vanished(liveness: &Liveness, idle: Limit, half_close: Limit) -> Vec<Row> {
     let policy = liveness.policy();
-    let dead = Duration::from_millis(policy.detect_within + policy.grace());
+    let dead = Duration::from(policy.detect_within + policy.grace());
     let found = limit_of("*_dead", Some(dead));
     let cases: [(&str, Evidence, &[Limit]); 4] = [
         ("vanished, idle", Evidence::Keepalive, &[found, idle]),
@@ -281,11 +281,12 @@ fn notes(liveness: &Liveness) -> String {
 }
 
 fn human_of(span: Duration) -> String {
-    human(Millis::try_from(span.as_millis()).unwrap_or(Millis::MAX))
+    human(span.into())
 }
 
 /// As [`show`], with fractions of a second where that is shorter.
-fn human(ms: Millis) -> String {
+fn human(span: Span) -> String {
+    let ms = span.as_millis();
     if ms < 1000 || ms.is_multiple_of(1000) {
         return show(Duration::from_millis(ms));
     }

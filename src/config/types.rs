@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use crate::liveness::{Millis, Policy};
+use crate::liveness::{Policy, Span};
 
 /// Defines a choice together with its words, so that the key table cannot miss one.
 macro_rules! words {
@@ -319,23 +319,22 @@ impl Liveness {
     /// How long a leg is quiet before the kernel asks it (`TCP_KEEPIDLE`).
     #[must_use]
     pub fn keepalive_idle(&self) -> Duration {
-        Duration::from_millis(self.policy().keepalive_idle())
+        self.policy().keepalive_idle().into()
     }
 
     /// The same limits for the pure machine.
     #[must_use]
     pub fn policy(&self) -> Policy {
-        let ms = |d: Duration| Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX);
         Policy {
-            detect_within: ms(self.detect_within),
-            probe_interval: ms(self.probe_interval),
+            detect_within: self.detect_within.into(),
+            probe_interval: self.probe_interval.into(),
             probes: self.probes,
-            idle_timeout: self.idle_timeout.map(ms),
-            half_close_timeout: self.half_close_timeout.map(ms),
-            stall_timeout: self.stall_timeout.map(ms),
-            delivery_timeout: self.delivery_timeout.map(ms),
-            first_response_timeout: self.first_response_timeout.map(ms),
-            max_duration: self.max_connection_duration.map(ms),
+            idle_timeout: self.idle_timeout.map(Span::from),
+            half_close_timeout: self.half_close_timeout.map(Span::from),
+            stall_timeout: self.stall_timeout.map(Span::from),
+            delivery_timeout: self.delivery_timeout.map(Span::from),
+            first_response_timeout: self.first_response_timeout.map(Span::from),
+            max_duration: self.max_connection_duration.map(Span::from),
         }
     }
 }

@@ -3,13 +3,13 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
-use crate::liveness::Millis;
+use crate::liveness::{Span, Time};
 use crate::sys;
 
 /// Prints lines with the time since the start.
 #[derive(Debug)]
 pub struct Narrator {
-    start: Millis,
+    start: Time,
     admin: SocketAddr,
 }
 
@@ -21,7 +21,7 @@ impl Narrator {
 
     /// Something that `who` does or sees; further lines are indented.
     pub fn say(&self, who: &str, what: &str) {
-        let at = sys::now().saturating_sub(self.start);
+        let at = (sys::now() - self.start).as_millis();
         let seconds = format!("{}.{}s", at / 1000, at % 1000 / 100);
         let what = what.replace('\n', "\n                   ");
         print(&format!("{seconds:>6}  {who:<10} {what}\n"));
@@ -43,7 +43,8 @@ fn print(text: &str) {
     let _closed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
-/// Milliseconds as seconds with one digit.
-pub fn seconds(span: Millis) -> String {
+/// Seconds with one digit.
+pub fn seconds(span: Span) -> String {
+    let span = span.as_millis();
     format!("{}.{} s", span / 1000, span % 1000 / 100)
 }

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::app::App;
-use crate::liveness::Millis;
+use crate::liveness::{Span, Time};
 use crate::sys;
 
 use super::cast::{Client, Crowd, Ending, Service};
@@ -83,7 +83,7 @@ pub fn tell(app: &App, narrator: &Narrator, stage: &Stage, duration: Duration) -
     Ok(())
 }
 
-fn tell_of_the_end(narrator: &Narrator, service: &Service, found: &watch::Closed, after: Millis) {
+fn tell_of_the_end(narrator: &Narrator, service: &Service, found: &watch::Closed, after: Span) {
     let after = seconds(after);
     let reason = &found.reason;
     if let Some((evidence, silent)) = &found.proof {
@@ -110,7 +110,7 @@ fn tell_of_the_end(narrator: &Narrator, service: &Service, found: &watch::Closed
     narrator.say("service", saw);
 }
 
-fn tell_of_the_unprotected(narrator: &Narrator, stage: &Stage, cut: Millis) -> io::Result<()> {
+fn tell_of_the_unprotected(narrator: &Narrator, stage: &Stage, cut: Time) -> io::Result<()> {
     let since = seconds(sys::now() - cut);
     let held = stage.established_with_field()?;
     narrator.say(
@@ -123,7 +123,7 @@ fn tell_of_the_unprotected(narrator: &Narrator, stage: &Stage, cut: Millis) -> i
     Ok(())
 }
 
-fn wait_until(start: Millis, span: Duration) {
-    let end = start + u64::try_from(span.as_millis()).unwrap_or(0);
-    thread::sleep(Duration::from_millis(end.saturating_sub(sys::now())));
+fn wait_until(start: Time, span: Duration) {
+    let end = start + span.into();
+    thread::sleep(Duration::from(end - sys::now()));
 }

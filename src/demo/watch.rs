@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::admin::Control;
 use crate::app::App;
+use crate::liveness::Span;
 use crate::sys;
 
 use super::narrator::{Narrator, seconds};
@@ -18,8 +19,8 @@ const EVERY: Duration = Duration::from_millis(50);
 pub struct Closed {
     /// The close reason.
     pub reason: String,
-    /// What proved a peer dead, and how long it had been silent, ms.
-    pub proof: Option<(String, u64)>,
+    /// What proved a peer dead, and how long it had been silent.
+    pub proof: Option<(String, Span)>,
 }
 
 /// Follows the session of a client, telling each new condition of its leg, until it is closed.
@@ -30,7 +31,7 @@ pub fn follow(
     at_most: Duration,
 ) -> io::Result<Closed> {
     let before = app.metrics();
-    let deadline = sys::now() + u64::try_from(at_most.as_millis()).unwrap_or(u64::MAX);
+    let deadline = sys::now() + at_most.into();
     let mut told = "alive";
     while sys::now() < deadline {
         let mut sessions = Control::sessions(app).into_iter().filter_map(|s| s.view());
@@ -40,7 +41,7 @@ pub fn follow(
         let leg = &session.downstream;
         if leg.condition != told {
             told = leg.condition;
-            let silence = seconds(leg.last_life_ms);
+            let silence = seconds(Span::ms(leg.last_life_ms));
             let detail = match told {
                 "quiet" => format!("nothing heard for {silence}; no judgement yet"),
                 "suspect" => format!(
@@ -84,12 +85,7 @@ fn closed(before: &str, after: &str) -> Closed {
         .sum::<f64>();
     Closed {
         reason: reason.unwrap_or_default(),
-        proof: evidence.map(|e| {
-            (
-                e,
-                Duration::from_secs_f64(silent.max(0.0)).as_millis() as u64,
-            )
-        }),
+        proof: evidence.map(|e| (e, Duration::from_secs_f64(silent.max(0.0)).into())),
     }
 }
 

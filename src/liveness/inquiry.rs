@@ -5,15 +5,15 @@
 //! retransmissions are the question. The answer proves the kernel of the next hop, nothing more.
 
 use super::leg::kind;
-use super::policy::Millis;
 use super::proof::{APART, PROBE_EVERY, Proof, VOLLEY_PROBES};
 use super::reason::Evidence;
 use super::sample::{AGE_JITTER, LegSample, TcpState};
+use super::time::{Span, Time};
 
 /// Silence shorter than this is an answer in itself: the kernel asks nobody more often.
-const RECENT: Millis = 1000;
+const RECENT: Span = Span::ms(1000);
 /// Between two looks at most: a live peer's answer is not to lie about unseen, ms.
-const LONGEST_PAUSE: Millis = 8;
+const LONGEST_PAUSE: Span = Span::ms(8);
 
 /// How an inquiry is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,24 +22,24 @@ pub struct Method {
     /// something after the inquiry began.
     pub recent_is_alive: bool,
     /// A peer that answers within this is never called silent, ms.
-    pub patience: Millis,
+    pub patience: Span,
     /// Where not enough could be asked by then there is no judgement, ms.
-    pub limit: Millis,
+    pub limit: Span,
 }
 
 impl Method {
     /// For an operator who wants to know.
     pub const CHECK: Self = Self {
         recent_is_alive: true,
-        patience: 800,
-        limit: 2500,
+        patience: Span::ms(800),
+        limit: Span::ms(2500),
     };
     /// For a newcomer who waits for the place of this one. A peer that was heard just before it
     /// vanished cannot be asked for a second; with data in flight the kernel asks at its own pace.
     pub const TAKEOVER: Self = Self {
         recent_is_alive: false,
-        patience: 800,
-        limit: 5000,
+        patience: Span::ms(800),
+        limit: Span::ms(5000),
     };
 }
 
@@ -49,19 +49,19 @@ pub enum Answer {
     /// The peer's kernel answers.
     Alive {
         /// Since the peer was last heard, ms.
-        silent_for: Millis,
+        silent_for: Span,
         /// Whether that was after the inquiry began; if not, it was not asked.
         answered: bool,
     },
     /// Every question stayed unanswered.
     Silent {
         /// Since the peer was last heard, ms.
-        silent_for: Millis,
+        silent_for: Span,
         /// Which questions.
         evidence: Evidence,
     },
     /// Not enough was asked in the time there was: no judgement.
-    Unknown(Millis),
+    Unknown(Span),
     /// The peer has said FIN and is owed nothing: there is nothing to ask.
     Complete,
     /// The connection is over already.
@@ -72,26 +72,26 @@ pub enum Answer {
 #[derive(Clone, Debug)]
 pub struct Inquiry {
     method: Method,
-    began: Millis,
+    began: Time,
     segs_in: u32,
     /// The first probe of the last volley, and how many of it were requested.
-    volley: Option<(Millis, u8)>,
+    volley: Option<(Time, u8)>,
     /// A probe was requested before the leg was quiet for a second.
     requested: bool,
     proof: Proof,
     /// Questions that were unanswered when it began.
     old_questions: u32,
     /// When a question of later date was first seen to be unanswered.
-    unanswered_since: Option<Millis>,
+    unanswered_since: Option<Time>,
 }
 
 /// What to do after a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Have the kernel send a probe, then look again after the pause (ms).
-    Ask(Millis),
+    Ask(Span),
     /// Look again after the pause (ms).
-    Wait(Millis),
+    Wait(Span),
     /// Done.
     Done(Answer),
 }
@@ -99,7 +99,7 @@ pub enum Step {
 impl Inquiry {
     /// Begins. `sample` is what the kernel says now.
     #[must_use]
-    pub fn new(now: Millis, method: Method, sample: &LegSample) -> Self {
+    pub fn new(now: Time, method: Method, sample: &LegSample) -> Self {
         Self {
             method,
             began: now,
@@ -113,9 +113,9 @@ impl Inquiry {
     }
 
     /// Takes in what the kernel says now.
-    pub fn look(&mut self, now: Millis, sample: &LegSample) -> Step {
+    pub fn look(&mut self, now: Time, sample: &LegSample) -> Step {
         let silent_for = sample.last_life_age();
-        let since_begin = now.saturating_sub(self.began);
+        let since_begin = now - self.began;
         if sample.state == TcpState::Closed {
             return Step::Done(Answer::Over);
         }
@@ -140,7 +140,7 @@ impl Inquiry {
         }
         self.proof.take(silent_for, sample);
         // An answer takes a round trip, however little patience there is.
-        let far = u64::from(sample.rtt_us) * 4 / 1000;
+        let far = Span::ms(u64::from(sample.rtt_us) * 4 / 1000);
         let (patience, limit) = (self.method.patience.max(far), self.method.limit.max(far));
         if since_begin >= patience
             && let Some(evidence) = self.proof(now, silent_for, sample)
@@ -154,7 +154,7 @@ impl Inquiry {
             return Step::Done(Answer::Unknown(silent_for));
         }
         // Looks are close together at first, since a live peer on a near network answers at once.
-        let pause = (since_begin / 4).clamp(2, LONGEST_PAUSE);
+        let pause = (since_begin / 4).clamp(Span::ms(2), LONGEST_PAUSE);
         let idle = sample.unacked == 0 && sample.notsent == 0;
         if idle && self.wants_probe(now, silent_for) {
             return Step::Ask(pause);
@@ -164,7 +164,7 @@ impl Inquiry {
 
     /// A volley of probes, and another one when it is another question. Before the leg was quiet for a
     /// second the kernel sends none: the first request has it send one then.
-    fn wants_probe(&mut self, now: Millis, silent_for: Millis) -> bool {
+    fn wants_probe(&mut self, now: Time, silent_for: Span) -> bool {
         if silent_for < RECENT {
             return !std::mem::replace(&mut self.requested, true);
         }
@@ -174,7 +174,7 @@ impl Inquiry {
             Some((at, _)) if now < at + APART || silent_for < self.proof.next() => return false,
             Some(_) => (now, 0),
         };
-        let due = now >= volley + PROBE_EVERY * Millis::from(probes);
+        let due = now >= volley + PROBE_EVERY * u64::from(probes);
         if due {
             self.volley = Some((volley, probes + 1));
         }
@@ -183,7 +183,7 @@ impl Inquiry {
 
     /// Enough questions are unanswered, and one of them was asked since the inquiry began and has had
     /// its time: a peer that is back after an outage, and that nobody has asked since, is not gone.
-    fn proof(&self, now: Millis, silent_for: Millis, sample: &LegSample) -> Option<Evidence> {
+    fn proof(&self, now: Time, silent_for: Span, sample: &LegSample) -> Option<Evidence> {
         let asked = self
             .unanswered_since
             .is_some_and(|at| now >= at + sample.answer_takes());
@@ -203,12 +203,13 @@ fn questions(sample: &LegSample) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::time::ms;
     use super::*;
 
-    fn idle(age: Millis) -> LegSample {
+    fn idle(age: u64) -> LegSample {
         LegSample {
-            last_ack_age: age,
-            last_data_age: age,
+            last_ack_age: ms(age),
+            last_data_age: ms(age),
             segs_in: 5,
             ..LegSample::default()
         }
@@ -216,21 +217,21 @@ mod tests {
 
     /// A peer that answers nothing: the kernel sends a probe for each question once it has been
     /// quiet for a second.
-    fn ask_a_vanished_peer(method: Method, age: Millis) -> (Millis, Answer) {
+    fn ask_a_vanished_peer(method: Method, age: u64) -> (u64, Answer) {
         let (mut now, mut probes) = (0, 0);
-        let mut inquiry = Inquiry::new(now, method, &idle(age));
+        let mut inquiry = Inquiry::new(Time::ms(now), method, &idle(age));
         loop {
             let sample = LegSample {
                 probes,
                 ..idle(age + now)
             };
-            match inquiry.look(now, &sample) {
+            match inquiry.look(Time::ms(now), &sample) {
                 Step::Done(answer) => return (now, answer),
                 Step::Ask(pause) => {
                     probes += u32::from(age + now + 1 >= 1000);
-                    now += pause;
+                    now += pause.as_millis();
                 }
-                Step::Wait(pause) => now += pause,
+                Step::Wait(pause) => now += pause.as_millis(),
             }
         }
     }
@@ -257,36 +258,39 @@ mod tests {
     #[test]
     fn a_recent_word_is_enough_for_a_check_only() {
         let recent = idle(300);
-        let mut check = Inquiry::new(0, Method::CHECK, &recent);
+        let mut check = Inquiry::new(Time::ms(0), Method::CHECK, &recent);
         assert_eq!(
-            check.look(0, &recent),
+            check.look(Time::ms(0), &recent),
             Step::Done(Answer::Alive {
-                silent_for: 300,
+                silent_for: ms(300),
                 answered: false
             })
         );
-        let mut takeover = Inquiry::new(0, Method::TAKEOVER, &recent);
-        assert!(matches!(takeover.look(0, &recent), Step::Ask(_)));
+        let mut takeover = Inquiry::new(Time::ms(0), Method::TAKEOVER, &recent);
+        assert!(matches!(takeover.look(Time::ms(0), &recent), Step::Ask(_)));
     }
 
     #[test]
     fn any_segment_is_an_answer() {
-        let mut inquiry = Inquiry::new(0, Method::TAKEOVER, &idle(5000));
-        assert!(matches!(inquiry.look(0, &idle(5000)), Step::Ask(_)));
+        let mut inquiry = Inquiry::new(Time::ms(0), Method::TAKEOVER, &idle(5000));
+        assert!(matches!(
+            inquiry.look(Time::ms(0), &idle(5000)),
+            Step::Ask(_)
+        ));
         let answered = LegSample {
             segs_in: 6,
             ..idle(5004)
         };
         assert_eq!(
-            inquiry.look(4, &answered),
+            inquiry.look(Time::ms(4), &answered),
             Step::Done(Answer::Alive {
-                silent_for: 4,
+                silent_for: ms(4),
                 answered: true
             })
         );
     }
 
-    fn in_flight(age: Millis, retransmits: u32) -> LegSample {
+    fn in_flight(age: u64, retransmits: u32) -> LegSample {
         LegSample {
             unacked: 1,
             retransmits,
@@ -298,34 +302,37 @@ mod tests {
 
     #[test]
     fn without_enough_questions_there_is_no_judgement() {
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &in_flight(2000, 0));
+        let mut inquiry = Inquiry::new(Time::ms(0), Method::CHECK, &in_flight(2000, 0));
         assert!(matches!(
-            inquiry.look(0, &in_flight(2000, 0)),
+            inquiry.look(Time::ms(0), &in_flight(2000, 0)),
             Step::Wait(_)
         ));
-        assert_eq!(inquiry.look(800, &in_flight(2800, 1)), UNPROVEN);
+        assert_eq!(inquiry.look(Time::ms(800), &in_flight(2800, 1)), UNPROVEN);
         assert_eq!(
-            inquiry.look(2500, &in_flight(4500, 1)),
-            Step::Done(Answer::Unknown(4500))
+            inquiry.look(Time::ms(2500), &in_flight(4500, 1)),
+            Step::Done(Answer::Unknown(ms(4500)))
         );
     }
 
     #[test]
     fn old_questions_prove_nothing_until_one_is_asked_again() {
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &in_flight(3000, 5));
-        assert_eq!(inquiry.look(800, &in_flight(3800, 5)), UNPROVEN);
-        assert_eq!(inquiry.look(900, &in_flight(3900, 6)), UNPROVEN);
+        let mut inquiry = Inquiry::new(Time::ms(0), Method::CHECK, &in_flight(3000, 5));
+        assert_eq!(inquiry.look(Time::ms(800), &in_flight(3800, 5)), UNPROVEN);
+        assert_eq!(inquiry.look(Time::ms(900), &in_flight(3900, 6)), UNPROVEN);
         let silent = Step::Done(Answer::Silent {
-            silent_for: 3950,
+            silent_for: ms(3950),
             evidence: Evidence::Retransmit,
         });
-        assert_eq!(inquiry.look(950, &in_flight(3950, 6)), silent);
+        assert_eq!(inquiry.look(Time::ms(950), &in_flight(3950, 6)), silent);
     }
 
     #[test]
     fn a_late_write_adds_its_questions_to_the_probes() {
-        let mut inquiry = Inquiry::new(0, Method::TAKEOVER, &idle(3000));
-        assert!(matches!(inquiry.look(0, &idle(3000)), Step::Ask(_)));
+        let mut inquiry = Inquiry::new(Time::ms(0), Method::TAKEOVER, &idle(3000));
+        assert!(matches!(
+            inquiry.look(Time::ms(0), &idle(3000)),
+            Step::Ask(_)
+        ));
         let written = |age, retransmits| LegSample {
             probes: 3,
             ..in_flight(age, retransmits)
@@ -333,12 +340,12 @@ mod tests {
         // One volley, the first transmission, and three more.
         for (at, retransmits) in [(60, 0), (500, 1), (900, 2), (1800, 3)] {
             assert!(matches!(
-                inquiry.look(at, &written(3000 + at, retransmits)),
+                inquiry.look(Time::ms(at), &written(3000 + at, retransmits)),
                 Step::Wait(_)
             ));
         }
         assert!(matches!(
-            inquiry.look(2700, &written(5700, 4)),
+            inquiry.look(Time::ms(2700), &written(5700, 4)),
             Step::Done(Answer::Silent { .. })
         ));
     }
@@ -350,13 +357,19 @@ mod tests {
             probes,
             ..idle(age)
         };
-        let mut inquiry = Inquiry::new(0, Method::TAKEOVER, &far(5000, 6));
-        assert!(matches!(inquiry.look(1450, &far(6450, 8)), Step::Ask(_)));
-        assert!(matches!(inquiry.look(2350, &far(7350, 9)), Step::Ask(_)));
+        let mut inquiry = Inquiry::new(Time::ms(0), Method::TAKEOVER, &far(5000, 6));
+        assert!(matches!(
+            inquiry.look(Time::ms(1450), &far(6450, 8)),
+            Step::Ask(_)
+        ));
+        assert!(matches!(
+            inquiry.look(Time::ms(2350), &far(7350, 9)),
+            Step::Ask(_)
+        ));
         assert_eq!(
-            inquiry.look(2400, &far(7400, 9)),
+            inquiry.look(Time::ms(2400), &far(7400, 9)),
             Step::Done(Answer::Silent {
-                silent_for: 7400,
+                silent_for: ms(7400),
                 evidence: Evidence::Keepalive
             })
         );
@@ -368,19 +381,22 @@ mod tests {
             state: TcpState::Closed,
             ..idle(10)
         };
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &over);
-        assert_eq!(inquiry.look(0, &over), Step::Done(Answer::Over));
+        let mut inquiry = Inquiry::new(Time::ms(0), Method::CHECK, &over);
+        assert_eq!(inquiry.look(Time::ms(0), &over), Step::Done(Answer::Over));
         // Of one that has said FIN there is nothing to ask, unless it is owed something.
         let complete = LegSample {
             state: TcpState::CloseWait,
             ..idle(9000)
         };
-        let mut inquiry = Inquiry::new(0, Method::CHECK, &complete);
-        assert_eq!(inquiry.look(0, &complete), Step::Done(Answer::Complete));
+        let mut inquiry = Inquiry::new(Time::ms(0), Method::CHECK, &complete);
+        assert_eq!(
+            inquiry.look(Time::ms(0), &complete),
+            Step::Done(Answer::Complete)
+        );
         let owed = LegSample {
             unacked: 1,
             ..complete
         };
-        assert!(matches!(inquiry.look(0, &owed), Step::Wait(_)));
+        assert!(matches!(inquiry.look(Time::ms(0), &owed), Step::Wait(_)));
     }
 }

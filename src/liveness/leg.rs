@@ -1,31 +1,32 @@
 //! What is known of one leg, and when its peer is dead.
 
-use std::num::{NonZeroU32, NonZeroU64};
+use std::num::NonZeroU32;
 
 use strum::{IntoStaticStr, VariantArray};
 
 use super::machine::Ask;
-use super::policy::{Millis, Policy, SLOWEST_QUESTION};
+use super::policy::{Policy, SLOWEST_QUESTION};
 use super::proof::{APART, PROBE_EVERY, Proof, VOLLEY_PROBES};
 use super::reason::{CloseReason, Evidence, Leg};
 use super::sample::{AGE_JITTER, LegSample, TcpState};
+use super::time::{Span, Time};
 use super::window::{self, KERNELS_OWN};
 
 /// In the final phase a leg that the kernel asks at its own pace is looked at this often.
-const FINAL_LOOK_EVERY: Millis = 100;
+const FINAL_LOOK_EVERY: Span = Span::ms(100);
 /// A leg with an unanswered question is looked at this often until the final phase.
-pub const SUSPECT_LOOK_EVERY: Millis = 1000;
+pub const SUSPECT_LOOK_EVERY: Span = Span::ms(1000);
 /// Where a question was known to be unanswered so long before D, everything was asked that could be.
-const IN_TIME: Millis = 500;
+const IN_TIME: Span = Span::ms(500);
 /// If even then there is no verdict, it is asked again: the last one had its time long ago.
-const ASK_AGAIN_AFTER: Millis = 2000;
+const ASK_AGAIN_AFTER: Span = Span::ms(2000);
 /// From this D on there is time to ask a quiet peer enough.
-const ENOUGH_TIME: Millis = 3000;
+const ENOUGH_TIME: Span = Span::ms(3000);
 /// So long after the last sign of life at the latest, or after a third of D, the kernel is not to double
 /// the gaps between its questions any more, where the round trip allows it, ms.
-const OVERDUE: Millis = 3000;
+const OVERDUE: Span = Span::ms(3000);
 /// A volley, until its last probe has been counted.
-const VOLLEY_SPAN: Millis = PROBE_EVERY * (VOLLEY_PROBES as Millis + 1);
+const VOLLEY_SPAN: Span = Span::ms(PROBE_EVERY.as_millis() * (VOLLEY_PROBES as u64 + 1));
 
 /// So many retransmissions of the same segment in vain, while the peer is heard, say that it does
 /// not arrive.
@@ -66,45 +67,32 @@ pub enum Stream {
     Bequeathed,
 }
 
-/// A point in time, or none, in eight bytes: there is one machine for each session.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Mark(Option<NonZeroU64>);
-
-impl Mark {
-    pub fn at(time: Millis) -> Self {
-        Self(NonZeroU64::new(time.saturating_add(1)))
-    }
-
-    pub fn get(self) -> Option<Millis> {
-        self.0.map(|t| t.get() - 1)
-    }
-}
-
 /// A point in time after the last sign of life of a leg, or none, in four bytes. Everything that
 /// is measured so is forgotten at the next sign of life; without one for 49 days it stands still.
 #[derive(Clone, Copy, Debug, Default)]
 struct AfterLife(Option<NonZeroU32>);
 
 impl AfterLife {
-    fn at(time: Millis, life: Millis) -> Self {
-        let span = u32::try_from(time.saturating_sub(life)).unwrap_or(u32::MAX);
+    fn at(time: Time, life: Time) -> Self {
+        let span = u32::try_from((time - life).as_millis()).unwrap_or(u32::MAX);
         Self(NonZeroU32::new(span.saturating_add(1)))
     }
 
-    fn get(self, life: Millis) -> Option<Millis> {
-        self.0.map(|span| life + Millis::from(span.get() - 1))
+    fn get(self, life: Time) -> Option<Time> {
+        self.0
+            .map(|span| life + Span::ms(u64::from(span.get() - 1)))
     }
 }
 
 #[derive(Clone, Debug, Default)]
 pub struct LegState {
     /// Time of the last known sign of life.
-    pub life: Millis,
+    pub life: Time,
     /// Since when bytes have waited for the peer without one being acknowledged.
-    stuck: Mark,
+    stuck: Option<Time>,
     /// Since when, of that, its window has not been the reason.
     open: AfterLife,
-    /// `LegSample::bytes_acked` and `LegSample::busy_ms` at the last look, the lower halves.
+    /// `LegSample::bytes_acked` and `LegSample::busy` at the last look, the lower halves.
     acked: u32,
     busy: u32,
     /// The last look that had a sample of this leg.
@@ -131,7 +119,7 @@ pub struct LegState {
 
 impl LegState {
     /// Of a peer that has just been connected.
-    pub fn new(now: Millis, leg: Leg) -> Self {
+    pub fn new(now: Time, leg: Leg) -> Self {
         Self {
             life: now,
             // The SYN of a connection that we dialled counts.
@@ -143,7 +131,7 @@ impl LegState {
     /// Takes in what the kernel says; returns what to do to the socket.
     pub fn observe(
         &mut self,
-        now: Millis,
+        now: Time,
         policy: &Policy,
         leg: Leg,
         sample: &LegSample,
@@ -151,7 +139,7 @@ impl LegState {
         if sample.state == TcpState::Closed {
             // Nobody owes an answer any more, nor takes data. What else was known stays: the error
             // that may be waiting in the socket is judged by it.
-            self.stuck = Mark::default();
+            self.stuck = None;
             if matches!(self.condition, Condition::Stalled | Condition::Undelivered) {
                 self.condition = Condition::Alive;
             }
@@ -180,7 +168,7 @@ impl LegState {
         }
         self.note_stuck(now, seen, sample);
         // A segment that came after ours went out, and acknowledged none of them.
-        let spoke_since = self.life > now - sample.busy_ms;
+        let spoke_since = self.life > now - sample.busy;
         self.condition = if leg == Leg::Upstream && sample.took_nothing() && spoke_since {
             Condition::Phantom
         } else {
@@ -195,7 +183,7 @@ impl LegState {
 
     /// A peer that has said FIN and is owed nothing has nothing left to die of. When something is
     /// written to it again, its clock starts at the look that finds out: nobody had asked it before.
-    fn observe_exempt(&mut self, now: Millis, policy: &Policy, sample: &LegSample) -> Option<Ask> {
+    fn observe_exempt(&mut self, now: Time, policy: &Policy, sample: &LegSample) -> Option<Ask> {
         let seen = self.seen.get(self.life).unwrap_or(self.life);
         self.hear(now, seen, sample);
         let ask = match self.stream {
@@ -216,7 +204,7 @@ impl LegState {
         self.seen = AfterLife::at(now, self.life);
         self.note_stuck(now, seen, sample);
         if self.stream == Stream::Bequeathed {
-            self.stuck = Mark::default();
+            self.stuck = None;
         }
         self.condition = if now - self.life >= policy.suspect_after() {
             Condition::Quiet
@@ -228,22 +216,22 @@ impl LegState {
 
     /// Bytes may wait because the window is closed or too small, or because they do not arrive. Each
     /// has its own clock, and every byte that is acknowledged restarts both.
-    fn note_stuck(&mut self, now: Millis, seen: Millis, sample: &LegSample) {
+    fn note_stuck(&mut self, now: Time, seen: Time, sample: &LegSample) {
         let moved = self.has_taken(sample);
-        let busy = lower_32(sample.busy_ms);
-        let waited = Millis::from(busy.wrapping_sub(self.busy));
+        let busy = lower_32(sample.busy.as_millis());
+        let waited = Span::ms(busy.wrapping_sub(self.busy).into());
         (self.acked, self.busy) = (lower_32(sample.bytes_acked), busy);
         if sample.is_silent() {
-            self.stuck = Mark::default();
+            self.stuck = None;
             return;
         }
-        let known = self.stuck.get().filter(|_| !moved);
+        let known = self.stuck.filter(|_| !moved);
         let since = known.unwrap_or(if moved {
             // Acknowledged at that time or before.
             now - sample.last_ack_age
         } else {
             // Nothing waited at the last look.
-            seen.max(now - waited.min(now))
+            seen.max(now - waited)
         });
         // Where nothing is in flight although bytes wait, the window is too small for a segment.
         // For a moment that also happens between two segments.
@@ -254,7 +242,7 @@ impl LegState {
             _ if known.is_some() => Some(now),
             _ => Some(since),
         };
-        self.stuck = Mark::at(since);
+        self.stuck = Some(since);
         self.open = open.map_or(AfterLife::default(), |at| AfterLife::at(at, since));
     }
 
@@ -265,7 +253,7 @@ impl LegState {
 
     /// When a byte last moved on this leg, as far as that can be told from a sample that was not
     /// observed yet. Data sent counts when it is acknowledged: before, it may be a retransmission.
-    pub fn last_payload(&self, now: Millis, sample: &LegSample) -> Millis {
+    pub fn last_payload(&self, now: Time, sample: &LegSample) -> Time {
         let acknowledged = if sample.unacked == 0 {
             Some(sample.last_sent_age)
         } else {
@@ -277,19 +265,19 @@ impl LegState {
 
     /// Since when the peer has taken nothing although its kernel answers, because of its window.
     /// Whether a suspect is stalled or dead is not known before it answers or is proven dead.
-    pub fn stalled(&self) -> Option<Millis> {
+    pub fn stalled(&self) -> Option<Time> {
         let shut = self.open().is_none() && self.condition != Condition::Suspect;
-        self.stuck.get().filter(|_| shut)
+        self.stuck.filter(|_| shut)
     }
 
     /// Since when what was sent to a peer that is heard stays unacknowledged.
-    pub fn undelivered(&self) -> Option<Millis> {
+    pub fn undelivered(&self) -> Option<Time> {
         let is = matches!(self.condition, Condition::Undelivered | Condition::Phantom);
         self.open().filter(|_| is)
     }
 
-    fn open(&self) -> Option<Millis> {
-        self.open.get(self.stuck.get()?)
+    fn open(&self) -> Option<Time> {
+        self.open.get(self.stuck?)
     }
 
     /// The peer was heard while what was sent to it was retransmitted in vain.
@@ -314,20 +302,20 @@ impl LegState {
         self.stream >= Stream::Over
     }
 
-    fn deadline(&self, policy: &Policy) -> Millis {
+    fn deadline(&self, policy: &Policy) -> Time {
         self.silent_since() + policy.detect_within
     }
 
     /// What the clock of the dead counts from: the last sign of life, or, where nothing asks a quiet
     /// peer, since when bytes have waited for it.
-    fn silent_since(&self) -> Millis {
-        let asked_since = self.stuck.get().filter(|_| self.unprobed);
-        self.life.max(asked_since.unwrap_or(0))
+    fn silent_since(&self) -> Time {
+        let asked_since = self.stuck.filter(|_| self.unprobed);
+        self.life.max(asked_since.unwrap_or_default())
     }
 
     /// When the peer is dead if it stays silent; `None` if nothing asks it.
-    pub fn dead_at(&self, policy: &Policy) -> Option<Millis> {
-        let is_asked = (!self.unprobed || self.stuck.get().is_some()) && !self.is_exempt();
+    pub fn dead_at(&self, policy: &Policy) -> Option<Time> {
+        let is_asked = (!self.unprobed || self.stuck.is_some()) && !self.is_exempt();
         is_asked.then(|| self.deadline(policy) + policy.grace())
     }
 
@@ -340,17 +328,17 @@ impl LegState {
         }
     }
 
-    pub fn asked(&self) -> Option<Millis> {
+    pub fn asked(&self) -> Option<Time> {
         self.asked.get(self.life)
     }
 
-    fn probed(&self) -> Option<Millis> {
+    fn probed(&self) -> Option<Time> {
         self.probed.get(self.life)
     }
 
     /// Takes in signs of life; true if there was a new one since the leg was last `seen`. It
     /// answers every question.
-    fn hear(&mut self, now: Millis, seen: Millis, sample: &LegSample) -> bool {
+    fn hear(&mut self, now: Time, seen: Time, sample: &LegSample) -> bool {
         let heard = now - sample.last_life_age();
         let segs_in = (sample.segs_in & 0xFFFF) as u16;
         let segs_moved = self.segs_in != segs_in;
@@ -374,7 +362,7 @@ impl LegState {
         true
     }
 
-    fn judge(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Condition {
+    fn judge(&self, now: Time, policy: &Policy, sample: &LegSample) -> Condition {
         let age = now - self.life;
         let answer_takes = sample.answer_takes();
         // A single question may be on its way at any time: the second one says that the first was not
@@ -398,13 +386,13 @@ impl LegState {
         } else {
             due_since
         };
-        let asked_for = now - self.silent_since().min(now);
+        let asked_for = now - self.silent_since();
         let overdue = self.asked().is_some() && due_since.is_some_and(|span| asked_for >= span);
         if overdue {
             Condition::Suspect
         } else if undelivered {
             Condition::Undelivered
-        } else if self.stuck.get().is_some() && self.open().is_none() {
+        } else if self.stuck.is_some() && self.open().is_none() {
             Condition::Stalled
         } else if age >= policy.suspect_after() {
             Condition::Quiet
@@ -415,7 +403,7 @@ impl LegState {
 
     /// The last questions to a silent leg: volleys of probes until they prove enough, and one at D or
     /// later, however late the look.
-    fn wants_probe(&self, now: Millis, policy: &Policy) -> bool {
+    fn wants_probe(&self, now: Time, policy: &Policy) -> bool {
         // The last one, where the rest of its volley was missed.
         let asked = self.probed().is_some_and(|at| {
             at >= self.deadline(policy) && (at + APART..at + ASK_AGAIN_AFTER).contains(&now)
@@ -423,7 +411,7 @@ impl LegState {
         now >= self.next_probe(policy) && !(asked && self.proof.is_complete())
     }
 
-    fn note_probe(&mut self, now: Millis) {
+    fn note_probe(&mut self, now: Time) {
         let going_on = self.probed().is_some_and(|at| now < at + APART);
         if !going_on || self.volley >= VOLLEY_PROBES {
             self.probed = AfterLife::at(now, self.life);
@@ -433,7 +421,7 @@ impl LegState {
         self.volley += 1;
     }
 
-    fn next_probe(&self, policy: &Policy) -> Millis {
+    fn next_probe(&self, policy: &Policy) -> Time {
         let deadline = self.deadline(policy);
         let independent = self.life + self.proof.next();
         let Some(volley) = self.probed() else {
@@ -446,7 +434,7 @@ impl LegState {
             };
         };
         if self.volley < VOLLEY_PROBES {
-            return volley + PROBE_EVERY * Millis::from(self.volley);
+            return volley + PROBE_EVERY * u64::from(self.volley);
         }
         let next = independent.max(volley + APART);
         let last = deadline.max(volley + VOLLEY_SPAN);
@@ -462,7 +450,7 @@ impl LegState {
     /// What proves it: silent for D, and enough questions stayed unanswered, the last one asked at D.
     /// Told from a sample of this very moment: an answer that came since the last look must not be
     /// missed.
-    pub fn death(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Option<Evidence> {
+    pub fn death(&self, now: Time, policy: &Policy, sample: &LegSample) -> Option<Evidence> {
         if self.is_exempt() {
             return None;
         }
@@ -484,7 +472,7 @@ impl LegState {
 
     /// Enough questions are unanswered; or as many as there were time for in D, since the verdict is
     /// not put off: on a quiet leg where D is below 3 s, elsewhere where the kernel asks too rarely.
-    fn is_proven(&self, now: Millis, policy: &Policy, sample: &LegSample) -> bool {
+    fn is_proven(&self, now: Time, policy: &Policy, sample: &LegSample) -> bool {
         if self.proof.is_complete() {
             return true;
         }
@@ -508,7 +496,7 @@ impl LegState {
     }
 
     /// A question that was asked just before the verdict has its time, as far as the tolerance goes.
-    fn answered_by(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+    fn answered_by(&self, now: Time, policy: &Policy, sample: &LegSample) -> Time {
         if sample.unacked == 0 {
             return now;
         }
@@ -523,12 +511,7 @@ impl LegState {
     }
 
     /// The longest gap that the kernel is to leave between two of its questions, where that changes.
-    pub fn longest_gap(
-        &mut self,
-        now: Millis,
-        policy: &Policy,
-        sample: &LegSample,
-    ) -> Option<Millis> {
+    pub fn longest_gap(&mut self, now: Time, policy: &Policy, sample: &LegSample) -> Option<Span> {
         let gap = if sample.is_withdrawn() {
             window::longest_gap(now, self.silent_since(), policy, sample)
         } else if sample.notsent > 0 && sample.zero_window {
@@ -542,18 +525,18 @@ impl LegState {
     }
 
     /// Somebody wants to know now: has the kernel repeat what is in flight more often.
-    pub fn hasten(&mut self, sample: &LegSample) -> Option<Millis> {
+    pub fn hasten(&mut self, sample: &LegSample) -> Option<Span> {
         let rare = sample.unacked > 0 && !sample.zero_window && self.gap == 0;
-        let overdue = sample.last_life_age() >= 2 * sample.usual_rto();
+        let overdue = sample.last_life_age() >= sample.usual_rto() * 2;
         (rare && overdue)
             .then(|| self.set_gap(sample.usual_gap()))
             .flatten()
     }
 
-    fn set_gap(&mut self, gap: Millis) -> Option<Millis> {
+    fn set_gap(&mut self, gap: Span) -> Option<Span> {
         let kept = match gap {
             KERNELS_OWN => 0,
-            gap => u8::try_from(gap / 500).unwrap_or(u8::MAX),
+            gap => u8::try_from(gap.as_millis() / 500).unwrap_or(u8::MAX),
         };
         let changed = std::mem::replace(&mut self.gap, kept) != kept;
         changed.then_some(gap)
@@ -563,25 +546,25 @@ impl LegState {
     /// is not to double the gap between its questions any more, until the peer is heard. What a full
     /// accept queue dropped is taken when there is room, if it comes again. And where a peer is heard
     /// that acknowledges nothing, there has to be a question within D should it vanish.
-    fn gap_in_flight(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+    fn gap_in_flight(&self, now: Time, policy: &Policy, sample: &LegSample) -> Span {
         let asked = sample.unacked > 0 && self.proof.is_worth(1);
         let overdue = self.gap != 0 || now >= self.overdue_from(policy, sample);
-        let longest = (policy.detect_within / 3).max(4 * sample.usual_rto());
+        let longest = (policy.detect_within / 3).max(sample.usual_rto() * 4);
         if sample.took_nothing() || (asked && overdue) {
             sample.usual_gap()
-        } else if sample.unacked > 0 && sample.retransmits > 0 && sample.rto_ms >= longest {
+        } else if sample.unacked > 0 && sample.retransmits > 0 && sample.rto >= longest {
             longest
         } else {
             KERNELS_OWN
         }
     }
 
-    fn overdue_from(&self, policy: &Policy, sample: &LegSample) -> Millis {
+    fn overdue_from(&self, policy: &Policy, sample: &LegSample) -> Time {
         let soon = (policy.detect_within / 3).min(OVERDUE);
-        self.silent_since() + soon.max(2 * sample.usual_rto())
+        self.silent_since() + soon.max(sample.usual_rto() * 2)
     }
 
-    pub fn next_look(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+    pub fn next_look(&self, now: Time, policy: &Policy, sample: &LegSample) -> Time {
         if self.is_exempt() {
             // Something may be written to it.
             return now + policy.busy_look_every();
@@ -599,7 +582,7 @@ impl LegState {
         }
     }
 
-    fn next_look_for_life(&self, now: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+    fn next_look_for_life(&self, now: Time, policy: &Policy, sample: &LegSample) -> Time {
         if self.unprobed && sample.is_silent() {
             return now + policy.detect_within;
         }

@@ -1,17 +1,18 @@
 //! The state machine of one session.
 
-use super::leg::{Condition, LegState, Mark, SUSPECT_LOOK_EVERY, Stream, is_asked};
-use super::policy::{Millis, Policy};
+use super::leg::{Condition, LegState, SUSPECT_LOOK_EVERY, Stream, is_asked};
+use super::policy::Policy;
 use super::reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
 use super::sample::{LegSample, Look, TcpState};
+use super::time::{Span, Time};
 
 /// A retransmission says something once the peer was silent for longer than the kernel's shortest
 /// timer (`TCP_RTO_MIN`).
-const REPEATED: Millis = 200;
+const REPEATED: Span = Span::ms(200);
 
 /// A live peer acknowledges data within less than this; an RST that answers data after longer silence
 /// comes from a host that has forgotten the connection.
-const FORGOT: Millis = 1000;
+const FORGOT: Span = Span::ms(1000);
 
 /// What to do to a leg's socket after a look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ pub struct Close {
     /// What proved it, where a peer was found gone.
     pub evidence: Option<Evidence>,
     /// Since the last sign of life of the leg that was found gone, ms.
-    pub silent_for: Millis,
+    pub silent_for: Span,
 }
 
 /// What one look led to.
@@ -46,11 +47,11 @@ pub struct Verdict {
     pub ask: [Option<Ask>; 2],
     /// Per leg, the longest gap that the kernel is to leave between two of its questions, ms, where
     /// that is to be set (`TCP_RTO_MAX_MS`).
-    pub longest_gap: [Option<Millis>; 2],
+    pub longest_gap: [Option<Span>; 2],
     /// End the session.
     pub close: Option<Close>,
     /// Look again at this time, always later than the look itself.
-    pub next: Millis,
+    pub next: Time,
 }
 
 /// What will end the session next if nothing changes.
@@ -59,7 +60,7 @@ pub struct Timer {
     /// The reason it would end with.
     pub reason: CloseReason,
     /// When.
-    pub at: Millis,
+    pub at: Time,
 }
 
 /// A leg as shown to the operator.
@@ -68,7 +69,7 @@ pub struct LegView {
     /// What is known of the peer.
     pub condition: Condition,
     /// When it last gave a sign of life.
-    pub last_life: Millis,
+    pub last_life: Time,
 }
 
 /// How a leg failed, as its socket reported it.
@@ -87,23 +88,23 @@ pub enum Fault {
 /// Decides whether one session lives. See the [module documentation](super).
 #[derive(Clone, Debug)]
 pub struct Machine {
-    start: Millis,
+    start: Time,
     /// Since when both legs are up.
-    opened: Mark,
-    last_look: Millis,
+    opened: Option<Time>,
+    last_look: Time,
     /// When a byte last moved on either leg.
-    activity: Millis,
+    activity: Time,
     /// Since when one side has said FIN.
-    half_closed: Mark,
+    half_closed: Option<Time>,
     /// Since when a delivered request waits for its answer.
-    waiting: Mark,
+    waiting: Option<Time>,
     legs: [LegState; 2],
 }
 
 impl Machine {
     /// A session whose legs have just been connected; that is a sign of life of both.
     #[must_use]
-    pub fn new(now: Millis) -> Self {
+    pub fn new(now: Time) -> Self {
         let mut machine = Self::accepted(now);
         machine.open(now);
         machine
@@ -112,49 +113,49 @@ impl Machine {
     /// A session whose client has just been accepted: it has no upstream yet. Only the client is
     /// judged then; the clocks of a session do not run.
     #[must_use]
-    pub fn accepted(now: Millis) -> Self {
+    pub fn accepted(now: Time) -> Self {
         Self {
             start: now,
-            opened: Mark::default(),
+            opened: None,
             last_look: now,
             activity: now,
-            half_closed: Mark::default(),
-            waiting: Mark::default(),
+            half_closed: None,
+            waiting: None,
             legs: LEGS.map(|leg| LegState::new(now, leg)),
         }
     }
 
     /// The upstream has just been connected, which is a sign of life of it. What is known of the
     /// client stays.
-    pub fn open(&mut self, now: Millis) {
+    pub fn open(&mut self, now: Time) {
         let now = now.max(self.last_look);
         // Whoever looks next may have read the clock before.
         self.last_look = now;
-        self.opened = Mark::at(now);
+        self.opened = Some(now);
         self.activity = now;
         self.legs[Leg::Upstream as usize] = LegState::new(now, Leg::Upstream);
     }
 
     /// Since when both legs are up.
     #[must_use]
-    pub fn opened(&self) -> Option<Millis> {
-        self.opened.get()
+    pub fn opened(&self) -> Option<Time> {
+        self.opened
     }
 
     /// When the first look is due.
     #[must_use]
-    pub fn first_look(&self, policy: &Policy) -> Millis {
+    pub fn first_look(&self, policy: &Policy) -> Time {
         let legs = LEGS.map(|leg| self.is_up(leg).then(LegSample::default));
         self.next_look(self.start, policy, legs, true)
     }
 
     fn is_up(&self, leg: Leg) -> bool {
-        leg == Leg::Downstream || self.opened.get().is_some()
+        leg == Leg::Downstream || self.opened.is_some()
     }
 
     /// Takes in what the kernel says and decides. `now` may not be trusted to be monotonic; a
     /// step back counts as standing still.
-    pub fn look(&mut self, now: Millis, policy: &Policy, look: &Look) -> Verdict {
+    pub fn look(&mut self, now: Time, policy: &Policy, look: &Look) -> Verdict {
         let now = now.max(self.last_look);
         let mut ask = [None; 2];
         let mut longest_gap = [None; 2];
@@ -187,13 +188,7 @@ impl Machine {
 
     /// A socket reported an error. `after` is a sample taken after it: a question that was
     /// pending when RST came was answered by it, so the peer had forgotten the connection.
-    pub fn fault(
-        &mut self,
-        now: Millis,
-        leg: Leg,
-        fault: Fault,
-        after: Option<&LegSample>,
-    ) -> Close {
+    pub fn fault(&mut self, now: Time, leg: Leg, fault: Fault, after: Option<&LegSample>) -> Close {
         let now = now.max(self.last_look);
         let state = &self.legs[leg as usize];
         // A segment that is lost and repeated on a busy path is no unanswered question yet.
@@ -223,7 +218,7 @@ impl Machine {
         let heard = after.map_or(state.life, |s| {
             now - s.clamped(now - self.start).last_life_age()
         });
-        let silent_for = now - heard.max(state.life).min(now);
+        let silent_for = now - heard.max(state.life);
         Close {
             reason,
             how: CloseHow::AbortAfterFlush(leg),
@@ -254,7 +249,7 @@ impl Machine {
 
     /// Somebody asks the peer of a leg now: the longest gap that the kernel is to leave between two
     /// questions meanwhile, ms, where that is to be set.
-    pub fn hasten(&mut self, leg: Leg, sample: &LegSample) -> Option<Millis> {
+    pub fn hasten(&mut self, leg: Leg, sample: &LegSample) -> Option<Span> {
         self.legs[leg as usize].hasten(sample)
     }
 
@@ -282,20 +277,20 @@ impl Machine {
 
     /// When the last look was.
     #[must_use]
-    pub fn last_look(&self) -> Millis {
+    pub fn last_look(&self) -> Time {
         self.last_look
     }
 
     /// When a byte last moved on either leg.
     #[must_use]
-    pub fn last_activity(&self) -> Millis {
+    pub fn last_activity(&self) -> Time {
         self.activity
     }
 
     /// Whether exactly one side has said FIN.
     #[must_use]
     pub fn is_half_closed(&self) -> bool {
-        self.half_closed.get().is_some()
+        self.half_closed.is_some()
     }
 
     /// What will end the session next if nothing changes, and when.
@@ -321,21 +316,21 @@ impl Machine {
             .min_by_key(|t| t.at)
     }
 
-    fn observe_session(&mut self, now: Millis, look: &Look) {
+    fn observe_session(&mut self, now: Time, look: &Look) {
         let samples = || {
             // Of a peer that is gone only repetitions are to be seen.
             let legs = self.legs.iter().zip(&look.legs);
             legs.filter_map(|(leg, sample)| sample.filter(|_| leg.stream != Stream::Bequeathed))
                 .map(|s| s.clamped(now - self.start))
         };
-        let open = self.opened.get().is_some();
+        let open = self.opened.is_some();
         let given_up = self.legs.iter().any(|leg| leg.stream == Stream::Bequeathed);
         if open && (given_up || samples().any(|s| s.state != TcpState::Established)) {
             // Its clock stands still while a live peer is owed bytes: how long that may take is for
             // the clocks of that peer to say.
             let owed = samples().any(|s| s.state != TcpState::Closed && !s.is_silent());
-            let since = self.half_closed.get().filter(|_| !owed).unwrap_or(now);
-            self.half_closed = Mark::at(since);
+            let since = self.half_closed.filter(|_| !owed).unwrap_or(now);
+            self.half_closed = Some(since);
         }
         let sent = look.traffic.sent[Leg::Upstream as usize] > 0;
         let phantom = self.legs[Leg::Upstream as usize].condition == Condition::Phantom;
@@ -343,15 +338,15 @@ impl Machine {
             .filter(|s| sent && (phantom || s.awaits_answer(look.answers_before)))
             .map(|s| s.clamped(now - self.start))
             // Repeating a request is not sending it.
-            .map(|s| if phantom { s.busy_ms } else { s.last_sent_age })
-            .map_or(Mark::default(), |age| Mark::at(now - age));
+            .map(|s| if phantom { s.busy } else { s.last_sent_age })
+            .map(|age| now - age);
     }
 
     /// The close that is due now, the gravest first. Without a sample of each leg that is up (`whole`)
     /// bytes may have passed unseen: then only the age of the session can end it.
     fn due(
         &self,
-        now: Millis,
+        now: Time,
         policy: &Policy,
         dead: [Option<Evidence>; 2],
         whole: bool,
@@ -385,7 +380,7 @@ impl Machine {
             reason: timer.reason,
             how,
             evidence: None,
-            silent_for: 0,
+            silent_for: Span::ZERO,
         })
     }
 
@@ -411,10 +406,10 @@ impl Machine {
 
     /// Every clock but the one of the dead, in the order in which they win.
     fn policy_timers(&self, policy: &Policy) -> [Option<Timer>; 8] {
-        let Some(opened) = self.opened.get() else {
+        let Some(opened) = self.opened else {
             return [None; 8];
         };
-        let timer = |since: Option<Millis>, span: Option<Millis>, reason| {
+        let timer = |since: Option<Time>, span: Option<Span>, reason| {
             Some(Timer {
                 reason,
                 at: since? + span?,
@@ -432,14 +427,14 @@ impl Machine {
             };
             timer(state.undelivered(), policy.delivery_timeout, reason)
         };
-        let half_closed = self.half_closed.get().map(|at| at.max(self.activity));
+        let half_closed = self.half_closed.map(|at| at.max(self.activity));
         [
             stalled(Leg::Downstream),
             stalled(Leg::Upstream),
             undelivered(Leg::Downstream),
             undelivered(Leg::Upstream),
             timer(
-                self.waiting.get(),
+                self.waiting,
                 policy.first_response_timeout,
                 if self.legs[Leg::Upstream as usize].condition == Condition::Phantom {
                     CloseReason::UpstreamPhantom
@@ -463,11 +458,11 @@ impl Machine {
 
     fn next_look(
         &self,
-        now: Millis,
+        now: Time,
         policy: &Policy,
         watched: [Option<LegSample>; 2],
         whole: bool,
-    ) -> Millis {
+    ) -> Time {
         let legs = self.legs.iter().zip(watched);
         let legs = legs.filter_map(|(leg, sample)| {
             let sample = sample?.clamped(now - self.start);
@@ -486,7 +481,7 @@ impl Machine {
             policy.delivery_timeout,
             policy.first_response_timeout,
         ];
-        let open = self.opened.get().is_some();
+        let open = self.opened.is_some();
         let paces = spans.into_iter().flatten().map(|span| now + span);
         let paces = paces.filter(|_| open);
         // A leg that could not be asked is asked again soon.
@@ -496,10 +491,10 @@ impl Machine {
             .chain(lost)
             .min()
             .unwrap_or(now + SUSPECT_LOOK_EVERY)
-            .max(now + 1)
+            .max(now + Span::ms(1))
     }
 
-    fn check_invariants(&self, now: Millis, next: Millis) {
+    fn check_invariants(&self, now: Time, next: Time) {
         debug_assert!(next > now, "a look must be followed by a later one");
         debug_assert!(self.activity <= now && self.start <= now);
         for state in &self.legs {

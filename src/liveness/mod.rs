@@ -63,13 +63,15 @@ mod sample;
 mod shed;
 #[cfg(test)]
 mod tests;
+mod time;
 mod window;
 
 pub use inquiry::{Answer, Inquiry, Method, Step};
 pub use leg::Condition;
 pub use machine::{Ask, Close, Fault, LegView, Machine, Timer, Verdict};
-pub use policy::{Millis, Policy};
+pub use policy::Policy;
 pub use pressure::{Pressure, Reading};
 pub use reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
 pub use sample::{LegSample, Look, TcpState, Traffic};
 pub use shed::{Candidate, Rank};
+pub use time::{Span, Time};

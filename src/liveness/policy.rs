@@ -1,48 +1,49 @@
 //! What the operator promised, as plain numbers.
 
-/// Milliseconds since an arbitrary epoch (as a point in time) or a span of milliseconds.
-pub type Millis = u64;
+use super::time::{Span, Time};
 
+/// The keepalive options of the kernel count whole seconds.
+const SECOND: Span = Span::ms(1000);
 /// The kernel's questions to a peer that owes an answer are so far apart at most, ms.
-pub(super) const SLOWEST_QUESTION: Millis = 1000;
+pub(super) const SLOWEST_QUESTION: Span = Span::ms(1000);
 /// Its timers, coarse at this length, may be late by this, ms.
-pub(super) const LATE_QUESTION: Millis = 125;
+pub(super) const LATE_QUESTION: Span = Span::ms(125);
 
 /// Of the tolerance, what is left to the monitor and the kernel, ms.
-const MONITOR: Millis = 50;
+const MONITOR: Span = Span::ms(50);
 
 /// How long before D the last questions begin, and how long where they are all there are, ms.
-const LAST_QUESTIONS: Millis = 1200;
-const ALL_QUESTIONS: Millis = 2300;
+const LAST_QUESTIONS: Span = Span::ms(1200);
+const ALL_QUESTIONS: Span = Span::ms(2300);
 
-/// Validated limits of one listener. All spans in milliseconds; `None` is off.
+/// Validated limits of one listener; `None` is off.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// D: a dead peer is closed this long after its last sign of life. At least 2000.
-    pub detect_within: Millis,
+    pub detect_within: Span,
     /// I: a quiet peer is asked this often. At least 1000 and below `detect_within`.
-    pub probe_interval: Millis,
+    pub probe_interval: Span,
     /// Whether keepalive asks the peer of a leg, by [`super::Leg`]. Without, a quiet one is not judged.
     pub probes: [bool; 2],
     /// A session without a byte for this long is ended.
-    pub idle_timeout: Option<Millis>,
+    pub idle_timeout: Option<Span>,
     /// A session with one FIN and without a byte for this long is ended.
-    pub half_close_timeout: Option<Millis>,
+    pub half_close_timeout: Option<Span>,
     /// A live peer that takes no data for this long is ended.
-    pub stall_timeout: Option<Millis>,
+    pub stall_timeout: Option<Span>,
     /// Data that stays unacknowledged for this long, although the peer is heard and its window is
     /// open, ends the session.
-    pub delivery_timeout: Option<Millis>,
+    pub delivery_timeout: Option<Span>,
     /// A request without an answer byte for this long ends the session.
-    pub first_response_timeout: Option<Millis>,
+    pub first_response_timeout: Option<Span>,
     /// A session is ended at this age.
-    pub max_duration: Option<Millis>,
+    pub max_duration: Option<Span>,
 }
 
 impl Policy {
     /// Only the promise.
     #[cfg(test)]
-    pub(super) const fn without_limits(detect_within: Millis, probe_interval: Millis) -> Self {
+    pub(super) const fn without_limits(detect_within: Span, probe_interval: Span) -> Self {
         Self {
             detect_within,
             probe_interval,
@@ -61,16 +62,12 @@ impl Policy {
     /// question is up to a second away when data was written meanwhile, and its longer timers
     /// are late by up to 1/8. Where it is not, less is survived: see [`Self::survives`].
     #[must_use]
-    pub const fn keepalive_idle(&self) -> Millis {
-        let promised = self.probe_interval / 1000;
+    pub fn keepalive_idle(&self) -> Span {
+        let promised = self.probe_interval / SECOND;
         let seconds = if promised > 2 { promised - 1 } else { 1 };
         // Before the verdict there has to be time for enough questions.
-        let latest = self.detect_within.saturating_sub(2000) / 1000;
-        1000 * if seconds < latest || latest == 0 {
-            seconds
-        } else {
-            latest
-        }
+        let latest = (self.detect_within - SECOND * 2) / SECOND;
+        SECOND * seconds.min(latest).max(1)
     }
 
     /// How often the kernel is to repeat a keepalive probe that stays unanswered: whole seconds, in
@@ -79,58 +76,56 @@ impl Policy {
     /// grid, they would meet as many others again, and be dropped again, for long: so the first of
     /// these intervals is taken that leaves it. `tick` is that of the kernel's clock, microseconds.
     #[must_use]
-    pub fn keepalive_interval(&self, tick: u64) -> Millis {
-        let grid = granule(self.keepalive_idle() * 1000 / tick);
-        let leaves = |interval: &Millis| {
-            let ticks = interval * 1000 / tick;
+    pub fn keepalive_interval(&self, tick: u64) -> Span {
+        let grid = granule(self.keepalive_idle().as_millis() * 1000 / tick);
+        let leaves = |interval: &Span| {
+            let ticks = interval.as_millis() * 1000 / tick;
             let granule = granule(ticks);
             !((ticks / granule + 1) * granule).is_multiple_of(grid)
         };
-        [1000, 2000, 3000].into_iter().find(leaves).unwrap_or(1000)
+        [1, 2, 3]
+            .map(|n| SECOND * n)
+            .into_iter()
+            .find(leaves)
+            .unwrap_or(SECOND)
     }
 
     /// How long after D the last question may still be answered: half of the tolerance that the
     /// promise allows (5 %, at least 300 ms). The other half is for the monitor and the kernel.
     #[must_use]
-    pub fn grace(&self) -> Millis {
-        (self.detect_within / 20).max(300) / 2
+    pub fn grace(&self) -> Span {
+        (self.detect_within / 20).max(Span::ms(300)) / 2
     }
 
     /// The promise allows the verdict until then, on a peer with this last sign of life; the rest of
     /// the tolerance is for the monitor.
-    pub(super) fn latest(&self, life: Millis) -> Millis {
-        life + self.detect_within + 2 * self.grace() - MONITOR
+    pub(super) fn latest(&self, life: Time) -> Time {
+        life + self.detect_within + self.grace() * 2 - MONITOR
     }
 
     /// An outage shorter than this ends nothing, ms. Under suspicion the kernel's questions are up to
     /// a second apart, so the peer has to be back a second before D; and when the outage began, it
     /// had been heard a second before, or `probe_interval`.
     #[must_use]
-    pub fn survives(&self) -> Millis {
-        self.detect_within
-            - self
-                .probe_interval
-                .max(2 * SLOWEST_QUESTION)
-                .min(self.detect_within)
+    pub fn survives(&self) -> Span {
+        self.detect_within - self.probe_interval.max(SLOWEST_QUESTION * 2)
     }
 
     /// A leg that carries data is looked at this often, and so it is to be soon after it begins to, ms:
     /// its peer may take the window back, or vanish while the kernel still doubles the gaps between its
     /// questions.
     #[must_use]
-    pub fn busy_look_every(&self) -> Millis {
-        (self.detect_within / 3).min(1500)
+    pub fn busy_look_every(&self) -> Span {
+        (self.detect_within / 3).min(Span::ms(1500))
     }
 
     /// How long before D a silent leg is looked at for the last questions. The keepalive answer
     /// of a live quiet peer has come by then.
     #[must_use]
-    pub fn final_phase(&self) -> Millis {
-        let after_probe = self
-            .detect_within
-            .saturating_sub(self.keepalive_idle() + LATE_QUESTION);
+    pub fn final_phase(&self) -> Span {
+        let after_probe = self.detect_within - (self.keepalive_idle() + LATE_QUESTION);
         // Where the kernel has asked often enough by then, the last one is all that is missing.
-        let asked = after_probe.saturating_sub(LAST_QUESTIONS) / 3000;
+        let asked = (after_probe - LAST_QUESTIONS) / Span::ms(3000);
         let span = if asked >= 5 {
             LAST_QUESTIONS
         } else {
@@ -142,8 +137,8 @@ impl Policy {
     /// A quiet leg is suspected when it has said nothing for this long, and two probes are
     /// unanswered. (The second may come a second later than this where they are 3 s apart.)
     #[must_use]
-    pub fn suspect_after(&self) -> Millis {
-        self.probe_interval + 1000
+    pub fn suspect_after(&self) -> Span {
+        self.probe_interval + SECOND
     }
 }
 
@@ -159,11 +154,12 @@ pub(super) const fn granule(ticks: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::time::ms;
     use super::*;
 
-    fn interval(probe_interval: Millis, hz: u64) -> Millis {
-        let policy = Policy::without_limits(5 * probe_interval, probe_interval);
-        policy.keepalive_interval(1_000_000 / hz)
+    fn interval(probe_interval: u64, hz: u64) -> u64 {
+        let policy = Policy::without_limits(ms(5 * probe_interval), ms(probe_interval));
+        policy.keepalive_interval(1_000_000 / hz).as_millis()
     }
 
     /// A timer of 1 s takes 1024 ms at 250 Hz, four times the grid of one of 5 s; one of 2 s takes 2016.

@@ -13,8 +13,8 @@
 //! Chances multiply, so their logarithms add up: [`PROOF`] is 10^-4.1. That takes five volleys less
 //! one probe (2.1 s), six questions of the kernel's own, or a mixture of both.
 
-use super::policy::Millis;
 use super::sample::{AGE_JITTER, LegSample};
+use super::time::Span;
 
 /// -10 log10 of the chance that a live peer leaves a single question unanswered: 0.19 is 10^-0.72.
 const SINGLE: u8 = 7;
@@ -25,11 +25,11 @@ pub const VOLLEY_PROBES: u8 = 3;
 /// The current one is complete, and was counted as such.
 const WHOLE: u8 = u8::MAX;
 /// They are this far apart: two ticks of the slowest kernel clock, ms.
-pub const PROBE_EVERY: Millis = 20;
+pub const PROBE_EVERY: Span = Span::ms(20);
 /// Probes closer together than this are one question (`tcp_invalid_ratelimit`), ms.
-pub const APART: Millis = 500;
+pub const APART: Span = Span::ms(500);
 /// The kernel sends no keepalive probe before so much silence, ms.
-const FIRST_PROBE: Millis = 1000;
+const FIRST_PROBE: Span = Span::ms(1000);
 /// What has to be added up before a peer is gone.
 const PROOF: u8 = 41;
 
@@ -51,7 +51,7 @@ pub struct Proof {
 impl Proof {
     /// After a sign of life, as told by a sample taken `silent` after it. An acknowledgement has set
     /// the counts of the kernel to 0, another segment has not.
-    pub fn after_life(silent: Millis, dated: bool, sample: &LegSample) -> Self {
+    pub fn after_life(silent: Span, dated: bool, sample: &LegSample) -> Self {
         let earlier = |count: u8| if dated { 0 } else { count };
         let sent_since = sample.last_sent_age + AGE_JITTER < silent;
         let transmissions = match sample.unacked {
@@ -69,9 +69,9 @@ impl Proof {
 
     /// What the kernel has asked on its own, where nobody has looked: its probes are a second apart at
     /// least, its retransmissions further and further.
-    pub fn of_the_past(silent: Millis, sample: &LegSample) -> Self {
+    pub fn of_the_past(silent: Span, sample: &LegSample) -> Self {
         let mut proof = Self::after_life(silent, true, sample);
-        let most = u32::try_from(2 + silent / 1000).unwrap_or(u32::MAX);
+        let most = u32::try_from(2 + silent / FIRST_PROBE).unwrap_or(u32::MAX);
         if sample.unacked > 0 && sample.last_sent_age + AGE_JITTER < silent {
             proof.add(byte(sample.retransmits.min(most)).saturating_add(1));
             proof.transmissions = byte(sample.retransmits).wrapping_add(1);
@@ -88,15 +88,14 @@ impl Proof {
 
     /// A probe is requested now. Should the first look after it be late, its whole volley is one
     /// question all the same.
-    pub fn begin(&mut self, silent: Millis) {
+    pub fn begin(&mut self, silent: Span) {
         if self.counted == 0 {
-            let before = silent.saturating_sub(APART);
-            self.counted = u32::try_from(before).unwrap_or(u32::MAX);
+            self.counted = in_ms(silent - APART);
         }
     }
 
     /// Takes in what the kernel says after so much silence.
-    pub fn take(&mut self, silent: Millis, sample: &LegSample) {
+    pub fn take(&mut self, silent: Span, sample: &LegSample) {
         self.take_probes(silent, sample);
         if sample.is_withdrawn() {
             self.take_withdrawn(silent, sample);
@@ -111,12 +110,12 @@ impl Proof {
         }
     }
 
-    fn take_probes(&mut self, silent: Millis, sample: &LegSample) {
+    fn take_probes(&mut self, silent: Span, sample: &LegSample) {
         let new = byte(sample.probes).wrapping_sub(self.probes);
         let windows = match self.counted {
             // A window probe may come sooner; but then the peer has just used its answer.
-            0 => (silent + APART).saturating_sub(FIRST_PROBE) / APART,
-            at => silent.saturating_sub(at.into()) / APART,
+            0 => (silent + APART - FIRST_PROBE) / APART,
+            at => (silent - Span::ms(at.into())) / APART,
         };
         if new == 0 || (self.counted == 0 && windows == 0) {
             return;
@@ -137,9 +136,9 @@ impl Proof {
 
     /// Retransmissions to a window that was taken back are not counted by the kernel; of each the
     /// time is known.
-    fn take_withdrawn(&mut self, silent: Millis, sample: &LegSample) {
-        let sent = silent.saturating_sub(sample.last_sent_age);
-        if sent > Millis::from(self.counted) + APART / 2
+    fn take_withdrawn(&mut self, silent: Span, sample: &LegSample) {
+        let sent = silent - sample.last_sent_age;
+        if sent > Span::ms(self.counted.into()) + APART / 2
             && sample.last_sent_age < sample.last_ack_age
         {
             self.count(sent, 1);
@@ -150,17 +149,17 @@ impl Proof {
         self.weight = self.weight.saturating_add(SINGLE.saturating_mul(questions));
     }
 
-    fn count(&mut self, silent: Millis, questions: u8) {
+    fn count(&mut self, silent: Span, questions: u8) {
         self.add(questions);
-        self.counted = u32::try_from(silent).unwrap_or(u32::MAX).max(1);
+        self.counted = in_ms(silent).max(1);
         self.volley = 0;
     }
 
     /// From how much silence on a probe is another question.
-    pub fn next(&self) -> Millis {
+    pub fn next(&self) -> Span {
         match self.counted {
-            0 => 0,
-            at => Millis::from(at) + APART,
+            0 => Span::ZERO,
+            at => Span::ms(at.into()) + APART,
         }
     }
 
@@ -173,6 +172,10 @@ impl Proof {
     pub fn is_complete(&self) -> bool {
         self.weight >= PROOF
     }
+}
+
+fn in_ms(span: Span) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// The kernel's counters are one byte wide, and wrap.

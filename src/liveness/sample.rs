@@ -1,14 +1,14 @@
 //! What a look sees: plain data, translated from the kernel by `net`.
 
-use super::Millis;
 use super::policy::SLOWEST_QUESTION;
+use super::time::Span;
 
 /// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
-pub const AGE_JITTER: Millis = 20;
+pub const AGE_JITTER: Span = Span::ms(20);
 /// A question has had its time after this, and after one and a half round trips, ms.
-pub const ANSWER_TAKES: Millis = 50;
+pub const ANSWER_TAKES: Span = Span::ms(50);
 /// But not longer than this, ms.
-const ANSWER_TAKES_AT_MOST: Millis = 1000;
+const ANSWER_TAKES_AT_MOST: Span = Span::ms(1000);
 
 /// The TCP states the verdict distinguishes (`enum` in `include/net/tcp_states.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -37,7 +37,7 @@ impl TcpState {
 }
 
 /// The `TCP_INFO` fields of one leg that a verdict is made of (tcp(7), `include/uapi/linux/tcp.h`).
-/// Ages in milliseconds before the look.
+/// Ages are those at the look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct LegSample {
     /// Connection state.
@@ -46,8 +46,8 @@ pub struct LegSample {
     pub unacked: u32,
     /// Consecutive retransmissions of the oldest segment (`tcpi_retransmits`).
     pub retransmits: u32,
-    /// From the last retransmission to the next, ms (`tcpi_rto`).
-    pub rto_ms: Millis,
+    /// From the last retransmission to the next (`tcpi_rto`).
+    pub rto: Span,
     /// Keepalive or window probes without an answer (`tcpi_probes`).
     pub probes: u32,
     /// How often the gap to the next question was doubled (`tcpi_backoff`).
@@ -57,13 +57,13 @@ pub struct LegSample {
     /// The peer's window is closed (`tcpi_snd_wnd` is 0).
     pub zero_window: bool,
     /// Since an acknowledgement came (`tcpi_last_ack_recv`).
-    pub last_ack_age: Millis,
+    pub last_ack_age: Span,
     /// Since data came (`tcpi_last_data_recv`); since the connect when none ever came.
-    pub last_data_age: Millis,
+    pub last_data_age: Span,
     /// Since a segment with data was sent (`tcpi_last_data_sent`).
-    pub last_sent_age: Millis,
+    pub last_sent_age: Span,
     /// How long data of ours has been waiting for acknowledgement, in all (`tcpi_busy_time`).
-    pub busy_ms: Millis,
+    pub busy: Span,
     /// Segments received, wrapping (`tcpi_segs_in`).
     pub segs_in: u32,
     /// Bytes the peer acknowledged (`tcpi_bytes_acked`); 1 for the SYN alone.
@@ -79,7 +79,7 @@ pub struct LegSample {
 impl LegSample {
     /// Since the last acknowledgement or data.
     #[must_use]
-    pub fn last_life_age(&self) -> Millis {
+    pub fn last_life_age(&self) -> Span {
         self.last_ack_age.min(self.last_data_age)
     }
 
@@ -120,21 +120,20 @@ impl LegSample {
     }
 
     /// From a transmission to the first retransmission, ms (`tcp_set_rto`, net/ipv4/tcp_input.c).
-    pub(super) fn usual_rto(&self) -> Millis {
-        (u64::from(self.rtt_us) + u64::from(self.rttvar_us) * 4)
-            .max(u64::from(self.rtt_us) + 200_000)
-            / 1000
+    pub(super) fn usual_rto(&self) -> Span {
+        let variation = (u64::from(self.rttvar_us) * 4).max(200_000);
+        Span::ms((u64::from(self.rtt_us) + variation) / 1000)
     }
 
     /// The kernel's questions about what is in flight are to be no further apart, and need be no
     /// closer: on a slow path a retransmission of what is only queued makes it slower.
-    pub(super) fn usual_gap(&self) -> Millis {
+    pub(super) fn usual_gap(&self) -> Span {
         self.usual_rto().max(SLOWEST_QUESTION)
     }
 
     /// How long a question has to be unanswered, ms.
-    pub(super) fn answer_takes(&self) -> Millis {
-        (Millis::from(self.rtt_us) * 3 / 2000).clamp(ANSWER_TAKES, ANSWER_TAKES_AT_MOST)
+    pub(super) fn answer_takes(&self) -> Span {
+        Span::ms(u64::from(self.rtt_us) * 3 / 2000).clamp(ANSWER_TAKES, ANSWER_TAKES_AT_MOST)
     }
 
     /// What we sent last has been acknowledged, no data came after it, and some still may. The
@@ -164,12 +163,12 @@ impl LegSample {
     }
 
     /// Ages of things that never happened count from boot; nothing is older than the session.
-    pub(super) fn clamped(&self, oldest: Millis) -> Self {
+    pub(super) fn clamped(&self, oldest: Span) -> Self {
         Self {
             last_ack_age: self.last_ack_age.min(oldest),
             last_data_age: self.last_data_age.min(oldest),
             last_sent_age: self.last_sent_age.min(oldest),
-            busy_ms: self.busy_ms.min(oldest),
+            busy: self.busy.min(oldest),
             ..*self
         }
     }

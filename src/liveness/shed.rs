@@ -1,12 +1,12 @@
 //! Who goes first when there is no room: proven dead, half-closed past grace, never sent a byte,
 //! longest quiet. Never an active one.
 
-use super::policy::Millis;
+use super::time::Span;
 
 /// A session that moved a byte within this time is active, ms.
-pub const ACTIVE: Millis = 5000;
+pub const ACTIVE: Span = Span::ms(5000);
 /// How long a half-closed session may be quiet before it is one of the first to go, ms.
-const HALF_CLOSED_GRACE: Millis = 2000;
+const HALF_CLOSED_GRACE: Span = Span::ms(2000);
 
 /// What the order is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,9 +20,9 @@ pub struct Candidate {
     /// The client has sent a byte.
     pub client_spoke: bool,
     /// Since it was accepted, ms.
-    pub age: Millis,
+    pub age: Span,
     /// Since a byte moved, ms.
-    pub idle: Millis,
+    pub idle: Span,
 }
 
 /// The last class of the order.
@@ -30,7 +30,7 @@ const QUIET: u8 = 3;
 
 /// The place in the order: the smallest goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rank(u8, std::cmp::Reverse<Millis>);
+pub struct Rank(u8, std::cmp::Reverse<Span>);
 
 impl Rank {
     /// Whether there is nothing to say against it but that it is quiet.
@@ -61,6 +61,7 @@ impl Candidate {
 
 #[cfg(test)]
 mod tests {
+    use super::super::time::ms;
     use super::*;
 
     const BUSY: Candidate = Candidate {
@@ -68,33 +69,33 @@ mod tests {
         half_closed: false,
         sheds: true,
         client_spoke: true,
-        age: 60_000,
-        idle: 10,
+        age: ms(60_000),
+        idle: ms(10),
     };
 
     #[test]
     fn the_order() {
         let quiet = Candidate {
-            idle: 50_000,
+            idle: ms(50_000),
             ..BUSY
         };
         let quieter = Candidate {
-            idle: 59_000,
+            idle: ms(59_000),
             ..BUSY
         };
         let mute = Candidate {
             client_spoke: false,
-            idle: 59_500,
+            idle: ms(59_500),
             ..BUSY
         };
         let half_closed = Candidate {
             half_closed: true,
-            idle: 3000,
+            idle: ms(3000),
             ..BUSY
         };
         let suspect = Candidate {
             suspect: true,
-            idle: 100,
+            idle: ms(100),
             ..BUSY
         };
         let mut all = [quiet, mute, half_closed, quieter, suspect];
@@ -116,7 +117,7 @@ mod tests {
         assert_eq!(
             Candidate {
                 client_spoke: false,
-                age: 100,
+                age: ms(100),
                 ..BUSY
             }
             .rank(),

@@ -2,21 +2,22 @@
 
 use proptest::prelude::*;
 
+use super::time::ms;
 use super::*;
 
-const T0: Millis = 1_000_000;
+const T0: Time = Time::ms(1_000_000);
 
 /// D = 30 s, I = 6 s: the last questions from 28.8 s, the verdict at 30.75 s.
 fn policy() -> Policy {
-    Policy::without_limits(30_000, 6000)
+    Policy::without_limits(ms(30_000), ms(6000))
 }
 
 /// A leg that was heard `age` ago and has nothing under way.
-fn heard(age: Millis, segs_in: u32) -> LegSample {
+fn heard(age: u64, segs_in: u32) -> LegSample {
     LegSample {
-        last_ack_age: age,
-        last_data_age: Millis::MAX,
-        last_sent_age: Millis::MAX,
+        last_ack_age: ms(age),
+        last_data_age: Span::MAX,
+        last_sent_age: Span::MAX,
         segs_in,
         bytes_acked: 1,
         rtt_us: 1000,
@@ -25,7 +26,7 @@ fn heard(age: Millis, segs_in: u32) -> LegSample {
 }
 
 /// A quiet leg with unanswered keepalive probes.
-fn probed(age: Millis, probes: u32) -> LegSample {
+fn probed(age: u64, probes: u32) -> LegSample {
     LegSample {
         probes,
         ..heard(age, 1)
@@ -33,36 +34,36 @@ fn probed(age: Millis, probes: u32) -> LegSample {
 }
 
 /// A leg with unacknowledged data, retransmitted, the last time a second ago.
-fn retransmitting(age: Millis) -> LegSample {
+fn retransmitting(age: u64) -> LegSample {
     LegSample {
         unacked: 1,
         retransmits: 6,
-        last_sent_age: 1000,
+        last_sent_age: ms(1000),
         ..heard(age, 1)
     }
 }
 
 /// A leg whose peer takes no data, with so many unanswered window probes.
-fn shut(age: Millis, sent: Millis, probes: u32) -> LegSample {
+fn shut(age: u64, sent: u64, probes: u32) -> LegSample {
     LegSample {
         zero_window: true,
         notsent: 1000,
         probes,
-        last_sent_age: sent,
-        busy_ms: sent,
+        last_sent_age: ms(sent),
+        busy: ms(sent),
         ..heard(age, 1)
     }
 }
 
 /// A leg with data in flight that is retransmitted each second since `sent`, and a peer that was
 /// heard `age` ago.
-fn undelivered(age: Millis, sent: Millis) -> LegSample {
+fn undelivered(age: u64, sent: u64) -> LegSample {
     LegSample {
         unacked: 1,
         retransmits: 1 + sent as u32 / 1000,
-        last_data_age: age,
-        last_sent_age: sent % 1000,
-        busy_ms: sent,
+        last_data_age: ms(age),
+        last_sent_age: ms(sent % 1000),
+        busy: ms(sent),
         ..heard(age, 1)
     }
 }
@@ -88,30 +89,30 @@ impl Session {
         }
     }
 
-    fn look(&mut self, after: Millis, down: LegSample) -> Verdict {
+    fn look(&mut self, after: u64, down: LegSample) -> Verdict {
         self.segs += 1;
         self.both(after, Some(down), Some(heard(0, self.segs)))
     }
 
-    fn both(&mut self, after: Millis, down: Option<LegSample>, up: Option<LegSample>) -> Verdict {
+    fn both(&mut self, after: u64, down: Option<LegSample>, up: Option<LegSample>) -> Verdict {
         let look = Look {
             legs: [down, up],
             traffic: self.traffic,
             answers_before: self.answers_before,
         };
-        self.machine.look(T0 + after, &self.policy, &look)
+        self.machine.look(T0 + ms(after), &self.policy, &look)
     }
 
     /// Looks whenever one is due, from `from` on, at a leg that stays as it is but for its ages,
     /// until the verdict.
-    fn until_closed(&mut self, from: Millis, at: impl Fn(Millis) -> LegSample) -> (Millis, Close) {
+    fn until_closed(&mut self, from: u64, at: impl Fn(u64) -> LegSample) -> (u64, Close) {
         let mut after = from;
         for _ in 0..1000 {
             let verdict = self.look(after, at(after));
             if let Some(close) = verdict.close {
                 return (after, close);
             }
-            after = verdict.next - T0;
+            after = (verdict.next - T0).as_millis();
         }
         panic!("never closed");
     }
@@ -134,17 +135,17 @@ fn a_machine_is_small() {
 #[test]
 fn a_client_that_waits_is_judged_alone() {
     let limits = Policy {
-        idle_timeout: Some(1000),
-        half_close_timeout: Some(1000),
-        first_response_timeout: Some(1000),
-        max_duration: Some(1000),
+        idle_timeout: Some(ms(1000)),
+        half_close_timeout: Some(ms(1000)),
+        first_response_timeout: Some(ms(1000)),
+        max_duration: Some(ms(1000)),
         ..policy()
     };
     let mut session = Session::new(limits);
     session.machine = Machine::accepted(T0);
     assert_eq!(
         session.machine.first_look(&session.policy),
-        T0 + 28_800,
+        T0 + ms(28_800),
         "a leg that is not up is not looked for"
     );
     let mut gave_up = Session {
@@ -154,14 +155,17 @@ fn a_client_that_waits_is_judged_alone() {
     let verdict = gave_up.both(5000, Some(complete(0)), None);
     assert_eq!(reason(&verdict), None);
     let verdict = session.both(5000, Some(heard(0, 1)), None);
-    assert_eq!((reason(&verdict), verdict.next), (None, T0 + 5000 + 28_800));
+    assert_eq!(
+        (reason(&verdict), verdict.next),
+        (None, T0 + ms(5000 + 28_800))
+    );
     let mut after = 10_000;
     let close = loop {
         let verdict = session.both(after, Some(probed(after - 5000, 20)), None);
         if let Some(close) = verdict.close {
             break close;
         }
-        after = verdict.next - T0;
+        after = (verdict.next - T0).as_millis();
     };
     assert_eq!(close.reason, CloseReason::DownstreamDead);
     assert!((35_750..=35_850).contains(&after), "closed after {after}");
@@ -172,18 +176,18 @@ fn a_client_that_waits_is_judged_alone() {
 fn a_look_of_before_the_upstream_came_up_counts_as_of_then() {
     let mut session = Session::new(policy());
     session.machine = Machine::accepted(T0);
-    session.machine.open(T0 + 100);
+    session.machine.open(T0 + ms(100));
     let verdict = session.both(50, Some(heard(0, 1)), Some(heard(0, 1)));
     assert_eq!(reason(&verdict), None);
-    assert!(verdict.next > T0 + 100);
+    assert!(verdict.next > T0 + ms(100));
 }
 
 /// The clocks of a session begin when its upstream is up; that of the client goes on.
 #[test]
 fn an_upstream_that_comes_up_says_nothing_about_the_client() {
     let limits = Policy {
-        max_duration: Some(60_000),
-        idle_timeout: Some(50_000),
+        max_duration: Some(ms(60_000)),
+        idle_timeout: Some(ms(50_000)),
         ..policy()
     };
     let mut session = Session::new(limits);
@@ -191,17 +195,17 @@ fn an_upstream_that_comes_up_says_nothing_about_the_client() {
     session.both(10_000, Some(probed(10_000, 4)), None);
     let down = |machine: &Machine| machine.leg(Leg::Downstream).condition;
     assert_eq!(down(&session.machine), Condition::Suspect);
-    session.machine.open(T0 + 20_000);
+    session.machine.open(T0 + ms(20_000));
     assert_eq!(down(&session.machine), Condition::Suspect);
     let timers = session.machine.timers(&session.policy);
     let at = |reason| {
         let timer = timers.iter().flatten().find(|t| t.reason == reason);
         timer.map(|t| t.at - T0)
     };
-    assert_eq!(at(CloseReason::DownstreamDead), Some(30_750));
-    assert_eq!(at(CloseReason::UpstreamDead), Some(50_750));
-    assert_eq!(at(CloseReason::MaxDuration), Some(80_000));
-    assert_eq!(at(CloseReason::IdleTimeout), Some(70_000));
+    assert_eq!(at(CloseReason::DownstreamDead), Some(ms(30_750)));
+    assert_eq!(at(CloseReason::UpstreamDead), Some(ms(50_750)));
+    assert_eq!(at(CloseReason::MaxDuration), Some(ms(80_000)));
+    assert_eq!(at(CloseReason::IdleTimeout), Some(ms(70_000)));
     let (after, close) = session.until_closed(20_100, |at| probed(at, 20));
     assert_eq!(close.reason, CloseReason::DownstreamDead);
     assert!((30_750..=30_850).contains(&after), "closed after {after}");
@@ -212,7 +216,7 @@ fn a_silent_peer_is_dead_d_after_its_last_sign_of_life() {
     let evidence = [
         (
             Evidence::Keepalive,
-            (|at| probed(at, 20)) as fn(Millis) -> LegSample,
+            (|at| probed(at, 20)) as fn(u64) -> LegSample,
         ),
         (Evidence::Retransmit, retransmitting),
         (Evidence::WindowProbe, |at| shut(at, at, 20)),
@@ -228,7 +232,7 @@ fn a_silent_peer_is_dead_d_after_its_last_sign_of_life() {
         assert_eq!(close.reason, CloseReason::DownstreamDead);
         assert_eq!(close.evidence, Some(expected));
         assert_eq!(close.how, CloseHow::AbortAfterFlush(Leg::Downstream));
-        assert_eq!(close.silent_for, at - 1);
+        assert_eq!(close.silent_for, ms(at - 1));
     }
 }
 
@@ -238,7 +242,7 @@ fn a_late_write_does_not_restart_the_clock() {
     session.look(1, heard(0, 1));
     session.look(29_000, probed(28_999, 20));
     let (at, _) = session.until_closed(29_500, |at| LegSample {
-        last_sent_age: at - 29_400,
+        last_sent_age: ms(at - 29_400),
         unacked: 1,
         retransmits: 1,
         ..probed(at - 1, 20)
@@ -253,7 +257,7 @@ fn any_sign_of_life_restarts_the_clock() {
         (
             "data",
             LegSample {
-                last_data_age: 0,
+                last_data_age: ms(0),
                 ..heard(29_000, 2)
             },
         ),
@@ -265,7 +269,7 @@ fn any_sign_of_life_restarts_the_clock() {
         session.look(28_999, probed(28_998, 20));
         session.look(29_000, sign);
         let last_life = session.machine.leg(Leg::Downstream).last_life;
-        assert!(last_life >= T0 + 28_996, "{name}: {last_life}");
+        assert!(last_life >= T0 + ms(28_996), "{name}: {last_life:?}");
         assert_eq!(
             reason(&session.look(31_000, probed(31_000, 20))),
             None,
@@ -286,7 +290,10 @@ fn an_undated_segment_counts_from_the_last_look() {
         ..probed(28_900, 21)
     };
     session.look(28_900, moved);
-    assert_eq!(session.machine.leg(Leg::Downstream).last_life, T0 + 28_000);
+    assert_eq!(
+        session.machine.leg(Leg::Downstream).last_life,
+        T0 + ms(28_000)
+    );
 }
 
 #[test]
@@ -308,7 +315,7 @@ fn no_verdict_without_a_sample_of_that_moment() {
     session.look(30_000, probed(29_999, 20));
     let verdict = session.both(30_800, None, Some(heard(0, 99)));
     assert_eq!(verdict.close, None);
-    assert!(verdict.next <= T0 + 31_800);
+    assert!(verdict.next <= T0 + ms(31_800));
     assert_eq!(reason(&session.look(31_000, heard(900, 2))), None);
 }
 
@@ -333,7 +340,7 @@ fn the_last_question_is_asked_at_d_and_has_its_time() {
     session.look(1, heard(0, 1));
     let late = session.look(50_000, probed(49_999, 20));
     assert_eq!((late.close, late.ask[0]), (None, Some(Ask::Probe)));
-    let (at, close) = session.until_closed(late.next - T0, |at| probed(at - 1, 21));
+    let (at, close) = session.until_closed((late.next - T0).as_millis(), |at| probed(at - 1, 21));
     assert_eq!(close.reason, CloseReason::DownstreamDead);
     assert!(at <= 50_100, "{at}");
 }
@@ -373,15 +380,15 @@ fn one_lost_window_probe_proves_nothing() {
 fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
     let mut session = Session::new(policy());
     session.look(1, heard(0, 1));
-    let old = |at: Millis| LegSample {
-        last_sent_age: at,
+    let old = |at: u64| LegSample {
+        last_sent_age: ms(at),
         ..retransmitting(at - 500)
     };
     for at in [10_000, 30_000, 31_000, 60_000] {
         assert_eq!(session.look(at, old(at)).close, None, "at {at}");
     }
-    let asked = |at: Millis| LegSample {
-        last_sent_age: at - 69_800,
+    let asked = |at: u64| LegSample {
+        last_sent_age: ms(at - 69_800),
         retransmits: 7,
         ..old(at)
     };
@@ -389,9 +396,9 @@ fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
     let verdict = session.look(70_100, asked(70_100));
     assert_eq!(reason(&verdict), Some(CloseReason::DownstreamDead));
     // Of a bare FIN only the count tells.
-    let fin = |at: Millis, retransmits| LegSample {
+    let fin = |at: u64, retransmits| LegSample {
         state: TcpState::FinWait1,
-        last_sent_age: Millis::MAX,
+        last_sent_age: Span::MAX,
         retransmits,
         ..retransmitting(at - 500)
     };
@@ -408,7 +415,7 @@ fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
 #[test]
 fn a_leg_that_is_closed_is_not_stalled() {
     let mut session = Session::new(Policy {
-        stall_timeout: Some(10_000),
+        stall_timeout: Some(ms(10_000)),
         ..policy()
     });
     session.look(1, heard(0, 1));
@@ -431,13 +438,13 @@ fn a_leg_that_is_closed_is_not_stalled() {
 
 #[test]
 fn stalled_is_not_dead_and_has_its_own_clock() {
-    let stall_timeout = Some(60_000);
+    let stall_timeout = Some(ms(60_000));
     let mut session = Session::new(Policy {
         stall_timeout,
         ..policy()
     });
     session.look(1, heard(0, 1));
-    let answering = |at: Millis| LegSample {
+    let answering = |at: u64| LegSample {
         segs_in: 1 + at as u32 / 1000,
         ..shut(at % 1000, at, 0)
     };
@@ -457,7 +464,7 @@ fn stalled_is_not_dead_and_has_its_own_clock() {
 
 #[test]
 fn a_window_that_was_closed_while_nothing_waited_is_no_stall() {
-    let stall_timeout = Some(60_000);
+    let stall_timeout = Some(ms(60_000));
     let mut session = Session::new(Policy {
         stall_timeout,
         ..policy()
@@ -470,7 +477,7 @@ fn a_window_that_was_closed_while_nothing_waited_is_no_stall() {
     session.look(
         299_000,
         LegSample {
-            last_sent_age: 299_000,
+            last_sent_age: ms(299_000),
             ..idle
         },
     );
@@ -486,8 +493,8 @@ fn a_window_that_was_closed_while_nothing_waited_is_no_stall() {
 /// does not hide that nothing is taken, whatever window the peer's own segments tell.
 #[test]
 fn retransmissions_to_a_stalled_peer_are_no_activity() {
-    let (idle_timeout, stall_timeout) = (Some(60_000), Some(20_000));
-    let withdrawn = |at: Millis| LegSample {
+    let (idle_timeout, stall_timeout) = (Some(ms(60_000)), Some(ms(20_000)));
+    let withdrawn = |at: u64| LegSample {
         zero_window: !at.is_multiple_of(2000),
         retransmits: 0,
         ..undelivered(0, at)
@@ -507,12 +514,15 @@ fn retransmissions_to_a_stalled_peer_are_no_activity() {
         session.look(1, heard(0, 1));
         // It says something valid, but no new byte.
         let quiet = |at| LegSample {
-            last_data_age: Millis::MAX,
+            last_data_age: Span::MAX,
             ..withdrawn(at)
         };
         let (at, close) = session.until_closed(500, quiet);
         assert_ne!(close.evidence, Some(Evidence::Retransmit));
-        assert!((span..=span + 1600).contains(&at), "closed after {at}");
+        assert!(
+            (span..=span + ms(1600)).contains(&ms(at)),
+            "closed after {at}"
+        );
     }
 }
 
@@ -520,7 +530,7 @@ fn retransmissions_to_a_stalled_peer_are_no_activity() {
 #[test]
 fn a_window_too_small_for_a_segment_is_a_stall() {
     let mut session = Session::new(Policy {
-        stall_timeout: Some(10_000),
+        stall_timeout: Some(ms(10_000)),
         ..policy()
     });
     session.look(1, heard(0, 1));
@@ -538,21 +548,21 @@ fn data_that_does_not_arrive_at_a_peer_that_talks_has_its_own_clock() {
     for leg in LEGS {
         let mut machine = Machine::new(T0);
         let policy = Policy {
-            delivery_timeout: Some(60_000),
+            delivery_timeout: Some(ms(60_000)),
             ..policy()
         };
-        let mut looks = |at: Millis, sample| {
+        let mut looks = |at: u64, sample| {
             let mut legs = [Some(heard(0, at as u32)); 2];
             legs[leg as usize] = Some(sample);
             let look = Look {
                 legs,
                 ..Look::default()
             };
-            let close = machine.look(T0 + at, &policy, &look).close;
+            let close = machine.look(T0 + ms(at), &policy, &look).close;
             (machine.leg(leg).condition, close)
         };
         // Its first bytes were taken.
-        let stuck = |at: Millis| LegSample {
+        let stuck = |at: u64| LegSample {
             bytes_acked: 100,
             ..undelivered(at % 1000, at)
         };
@@ -577,7 +587,7 @@ fn data_that_does_not_arrive_at_a_peer_that_talks_has_its_own_clock() {
 #[test]
 fn a_slow_link_is_not_undelivered() {
     let mut session = Session::new(Policy {
-        delivery_timeout: Some(10_000),
+        delivery_timeout: Some(ms(10_000)),
         ..policy()
     });
     session.look(1, heard(0, 1));
@@ -620,7 +630,7 @@ fn without_probes_a_peer_is_judged_by_data_only() {
     for at in (30_000..600_000).step_by(5000) {
         let verdict = session.look(at, heard(at, 1));
         assert_eq!((verdict.close, verdict.ask), (None, [None; 2]), "{at}");
-        assert!(verdict.next >= T0 + at + 5000, "looked at without need");
+        assert!(verdict.next >= T0 + ms(at + 5000), "looked at without need");
         let view = session.machine.leg(Leg::Downstream);
         assert_eq!(view.condition, Condition::Quiet);
         let timer = session.machine.leg_timer(&session.policy, Leg::Downstream);
@@ -630,8 +640,8 @@ fn without_probes_a_peer_is_judged_by_data_only() {
     let (at, close) = session.until_closed(written + 1000, |at| {
         let sent = at - written;
         LegSample {
-            last_ack_age: at,
-            last_data_age: at,
+            last_ack_age: ms(at),
+            last_data_age: ms(at),
             ..undelivered(at, sent)
         }
     });
@@ -647,8 +657,8 @@ fn answers_to_probes_are_counted_where_a_look_sees_them() {
     let mut session = Session::new(policy());
     let answered = |session: &Session| session.machine.probes_answered()[0];
     let sample = |ack, data, segs_in| LegSample {
-        last_data_age: data,
-        last_sent_age: ack,
+        last_data_age: ms(data),
+        last_sent_age: ms(ack),
         ..heard(ack, segs_in)
     };
     session.look(1000, sample(10, 10, 2));
@@ -657,14 +667,14 @@ fn answers_to_probes_are_counted_where_a_look_sees_them() {
     for n in 1..300 {
         let at = 9000 + n * 6000;
         let alone = LegSample {
-            last_sent_age: at,
+            last_sent_age: ms(at),
             ..sample(500, at, 3 + n as u32)
         };
         session.look(at, alone);
         session.look(
             at + 1,
             LegSample {
-                last_ack_age: 501,
+                last_ack_age: ms(501),
                 ..alone
             },
         );
@@ -676,7 +686,7 @@ fn answers_to_probes_are_counted_where_a_look_sees_them() {
 #[test]
 fn a_silent_peer_is_dead_and_not_undelivered() {
     let mut session = Session::new(Policy {
-        delivery_timeout: Some(5000),
+        delivery_timeout: Some(ms(5000)),
         ..policy()
     });
     session.look(1, heard(0, 1));
@@ -687,7 +697,7 @@ fn a_silent_peer_is_dead_and_not_undelivered() {
 
 #[test]
 fn a_suspect_is_not_called_stalled() {
-    let stall_timeout = Some(5000);
+    let stall_timeout = Some(ms(5000));
     let mut session = Session::new(Policy {
         stall_timeout,
         ..policy()
@@ -734,7 +744,7 @@ fn rest_follows_the_answer_once() {
 }
 
 /// A leg whose peer has said FIN and is owed nothing.
-fn complete(age: Millis) -> LegSample {
+fn complete(age: u64) -> LegSample {
     LegSample {
         state: TcpState::CloseWait,
         ..heard(age, 1)
@@ -756,7 +766,7 @@ fn a_peer_that_said_fin_and_is_owed_nothing_is_neither_asked_nor_judged() {
         };
         let verdict = session.look(after, unanswered);
         assert_eq!((verdict.ask[0], verdict.close), (None, None), "{second}");
-        assert!(verdict.next <= T0 + after + 1500, "{second}");
+        assert!(verdict.next <= T0 + ms(after + 1500), "{second}");
         let condition = session.machine.leg(Leg::Downstream).condition;
         assert_ne!(condition, Condition::Suspect, "{second}");
         let timer = session.machine.leg_timer(&session.policy, Leg::Downstream);
@@ -769,7 +779,7 @@ fn it_is_judged_from_when_it_is_seen_to_be_owed_something() {
     let mut session = Session::new(policy());
     session.look(1000, complete(1000));
     session.look(60_000, complete(60_000));
-    let owed = |after: Millis| LegSample {
+    let owed = |after: u64| LegSample {
         state: TcpState::CloseWait,
         retransmits: (after / 1000) as u32 - 60,
         ..retransmitting(after)
@@ -787,7 +797,7 @@ fn it_is_judged_from_when_it_is_seen_to_be_owed_something() {
 #[test]
 fn the_half_close_clock_stands_still_while_a_live_peer_is_owed_bytes() {
     let mut session = Session::new(Policy {
-        half_close_timeout: Some(10_000),
+        half_close_timeout: Some(ms(10_000)),
         ..policy()
     });
     let owed = |segs| Some(shut_but_heard(segs));
@@ -814,20 +824,20 @@ fn the_half_close_clock_stands_still_while_a_live_peer_is_owed_bytes() {
 fn shut_but_heard(segs_in: u32) -> LegSample {
     LegSample {
         segs_in,
-        ..shut(0, Millis::MAX, 0)
+        ..shut(0, u64::MAX, 0)
     }
 }
 
 #[test]
 fn half_close_is_rearmed_by_bytes() {
-    let half_close_timeout = Some(10_000);
+    let half_close_timeout = Some(ms(10_000));
     let mut session = Session::new(Policy {
         half_close_timeout,
         ..policy()
     });
     let fin = |sent, segs| LegSample {
         state: TcpState::CloseWait,
-        last_sent_age: sent,
+        last_sent_age: ms(sent),
         ..heard(0, segs)
     };
     assert!(!session.machine.is_half_closed());
@@ -844,19 +854,19 @@ fn half_close_is_rearmed_by_bytes() {
 
 #[test]
 fn idle_counts_from_the_last_byte() {
-    let idle_timeout = Some(20_000);
+    let idle_timeout = Some(ms(20_000));
     let mut session = Session::new(Policy {
         idle_timeout,
         ..policy()
     });
     let last = |data, segs| LegSample {
-        last_data_age: data,
+        last_data_age: ms(data),
         ..heard(0, segs)
     };
     assert_eq!(session.look(19_999, last(19_999, 2)).close, None);
     let verdict = session.look(20_000, last(5000, 3));
-    assert_eq!((verdict.close, verdict.next), (None, T0 + 35_000));
-    assert_eq!(session.machine.last_activity(), T0 + 15_000);
+    assert_eq!((verdict.close, verdict.next), (None, T0 + ms(35_000)));
+    assert_eq!(session.machine.last_activity(), T0 + ms(15_000));
     // Bytes may have passed on a leg that could not be asked.
     let blind = session.both(35_000, None, Some(heard(0, 99)));
     assert_eq!(blind.close, None);
@@ -869,29 +879,29 @@ fn idle_counts_from_the_last_byte() {
 
 #[test]
 fn a_request_waits_for_its_first_response() {
-    let first_response_timeout = Some(5000);
+    let first_response_timeout = Some(ms(5000));
     let request = LegSample {
-        last_sent_age: 1000,
+        last_sent_age: ms(1000),
         ..heard(0, 2)
     };
     let table = [
         (
             "answered",
             LegSample {
-                last_data_age: 500,
+                last_data_age: ms(500),
                 bytes_received: 9,
                 ..request
             },
             None,
         ),
-        ("no answer", request, Some(T0 + 2000 - 1000 + 5000)),
+        ("no answer", request, Some(T0 + ms(2000 - 1000 + 5000))),
         (
             "connected in the same tick",
             LegSample {
-                last_data_age: 1000,
+                last_data_age: ms(1000),
                 ..request
             },
-            Some(T0 + 6000),
+            Some(T0 + ms(6000)),
         ),
         (
             "unacknowledged",
@@ -927,19 +937,19 @@ fn a_request_waits_for_its_first_response() {
 #[test]
 fn an_answer_and_the_next_request_may_share_a_tick() {
     for (name, received, expected) in [
-        ("asked again", 9, Some(T0 + 6000)),
+        ("asked again", 9, Some(T0 + ms(6000))),
         ("answered", 18, None),
         ("answered before the request was written", 10, None),
     ] {
         let mut session = Session::new(Policy {
-            first_response_timeout: Some(5000),
+            first_response_timeout: Some(ms(5000)),
             ..policy()
         });
         session.traffic.sent[1] = 10;
         session.answers_before = 9;
         let up = LegSample {
-            last_sent_age: 1000,
-            last_data_age: 1000,
+            last_sent_age: ms(1000),
+            last_data_age: ms(1000),
             bytes_received: received,
             ..heard(0, 2)
         };
@@ -952,7 +962,7 @@ fn an_answer_and_the_next_request_may_share_a_tick() {
 
 #[test]
 fn a_session_ends_at_its_greatest_age_whatever_it_does() {
-    let max_duration = Some(60_000);
+    let max_duration = Some(ms(60_000));
     let mut session = Session::new(Policy {
         max_duration,
         ..policy()
@@ -968,9 +978,9 @@ fn a_session_ends_at_its_greatest_age_whatever_it_does() {
 #[test]
 fn ties_go_to_the_gravest_and_the_longest_silent() {
     let all = Policy {
-        idle_timeout: Some(30_000),
-        half_close_timeout: Some(30_000),
-        max_duration: Some(30_000),
+        idle_timeout: Some(ms(30_000)),
+        half_close_timeout: Some(ms(30_000)),
+        max_duration: Some(ms(30_000)),
         ..policy()
     };
     let mut session = Session::new(all);
@@ -982,8 +992,8 @@ fn ties_go_to_the_gravest_and_the_longest_silent() {
     let verdict = session.both(30_800, Some(dead(30_799)), Some(dead(30_300)));
     assert_eq!(reason(&verdict), Some(CloseReason::DownstreamDead));
     let mut session = Session::new(Policy {
-        idle_timeout: Some(60_000),
-        max_duration: Some(60_000),
+        idle_timeout: Some(ms(60_000)),
+        max_duration: Some(ms(60_000)),
         ..policy()
     });
     assert_eq!(
@@ -998,19 +1008,22 @@ fn time_that_runs_backwards_stands_still() {
     session.look(20_000, heard(0, 2));
     let verdict = session.look(5000, heard(15_000, 2));
     assert_eq!(verdict.close, None);
-    assert!(verdict.next > T0 + 20_000);
-    assert_eq!(session.machine.leg(Leg::Downstream).last_life, T0 + 20_000);
+    assert!(verdict.next > T0 + ms(20_000));
+    assert_eq!(
+        session.machine.leg(Leg::Downstream).last_life,
+        T0 + ms(20_000)
+    );
 }
 
 /// What never happened has the age of the host.
 #[test]
 fn ages_reach_back_to_the_start_at_most() {
-    let idle_timeout = Some(10_000);
+    let idle_timeout = Some(ms(10_000));
     let mut session = Session::new(Policy {
         idle_timeout,
         ..policy()
     });
-    let verdict = session.look(100, heard(Millis::MAX, 1));
+    let verdict = session.look(100, heard(u64::MAX, 1));
     assert_eq!(verdict.close, None);
     assert_eq!(session.machine.last_activity(), T0);
     assert_eq!(session.machine.leg(Leg::Downstream).last_life, T0);
@@ -1023,7 +1036,7 @@ fn a_session_may_live_for_years() {
     session.look(2 * year, heard(0, 2));
     assert_eq!(
         session.machine.leg(Leg::Downstream).last_life,
-        T0 + 2 * year
+        T0 + ms(2 * year)
     );
     // Even a leg that gives no sign of life and is never asked.
     session.look(3 * year, heard(year, 2));
@@ -1032,7 +1045,7 @@ fn a_session_may_live_for_years() {
         segs_in: 2,
         ..probed(at - 2 * year, 20)
     });
-    assert_eq!(close.silent_for, at - 2 * year);
+    assert_eq!(close.silent_for, ms(at - 2 * year));
 }
 
 #[test]
@@ -1073,10 +1086,10 @@ fn faults() {
     ];
     for (fault, sample, reason, evidence) in table {
         let mut machine = Machine::new(T0);
-        let close = machine.fault(T0 + 5000, Leg::Upstream, fault, Some(&sample));
+        let close = machine.fault(T0 + ms(5000), Leg::Upstream, fault, Some(&sample));
         assert_eq!((close.reason, close.evidence), (reason, evidence));
         assert_eq!(close.how, CloseHow::AbortAfterFlush(Leg::Upstream));
-        assert_eq!(close.silent_for, 3000);
+        assert_eq!(close.silent_for, ms(3000));
     }
 }
 
@@ -1093,7 +1106,7 @@ fn a_closed_socket_keeps_what_was_known() {
     session.look(8001, closed);
     let close = session
         .machine
-        .fault(T0 + 8002, Leg::Downstream, Fault::Reset, Some(&closed));
+        .fault(T0 + ms(8002), Leg::Downstream, Fault::Reset, Some(&closed));
     assert_eq!(close.evidence, Some(Evidence::Reset));
 }
 
@@ -1101,14 +1114,15 @@ fn a_closed_socket_keeps_what_was_known() {
 fn derived_spans() {
     let table = [
         // D, I, grace, final phase
-        (2000, 1000, 150, 875),
-        (2000, 1999, 150, 875),
-        (3000, 2999, 150, 1875),
-        (8000, 1600, 200, 2300),
-        (30_000, 6000, 750, 1200),
-        (60_000, 59_000, 1500, 1875),
+        [2000, 1000, 150, 875],
+        [2000, 1999, 150, 875],
+        [3000, 2999, 150, 1875],
+        [8000, 1600, 200, 2300],
+        [30_000, 6000, 750, 1200],
+        [60_000, 59_000, 1500, 1875],
     ];
-    for (detect_within, probe_interval, grace, final_phase) in table {
+    for spans in table {
+        let [detect_within, probe_interval, grace, final_phase] = spans.map(ms);
         let policy = Policy {
             detect_within,
             probe_interval,
@@ -1116,10 +1130,10 @@ fn derived_spans() {
         };
         assert_eq!((policy.grace(), policy.final_phase()), (grace, final_phase));
         assert!(
-            policy.grace() <= (detect_within / 20).max(300),
+            policy.grace() <= (detect_within / 20).max(ms(300)),
             "within the tolerance"
         );
-        assert_eq!(policy.suspect_after(), probe_interval + 1000);
+        assert_eq!(policy.suspect_after(), probe_interval + ms(1000));
     }
 }
 
@@ -1150,17 +1164,17 @@ fn any_sample() -> impl Strategy<Value = LegSample> {
             probes: counts[2],
             backoff: counts[3] as u8,
             notsent: counts[3],
-            busy_ms: 0,
+            busy: ms(0),
             segs_in: counts[4],
             rtt_us: counts[4],
             rttvar_us: counts[3],
             zero_window,
-            last_ack_age: ages[0],
-            last_data_age: ages[1],
-            last_sent_age: ages[2],
+            last_ack_age: ms(ages[0]),
+            last_data_age: ms(ages[1]),
+            last_sent_age: ms(ages[2]),
             bytes_acked: bytes,
             bytes_received: bytes,
-            rto_ms: ages[2] % 2000,
+            rto: ms(ages[2] % 2000),
         },
     )
 }
@@ -1178,28 +1192,33 @@ fn any_policy() -> impl Strategy<Value = Policy> {
         [span(), span(), span(), span(), span(), span()],
     )
         .prop_map(|(d, i, spans)| Policy {
-            detect_within: d,
-            probe_interval: 1000 + (d - 1001) * i / 1000,
-            idle_timeout: spans[0],
-            half_close_timeout: spans[1],
-            stall_timeout: spans[2],
-            delivery_timeout: spans[5],
+            detect_within: ms(d),
+            probe_interval: ms(1000 + (d - 1001) * i / 1000),
+            idle_timeout: spans[0].map(ms),
+            half_close_timeout: spans[1].map(ms),
+            stall_timeout: spans[2].map(ms),
+            delivery_timeout: spans[5].map(ms),
             probes: [spans[5].is_some(), true],
-            first_response_timeout: spans[3],
-            max_duration: spans[4],
+            first_response_timeout: spans[3].map(ms),
+            max_duration: spans[4].map(ms),
         })
 }
 
-fn any_look() -> impl Strategy<Value = (Millis, Look)> {
+fn any_look() -> impl Strategy<Value = (Time, Look)> {
     let leg = || prop::option::weighted(0.9, any_sample());
-    let time = prop_oneof![T0..T0 + 200_000, 0..T0, Just(u64::from(u32::MAX) * 1000)];
+    let start = T0.as_millis();
+    let time = prop_oneof![
+        start..start + 200_000,
+        0..start,
+        Just(u64::from(u32::MAX) * 1000)
+    ];
     (time, [leg(), leg()], any::<u64>()).prop_map(|(now, legs, bytes)| {
         let traffic = Traffic {
             received: [bytes; 2],
             sent: [bytes; 2],
         };
         (
-            now,
+            Time::ms(now),
             Look {
                 legs,
                 traffic,
@@ -1231,7 +1250,7 @@ proptest! {
             for leg in LEGS {
                 prop_assert!(machine.leg(leg).last_life <= last);
                 let fault = machine.fault(now, leg, Fault::Reset, look.legs[leg as usize].as_ref());
-                prop_assert!(fault.silent_for <= last);
+                prop_assert!(fault.silent_for <= last - Time::default());
             }
         }
     }
@@ -1256,7 +1275,7 @@ proptest! {
 /// server repeats its SYN-ACK at 1, 3, 7, 15 s, which is a sign of life of its kernel.
 #[test]
 fn a_service_that_never_accepted_is_a_phantom() {
-    let phantom = |at: Millis| {
+    let phantom = |at: u64| {
         let heard = [1, 1000, 3000, 7000, 15_000]
             .into_iter()
             .rfind(|t| *t <= at)
@@ -1266,10 +1285,10 @@ fn a_service_that_never_accepted_is_a_phantom() {
             retransmits: u32::try_from(at / 1000).expect("small"),
             bytes_acked: 1,
             segs_in: 1 + u32::try_from(at / 1000).expect("small").min(4),
-            last_ack_age: at - heard,
-            last_data_age: at,
-            last_sent_age: at % 1000,
-            busy_ms: at - 500,
+            last_ack_age: ms(at - heard),
+            last_data_age: ms(at),
+            last_sent_age: ms(at % 1000),
+            busy: ms(at - 500),
             ..LegSample::default()
         }
     };
@@ -1278,12 +1297,12 @@ fn a_service_that_never_accepted_is_a_phantom() {
         received: [10, 0],
     };
     let policy = Policy {
-        first_response_timeout: Some(5000),
+        first_response_timeout: Some(ms(5000)),
         ..policy()
     };
-    let mut machine = Machine::new(0);
+    let mut machine = Machine::new(Time::default());
     let client = LegSample {
-        last_ack_age: 100,
+        last_ack_age: ms(100),
         segs_in: 9,
         ..LegSample::default()
     };
@@ -1293,7 +1312,7 @@ fn a_service_that_never_accepted_is_a_phantom() {
             traffic,
             ..Look::default()
         };
-        let verdict = machine.look(at, &policy, &look);
+        let verdict = machine.look(Time::ms(at), &policy, &look);
         assert_eq!(verdict.close, None, "at {at}");
         assert_eq!(
             machine.leg(Leg::Upstream).condition,
@@ -1312,14 +1331,14 @@ fn a_service_that_never_accepted_is_a_phantom() {
         ..phantom(5400)
     };
     let mut reset = |after: &LegSample| {
-        let close = machine.fault(5400, Leg::Upstream, Fault::Reset, Some(after));
+        let close = machine.fault(Time::ms(5400), Leg::Upstream, Fault::Reset, Some(after));
         (close.reason, close.evidence)
     };
     assert_eq!(reset(&over), (CloseReason::UpstreamPhantom, None));
     // Accepted since the last look, and then reset.
     let accepted = LegSample {
         bytes_acked: 11,
-        last_ack_age: 0,
+        last_ack_age: ms(0),
         ..over
     };
     assert_eq!(reset(&accepted), (CloseReason::UpstreamReset, None));
@@ -1328,7 +1347,10 @@ fn a_service_that_never_accepted_is_a_phantom() {
         traffic,
         ..Look::default()
     };
-    let close = machine.look(5500, &policy, &look).close.expect("in time");
+    let close = machine
+        .look(Time::ms(5500), &policy, &look)
+        .close
+        .expect("in time");
     assert_eq!(
         (close.reason, close.evidence),
         (CloseReason::UpstreamPhantom, None)
@@ -1336,13 +1358,13 @@ fn a_service_that_never_accepted_is_a_phantom() {
     // A host that vanished before the first request says nothing after it.
     let vanished = LegSample {
         segs_in: 0,
-        last_ack_age: 2600,
-        last_data_age: 2600,
+        last_ack_age: ms(2600),
+        last_data_age: ms(2600),
         ..phantom(3000)
     };
-    let mut machine = Machine::new(0);
+    let mut machine = Machine::new(Time::default());
     machine.look(
-        3000,
+        Time::ms(3000),
         &policy,
         &Look {
             legs: [Some(client), Some(vanished)],
@@ -1354,7 +1376,7 @@ fn a_service_that_never_accepted_is_a_phantom() {
 }
 
 /// What the kernel is told of its questions in flight: `(seconds of silence, milliseconds)`.
-fn gaps_told(rtt_us: u32, retransmits: fn(Millis) -> u32, until: Millis) -> Vec<(Millis, Millis)> {
+fn gaps_told(rtt_us: u32, retransmits: fn(u64) -> u32, until: u64) -> Vec<(u64, u64)> {
     let mut session = Session::new(policy());
     session.look(1, heard(0, 1));
     let mut told = Vec::new();
@@ -1366,16 +1388,16 @@ fn gaps_told(rtt_us: u32, retransmits: fn(Millis) -> u32, until: Millis) -> Vec<
             LegSample {
                 unacked: 9,
                 retransmits: retransmits(silent),
-                last_sent_age: silent - 50,
-                rto_ms: 200,
+                last_sent_age: ms(silent - 50),
+                rto: ms(200),
                 rtt_us,
                 rttvar_us: rtt_us / 8,
                 bytes_acked: 5000,
                 ..heard(silent, 1)
             },
         );
-        told.extend(verdict.longest_gap[0].map(|gap| (silent / 1000, gap)));
-        after = verdict.next - T0;
+        told.extend(verdict.longest_gap[0].map(|gap| (silent / 1000, gap.as_millis())));
+        after = (verdict.next - T0).as_millis();
     }
     told
 }
@@ -1388,8 +1410,8 @@ fn a_leg_whose_acknowledgements_come_keeps_the_pace_of_its_kernel() {
         let acknowledged = LegSample {
             unacked: 9,
             bytes_acked: round * 1000,
-            last_sent_age: 100,
-            rto_ms: 16_000,
+            last_sent_age: ms(100),
+            rto: ms(16_000),
             rtt_us: 12_000_000,
             rttvar_us: 1_000_000,
             ..heard(2000, 1 + round as u32)

@@ -21,38 +21,39 @@
 
 use std::ops::RangeInclusive;
 
-use super::policy::{LATE_QUESTION, Millis, Policy, SLOWEST_QUESTION};
+use super::policy::{LATE_QUESTION, Policy, SLOWEST_QUESTION};
 use super::sample::LegSample;
+use super::time::{Span, Time};
 
 /// Two readings of the kernel's clock, at its coarsest tick, and as much again, ms.
-const MARGIN: Millis = 40;
+const MARGIN: Span = Span::ms(40);
 /// The answer to a repetition is waited for so long before the next gap is arranged, at most, ms.
-const LONGEST_PATIENCE: Millis = 500;
+const LONGEST_PATIENCE: Span = Span::ms(500);
 /// Of the probes that the kernel sends before it gives up, so many come at once, up to a second apart.
 const FIRST_PROBES: u32 = 9;
 /// So many are spread over the time that is left; the others are for the end.
 const SPREAD_PROBES: u32 = 2;
 /// So long before D probes are a second apart again, ms.
-const CLOSE_PROBES: Millis = 1000;
+const CLOSE_PROBES: Span = Span::ms(1000);
 /// `TCP_RTO_MAX_MS` goes up to here (tcp(7)), which is what it is if nobody sets it, ms.
-pub const KERNELS_OWN: Millis = 120_000;
+pub const KERNELS_OWN: Span = Span::ms(120_000);
 
 /// Between two probes of a closed window, of which so many are unanswered, at most.
-pub fn longest_probe_gap(now: Millis, life: Millis, policy: &Policy, unanswered: u32) -> Millis {
+pub fn longest_probe_gap(now: Time, life: Time, policy: &Policy, unanswered: u32) -> Span {
     if unanswered < FIRST_PROBES {
         return SLOWEST_QUESTION;
     }
     let spread = (FIRST_PROBES + SPREAD_PROBES)
         .saturating_sub(unanswered)
         .max(1);
-    let left = (life + policy.detect_within).saturating_sub(now + CLOSE_PROBES);
-    let on_time = left / Millis::from(spread);
+    let left = (life + policy.detect_within) - (now + CLOSE_PROBES);
+    let on_time = left / u64::from(spread);
     // Long timers are late by up to an eighth.
     (on_time * 8 / 9).clamp(SLOWEST_QUESTION, KERNELS_OWN)
 }
 
 /// Between two repetitions of what is on its way to a window that was taken back, at most.
-pub fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSample) -> Millis {
+pub fn longest_gap(now: Time, life: Time, policy: &Policy, sample: &LegSample) -> Span {
     let next = next_repetition(now, sample);
     let heard = now - sample.last_ack_age;
     let least = SLOWEST_QUESTION.max((next - heard) / 2 + MARGIN);
@@ -62,10 +63,10 @@ pub fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSampl
         return least;
     }
     // The kernel doubles it at most.
-    let most = least.max(2 * sample.rto_ms);
+    let most = least.max(sample.rto * 2);
     let silent = next - heard;
     let last = last_repetition(life, policy);
-    let stop = stop_within(silent + least..=silent + most, last.saturating_sub(heard));
+    let stop = stop_within(silent + least..=silent + most, last - heard);
     let gap = match stop {
         Some(stop) => stop - silent,
         // Two in time are better than one, and one late is better than one too soon.
@@ -78,12 +79,12 @@ pub fn longest_gap(now: Millis, life: Millis, policy: &Policy, sample: &LegSampl
 /// Where in this stretch of silence a repetition has to be for another to be at `last` in the end.
 /// Each has to come after half as much silence again at least, and a part of that may be lost on late
 /// timers; and not after much more, since the gap before it, doubled, has to suffice.
-fn stop_within(stretch: RangeInclusive<Millis>, last: Millis) -> Option<Millis> {
+fn stop_within(stretch: RangeInclusive<Span>, last: Span) -> Option<Span> {
     let (mut low, mut high) = (last, last);
     while high >= *stretch.start() {
         let common = low.max(*stretch.start())..=high.min(*stretch.end());
         if !common.is_empty() {
-            return Some(common.start().midpoint(*common.end()));
+            return Some((*common.start() + *common.end()) / 2);
         }
         (low, high) = (low * 5 / 9, high * 25 / 38);
     }
@@ -91,8 +92,8 @@ fn stop_within(stretch: RangeInclusive<Millis>, last: Millis) -> Option<Millis> 
 }
 
 /// When to look again: the gap behind the next repetition has to be arranged before that one.
-pub fn next_look(now: Millis, sample: &LegSample) -> Millis {
-    let asked = now - sample.last_sent_age.min(now) + patience(sample);
+pub fn next_look(now: Time, sample: &LegSample) -> Time {
+    let asked = now - sample.last_sent_age + patience(sample);
     if asked > now {
         return asked;
     }
@@ -100,55 +101,57 @@ pub fn next_look(now: Millis, sample: &LegSample) -> Millis {
 }
 
 /// From a repetition to the look that tells whether it was answered, ms.
-fn patience(sample: &LegSample) -> Millis {
+fn patience(sample: &LegSample) -> Span {
     sample.answer_takes().min(LONGEST_PATIENCE)
 }
 
 /// A peer that was away for no longer than is survived is back by then; it was heard one question
 /// before.
-pub fn back_by(deadline: Millis, policy: &Policy) -> Millis {
+pub fn back_by(deadline: Time, policy: &Policy) -> Time {
     deadline - policy.detect_within + policy.survives() + SLOWEST_QUESTION
 }
 
 /// When the last repetition before the verdict is to come.
-fn last_repetition(life: Millis, policy: &Policy) -> Millis {
+fn last_repetition(life: Time, policy: &Policy) -> Time {
     let deadline = life + policy.detect_within;
     let early = deadline - policy.detect_within / 16;
     early.max(back_by(deadline, policy) + LATE_QUESTION + MARGIN)
 }
 
 /// A repetition is data sent, and the kernel's timer was set then.
-fn next_repetition(now: Millis, sample: &LegSample) -> Millis {
-    now.max((now + sample.rto_ms).saturating_sub(sample.last_sent_age))
+fn next_repetition(now: Time, sample: &LegSample) -> Time {
+    now.max(now + sample.rto - sample.last_sent_age)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::policy::granule;
     use super::super::sample::ANSWER_TAKES;
+    use super::super::time::ms;
     use super::*;
 
     /// When a peer is asked that is silent from 0 on, by a kernel whose repetitions were a second
     /// apart, whose timers end on the grid of such ticks, and that gives up as Linux does.
-    fn asked_at(policy: &Policy, first: Millis, tick: Millis, until: Millis) -> Vec<Millis> {
-        const LIFE: Millis = 1_000_000;
-        let timer = |gap: Millis| {
+    fn asked_at(policy: &Policy, first: u64, tick: u64, until: u64) -> Vec<u64> {
+        const LIFE: u64 = 1_000_000;
+        let at = Time::ms;
+        let timer = |gap: u64| {
             let grid = granule(gap / tick) * tick;
             (gap / grid + 1) * grid
         };
         let (mut sent, mut rto, mut asked) = (LIFE + first - 1000, 1000, Vec::new());
         loop {
-            let fires = sent.max(LIFE) + ANSWER_TAKES;
+            let fires = sent.max(LIFE) + ANSWER_TAKES.as_millis();
             let sample = LegSample {
                 unacked: 1,
                 zero_window: true,
-                rto_ms: rto,
-                last_ack_age: fires - LIFE,
-                last_data_age: fires - LIFE,
-                last_sent_age: fires - sent,
+                rto: ms(rto),
+                last_ack_age: ms(fires - LIFE),
+                last_data_age: ms(fires - LIFE),
+                last_sent_age: ms(fires - sent),
                 ..LegSample::default()
             };
-            let gap = longest_gap(fires, LIFE, policy, &sample);
+            let gap = longest_gap(at(fires), at(LIFE), policy, &sample).as_millis();
             let due = sent + rto;
             assert!(due - LIFE <= 2 * gap, "given up at {}", due - LIFE);
             sent += timer(rto);
@@ -165,12 +168,12 @@ mod tests {
         for seconds in 2..=120 {
             for probe_interval in [1000, 1500, 2000, 200 * seconds, 500 * seconds] {
                 let detect_within = 1000 * seconds;
-                let policy = Policy::without_limits(detect_within, probe_interval);
+                let policy = Policy::without_limits(ms(detect_within), ms(probe_interval));
                 if probe_interval >= detect_within || probe_interval < 1000 {
                     continue;
                 }
-                let back = back_by(detect_within, &policy);
-                let end = policy.latest(0);
+                let back = back_by(Time::ms(detect_within), &policy).as_millis();
+                let end = policy.latest(Time::ms(0)).as_millis();
                 for (first, tick) in [(1, 1), (400, 4), (1000, 4), (1000, 10)] {
                     let asked = asked_at(&policy, first, tick, back);
                     let in_time = asked.last().is_some_and(|last| *last <= end);

@@ -16,7 +16,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use crate::liveness::{Leg, Millis, Policy};
+use crate::liveness::{Leg, Policy, Span};
 use crate::sys;
 use crate::sys::sockopt::{self, IntOption};
 
@@ -49,7 +49,7 @@ pub fn bound_unsent(fd: RawFd) -> io::Result<()> {
 }
 
 fn keepalive_interval_seconds(policy: &Policy) -> i32 {
-    let interval = policy.keepalive_interval(sys::tick()) / 1000;
+    let interval = policy.keepalive_interval(sys::tick()).as_millis() / 1000;
     i32::try_from(interval).unwrap_or(1)
 }
 
@@ -84,7 +84,7 @@ pub fn watch(fd: RawFd, leg: Leg, policy: &Policy, check: impl Fn(io::Result<()>
             keepalive_interval_seconds(policy),
         ));
     }
-    if leg == Leg::Upstream || policy.keepalive_idle() == 1000 {
+    if leg == Leg::Upstream || policy.keepalive_idle() == Span::ms(1000) {
         check(set(fd, sockopt::KEEPIDLE, keepalive_idle_seconds(policy)));
     }
 }
@@ -106,9 +106,9 @@ pub fn probe_now(fd: RawFd) -> io::Result<()> {
     set(fd, sockopt::KEEPIDLE, 1)
 }
 
-/// Has the kernel leave no more than this between two questions, ms, where it can be told.
-pub fn ask_every(fd: RawFd, longest_gap: Millis) {
-    let gap = i32::try_from(longest_gap).unwrap_or(KERNEL_RTO_MAX_MS);
+/// Has the kernel leave no more than this between two questions, where it can be told.
+pub fn ask_every(fd: RawFd, longest_gap: Span) {
+    let gap = i32::try_from(longest_gap.as_millis()).unwrap_or(KERNEL_RTO_MAX_MS);
     let _unknown_before_6_15 = sockopt::set_int(fd, sockopt::RTO_MAX_MS, gap);
 }
 
@@ -142,7 +142,7 @@ pub fn unwatch(fd: RawFd) -> io::Result<()> {
 
 fn keepalive_idle_seconds(policy: &Policy) -> i32 {
     // The configuration allows what the kernel does, 1 to 32767 s (tcp(7)).
-    i32::try_from(policy.keepalive_idle() / 1000)
+    i32::try_from(policy.keepalive_idle().as_millis() / 1000)
         .unwrap_or(32767)
         .clamp(1, 32767)
 }

@@ -2,7 +2,7 @@
 
 use std::os::fd::RawFd;
 
-use crate::liveness::{LegSample, TcpState};
+use crate::liveness::{LegSample, Span, TcpState};
 use crate::sys::{self, TcpInfo};
 
 /// Asks the kernel about one leg; `None` if it cannot say.
@@ -25,15 +25,15 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         },
         unacked: info.unacked,
         retransmits: u32::from(info.retransmits),
-        rto_ms: u64::from(info.rto_us / 1000),
+        rto: Span::ms((info.rto_us / 1000).into()),
         probes: u32::from(info.probes),
         backoff: info.backoff,
         notsent: info.notsent_bytes,
         zero_window: info.snd_wnd == 0,
-        last_ack_age: u64::from(info.last_ack_recv_ms),
-        last_data_age: u64::from(info.last_data_recv_ms),
-        last_sent_age: u64::from(info.last_data_sent_ms),
-        busy_ms: info.busy_time_us / 1000,
+        last_ack_age: Span::ms(info.last_ack_recv_ms.into()),
+        last_data_age: Span::ms(info.last_data_recv_ms.into()),
+        last_sent_age: Span::ms(info.last_data_sent_ms.into()),
+        busy: Span::ms(info.busy_time_us / 1000),
         segs_in: info.segs_in,
         bytes_acked: info.bytes_acked,
         bytes_received: info.bytes_received,

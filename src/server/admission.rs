@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::worker::Worker;
 use super::{Listener, Permit};
 use crate::config::OnFull;
-use crate::liveness::{Candidate, Close, CloseHow, CloseReason, Method};
+use crate::liveness::{Candidate, Close, CloseHow, CloseReason, Method, Span};
 use crate::metrics::{Shortage, Takeover};
 use crate::session::{Session, SessionParams};
 use crate::sys;
@@ -318,7 +318,7 @@ fn over(reason: CloseReason) -> Close {
         reason,
         how: CloseHow::Flush,
         evidence: None,
-        silent_for: 0,
+        silent_for: Span::ZERO,
     }
 }
 
@@ -329,7 +329,7 @@ mod tests {
 
     use super::*;
     use crate::config::{Abandoned, Liveness, OnDead, OnEnd, Upstream, UpstreamAddress};
-    use crate::liveness::Millis;
+    use crate::liveness::Time;
     use crate::metrics::Metrics;
     use crate::net::stream;
     use crate::session::{Admission, Task, monitor};
@@ -382,7 +382,7 @@ mod tests {
         (0..count).map(start).collect()
     }
 
-    fn looks(sessions: &[(Arc<Session>, TcpStream)], since: Millis) -> usize {
+    fn looks(sessions: &[(Arc<Session>, TcpStream)], since: Time) -> usize {
         let looked_at = |(session, _): &&(Arc<Session>, _)| session.last_look() >= since;
         sessions.iter().filter(looked_at).count()
     }
@@ -403,7 +403,7 @@ mod tests {
         let others = start(&worker, &elsewhere, 3);
         let holders = start(&worker, &here, MANY);
         // A look finds out about them once they are open and under watch.
-        let deadline = sys::now() + 30_000;
+        let deadline = sys::now() + Span::ms(30_000);
         loop {
             sleep(Duration::from_millis(50)).await;
             let now = sys::now();

@@ -15,15 +15,15 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use tokio::sync::Notify;
 
 use super::{Session, Table};
-use crate::liveness::Millis;
+use crate::liveness::{Span, Time};
 use crate::sys;
 
 /// A worker is measured over at least this long, ms.
-const WINDOW: Millis = 50;
+const WINDOW: Span = Span::ms(50);
 /// Wake-ups of sessions between two readings of the clock.
 const READ_CLOCK_EVERY: u32 = 64;
 /// A measurement older than this says nothing: the worker has hardly woken up since, ms.
-const STALE: Millis = 1000;
+const STALE: Span = Span::ms(1000);
 /// Busier than this is too busy, permille of the time.
 const TOO_BUSY: u32 = 700;
 /// So much busier than another one is uneven, permille.
@@ -31,12 +31,12 @@ const UNEVEN: u32 = 300;
 /// One worker less will do when the others would not be busier than this, permille, ...
 const CALM: u32 = 350;
 /// ... for so long, ms, ...
-const CALM_FOR: Millis = 2000;
+const CALM_FOR: Span = Span::ms(2000);
 /// ... and at least so many sessions wake up in a second. Fewer hardly ever wake up together, so
 /// nothing would be saved, and each would have to move.
 const FREQUENT: u32 = 2000;
 /// A worker that gave sessions away is given time to show what that brought, ms.
-const SETTLES: Millis = 200;
+const SETTLES: Span = Span::ms(200);
 /// A worker has clearly more sessions than another when it has more than 9/8 of them.
 const MORE: (usize, usize) = (9, 8);
 
@@ -89,7 +89,7 @@ impl fmt::Debug for Seat {
 thread_local! {
     /// Of the worker of this thread: wake-ups since the window began, when that was, and what the
     /// thread's time was then.
-    static METER: Cell<(u32, Millis, u64)> = const { Cell::new((0, 0, 0)) };
+    static METER: Cell<(u32, Time, u64)> = const { Cell::new((0, Time::ms(0), 0)) };
 }
 
 impl Balancer {
@@ -164,7 +164,7 @@ impl Balancer {
     }
 
     /// Gives up workers that have no session, where the others can do with less.
-    fn give_up_idle(&self, now: Millis) {
+    fn give_up_idle(&self, now: Time) {
         let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         if !plan.is_calm(now) {
             return;
@@ -191,7 +191,7 @@ impl Balancer {
             .store(advice, Ordering::Relaxed);
     }
 
-    fn report(&self, now: Millis, worker: usize, seen: Seen) {
+    fn report(&self, now: Time, worker: usize, seen: Seen) {
         let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         for (worker, advice) in plan.report(now, worker, seen) {
             self.advise(worker, advice);
@@ -259,7 +259,7 @@ impl Table {
             return;
         }
         let now = sys::now();
-        let span = now.saturating_sub(since);
+        let span = now - since;
         if span < WINDOW {
             return;
         }
@@ -271,8 +271,8 @@ impl Table {
         let limited = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let seen = Seen {
             // Microseconds in a millisecond are permille.
-            busy: limited(time.saturating_sub(before) / span),
-            wake_ups: limited(u64::from(wake_ups) * 1000 / span),
+            busy: limited(time.saturating_sub(before) / span.as_millis()),
+            wake_ups: limited(u64::from(wake_ups) * 1000 / span.as_millis()),
         };
         if let Some(balancer) = balancer
             .upgrade()
@@ -331,7 +331,7 @@ struct Plan {
     in_use: usize,
     workers: Vec<Load>,
     /// Since when one less would do.
-    calm_since: Option<Millis>,
+    calm_since: Option<Time>,
     salt: u16,
 }
 
@@ -348,9 +348,9 @@ struct Seen {
 #[derive(Clone, Copy, Debug, Default)]
 struct Load {
     last: Seen,
-    at: Millis,
+    at: Time,
     /// When it last gave sessions away.
-    gave: Millis,
+    gave: Time,
 }
 
 impl Plan {
@@ -364,7 +364,7 @@ impl Plan {
     }
 
     /// Takes in how busy a worker was; returns the advice that changes with it.
-    fn report(&mut self, now: Millis, me: usize, seen: Seen) -> Vec<(usize, Option<Advice>)> {
+    fn report(&mut self, now: Time, me: usize, seen: Seen) -> Vec<(usize, Option<Advice>)> {
         let busy = seen.busy;
         self.workers[me].last = seen;
         self.workers[me].at = now;
@@ -404,7 +404,7 @@ impl Plan {
     }
 
     /// Takes a worker out of use when the others could do its work for a while.
-    fn one_less(&mut self, now: Millis) -> Option<usize> {
+    fn one_less(&mut self, now: Time) -> Option<usize> {
         let wake_ups = self.all(now, |seen| seen.wake_ups);
         if self.in_use == 1 || !self.is_calm(now) || wake_ups < FREQUENT {
             self.calm_since = None;
@@ -420,29 +420,29 @@ impl Plan {
     }
 
     /// Whether one worker less would do.
-    fn is_calm(&self, now: Millis) -> bool {
+    fn is_calm(&self, now: Time) -> bool {
         let others = u32::try_from(self.in_use - 1).unwrap_or(u32::MAX);
         self.all(now, |seen| seen.busy) <= CALM.saturating_mul(others)
     }
 
-    fn all(&self, now: Millis, what: fn(Seen) -> u32) -> u32 {
+    fn all(&self, now: Time, what: fn(Seen) -> u32) -> u32 {
         let loads = self.workers.iter();
         loads.map(|load| what(load.recent(now))).sum()
     }
 
-    fn busy(&self, now: Millis, worker: usize) -> u32 {
+    fn busy(&self, now: Time, worker: usize) -> u32 {
         self.workers[worker].recent(now).busy
     }
 
     /// Of those in use, other than one of them.
-    fn least_busy(&self, now: Millis, but: usize) -> usize {
+    fn least_busy(&self, now: Time, but: usize) -> usize {
         let others = (0..self.in_use).filter(|worker| *worker != but);
         others.min_by_key(|w| self.busy(now, *w)).unwrap_or(but)
     }
 }
 
 impl Load {
-    fn recent(&self, now: Millis) -> Seen {
+    fn recent(&self, now: Time) -> Seen {
         if self.at + STALE < now {
             Seen::default()
         } else {
@@ -480,7 +480,7 @@ mod tests {
     fn one_worker_does_what_one_can() {
         let mut plan = Plan::new(4);
         for now in (1000..9000).step_by(50) {
-            assert_eq!(share(&plan.report(now, 0, busy(600)), 0), None);
+            assert_eq!(share(&plan.report(Time::ms(now), 0, busy(600)), 0), None);
         }
         assert_eq!(plan.in_use, 1);
     }
@@ -488,46 +488,52 @@ mod tests {
     #[test]
     fn a_busy_worker_gives_half_to_the_next() {
         let mut plan = Plan::new(2);
-        assert_eq!(share(&plan.report(1000, 0, busy(900)), 0), Some((1, 128)));
+        assert_eq!(
+            share(&plan.report(Time::ms(1000), 0, busy(900)), 0),
+            Some((1, 128))
+        );
         assert_eq!(plan.in_use, 2);
         // It is given time, and then all is well.
-        assert_eq!(share(&plan.report(1050, 0, busy(900)), 0), None);
-        plan.report(1200, 1, busy(500));
-        assert_eq!(share(&plan.report(1250, 0, busy(500)), 0), None);
+        assert_eq!(share(&plan.report(Time::ms(1050), 0, busy(900)), 0), None);
+        plan.report(Time::ms(1200), 1, busy(500));
+        assert_eq!(share(&plan.report(Time::ms(1250), 0, busy(500)), 0), None);
         assert_eq!(plan.in_use, 2);
     }
 
     #[test]
     fn work_goes_to_the_idler_one_before_another_is_used() {
         let mut plan = Plan::new(3);
-        plan.report(1000, 0, busy(1000));
-        plan.report(1300, 1, busy(200));
-        let Some((1, given)) = share(&plan.report(1300, 0, busy(1000)), 0) else {
+        plan.report(Time::ms(1000), 0, busy(1000));
+        plan.report(Time::ms(1300), 1, busy(200));
+        let Some((1, given)) = share(&plan.report(Time::ms(1300), 0, busy(1000)), 0) else {
             panic!("nothing given");
         };
         assert!((100..=104).contains(&given), "{given}");
         assert_eq!(plan.in_use, 2);
-        plan.report(1600, 1, busy(900));
-        assert_eq!(share(&plan.report(1600, 0, busy(1000)), 0), Some((2, 128)));
+        plan.report(Time::ms(1600), 1, busy(900));
+        assert_eq!(
+            share(&plan.report(Time::ms(1600), 0, busy(1000)), 0),
+            Some((2, 128))
+        );
         assert_eq!(plan.in_use, 3);
     }
 
     #[test]
     fn a_worker_without_a_session_is_given_up_at_once() {
         let balancer = Balancer::new((0..2).map(|_| Arc::default()).collect());
-        balancer.report(1000, 0, busy(900));
+        balancer.report(Time::ms(1000), 0, busy(900));
         assert_eq!(balancer.in_use(), 2);
-        balancer.give_up_idle(1001);
+        balancer.give_up_idle(Time::ms(1001));
         assert_eq!(balancer.in_use(), 2, "it may be needed yet");
-        balancer.give_up_idle(1001 + STALE);
+        balancer.give_up_idle(Time::ms(1001) + STALE);
         assert_eq!(balancer.in_use(), 1);
         assert!(balancer.tables[0].elsewhere(0).is_none());
         assert_eq!(balancer.for_incoming(0), None);
         assert_eq!(balancer.for_incoming(1), Some(0));
-        balancer.report(9000, 0, busy(900));
+        balancer.report(Time::ms(9000), 0, busy(900));
         assert_eq!(balancer.in_use(), 2);
-        balancer.report(9100, 0, busy(CALM));
-        balancer.give_up_idle(9101);
+        balancer.report(Time::ms(9100), 0, busy(CALM));
+        balancer.give_up_idle(Time::ms(9101));
         assert_eq!(balancer.in_use(), 1);
     }
 
@@ -554,24 +560,24 @@ mod tests {
     #[test]
     fn when_all_are_busy_nothing_moves() {
         let mut plan = spread(2);
-        plan.report(1000, 0, busy(1000));
+        plan.report(Time::ms(1000), 0, busy(1000));
         for now in (1300..3000).step_by(50) {
-            plan.report(now, 1, busy(1000));
-            assert_eq!(share(&plan.report(now, 0, busy(1000)), 0), None);
+            plan.report(Time::ms(now), 1, busy(1000));
+            assert_eq!(share(&plan.report(Time::ms(now), 0, busy(1000)), 0), None);
         }
     }
 
     #[test]
     fn a_worker_is_given_up_after_a_calm_while() {
         let mut plan = spread(2);
-        plan.report(1000, 0, busy(1000));
-        plan.report(1300, 1, busy(100));
+        plan.report(Time::ms(1000), 0, busy(1000));
+        plan.report(Time::ms(1300), 1, busy(100));
         for now in (1300..3300).step_by(100) {
-            plan.report(now, 0, busy(200));
+            plan.report(Time::ms(now), 0, busy(200));
             assert_eq!(plan.in_use, 2, "{now}");
         }
         // The other one has not been heard of for a while: it hardly wakes up.
-        let advice = plan.report(3300, 0, busy(200));
+        let advice = plan.report(Time::ms(3300), 0, busy(200));
         assert_eq!(plan.in_use, 1);
         assert_eq!(share(&advice, 1), Some((0, u8::MAX)));
     }
@@ -584,7 +590,7 @@ mod tests {
             wake_ups: FREQUENT - 1,
         };
         for now in (1000..9000).step_by(100) {
-            assert_eq!(share(&plan.report(now, 0, seldom), 1), None);
+            assert_eq!(share(&plan.report(Time::ms(now), 0, seldom), 1), None);
         }
         assert_eq!(plan.in_use, 2);
     }

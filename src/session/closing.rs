@@ -13,16 +13,16 @@ use std::time::Duration;
 
 use super::{Ended, Phase, Session};
 use crate::config::{OnDead, OnEnd};
-use crate::liveness::{Close, CloseHow, CloseReason, LEGS, Leg, Millis, TcpState};
+use crate::liveness::{Close, CloseHow, CloseReason, LEGS, Leg, Span, TcpState};
 use crate::net::stream::TcpStream;
 use crate::net::{options, sample};
 use crate::relay::{End, Relay};
 use crate::sys::{self, sockopt};
 
 /// Peers that take nothing of what is owed to them for this long are not waited for, ...
-const PATIENCE: Millis = 1000;
+const PATIENCE: Span = Span::ms(1000);
 /// ... and none is for longer than this, however little it takes at a time.
-const FLUSH_LIMIT: Millis = 30_000;
+const FLUSH_LIMIT: Span = Span::ms(30_000);
 /// How long both peers have to answer a FIN that pulsegate said on its own account.
 const FINISH_LIMIT: Duration = Duration::from_secs(1);
 /// Reads of what nobody wants any more before others get their turn.
@@ -97,7 +97,7 @@ pub(super) fn finished() -> Close {
         reason: CloseReason::Finished,
         how: CloseHow::Flush,
         evidence: None,
-        silent_for: 0,
+        silent_for: Span::ZERO,
     }
 }
 

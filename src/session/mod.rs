@@ -21,7 +21,7 @@ use strum::VariantArray;
 
 use crate::config::{Abandoned, OnDead, OnEnd};
 use crate::liveness::{
-    Close, CloseHow, CloseReason, Evidence, Fault, Leg, Look, Machine, Millis, Policy, Traffic,
+    Close, CloseHow, CloseReason, Evidence, Fault, Leg, Look, Machine, Policy, Span, Time, Traffic,
 };
 use crate::metrics::{ConnectFailure, ListenerMetrics};
 use crate::net::sample;
@@ -149,7 +149,7 @@ pub struct Session {
     /// The client, in 20 bytes instead of the 32 of a `SocketAddr`.
     client: (IpAddr, u16),
     /// When it was accepted.
-    pub started: Millis,
+    pub started: Time,
     counters: Counters,
     /// An order waits in the state: the only thing the task looks at on each wake-up.
     ordered: AtomicBool,
@@ -169,7 +169,7 @@ struct State {
     fds: [RawFd; 2],
     machine: Machine,
     /// The only valid entry of the monitor's queue.
-    due: Millis,
+    due: Time,
     /// The monitor has yet to put a leg under watch.
     young: bool,
     watch: Watch,
@@ -197,14 +197,14 @@ fn aborted(reason: CloseReason) -> Close {
         reason,
         how: CloseHow::Abort,
         evidence: None,
-        silent_for: 0,
+        silent_for: Span::ZERO,
     }
 }
 
 impl Session {
     /// A session that has just been accepted.
     #[must_use]
-    pub fn new(id: u64, params: Arc<SessionParams>, client: SocketAddr, now: Millis) -> Arc<Self> {
+    pub fn new(id: u64, params: Arc<SessionParams>, client: SocketAddr, now: Time) -> Arc<Self> {
         Arc::new(Self {
             id,
             params,
@@ -278,19 +278,19 @@ impl Session {
     }
 
     /// Both legs are up.
-    fn open(&self, upstream: RawFd, now: Millis) {
+    fn open(&self, upstream: RawFd, now: Time) {
         let mut state = self.lock();
         state.fds[Leg::Upstream as usize] = upstream;
         state.machine.open(now);
         state.phase = Phase::Open;
-        let took = now.saturating_sub(self.dialled(&state));
+        let took = now - self.dialled(&state);
         drop(state);
-        self.params.metrics.connected(Duration::from_millis(took));
+        self.params.metrics.connected(took.into());
     }
 
     /// When it had its place.
-    fn dialled(&self, state: &State) -> Millis {
-        self.started + Millis::from(state.queued_ms)
+    fn dialled(&self, state: &State) -> Time {
+        self.started + Span::ms(state.queued_ms.into())
     }
 
     /// The client.
@@ -442,17 +442,17 @@ impl Session {
             self.report_conditions(&state.machine, None);
             let queued = match state.phase {
                 Phase::Queued => now - self.started,
-                _ => state.queued_ms.into(),
+                _ => Span::ms(state.queued_ms.into()),
             };
             let opened = state.machine.opened();
-            let connect = opened.map(|at| at.saturating_sub(self.dialled(&state)));
+            let connect = opened.map(|at| at - self.dialled(&state));
             let answered = state.machine.probes_answered();
             let endpoint = state.endpoint.take();
             (connect, queued, state.abandoned, answered, endpoint)
         };
         let metrics = &self.params.metrics;
-        let duration = Duration::from_millis(now.saturating_sub(self.started));
-        let silent = Duration::from_millis(close.silent_for);
+        let duration = Duration::from(now - self.started);
+        let silent = Duration::from(close.silent_for);
         let found_dead = close.reason.dead_leg().zip(close.evidence);
         if let Some((leg, evidence)) = found_dead {
             metrics.half_open_found(leg, evidence, silent);
@@ -475,9 +475,9 @@ impl Session {
             received: traffic.received,
             sent: traffic.sent,
             duration,
-            queued: (queued > 0).then(|| Duration::from_millis(queued)),
+            queued: (queued > Span::ZERO).then(|| queued.into()),
             abandoned,
-            connect: connect.map(Duration::from_millis),
+            connect: connect.map(Duration::from),
             silent: found_dead.map(|_| silent),
             probes_answered: answered,
         });

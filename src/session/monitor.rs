@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Phase, Session, State, Table, Watch};
-use crate::liveness::{Ask, Condition, LEGS, Leg, Machine, Millis};
+use crate::liveness::{Ask, Condition, LEGS, Leg, Machine, Span, Time};
 use crate::net::options;
 use crate::sys;
 
@@ -14,9 +14,9 @@ use crate::sys;
 const BATCH: usize = 16;
 /// A look that is not urgent is put off to the next multiple of this, so that many share one
 /// wake-up, ms.
-const GRID: Millis = 100;
+const GRID: Span = Span::ms(100);
 /// What is due so much later than now, or more, is not urgent, ms.
-const URGENT: Millis = 1500;
+const URGENT: Span = Span::ms(1500);
 
 /// Runs for as long as the worker.
 pub async fn monitor(table: Arc<Table>) {
@@ -46,7 +46,7 @@ async fn sleep(table: &Table) {
     let Some(at) = table.sleep_until() else {
         return table.earlier.notified().await;
     };
-    let pause = Duration::from_millis(at.saturating_sub(sys::now()));
+    let pause = Duration::from(at - sys::now());
     tokio::select! {
         () = table.earlier.notified() => {}
         () = tokio::time::sleep(pause) => {}
@@ -55,7 +55,7 @@ async fn sleep(table: &Table) {
 
 impl Session {
     /// Puts the legs under watch that are up; returns when the next look is due.
-    fn start_watch(&self, now: Millis) -> Option<Millis> {
+    fn start_watch(&self, now: Time) -> Option<Time> {
         let mut state = self.lock();
         state.young = false;
         self.watch(&mut state)?;
@@ -75,7 +75,7 @@ impl Session {
         } else {
             quiet
         };
-        let first = state.put_off(now, first.max(now + 1));
+        let first = state.put_off(now, first.max(now + Span::ms(1)));
         self.will_be_looked_at(now, first);
         Some(first)
     }
@@ -101,7 +101,7 @@ impl Session {
     }
 
     /// Brings the next look forward to now; true if there is one to bring forward.
-    pub(super) fn hurry(&self, now: Millis) -> bool {
+    pub(super) fn hurry(&self, now: Time) -> bool {
         let mut state = self.lock();
         let watched = state.phase == Phase::Open && state.watch == Watch::Both;
         if watched {
@@ -110,11 +110,11 @@ impl Session {
         watched
     }
 
-    fn is_due(&self, at: Millis) -> bool {
+    fn is_due(&self, at: Time) -> bool {
         self.lock().due == at
     }
 
-    fn look_if_due(&self, at: Millis, now: Millis) -> Option<Millis> {
+    fn look_if_due(&self, at: Time, now: Time) -> Option<Time> {
         let mut state = self.lock();
         if !state.is_watched() || state.due != at {
             return None;
@@ -124,7 +124,7 @@ impl Session {
         Some(next)
     }
 
-    fn will_be_looked_at(&self, now: Millis, at: Millis) {
+    fn will_be_looked_at(&self, now: Time, at: Time) {
         let soon = at < now + self.params.policy.busy_look_every() + GRID;
         self.looked_at.store(soon, Ordering::Relaxed);
     }
@@ -146,7 +146,7 @@ impl Session {
     }
 
     /// Looks now, for fresh figures. The next look stays where it is.
-    pub fn refresh(&self, now: Millis) {
+    pub fn refresh(&self, now: Time) {
         let mut state = self.lock();
         if state.is_watched() {
             let due = state.due;
@@ -158,7 +158,7 @@ impl Session {
     }
 
     /// One look; returns when the next one is due.
-    fn look_locked(&self, state: &mut State, now: Millis) -> Millis {
+    fn look_locked(&self, state: &mut State, now: Time) -> Time {
         let policy = &self.params.policy;
         let look = state.look(&self.counters);
         self.params.metrics.looked();
@@ -239,7 +239,7 @@ impl State {
         self.abandoned && matches!(self.phase, Phase::Queued | Phase::Connecting)
     }
 
-    fn put_off(&mut self, now: Millis, next: Millis) -> Millis {
+    fn put_off(&mut self, now: Time, next: Time) -> Time {
         self.due = if next >= now + URGENT {
             next.next_multiple_of(GRID)
         } else {

@@ -10,14 +10,14 @@ use tokio::sync::Notify;
 
 use super::Session;
 use super::balancer::Seat;
-use crate::liveness::Millis;
+use crate::liveness::{Span, Time};
 
 /// How old a session is before it is put under watch: a shorter one does not pay for it.
-const YOUNG: Millis = 250;
+const YOUNG: Span = Span::ms(250);
 /// So many entries of the queue beyond twice the sessions are not worth the work.
 const STALE: usize = 1024;
 /// Sessions that come one after the other are put under watch together, at a multiple of this, ms.
-const YOUNG_GRID: Millis = 50;
+const YOUNG_GRID: Span = Span::ms(50);
 
 /// The sessions of one worker. Locked for moments only: at a session's begin and end, and by the
 /// monitor.
@@ -35,11 +35,11 @@ pub struct Table {
 struct Inner {
     sessions: Slab<Arc<Session>>,
     /// When to look at which session. An entry whose time is not the session's `due` is stale.
-    queue: BinaryHeap<Reverse<(Millis, u32)>>,
+    queue: BinaryHeap<Reverse<(Time, u32)>>,
     /// Sessions that were opened lately, oldest first.
-    young: VecDeque<(Millis, u32, u64)>,
+    young: VecDeque<(Time, u32, u64)>,
     /// When the monitor will wake up.
-    wakes_at: Option<Millis>,
+    wakes_at: Option<Time>,
 }
 
 impl Table {
@@ -98,7 +98,7 @@ impl Table {
     }
 
     /// Has the monitor put the session under watch once it is no longer young.
-    pub(super) fn add_young(&self, now: Millis, key: u32, id: u64) {
+    pub(super) fn add_young(&self, now: Time, key: u32, id: u64) {
         let mut inner = self.lock();
         let due = (now + YOUNG).next_multiple_of(YOUNG_GRID);
         inner.young.push_back((due, key, id));
@@ -106,14 +106,14 @@ impl Table {
     }
 
     /// Has the monitor look at the session at `due`.
-    pub fn schedule(&self, due: Millis, key: u32) {
+    pub fn schedule(&self, due: Time, key: u32) {
         let mut inner = self.lock();
         inner.queue.push(Reverse((due, key)));
         self.wake_for(&inner, due);
     }
 
     /// Takes up to `most` sessions that are due; the flag says that it was young.
-    pub fn take_due(&self, now: Millis, most: usize) -> Vec<(Millis, u32, Arc<Session>, bool)> {
+    pub fn take_due(&self, now: Time, most: usize) -> Vec<(Time, u32, Arc<Session>, bool)> {
         let mut inner = self.lock();
         let mut due = Vec::new();
         while due.len() < most {
@@ -139,7 +139,7 @@ impl Table {
 
     /// Keeps the queue from growing with entries of sessions that have ended, or were looked at
     /// sooner: where these are most of it, it is made anew of those that hold.
-    pub(super) fn drop_stale(&self, holds: impl Fn(Millis, &Session) -> bool) {
+    pub(super) fn drop_stale(&self, holds: impl Fn(Time, &Session) -> bool) {
         let old: Vec<_> = {
             let mut inner = self.lock();
             if inner.queue.len() < 2 * inner.sessions.len() + STALE {
@@ -160,7 +160,7 @@ impl Table {
     }
 
     /// When something is due next; the monitor will sleep until then.
-    pub(super) fn sleep_until(&self) -> Option<Millis> {
+    pub(super) fn sleep_until(&self) -> Option<Time> {
         let mut inner = self.lock();
         let young = inner.young.front().map(|(at, ..)| *at);
         let next = inner
@@ -174,7 +174,7 @@ impl Table {
         next
     }
 
-    fn wake_for(&self, inner: &Inner, due: Millis) {
+    fn wake_for(&self, inner: &Inner, due: Time) {
         if inner.wakes_at.is_none_or(|at| due < at) {
             self.earlier.notify_one();
         }
@@ -194,7 +194,7 @@ mod tests {
     fn sessions_that_have_ended_leave_nothing_in_the_queue() {
         let table = Table::default();
         for n in 0..100_000 {
-            table.schedule(86_400_000 + n, 0);
+            table.schedule(Time::ms(86_400_000 + n), 0);
             table.drop_stale(|_, _| true);
         }
         let left = table.lock().queue.len();

@@ -292,7 +292,7 @@ async fn queue<P>(
     match place {
         Ok(place) => {
             let mut state = session.lock();
-            let waited = sys::now().saturating_sub(session.started).max(1);
+            let waited = (sys::now() - session.started).as_millis().max(1);
             state.queued_ms = u32::try_from(waited).unwrap_or(u32::MAX);
             drop(state);
             Ok((place, downstream))

@@ -8,8 +8,8 @@ use tokio::task::JoinSet;
 
 use super::{Phase, Session};
 use crate::liveness::{
-    Answer, Candidate, Close, CloseHow, Condition, Inquiry, LEGS, Leg, LegSample, Method, Millis,
-    Step, TcpState,
+    Answer, Candidate, Close, CloseHow, Condition, Inquiry, LEGS, Leg, LegSample, Method, Span,
+    Step, TcpState, Time,
 };
 use crate::net::{options, sample};
 use crate::sys;
@@ -18,9 +18,9 @@ use crate::view::{AnswerWord, VerifiedLeg, VerifiedSession};
 /// Of many sessions, those whose turn has not come after this are not asked.
 const TURN_WITHIN: Duration = Duration::from_secs(7);
 /// A peer that was heard so lately cannot be asked: it is there, ms.
-const HEARD: Millis = 1000;
+const HEARD: Span = Span::ms(1000);
 /// The kernel's ages are rounded to its clock, ms.
-const AGE_JITTER: Millis = 20;
+const AGE_JITTER: Span = Span::ms(20);
 
 /// What came of asking one peer.
 #[derive(Clone, Copy, Debug)]
@@ -28,9 +28,9 @@ pub struct Asked {
     /// The answer.
     pub answer: Answer,
     /// How long it took.
-    took: Millis,
+    took: Span,
     /// When it was known.
-    at: Millis,
+    at: Time,
 }
 
 /// Asks the peers of these sessions, as many at a time as `at_once` allows, and returns the
@@ -77,7 +77,7 @@ impl Session {
                 ..
             } => {
                 // The other leg may have taken its time, and this peer have come back.
-                let silent_for = silent_for + now.saturating_sub(at);
+                let silent_for = silent_for + (now - at);
                 let age = self.sample(leg)?.last_life_age();
                 let reason = self.lock().machine.silent(leg);
                 (age + AGE_JITTER >= silent_for).then_some(Close {
@@ -120,7 +120,7 @@ impl Session {
             if sample.last_life_age() < HEARD {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(HEARD / 4)).await;
+            tokio::time::sleep((HEARD / 4).into()).await;
         }
         std::future::pending::<()>().await;
     }
@@ -175,12 +175,12 @@ impl Session {
                     pause
                 }
             };
-            tokio::time::sleep(Duration::from_millis(pause)).await;
+            tokio::time::sleep(pause.into()).await;
         };
         let at = sys::now();
         Some(Asked {
             answer,
-            took: at.saturating_sub(began),
+            took: at - began,
             at,
         })
     }
@@ -219,21 +219,21 @@ impl Session {
     /// What its place in the shedding order is made of; `None` if it is not one that could make
     /// room.
     #[must_use]
-    pub fn candidate(&self, now: Millis) -> Option<Candidate> {
+    pub fn candidate(&self, now: Time) -> Option<Candidate> {
         self.refresh(now);
         self.known_candidate(now)
     }
 
     /// When it was last looked at.
     #[must_use]
-    pub fn last_look(&self) -> Millis {
+    pub fn last_look(&self) -> Time {
         self.lock().machine.last_look()
     }
 
     /// The same by what the last look found out, at the cost of no system call. It was active no
     /// earlier than that says.
     #[must_use]
-    pub fn known_candidate(&self, now: Millis) -> Option<Candidate> {
+    pub fn known_candidate(&self, now: Time) -> Option<Candidate> {
         let state = self.lock();
         if state.phase != Phase::Open || state.order.is_some() {
             return None;
@@ -247,8 +247,8 @@ impl Session {
             half_closed: state.machine.is_half_closed(),
             sheds: self.params.sheds,
             client_spoke: self.counters.traffic().received[Leg::Downstream as usize] > 0,
-            age: now.saturating_sub(self.started),
-            idle: now.saturating_sub(state.machine.last_activity()),
+            age: now - self.started,
+            idle: now - state.machine.last_activity(),
         })
     }
 }
@@ -313,9 +313,9 @@ impl From<Asked> for VerifiedLeg {
         };
         Self {
             answer,
-            silent_ms,
+            silent_ms: silent_ms.map(Span::as_millis),
             evidence: evidence.map(str::to_owned),
-            took_ms: asked.took,
+            took_ms: asked.took.as_millis(),
         }
     }
 }

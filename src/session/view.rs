@@ -1,7 +1,7 @@
 //! A session as the operator sees it.
 
 use super::{Phase, Session, State};
-use crate::liveness::{CloseReason, LEGS, Leg, Millis, Timer, Traffic};
+use crate::liveness::{CloseReason, LEGS, Leg, Time, Timer, Traffic};
 use crate::sys;
 use crate::view::{ConnectionView, LegView, Shown, TimerView};
 
@@ -29,8 +29,8 @@ impl Shown for Session {
             } else {
                 state.phase.as_str()
             },
-            age_ms: now.saturating_sub(self.started),
-            idle_ms: now.saturating_sub(state.machine.last_activity()),
+            age_ms: (now - self.started).as_millis(),
+            idle_ms: (now - state.machine.last_activity()).as_millis(),
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
             timer: self.next_timer(&state).map(|t| timer_view(t, now)),
@@ -53,9 +53,9 @@ impl Session {
             Phase::Open => None,
             Phase::Closing => return None,
         };
-        let waiting = waiting.and_then(|(reason, since, span)| {
-            let at = since + Millis::try_from(span.as_millis()).ok()?;
-            Some(Timer { reason, at })
+        let waiting = waiting.map(|(reason, since, span)| {
+            let at = since + span.into();
+            Timer { reason, at }
         });
         let policy = &self.params.policy;
         let of_peers = (!state.is_left_alone()).then(|| state.machine.next_timer(policy));
@@ -63,7 +63,7 @@ impl Session {
         timers.min_by_key(|timer| timer.at)
     }
 
-    fn leg_view(&self, state: &State, leg: Leg, now: Millis) -> LegView {
+    fn leg_view(&self, state: &State, leg: Leg, now: Time) -> LegView {
         let fd = state.fds[leg as usize];
         let info = sys::tcp_info(fd).unwrap_or_default();
         let Traffic { received, sent } = self.counters.traffic();
@@ -76,7 +76,7 @@ impl Session {
             },
             state: sys::state_name(info.state),
             condition: known.condition.into(),
-            last_life_ms: now.saturating_sub(known.last_life),
+            last_life_ms: (now - known.last_life).as_millis(),
             received_bytes: received[leg as usize],
             sent_bytes: sent[leg as usize],
             unacked: info.unacked,
@@ -92,10 +92,10 @@ impl Session {
     }
 }
 
-fn timer_view(timer: Timer, now: Millis) -> TimerView {
+fn timer_view(timer: Timer, now: Time) -> TimerView {
     TimerView {
         reason: timer.reason.into(),
-        in_ms: timer.at.saturating_sub(now),
+        in_ms: (timer.at - now).as_millis(),
     }
 }
 
@@ -108,10 +108,11 @@ mod tests {
     use super::super::SessionParams;
     use super::*;
     use crate::config::{Abandoned, Liveness, OnDead, OnEnd, Upstream, UpstreamAddress};
+    use crate::liveness::Span;
     use crate::metrics::Metrics;
     use crate::upstream::Cluster;
 
-    fn session(started: Millis) -> Arc<Session> {
+    fn session(started: Time) -> Arc<Session> {
         let address = "127.0.0.1:1".parse().expect("valid");
         let params = SessionParams {
             name: "db".into(),
@@ -141,7 +142,7 @@ mod tests {
     /// It is accepted on another thread, perhaps after the time was read for a list.
     #[test]
     fn a_session_that_began_after_the_clock_was_read_is_new() {
-        let session = session(sys::now() + 60_000);
+        let session = session(sys::now() + Span::ms(60_000));
         // No socket, so that there is nothing to be asked of it.
         session.lock().fds[Leg::Downstream as usize] = i32::MAX;
         let view = session.view().expect("it has a leg");

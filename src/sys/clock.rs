@@ -6,14 +6,14 @@ use std::sync::OnceLock;
 
 use rustix::time::{ClockId, clock_getres, clock_gettime};
 
-use crate::liveness::Millis;
+use crate::liveness::Time;
 
-/// Milliseconds of `CLOCK_MONOTONIC`, which like TCP's own timers does not count suspended time.
+/// The time of `CLOCK_MONOTONIC`, which like TCP's own timers does not count suspended time.
 #[must_use]
-pub fn now() -> Millis {
+pub fn now() -> Time {
     let t = clock_gettime(ClockId::Monotonic);
     // Neither part is ever negative (clock_gettime(2)).
-    t.tv_sec.unsigned_abs() * 1000 + t.tv_nsec.unsigned_abs() / 1_000_000
+    Time::ms(t.tv_sec.unsigned_abs() * 1000 + t.tv_nsec.unsigned_abs() / 1_000_000)
 }
 
 /// How long a tick of the kernel's clock is (1/`HZ`), microseconds: the coarse clocks have its
@@ -51,11 +51,12 @@ fn scheduled() -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::liveness::Span;
 
     #[test]
     fn a_thread_that_works_has_its_time_counted() {
         let (began, before) = (now(), thread_time());
-        while now() < began + 50 {}
+        while now() < began + Span::ms(50) {}
         let counted = thread_time() - before;
         assert!(counted >= 20_000, "{counted}");
     }

@@ -86,7 +86,7 @@ fn ask(request: &[u8], mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let socket = Socket::new(domain, Type::RAW.cloexec(), Some(protocol))?;
     socket.set_read_timeout(Some(LONGEST))?;
     socket.send(request)?;
-    let end = super::now() + LONGEST.as_millis() as u64;
+    let end = super::now() + LONGEST.into();
     let mut answer = vec![0; 32 << 10];
     let mut left = MOST_BYTES;
     loop {

@@ -125,7 +125,7 @@ impl Cluster {
             let late = format!("{host} is not resolved within connect_timeout");
             return Err(io::Error::other(late));
         };
-        let waited = Duration::from_millis(sys::now() - began);
+        let waited = Duration::from(sys::now() - began);
         let left = within.saturating_sub(waited);
         dial::first_of(Pick::new(endpoints?, left), left, assign).await
     }

@@ -121,7 +121,7 @@ pub(super) async fn first_of(
     assign: impl Fn(ActiveSession),
 ) -> io::Result<TcpStream> {
     let began = sys::now();
-    let left = || within.saturating_sub(Duration::from_millis(sys::now() - began));
+    let left = || within.saturating_sub((sys::now() - began).into());
     let mut last = (io::Error::from(io::ErrorKind::NotFound), None);
     let mut dialled: VecDeque<Attempt> = VecDeque::new();
     let mut double = None;

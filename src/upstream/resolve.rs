@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::cluster::Cluster;
-use crate::liveness::Millis;
+use crate::liveness::{Span, Time};
 use crate::sys;
 
 /// Threads at most; names beyond share them.
@@ -26,7 +26,7 @@ const DESCRIPTORS: u64 = 4;
 /// A name that cannot be resolved is tried again after so long.
 const RETRY: Duration = Duration::from_secs(1);
 /// Between two lines of the log about a name that cannot be resolved.
-const LINE_EVERY: Millis = 60_000;
+const LINE_EVERY: Span = Span::ms(60_000);
 
 /// A name, and the clusters that have it.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ struct Name {
     every: Duration,
     clusters: Vec<Weak<Cluster>>,
     /// When the last line of the log said that it cannot be resolved.
-    failing: Option<Millis>,
+    failing: Option<Time>,
 }
 
 /// Descriptors that look-ups of so many names hold at most.

@@ -1,7 +1,7 @@
 //! Live peers on a lossy path: how often is one taken for dead? The requirement is fewer than one
 //! row of questions in 10,000 at 10 % loss each way.
 
-use pulsegate::liveness::{Answer, Inquiry, Method, Step};
+use pulsegate::liveness::{Answer, Inquiry, Method, Step, Time};
 
 use crate::leg::Leg;
 use crate::rng::Rng;
@@ -73,9 +73,9 @@ impl Asked {
     }
 
     fn inquire(&mut self, method: Method) -> Answer {
-        let mut inquiry = Inquiry::new(self.now, method, &self.sample());
+        let mut inquiry = Inquiry::new(Time::ms(self.now), method, &self.sample());
         loop {
-            let pause = match inquiry.look(self.now, &self.sample()) {
+            let pause = match inquiry.look(Time::ms(self.now), &self.sample()) {
                 Step::Done(answer) => break answer,
                 Step::Wait(pause) => pause,
                 Step::Ask(pause) => {
@@ -83,7 +83,7 @@ impl Asked {
                     pause
                 }
             };
-            self.pass(pause);
+            self.pass(pause.as_millis());
         }
     }
 

@@ -1,6 +1,6 @@
 //! What a seed stands for: the policy, the hosts, the roughness of the monitor, the actions.
 
-use pulsegate::liveness::Policy;
+use pulsegate::liveness::{Policy, Span};
 
 use crate::rng::Rng;
 use crate::tcp::{Kernel, Ms, Sack};
@@ -147,11 +147,11 @@ impl Plan {
     fn late_writes_within(&mut self, rng: &mut Rng, most: Ms) -> [(Ms, usize, Action); 3] {
         self.make_idle();
         let d = rng.range(2000, most);
-        self.policy.detect_within = d;
-        self.policy.probe_interval = rng.range(SECOND, (d - 500).min(3 * SECOND));
+        self.policy.detect_within = Span::ms(d);
+        self.policy.probe_interval = Span::ms(rng.range(SECOND, (d - 500).min(3 * SECOND)));
         self.kernel.has_rto_max = true;
         self.rtt = [rng.spread(1, 40), rng.spread(1, 40)];
-        let span = self.policy.survives().saturating_sub(LATENESS);
+        let span = self.policy.survives().as_millis().saturating_sub(LATENESS);
         let begin = rng.range(d, 3 * d);
         let span = rng.range(span / 2, span.max(2));
         let write = match rng.index(3) {
@@ -172,7 +172,7 @@ impl Plan {
     /// A live peer that takes no data is away for nearly as long as is promised to be survived.
     pub fn shut_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Action); 3] {
         let [(begin, _, outage), ..] = self.late_writes_within(rng, 60_000);
-        let d = self.policy.detect_within;
+        let d = self.policy.detect_within.as_millis();
         self.memory = None;
         [
             (rng.range(0, begin), 0, Action::Stall),
@@ -190,14 +190,18 @@ impl Plan {
             stall,
             (begin, to, Action::Write(memory)),
             (begin + 300, to, Action::Write(rng.range(1, 3000))),
-            (at + 300 + self.policy.busy_look_every(), from, outage),
+            (
+                at + 300 + self.policy.busy_look_every().as_millis(),
+                from,
+                outage,
+            ),
         ]
     }
 
     /// One outage after the other, and data for the peer all the while, so that parts of it arrive.
     pub fn flapping(&mut self, rng: &mut Rng) -> Vec<(Ms, usize, Action)> {
         self.late_writes(rng);
-        let d = self.policy.detect_within;
+        let d = self.policy.detect_within.as_millis();
         let outage = |span| Action::Outage {
             cut: [true; 2],
             span,
@@ -241,7 +245,7 @@ impl Plan {
     }
 
     pub fn action(&self, rng: &mut Rng) -> Action {
-        let d = self.policy.detect_within;
+        let d = self.policy.detect_within.as_millis();
         let directions = [[true, true], [true, true], [true, false], [false, true]];
         let cut = directions[rng.index(4)];
         match rng.weighted(&self.weights) {
@@ -269,7 +273,7 @@ impl Plan {
 
     /// Outages up to about this long must kill nothing; a little more is drawn, for the edge.
     fn survivable(&self) -> Ms {
-        self.policy.survives() + 200
+        self.policy.survives().as_millis() + 200
     }
 }
 
@@ -284,11 +288,11 @@ fn kernel(rng: &mut Rng) -> Kernel {
 }
 
 fn policy(rng: &mut Rng, marathon: bool) -> Policy {
-    let timeout = |rng: &mut Rng, low, high| rng.one_in(2).then(|| rng.spread(low, high));
+    let timeout = |rng: &mut Rng, low, high| rng.one_in(2).then(|| Span::ms(rng.spread(low, high)));
     if marathon {
         return Policy {
-            detect_within: rng.range(45, 60) * SECOND,
-            probe_interval: rng.range(5, 12) * SECOND,
+            detect_within: Span::ms(rng.range(45, 60) * SECOND),
+            probe_interval: Span::ms(rng.range(5, 12) * SECOND),
             idle_timeout: None,
             half_close_timeout: None,
             stall_timeout: None,
@@ -311,14 +315,16 @@ fn policy(rng: &mut Rng, marathon: bool) -> Policy {
         _ => SECOND,
     };
     Policy {
-        detect_within,
-        probe_interval,
+        detect_within: Span::ms(detect_within),
+        probe_interval: Span::ms(probe_interval),
         idle_timeout: timeout(rng, SECOND, 2 * HOUR),
         half_close_timeout: timeout(rng, SECOND, 10 * MINUTE),
         probes: [true; 2],
         stall_timeout: timeout(rng, SECOND, 10 * MINUTE),
         first_response_timeout: timeout(rng, SECOND, 10 * MINUTE),
         delivery_timeout: timeout(rng, 5 * SECOND, 10 * MINUTE),
-        max_duration: rng.one_in(4).then(|| rng.spread(MINUTE, 4 * HOUR)),
+        max_duration: rng
+            .one_in(4)
+            .then(|| Span::ms(rng.spread(MINUTE, 4 * HOUR))),
     }
 }

@@ -1,7 +1,9 @@
 //! One simulated session: two legs with a relay between them, and the monitor that drives the
 //! machine, on a virtual clock that jumps from event to event.
 
-use pulsegate::liveness::{Ask, Close, CloseReason, Fault, LEGS, Leg, Look, Machine, Traffic};
+use pulsegate::liveness::{
+    Ask, Close, CloseReason, Fault, LEGS, Leg, Look, Machine, Span, Time, Traffic,
+};
 
 use crate::leg::{Fate, Leg as SimLeg};
 use crate::plan::{Action, HOUR, Plan};
@@ -111,12 +113,15 @@ impl Session {
 
     fn with(plan: Plan, mut rng: Rng) -> Self {
         let start = plan.boot;
-        let idle = plan.policy.keepalive_idle();
+        let idle = plan.policy.keepalive_idle().as_millis();
         let leg = |index: usize| {
             let rtt = plan.rtt[index];
             let buffers = [200_000, plan.buffer];
             let mut near = Endpoint::new(start, rtt, plan.kernel, buffers, Some(idle));
-            near.interval = plan.policy.keepalive_interval(plan.kernel.jiffy * 1000);
+            near.interval = plan
+                .policy
+                .keepalive_interval(plan.kernel.jiffy * 1000)
+                .as_millis();
             let keepalive = plan.peer_keepalive[index];
             let buffers = [buffers[1], buffers[0]];
             let mut far = Endpoint::new(start, rtt, plan.kernel, buffers, keepalive);
@@ -125,8 +130,8 @@ impl Session {
         };
         let legs = [leg(0), leg(1)];
         let offset = rng.range(1_000_000, 1_000_000_000);
-        let machine = Machine::new(start + offset);
-        let look_at = machine.first_look(&plan.policy) - offset;
+        let machine = Machine::new(Time::ms(start + offset));
+        let look_at = machine.first_look(&plan.policy).as_millis() - offset;
         Self {
             truth: Truth::new(&plan, start),
             now: start,
@@ -209,7 +214,7 @@ impl Session {
             .find(|l| failed(&self.legs[*l as usize].near))?;
         let sim = &self.legs[leg as usize];
         let after = sim.near.sample(self.now, sim.rtt);
-        let clock = self.now + self.offset;
+        let clock = Time::ms(self.now + self.offset);
         if sim.near.timed_out {
             let close = self
                 .machine
@@ -344,7 +349,8 @@ impl Session {
     /// The driver looks soon after data begins to flow, so that a window that closes is seen. (The
     /// real one does so from some kilobytes on.)
     fn look_soon(&mut self) {
-        let soon = self.now + self.plan.policy.busy_look_every() + self.rng.range(0, GRID);
+        let soon =
+            self.now + self.plan.policy.busy_look_every().as_millis() + self.rng.range(0, GRID);
         self.look_at = self.look_at.min(soon.max(self.slack.paused_until));
     }
 
@@ -366,16 +372,16 @@ impl Session {
             self.truth.sampled(self.now, leg, sim);
         }
         // The monitor reads its clock once for a batch of looks, just before it asks the kernel.
-        let clock = self.now + self.offset - lag;
+        let clock = Time::ms(self.now + self.offset - lag);
         let verdict = self.machine.look(clock, &self.plan.policy, &look);
         self.outcome.looks += 1;
-        self.note(verdict.next - self.offset);
+        self.note(verdict.next.as_millis() - self.offset);
         assert!(verdict.next > clock, "the next look is not later");
         for leg in LEGS {
             self.ask(leg, verdict.ask[leg as usize]);
             // An older kernel does not know the option.
             if let Some(gap) = verdict.longest_gap[leg as usize].filter(|_| self.modern()) {
-                self.legs[leg as usize].near.kernel.rto_max = gap;
+                self.legs[leg as usize].near.kernel.rto_max = gap.as_millis();
             }
             if look.legs[leg as usize].is_some() {
                 let condition = self.machine.leg(leg).condition;
@@ -387,7 +393,7 @@ impl Session {
             self.truth.check_close(self.now, &close, &self.legs);
             return Some(close);
         }
-        let due = verdict.next - self.offset;
+        let due = verdict.next.as_millis() - self.offset;
         // The monitor serves near deadlines exactly and quiet ones on a grid.
         let late = if due < self.now + 1500 { 5 } else { GRID };
         let due = due + self.rng.range(0, late);
@@ -396,7 +402,7 @@ impl Session {
     }
 
     fn ask(&mut self, leg: Leg, ask: Option<Ask>) {
-        let normal = self.plan.policy.keepalive_idle();
+        let normal = self.plan.policy.keepalive_idle().as_millis();
         let near = &mut self.legs[leg as usize].near;
         match ask {
             Some(Ask::Probe) => near.set_idle(self.now, 1000),
@@ -419,8 +425,8 @@ impl Session {
     pub fn lossy(seed: u64, d: Ms, loses: u64) -> Self {
         let mut session = Self::idle(seed);
         let mut plan = session.plan;
-        plan.policy.detect_within = d;
-        plan.policy.probe_interval = (d / 5).max(1000);
+        plan.policy.detect_within = Span::ms(d);
+        plan.policy.probe_interval = Span::ms((d / 5).max(1000));
         plan.kernel.has_rto_max = true;
         plan.peer_keepalive = [None; 2];
         plan.rtt = plan.rtt.map(|rtt| rtt.min(60));
@@ -444,12 +450,13 @@ impl Session {
     pub fn most_looks_per_hour(&self) -> u64 {
         let policy = &self.plan.policy;
         let slowest = self.plan.rtt.map(|rtt| slowest_keepalive(policy, rtt));
-        let final_phase = policy.detect_within - policy.final_phase();
-        let pause = final_phase.saturating_sub(slowest[0].max(slowest[1]));
+        let detect_within = policy.detect_within.as_millis();
+        let final_phase = policy.final_phase().as_millis();
+        let pause = (detect_within - final_phase).saturating_sub(slowest[0].max(slowest[1]));
         // Where the kernel asks too late to be answered before the final phase, that phase with
         // its questions is passed once for each D.
-        let in_final_phase = policy.final_phase() / 100 + 4;
-        let looks = HOUR / pause.max(policy.detect_within / in_final_phase) + 1;
+        let in_final_phase = final_phase / 100 + 4;
+        let looks = HOUR / pause.max(detect_within / in_final_phase) + 1;
         // A look that meets a probe on its way is followed by another; lockstep can make that
         // every one.
         2 * looks

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 
-use pulsegate::liveness::{LegSample, TcpState};
+use pulsegate::liveness::{LegSample, Span, TcpState};
 
 /// True time, milliseconds.
 pub type Ms = u64;
@@ -377,8 +377,10 @@ impl Endpoint {
     /// What `getsockopt(TCP_INFO)` says. Ages of what never happened count from boot.
     pub fn sample(&self, now: Ms, rtt: Ms) -> LegSample {
         let age = |at: Option<Ms>| match at {
-            Some(at) => (self.kernel.tick(now) - self.kernel.tick(at)) * self.kernel.jiffy,
-            None => now,
+            Some(at) => {
+                Span::ms((self.kernel.tick(now) - self.kernel.tick(at)) * self.kernel.jiffy)
+            }
+            None => Span::ms(now),
         };
         LegSample {
             state: self.state(),
@@ -393,8 +395,8 @@ impl Endpoint {
             last_data_age: age(self.last_data.or(Some(self.start))),
             last_sent_age: age(self.last_sent),
             // The gap between window probes is doubled apart from it.
-            rto_ms: if self.in_flight() { self.gap } else { self.rto },
-            busy_ms: self.busy + self.busy_since.map_or(0, |at| now - at),
+            rto: Span::ms(if self.in_flight() { self.gap } else { self.rto }),
+            busy: Span::ms(self.busy + self.busy_since.map_or(0, |at| now - at)),
             segs_in: self.segs_in,
             bytes_acked: 1 + self.snd_una,
             bytes_received: self.rcv_nxt,

@@ -1,7 +1,7 @@
 //! The reference model: what is really the case, told from the omniscient side, and the promises
 //! of the machine as plain comparisons with it. It knows nothing of how the machine decides.
 
-use pulsegate::liveness::{Close, CloseReason, Condition, Evidence, LEGS, Leg, Policy};
+use pulsegate::liveness::{Close, CloseReason, Condition, Evidence, LEGS, Leg, Policy, Span};
 
 use crate::leg::{Fate, Leg as SimLeg};
 use crate::plan::Plan;
@@ -124,7 +124,7 @@ impl Truth {
         let keepalive = slowest_keepalive(&self.policy, sim.rtt);
         // Behind a closed window, or in flight until a third of D, the next question may be far away.
         let rare = sim.near.zero_window() || sim.near.in_flight();
-        let to_be_asked = u64::from(rare) * self.policy.detect_within;
+        let to_be_asked = u64::from(rare) * self.detect_within();
         let truth = &mut self.legs[leg as usize];
         if sim.near.is_complete() {
             truth.complete = Some((now, slack.total));
@@ -171,6 +171,10 @@ impl Truth {
         truth.sampled = now;
     }
 
+    fn detect_within(&self) -> Ms {
+        self.policy.detect_within.as_millis()
+    }
+
     /// Two readings of the kernel's clock, and the time between reading ours and asking it.
     fn rounding(&self) -> Ms {
         2 * self.kernel.jiffy + 4
@@ -180,22 +184,24 @@ impl Truth {
     pub fn check_overdue(&self, now: Ms, legs: &[SimLeg; 2], slack: Slack) {
         for leg in LEGS {
             self.check_vanished(now, leg, &legs[leg as usize], slack);
-            if let (Some((since, known)), Some(span)) =
-                (self.stalled[leg as usize], self.policy.stall_timeout)
-            {
+            if let (Some((since, known)), Some(span)) = (
+                self.stalled[leg as usize],
+                self.policy.stall_timeout.map(Span::as_millis),
+            ) {
                 // An unanswered question from before delays it by the answer to the next one.
                 let shut = legs[leg as usize].near.shut_since;
                 let was_away = shut.is_some_and(|shut| since > shut + GRID);
-                let next = 2000 + u64::from(was_away) * self.policy.detect_within;
+                let next = 2000 + u64::from(was_away) * self.detect_within();
                 self.check_timer(now, "stall", since, known, span + next, slack);
             }
         }
         for leg in LEGS {
             let sim = &legs[leg as usize];
             let heard = sim.near.last_dated();
-            if let (Some((since, known)), Some(span)) =
-                (self.undelivered[leg as usize], self.policy.delivery_timeout)
-                && heard >= since + span + UNDELIVERED_SEEN
+            if let (Some((since, known)), Some(span)) = (
+                self.undelivered[leg as usize],
+                self.policy.delivery_timeout.map(Span::as_millis),
+            ) && heard >= since + span + UNDELIVERED_SEEN
                 && !sim.near.finished()
             {
                 let late = heard - since - span;
@@ -205,24 +211,26 @@ impl Truth {
         let (at, known) = self.last_byte;
         // What is acknowledged in part counts as of the last acknowledgement, new or not.
         let seen = SEEN_LATE;
-        if let Some(span) = self.policy.idle_timeout {
+        if let Some(span) = self.policy.idle_timeout.map(Span::as_millis) {
             self.check_timer(now, "idle", at, known, span + seen, slack);
         }
-        if let (Some((fin, fin_known)), Some(span)) =
-            (self.fin_since, self.policy.half_close_timeout)
-        {
+        if let (Some((fin, fin_known)), Some(span)) = (
+            self.fin_since,
+            self.policy.half_close_timeout.map(Span::as_millis),
+        ) {
             // All have to be over, and each may have been seen late for its own reasons.
             let all = [(fin, fin_known), (at, known), self.owed];
             let due = |(since, known): &(Ms, Ms)| since + slack.since(*since, *known);
             let (since, known) = all.into_iter().max_by_key(due).unwrap_or(self.owed);
             self.check_timer(now, "half-close", since, known, span + seen, slack);
         }
-        if let Some(span) = self.policy.max_duration {
+        if let Some(span) = self.policy.max_duration.map(Span::as_millis) {
             self.check_timer(now, "max duration", self.start, 0, span, slack);
         }
-        if let (Some((since, known)), Some(span)) =
-            (self.last_sent_up, self.policy.first_response_timeout)
-        {
+        if let (Some((since, known)), Some(span)) = (
+            self.last_sent_up,
+            self.policy.first_response_timeout.map(Span::as_millis),
+        ) {
             self.check_timer(now, "first response", since, known, span, slack);
         }
     }
@@ -250,7 +258,7 @@ impl Truth {
             .filter(|(at, _)| *at > since)
             .unwrap_or((since, known));
         // Where the kernel backs off into silence, the next question may come that late.
-        let d = self.policy.detect_within;
+        let d = self.detect_within();
         let near = &sim.near;
         let asked_late = near.questions == 0
             || near.first_question + 2000 > near.last_dated() + d
@@ -282,7 +290,7 @@ impl Truth {
                 self.check_dead(now, leg, close, sim);
             }
             if close.reason == CloseReason::stalled(leg) {
-                let span = self.policy.stall_timeout.expect("is off");
+                let span = self.policy.stall_timeout.expect("is off").as_millis();
                 let sent = if sim.near.is_withdrawn() {
                     sim.near.last_new_sent
                 } else {
@@ -303,7 +311,7 @@ impl Truth {
         for leg in LEGS {
             if close.reason == CloseReason::undelivered(leg) {
                 let near = &legs[leg as usize].near;
-                let span = self.policy.delivery_timeout.expect("is off");
+                let span = self.policy.delivery_timeout.expect("is off").as_millis();
                 assert!(near.in_flight(), "nothing is undelivered");
                 let since = near.last_taken.max(near.busy_since).unwrap_or(self.start);
                 assert!(now + self.rounding() >= since + span, "too early");
@@ -323,12 +331,19 @@ impl Truth {
         let far = legs.iter().map(|leg| leg.rtt).max().unwrap_or(0);
         let last_byte = self.last_byte.0.saturating_sub(far);
         match close.reason {
-            CloseReason::IdleTimeout => not_before(last_byte, self.policy.idle_timeout),
+            CloseReason::IdleTimeout => {
+                not_before(last_byte, self.policy.idle_timeout.map(Span::as_millis));
+            }
             CloseReason::HalfCloseTimeout => {
                 let fin = self.fin_since.expect("nobody said FIN").0;
-                not_before(fin.max(last_byte), self.policy.half_close_timeout);
+                not_before(
+                    fin.max(last_byte),
+                    self.policy.half_close_timeout.map(Span::as_millis),
+                );
             }
-            CloseReason::MaxDuration => not_before(self.start, self.policy.max_duration),
+            CloseReason::MaxDuration => {
+                not_before(self.start, self.policy.max_duration.map(Span::as_millis));
+            }
             CloseReason::FirstResponseTimeout => {
                 let up = &legs[Leg::Upstream as usize].near;
                 // Within one millisecond the relay may pass a request on after an answer.
@@ -339,7 +354,7 @@ impl Truth {
                 );
                 not_before(
                     up.last_sent.unwrap_or(0),
-                    self.policy.first_response_timeout,
+                    self.policy.first_response_timeout.map(Span::as_millis),
                 );
             }
             _ => {}
@@ -348,7 +363,7 @@ impl Truth {
 
     fn check_dead(&self, now: Ms, leg: Leg, close: &Close, sim: &SimLeg) {
         let truth = &self.legs[leg as usize];
-        let d = self.policy.detect_within;
+        let d = self.detect_within();
         let by_kernel = close.evidence == Some(Evidence::KernelTimeout);
         // Nobody was there to keep it from that, or nobody could: keepalive probes count as well.
         let probed_before = sim.near.zero_window() && sim.near.keepalive_probes > 0;
@@ -369,8 +384,8 @@ impl Truth {
         );
         assert!(close.evidence.is_some(), "no evidence");
         assert!(
-            close.silent_for >= d,
-            "silent for {} only",
+            close.silent_for.as_millis() >= d,
+            "silent for {:?} only",
             close.silent_for
         );
         if close.evidence == Some(Evidence::Reset) {
@@ -421,9 +436,9 @@ impl Truth {
         };
         // Behind a closed window the next question may be far away.
         let spread = if sim.near.zero_window() || sim.near.in_flight() {
-            self.policy.detect_within
+            self.detect_within()
         } else {
-            self.policy.probe_interval + slowest_keepalive(&self.policy, sim.rtt)
+            self.policy.probe_interval.as_millis() + slowest_keepalive(&self.policy, sim.rtt)
         };
         let settled = since + 2000 + spread;
         let asks_often = self.modern || sim.near.is_silent();
@@ -452,7 +467,7 @@ fn tolerance(d: Ms) -> Ms {
 /// The longest time between two answers of a live quiet peer: the kernel's timer is late by up
 /// to an eighth, twice (once to find that it is early, once to ask).
 pub fn slowest_keepalive(policy: &Policy, rtt: Ms) -> Ms {
-    let idle = policy.keepalive_idle();
+    let idle = policy.keepalive_idle().as_millis();
     idle + idle / 8 + 1032 / 4 + 64 + rtt
 }
 
