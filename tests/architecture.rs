@@ -88,13 +88,14 @@ const LONG_FUNCTIONS: usize = 2;
 const FILE_LINES: usize = 600;
 
 /// Documents that the code and the messages refer to.
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 7] = [
     "README.md",
     "ARCHITECTURE.md",
     "docs/CONFIGURATION.md",
     "docs/METRICS.md",
     "docs/ADMIN.md",
     "docs/SINGLE-SESSION.md",
+    "docs/KERNEL-NOTES.md",
 ];
 
 // --- The rules, on the tree ---------------------------------------------------------------
