@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
+use strum::{Display, EnumString, VariantNames};
 
 /// A session that can be shown. Holding one holds up nothing: the session may end meanwhile.
 pub trait Shown: Send + Sync {
@@ -12,6 +13,23 @@ pub trait Shown: Send + Sync {
     fn view(&self) -> Option<ConnectionView>;
 }
 
+/// Where a session is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Display, EnumString, VariantNames)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum Phase {
+    /// The client waits for a place (`limits.on_full`).
+    Queued,
+    /// The upstream is being connected.
+    Connecting,
+    /// Both legs are up.
+    Open,
+    /// Both legs are up, and one side has said FIN.
+    HalfClosed,
+    /// The session is being ended.
+    Closing,
+}
+
 /// One session: two legs, paired.
 #[derive(Clone, Debug, Serialize)]
 pub struct ConnectionView {
@@ -19,8 +37,8 @@ pub struct ConnectionView {
     pub id: u64,
     /// Name of the listener that accepted it.
     pub listener: String,
-    /// `queued`, `connecting`, `open`, `half_closed` or `closing`.
-    pub phase: &'static str,
+    /// Where it is in its life.
+    pub phase: Phase,
     /// Since it was accepted, ms.
     pub age_ms: u64,
     /// Since a byte last moved on either leg, ms.
@@ -44,7 +62,7 @@ pub struct LegView {
     pub peer: Option<SocketAddr>,
     /// The kernel's word for the connection state: `ESTAB`, `CLOSE-WAIT`, ...
     pub state: &'static str,
-    /// `alive`, `quiet`, `suspect`, `stalled`, `undelivered` or `phantom`.
+    /// A word of [`Condition`](crate::liveness::Condition).
     pub condition: &'static str,
     /// Since the last sign of life, ms.
     pub last_life_ms: u64,
@@ -127,8 +145,9 @@ pub struct VerifiedLeg {
 }
 
 /// What a peer says to being asked. In the order of gravity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Display, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum AnswerWord {
     /// Its kernel answers.
     Alive,
@@ -138,19 +157,6 @@ pub enum AnswerWord {
     Unknown,
     /// It left every question unanswered.
     Silent,
-}
-
-impl AnswerWord {
-    /// The word printed everywhere.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Alive => "alive",
-            Self::Over => "over",
-            Self::Unknown => "unknown",
-            Self::Silent => "silent",
-        }
-    }
 }
 
 impl VerifiedSession {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pulsegate::admin::client::{self, Format, Health, Which};
 use pulsegate::admin::view::{
-    AnswerWord, ConnectionView, LegView, Shown, TimerView, VerifiedLeg, VerifiedSession,
+    AnswerWord, ConnectionView, LegView, Phase, Shown, TimerView, VerifiedLeg, VerifiedSession,
 };
 use pulsegate::admin::{Control, Readiness, serve};
 use pulsegate::liveness::CloseReason;
@@ -143,7 +143,7 @@ fn session(id: u64) -> ConnectionView {
     ConnectionView {
         id,
         listener: "db".into(),
-        phase: "open",
+        phase: Phase::Open,
         age_ms: 1000 * id,
         idle_ms: 400,
         downstream: leg.clone(),

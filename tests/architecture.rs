@@ -60,7 +60,14 @@ const PURE_STD: [&str; 9] = [
 /// constant table. They keep the words of a vocabulary in one place.
 const PURE_CRATES: [(&str, &[&str]); 1] = [(
     "strum",
-    &["Display", "FromRepr", "IntoStaticStr", "VariantArray"],
+    &[
+        "Display",
+        "EnumString",
+        "FromRepr",
+        "IntoStaticStr",
+        "VariantArray",
+        "VariantNames",
+    ],
 )];
 
 /// Where the time may be read. Everybody else is given it, or sleeps by the runtime's timer.

@@ -5,13 +5,23 @@
     reason = "runs in a process of its own, which may wait"
 )]
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::error::Error;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, HOST, RETRY_AFTER};
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::timeout_at;
+
 pub use super::query::Format;
-use super::query::{Query, encode};
+use super::query::Query;
 use super::table;
 use crate::view::{AnswerWord, VerifiedSession, VerifyList};
 
@@ -26,7 +36,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(500);
 /// Between two tries where it closed the connection to make room for others.
 const EVICTED_PAUSE: Duration = Duration::from_millis(20);
 /// About half a million sessions as JSON.
-const MAX_ANSWER: u64 = 512 * 1024 * 1024;
+const MAX_ANSWER: usize = 512 * 1024 * 1024;
 
 /// Which question [`healthcheck`] asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,8 +59,8 @@ pub fn healthcheck(addr: SocketAddr, timeout: Duration, health: Health) -> Resul
     };
     let deadline = Instant::now() + timeout;
     loop {
-        match exchange_once(addr, "GET", path, deadline) {
-            Ok((200, _)) => return Ok(()),
+        match exchange_once(addr, &Method::GET, path, deadline) {
+            Ok((StatusCode::OK, _)) => return Ok(()),
             Ok((_, body)) => return Err(format!("{addr}: {}", body.trim())),
             // Of many connections it closes the least active ones. A process that has ended would
             // refuse.
@@ -71,8 +81,9 @@ pub fn healthcheck(addr: SocketAddr, timeout: Duration, health: Health) -> Resul
 /// # Errors
 /// In one line: the endpoint cannot be reached or refuses, or sessions are left after `wait`.
 pub fn drain(addr: SocketAddr, wait: Option<Duration>) -> Result<String, String> {
-    let (status, body) = exchange(addr, "POST", "/drain", TIMEOUT).map_err(|e| at(addr, &e))?;
-    if status != 202 {
+    let (status, body) =
+        exchange(addr, &Method::POST, "/drain", TIMEOUT).map_err(|e| at(addr, &e))?;
+    if status != StatusCode::ACCEPTED {
         return Err(format!("{addr}: {}", body.trim()));
     }
     let Some(wait) = wait else {
@@ -111,18 +122,9 @@ pub fn connections(
     query: &[(&str, &str)],
     format: Format,
 ) -> Result<String, String> {
-    let mut path = match format {
-        Format::Json => "/connections?format=json".to_owned(),
-        Format::Text => "/connections?format=text".to_owned(),
-    };
-    for (name, value) in query {
-        path.push_str(&format!("&{}={}", encode(name), encode(value)));
-    }
-    match exchange(addr, "GET", &path, TIMEOUT) {
-        Ok((200, body)) => Ok(body),
-        Ok((_, body)) => Err(format!("{addr}: {}", body.trim())),
-        Err(error) => Err(at(addr, &error)),
-    }
+    let query = encoded(&[query, &[("format", &format.to_string())]].concat());
+    let path = format!("/connections?{query}");
+    text(addr, &Method::GET, &path, StatusCode::OK)
 }
 
 /// Whether the endpoint would accept these filters, as names and values.
@@ -130,10 +132,7 @@ pub fn connections(
 /// # Errors
 /// In one line: which one it would not, and what is accepted.
 pub fn check(filters: &[(&str, &str)]) -> Result<(), String> {
-    let query = filters
-        .iter()
-        .map(|(name, value)| format!("&{name}={}", encode(value)));
-    Query::parse(&query.collect::<String>()).map(drop)
+    Query::parse(&encoded(filters)).map(drop)
 }
 
 /// Whose peers [`verify`] asks.
@@ -169,10 +168,7 @@ pub fn verify(
     let mut errors = Vec::new();
     let list = match which {
         Which::All(filters) => {
-            let query = filters
-                .iter()
-                .map(|(name, value)| format!("&{name}={}", encode(value)));
-            let path = format!("/verify?quick={quick}{}", query.collect::<String>());
+            let path = format!("/verify?quick={quick}&{}", encoded(filters));
             let body = post(addr, &path)??;
             serde_json::from_str(&body).map_err(|e| format!("{addr}: {e}"))?
         }
@@ -207,25 +203,41 @@ pub fn verify(
 /// In one line: the endpoint cannot be reached, refuses, or knows no such session.
 pub fn kill(addr: SocketAddr, id: u64) -> Result<String, String> {
     let path = format!("/connections/{id}");
-    match exchange(addr, "DELETE", &path, TIMEOUT) {
-        Ok((202, body)) => Ok(body),
+    text(addr, &Method::DELETE, &path, StatusCode::ACCEPTED)
+}
+
+/// The body of an answer with this status; any other one is an error that says why.
+fn text(
+    addr: SocketAddr,
+    method: &Method,
+    path: &str,
+    expected: StatusCode,
+) -> Result<String, String> {
+    match exchange(addr, method, path, TIMEOUT) {
+        Ok((status, body)) if status == expected => Ok(body),
         Ok((_, body)) => Err(format!("{addr}: {}", body.trim())),
         Err(error) => Err(at(addr, &error)),
     }
 }
 
+fn encoded(query: &[(&str, &str)]) -> String {
+    form_urlencoded::Serializer::new(String::new())
+        .extend_pairs(query)
+        .finish()
+}
+
 /// The outer error is the endpoint's, the inner one this request's.
 fn post(addr: SocketAddr, path: &str) -> Result<Result<String, String>, String> {
-    match exchange(addr, "POST", path, VERIFY_TIMEOUT) {
-        Ok((200, body)) => Ok(Ok(body)),
-        Ok((404, body)) => Ok(Err(format!("{addr}: {}", body.trim()))),
+    match exchange(addr, &Method::POST, path, VERIFY_TIMEOUT) {
+        Ok((StatusCode::OK, body)) => Ok(Ok(body)),
+        Ok((StatusCode::NOT_FOUND, body)) => Ok(Err(format!("{addr}: {}", body.trim()))),
         Ok((_, body)) => Err(format!("{addr}: {}", body.trim())),
         Err(error) => Err(at(addr, &error)),
     }
 }
 
 fn sessions(addr: SocketAddr) -> io::Result<u64> {
-    let (_, body) = exchange(addr, "GET", "/connections?limit=0", TIMEOUT)?;
+    let (_, body) = exchange(addr, &Method::GET, "/connections?limit=0", TIMEOUT)?;
     serde_json::from_str::<serde_json::Value>(&body)
         .ok()
         .and_then(|list| list.get("total")?.as_u64())
@@ -243,8 +255,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 fn at(addr: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
-        // Reads and writes report their timeouts as WouldBlock.
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("{addr}: no answer in time"),
+        io::ErrorKind::TimedOut => format!("{addr}: no answer in time"),
         _ => format!("{addr}: {error}"),
     }
 }
@@ -252,10 +263,10 @@ fn at(addr: SocketAddr, error: &io::Error) -> String {
 /// One request: status and body. Where the endpoint has no place for it, it is asked again.
 fn exchange(
     addr: SocketAddr,
-    method: &str,
+    method: &Method,
     path: &str,
     timeout: Duration,
-) -> io::Result<(u16, String)> {
+) -> io::Result<(StatusCode, String)> {
     let deadline = Instant::now() + timeout;
     loop {
         match exchange_once(addr, method, path, deadline) {
@@ -273,28 +284,65 @@ fn exchange(
 /// The same on one connection.
 fn exchange_once(
     addr: SocketAddr,
-    method: &str,
+    method: &Method,
     path: &str,
     deadline: Instant,
-) -> io::Result<(u16, String)> {
-    let addr = reachable(addr);
-    let mut stream = TcpStream::connect_timeout(&addr, remaining(deadline)?)?;
-    stream.set_write_timeout(Some(remaining(deadline)?))?;
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: {addr}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
-    let mut answer = Vec::new();
-    let mut chunk = vec![0; 64 * 1024];
-    loop {
-        stream.set_read_timeout(Some(remaining(deadline)?))?;
-        match stream.read(&mut chunk)? {
-            0 => break,
-            n => answer.extend_from_slice(&chunk[..n]),
-        }
-        if answer.len() as u64 > MAX_ANSWER {
-            return Err(io::Error::other("the answer is too long"));
-        }
+) -> io::Result<(StatusCode, String)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let answer = ask(reachable(addr), method, path);
+    let answer = runtime.block_on(async { timeout_at(deadline.into(), answer).await });
+    answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn ask(addr: SocketAddr, method: &Method, path: &str) -> io::Result<(StatusCode, String)> {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(HOST, addr.to_string())
+        .header(CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let stream = TcpStream::connect(addr).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| failure(&e))?;
+    tokio::spawn(connection);
+    let answer = sender
+        .send_request(request)
+        .await
+        .map_err(|e| failure(&e))?;
+    let status = answer.status();
+    let is_busy =
+        status == StatusCode::SERVICE_UNAVAILABLE && answer.headers().contains_key(RETRY_AFTER);
+    let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+    let body = body.map_err(|e| failure(&*e))?.to_bytes();
+    let body = String::from_utf8(body.into()).map_err(|_| not_http())?;
+    if is_busy {
+        let kind = io::ErrorKind::ResourceBusy;
+        return Err(io::Error::new(kind, body.trim().to_owned()));
     }
-    parse(&answer)
+    Ok((status, body))
+}
+
+/// What the system said, or what is wrong with the answer. One that was cut short is UnexpectedEof.
+fn failure(error: &(dyn Error + 'static)) -> io::Error {
+    if error.is::<LengthLimitError>() {
+        return io::Error::other("the answer is too long");
+    }
+    if error.downcast_ref().is_some_and(hyper::Error::is_parse) {
+        return not_http();
+    }
+    let cause = error.source().and_then(|e| e.downcast_ref());
+    match cause.and_then(io::Error::raw_os_error) {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::ErrorKind::UnexpectedEof.into(),
+    }
+}
+
+fn not_http() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP")
 }
 
 /// A listener on all addresses is reached on loopback.
@@ -307,98 +355,48 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, addr.port())
 }
 
-/// What is left; a timeout of zero would mean none to the socket.
-fn remaining(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    Ok(left)
-}
-
-/// Splits an answer; one that was cut short is UnexpectedEof.
-fn parse(answer: &[u8]) -> io::Result<(u16, String)> {
-    let invalid = || io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP");
-    if answer.is_empty() {
-        return Err(io::ErrorKind::UnexpectedEof.into());
-    }
-    let head = answer.windows(4).position(|w| w == b"\r\n\r\n");
-    let head = head.ok_or_else(invalid)?;
-    let (head, body) = (&answer[..head], &answer[head + 4..]);
-    let mut lines = std::str::from_utf8(head).map_err(|_| invalid())?.lines();
-    let status = lines
-        .next()
-        .and_then(|line| line.strip_prefix("HTTP/1."))
-        .and_then(|line| line.split(' ').nth(1)?.parse().ok())
-        .ok_or_else(invalid)?;
-    let headers: Vec<_> = lines.filter_map(|line| line.split_once(':')).collect();
-    let header = |wanted: &str| {
-        let mut found = headers
-            .iter()
-            .filter(|(n, _)| n.eq_ignore_ascii_case(wanted));
-        found.next().map(|(_, value)| value.trim())
-    };
-    let body = if header("transfer-encoding").is_some_and(|v| v.eq_ignore_ascii_case("chunked")) {
-        joined(body)?
-    } else {
-        let length = header("content-length").and_then(|v| v.parse::<usize>().ok());
-        if length.is_some_and(|length| length > body.len()) {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        body.to_vec()
-    };
-    let body = String::from_utf8(body).map_err(|_| invalid())?;
-    if status == 503 && header("retry-after").is_some() {
-        let kind = io::ErrorKind::ResourceBusy;
-        return Err(io::Error::new(kind, body.trim().to_owned()));
-    }
-    Ok((status, body))
-}
-
-/// What was sent in chunks (RFC 9112, 7.1); an answer whose last one is missing is cut short.
-fn joined(mut chunked: &[u8]) -> io::Result<Vec<u8>> {
-    let cut = || io::Error::from(io::ErrorKind::UnexpectedEof);
-    let mut body = Vec::with_capacity(chunked.len());
-    loop {
-        let end = chunked.windows(2).position(|w| w == b"\r\n");
-        let (size, rest) = chunked.split_at(end.ok_or_else(cut)?);
-        let size = std::str::from_utf8(size).ok();
-        let size = size.and_then(|size| usize::from_str_radix(size.trim(), 16).ok());
-        let size = size
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP"))?;
-        if size == 0 {
-            return Ok(body);
-        }
-        if size > rest.len() {
-            return Err(cut());
-        }
-        body.extend_from_slice(rest.get(2..2 + size).ok_or_else(cut)?);
-        chunked = rest.get(2 + size + 2..).ok_or_else(cut)?;
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::TcpListener;
+    use std::thread;
 
     use super::*;
 
+    /// What is made of an answer of these bytes, which ends the connection.
+    fn answered(bytes: &'static [u8]) -> io::Result<(StatusCode, String)> {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let addr = listener.local_addr().expect("bound");
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("accepted");
+            let mut request = [0; 4096];
+            assert!(stream.read(&mut request).expect("asked") > 0);
+            stream.write_all(bytes).expect("written");
+        });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let answer = exchange_once(addr, &Method::GET, "/", deadline);
+        server.join().expect("no panic");
+        answer
+    }
+
     #[test]
     fn answers() {
-        let ok = parse(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n").expect("valid");
-        assert_eq!(ok, (200, "ok\n".to_owned()));
+        let ok = answered(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n").expect("valid");
+        assert_eq!(ok, (StatusCode::OK, "ok\n".to_owned()));
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
             4\r\nabcd\r\nA\r\n0123456789\r\n0\r\n\r\n";
-        let all = parse(chunked).expect("valid");
-        assert_eq!(all, (200, "abcd0123456789".to_owned()));
+        let all = answered(chunked).expect("valid");
+        assert_eq!(all, (StatusCode::OK, "abcd0123456789".to_owned()));
         for cut in [5, 6, 9, 12, 18, 21] {
-            let cut = parse(&chunked[..chunked.len() - cut]).expect_err("cut short");
+            let cut = answered(&chunked[..chunked.len() - cut]).expect_err("cut short");
             assert_eq!(cut.kind(), io::ErrorKind::UnexpectedEof);
         }
-        let busy = parse(b"HTTP/1.1 503 x\r\nRetry-After: 1\r\n\r\n").expect_err("busy");
-        assert_eq!(busy.kind(), io::ErrorKind::ResourceBusy);
         for (answer, kind) in [
-            (&b""[..], io::ErrorKind::UnexpectedEof),
+            (
+                &b"HTTP/1.1 503 x\r\nRetry-After: 1\r\n\r\n"[..],
+                io::ErrorKind::ResourceBusy,
+            ),
+            (b"", io::ErrorKind::UnexpectedEof),
             (
                 b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok\n",
                 io::ErrorKind::UnexpectedEof,
@@ -406,7 +404,7 @@ mod tests {
             (b"SSH-2.0-OpenSSH\r\n", io::ErrorKind::InvalidData),
             (b"SSH-2.0-OpenSSH\r\n\r\n", io::ErrorKind::InvalidData),
         ] {
-            assert_eq!(parse(answer).expect_err("bad").kind(), kind);
+            assert_eq!(answered(answer).expect_err("bad").kind(), kind);
         }
     }
 

@@ -6,26 +6,32 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use strum::{Display, EnumString, VariantNames};
 use tokio::task::yield_now;
 
-use super::view::{ConnectionView, Shown};
+use super::view::{ConnectionView, Phase, Shown};
+use crate::config;
+use crate::liveness::Condition;
 
 /// So many sessions are looked at in one go.
 const TURN: usize = 64;
 
-const PARAMETERS: &str = "listener, condition, phase, peer, min_idle, sort, limit, format";
-const CONDITIONS: &[&str] = &[
-    "alive",
-    "quiet",
-    "suspect",
-    "stalled",
-    "undelivered",
-    "phantom",
+const PARAMETERS: [&str; 8] = [
+    "listener",
+    "condition",
+    "phase",
+    "peer",
+    "min_idle",
+    "sort",
+    "limit",
+    "format",
 ];
-const PHASES: &[&str] = &["queued", "connecting", "open", "half_closed", "closing"];
+/// Further ones of `POST /verify`.
+const VERIFY_PARAMETERS: [&str; 1] = ["quick"];
 
 /// JSON or a table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 pub enum Format {
     /// For programs.
     #[default]
@@ -38,14 +44,16 @@ pub enum Format {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Query {
     listener: Option<String>,
-    condition: Option<String>,
-    phase: Option<String>,
+    condition: Option<Condition>,
+    phase: Option<Phase>,
     peer: Option<Peer>,
     min_idle: Option<Duration>,
     sort: Option<Sort>,
     limit: Option<usize>,
     /// What `format` asks for.
     pub(super) format: Option<Format>,
+    /// Whether `quick` asks for silent peers to be ended.
+    pub(super) quick: bool,
 }
 
 /// What a query leaves.
@@ -65,7 +73,8 @@ enum Peer {
 }
 
 /// First comes what an operator looks for: the oldest, the longest idle or silent, the busiest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
 enum Sort {
     Age,
     Idle,
@@ -78,56 +87,52 @@ enum Sort {
 impl Query {
     /// Reads the part of the URI behind `?`. The error names the parameter and what it accepts.
     pub(super) fn parse(query: &str) -> Result<Self, String> {
+        Self::parse_with(query, &[])
+    }
+
+    /// The same for verifying, with `quick`.
+    pub(super) fn parse_verify(query: &str) -> Result<Self, String> {
+        Self::parse_with(query, &VERIFY_PARAMETERS)
+    }
+
+    fn parse_with(query: &str, further: &[&str]) -> Result<Self, String> {
+        let accepted = [&PARAMETERS, further].concat();
         let mut parsed = Self::default();
         let mut seen = Vec::new();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = decode(value).ok_or_else(|| format!("{name}: bad percent-encoding"))?;
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            if !accepted.contains(&&*name) {
+                let accepted = accepted.join(", ");
+                return Err(format!("{name}: unknown; accepted are {accepted}"));
+            }
+            // No value has a percent sign, and what is no UTF-8 was replaced.
+            if value.contains(['%', char::REPLACEMENT_CHARACTER]) {
+                return Err(format!("{name}: bad percent-encoding"));
+            }
             if seen.contains(&name) {
                 return Err(format!("{name}: given twice"));
             }
+            parsed.set(&name, &value)?;
             seen.push(name);
-            parsed.set(name, value)?;
         }
         Ok(parsed)
     }
 
-    /// The same with `quick`, which asks for silent peers to be ended.
-    pub(super) fn parse_verify(query: &str) -> Result<(Self, bool), String> {
-        let is_quick = |pair: &&str| pair.split('=').next() == Some("quick");
-        let quick = match query.split('&').filter(is_quick).collect::<Vec<_>>()[..] {
-            [] | ["quick=false"] => false,
-            ["quick" | "quick=true"] => true,
-            [one] => return Err(refused("quick", one, "true or false")),
-            _ => return Err("quick: given twice".to_owned()),
-        };
-        let rest: Vec<_> = query.split('&').filter(|pair| !is_quick(pair)).collect();
-        match Self::parse(&rest.join("&")) {
-            Ok(query) => Ok((query, quick)),
-            Err(why) if why.ends_with(PARAMETERS) => Err(format!("{why}, quick")),
-            Err(why) => Err(why),
-        }
-    }
-
-    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
+    fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         match name {
-            "listener" => self.listener = Some(value),
-            "condition" => self.condition = Some(one_of(name, value, CONDITIONS)?),
-            "phase" => self.phase = Some(one_of(name, value, PHASES)?),
-            "peer" => self.peer = Some(parsed(name, &value, "an IP address or IP:port")?),
+            "listener" => self.listener = Some(value.to_owned()),
+            "condition" => self.condition = Some(word(name, value)?),
+            "phase" => self.phase = Some(word(name, value)?),
+            "peer" => self.peer = Some(parsed(name, value, "an IP address or IP:port")?),
             "min_idle" => {
-                self.min_idle =
-                    Some(duration(&value).ok_or_else(|| {
-                        refused(name, &value, "a duration such as 90s, 5m or 1h")
-                    })?);
+                let duration = config::duration(value);
+                let accepted = "a duration such as 90s, 5m or 1h";
+                self.min_idle = Some(duration.map_err(|_| refused(name, value, accepted))?);
             }
-            "sort" => {
-                let accepted = "age, idle, id, received, sent or last_life";
-                self.sort = Some(parsed(name, &value, accepted)?);
-            }
-            "limit" => self.limit = Some(parsed(name, &value, "a whole number")?),
-            "format" => self.format = Some(parsed(name, &value, "json or text")?),
-            _ => return Err(format!("{name}: unknown; accepted are {PARAMETERS}")),
+            "sort" => self.sort = Some(word(name, value)?),
+            "limit" => self.limit = Some(parsed(name, value, "a whole number")?),
+            "format" => self.format = Some(word(name, value)?),
+            // `quick` is as good as `quick=true`.
+            _ => self.quick = value.is_empty() || parsed(name, value, "true or false")?,
         }
         Ok(())
     }
@@ -165,18 +170,19 @@ impl Query {
         let only_form = Self {
             limit: self.limit,
             format: self.format,
+            quick: self.quick,
             ..Self::default()
         };
         *self != only_form
     }
 
     fn matches(&self, c: &ConnectionView) -> bool {
-        let condition = |word: &String| c.legs().any(|leg| leg.condition == word);
+        let condition = |word: Condition| c.legs().any(|leg| leg.condition == <&str>::from(word));
         let peer = |peer: &Peer| c.legs().filter_map(|l| l.peer).any(|a| peer.is(a));
         let idle = |d: &Duration| u128::from(c.idle_ms) >= d.as_millis();
         self.listener.as_ref().is_none_or(|l| *l == c.listener)
-            && self.condition.as_ref().is_none_or(condition)
-            && self.phase.as_ref().is_none_or(|p| p == c.phase)
+            && self.condition.is_none_or(condition)
+            && self.phase.is_none_or(|p| p == c.phase)
             && self.peer.as_ref().is_none_or(peer)
             && self.min_idle.as_ref().is_none_or(idle)
     }
@@ -205,34 +211,6 @@ impl FromStr for Peer {
     }
 }
 
-impl FromStr for Sort {
-    type Err = ();
-
-    fn from_str(s: &str) -> Result<Self, ()> {
-        Ok(match s {
-            "age" => Self::Age,
-            "idle" => Self::Idle,
-            "id" => Self::Id,
-            "received" => Self::Received,
-            "sent" => Self::Sent,
-            "last_life" => Self::LastLife,
-            _ => return Err(()),
-        })
-    }
-}
-
-impl FromStr for Format {
-    type Err = ();
-
-    fn from_str(s: &str) -> Result<Self, ()> {
-        match s {
-            "json" => Ok(Self::Json),
-            "text" => Ok(Self::Text),
-            _ => Err(()),
-        }
-    }
-}
-
 impl Sort {
     fn weight(self, c: &ConnectionView) -> u64 {
         match self {
@@ -254,59 +232,9 @@ fn parsed<T: FromStr>(name: &str, value: &str, accepted: &str) -> Result<T, Stri
     value.parse().map_err(|_| refused(name, value, accepted))
 }
 
-fn one_of(name: &str, value: String, words: &[&str]) -> Result<String, String> {
-    if words.contains(&value.as_str()) {
-        return Ok(value);
-    }
-    Err(refused(
-        name,
-        &value,
-        &format!("one of {}", words.join(", ")),
-    ))
-}
-
-/// A number with a unit.
-fn duration(text: &str) -> Option<Duration> {
-    let digits = text.find(|c: char| c != '.' && !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(digits);
-    let seconds = match unit {
-        "ms" => 0.001,
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        "d" => 86_400.0,
-        _ => return None,
-    };
-    Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()
-}
-
-/// Undoes percent-encoding; `+` is a plus, since no value has a blank.
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        if byte == b'%' {
-            let mut digit = || char::from(bytes.next()?).to_digit(16);
-            decoded.push(u8::try_from(digit()? * 16 + digit()?).ok()?);
-        } else {
-            decoded.push(byte);
-        }
-    }
-    String::from_utf8(decoded).ok()
-}
-
-/// The reverse of [`decode`], for the client.
-pub(super) fn encode(text: &str) -> String {
-    use std::fmt::Write;
-
-    text.bytes().fold(String::new(), |mut out, byte| {
-        if byte.is_ascii_alphanumeric() || b"-_.~:".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-        out
-    })
+fn word<T: FromStr + VariantNames>(name: &str, value: &str) -> Result<T, String> {
+    let (last, others) = T::VARIANTS.split_last().unwrap_or((&"nothing", &[]));
+    parsed(name, value, &format!("{} or {last}", others.join(", ")))
 }
 
 #[cfg(test)]
@@ -342,10 +270,10 @@ mod tests {
         b.downstream.condition = "suspect";
         b.downstream.peer = Some("[::ffff:192.0.2.9]:700".parse().expect("valid"));
         b.downstream.last_life_ms = 99_999;
-        b.phase = "half_closed";
+        b.phase = Phase::HalfClosed;
         let mut c = session(3);
         c.upstream = None;
-        c.phase = "queued";
+        c.phase = Phase::Queued;
         c.downstream.received_bytes = 1 << 40;
         let all = [c, a, b];
 
@@ -400,7 +328,7 @@ mod tests {
     #[test]
     fn quick_is_for_verifying_only() {
         assert!(Query::parse("quick=true").is_err());
-        let verify = |query| Query::parse_verify(query).map(|(q, quick)| (q.listener, quick));
+        let verify = |query| Query::parse_verify(query).map(|q| (q.listener, q.quick));
         let web = || Some("web".to_owned());
         for (query, expected) in [
             ("", (None, false)),
@@ -421,18 +349,21 @@ mod tests {
     }
 
     #[test]
-    fn durations() {
-        assert_eq!(duration("1.5m"), Some(Duration::from_secs(90)));
-        assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
-        assert_eq!(duration("1d"), Some(Duration::from_secs(86_400)));
-        for bad in ["", "s", "1", "1..2s", "1y", "1 s", ".s"] {
-            assert_eq!(duration(bad), None, "{bad}");
+    fn the_document_lists_every_word() {
+        let document = include_str!("../../docs/ADMIN.md");
+        for (name, words) in [
+            ("phase", Phase::VARIANTS),
+            ("condition", Condition::VARIANTS),
+            ("sort", Sort::VARIANTS),
+            ("format", Format::VARIANTS),
+        ] {
+            let start = format!("| `{name}` |");
+            let row = document.lines().find(|line| line.starts_with(&start));
+            let quoted = row.expect(name).split('`').skip(3).step_by(2);
+            let (mut listed, mut words): (Vec<_>, _) = (quoted.collect(), words.to_vec());
+            listed.sort_unstable();
+            words.sort_unstable();
+            assert_eq!(listed, words, "{name}");
         }
-    }
-
-    #[test]
-    fn encoding_comes_back() {
-        let text = "[::1]:80 & a%b=ü";
-        assert_eq!(decode(&encode(text)).as_deref(), Some(text));
     }
 }

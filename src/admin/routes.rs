@@ -224,9 +224,9 @@ impl Router {
 
     fn verify(&self, id: &str, query: &str, headers: &HeaderMap) -> Result<Later, Box<Reply>> {
         let id = number(id)?;
-        let (query, quick) = Query::parse_verify(query).map_err(|why| bad_query(&why))?;
+        let query = Query::parse_verify(query).map_err(|why| bad_query(&why))?;
         let format = query.format.unwrap_or_else(|| accepted(headers));
-        let verified = self.control.verify(&[id], quick);
+        let verified = self.control.verify(&[id], query.quick);
         Ok(Box::pin(async move {
             match (&verified.await[..], format) {
                 ([], _) => unknown(id),
@@ -237,7 +237,7 @@ impl Router {
     }
 
     fn verify_all(&self, query: &str, headers: &HeaderMap) -> Result<Later, Box<Reply>> {
-        let (query, quick) = Query::parse_verify(query).map_err(|why| bad_query(&why))?;
+        let query = Query::parse_verify(query).map_err(|why| bad_query(&why))?;
         let format = query.format.unwrap_or_else(|| accepted(headers));
         let router = self.clone();
         Ok(Box::pin(with_place(
@@ -246,7 +246,7 @@ impl Router {
                 let chosen = query.choose(router.control.sessions()).await.sessions;
                 let ids: Vec<u64> = chosen.iter().map(|session| session.id()).collect();
                 drop(chosen);
-                let verified = router.control.verify(&ids, quick).await;
+                let verified = router.control.verify(&ids, query.quick).await;
                 let list = VerifyList::of(in_order(verified, &ids), ids.len());
                 match format {
                     Format::Json => json(&list),

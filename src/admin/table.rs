@@ -99,7 +99,7 @@ pub(super) fn verify_list(list: &VerifyList) -> String {
 fn verified_leg(name: &str, leg: Option<&VerifiedLeg>) -> [String; 5] {
     let cells = leg.map(|leg| {
         [
-            leg.answer.as_str().to_owned(),
+            leg.answer.to_string(),
             leg.silent_ms.map_or_else(|| "-".to_owned(), age),
             leg.evidence.clone().unwrap_or_else(|| "-".to_owned()),
             format!("{}ms", leg.took_ms),
@@ -136,7 +136,7 @@ fn pair(c: &ConnectionView) -> (Row<COLUMNS>, Row<COLUMNS>) {
     let session = [
         c.id.to_string(),
         c.listener.clone(),
-        c.phase.to_owned(),
+        c.phase.to_string(),
         age(c.age_ms),
         age(c.idle_ms),
     ];
@@ -191,7 +191,7 @@ fn age(ms: u64) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::view::AnswerWord;
+    use super::super::view::{AnswerWord, Phase};
     use super::*;
 
     fn timer(reason: &'static str, in_ms: u64) -> Option<TimerView> {
@@ -221,7 +221,7 @@ pub(super) mod tests {
         ConnectionView {
             id,
             listener: "db".into(),
-            phase: "open",
+            phase: Phase::Open,
             age_ms: 3_723_000,
             idle_ms: 400,
             downstream: leg_view("192.0.2.7:51234"),

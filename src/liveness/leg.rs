@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 
-use strum::{IntoStaticStr, VariantArray};
+use strum::{EnumString, IntoStaticStr, VariantNames};
 
 use super::machine::Ask;
 use super::policy::{Policy, SLOWEST_QUESTION};
@@ -33,7 +33,7 @@ const VOLLEY_SPAN: Span = Span::ms(PROBE_EVERY.as_millis() * (VOLLEY_PROBES as u
 const UNDELIVERED_AFTER: u32 = 3;
 
 /// What is known of a peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, IntoStaticStr, VariantArray)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Condition {
     /// Heard within the probe interval.

@@ -126,19 +126,6 @@ pub enum Phase {
     Closing,
 }
 
-impl Phase {
-    /// The word printed everywhere.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Connecting => "connecting",
-            Self::Open => "open",
-            Self::Closing => "closing",
-        }
-    }
-}
-
 /// One connection pair, as its task, the monitor and the admin endpoint share it.
 #[derive(Debug)]
 pub struct Session {

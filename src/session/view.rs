@@ -3,7 +3,7 @@
 use super::{Phase, Session, State};
 use crate::liveness::{CloseReason, LEGS, Leg, Time, Timer, Traffic};
 use crate::sys;
-use crate::view::{ConnectionView, LegView, Shown, TimerView};
+use crate::view::{self, ConnectionView, LegView, Shown, TimerView};
 
 impl Shown for Session {
     fn id(&self) -> u64 {
@@ -20,14 +20,15 @@ impl Shown for Session {
             return None;
         }
         let [downstream, upstream] = LEGS.map(|leg| self.leg_view(&state, leg, now));
-        let open = state.phase == Phase::Open;
         Some(ConnectionView {
             id: self.id,
             listener: self.params.name.to_string(),
-            phase: if open && state.machine.is_half_closed() {
-                "half_closed"
-            } else {
-                state.phase.as_str()
+            phase: match state.phase {
+                Phase::Queued => view::Phase::Queued,
+                Phase::Connecting => view::Phase::Connecting,
+                Phase::Open if state.machine.is_half_closed() => view::Phase::HalfClosed,
+                Phase::Open => view::Phase::Open,
+                Phase::Closing => view::Phase::Closing,
             },
             age_ms: (now - self.started).as_millis(),
             idle_ms: (now - state.machine.last_activity()).as_millis(),
