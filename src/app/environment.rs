@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::thread;
 
 use crate::host::{self, Counters, Sockets};
-use crate::metrics::{HostMetrics, HostSource, Metrics, NetnsCounter, NetnsGauge};
+use crate::metrics::{HostMetrics, HostSource, Metrics};
 use crate::server::Listener;
 use crate::sys::sock_diag;
 
@@ -14,15 +14,19 @@ pub(super) fn refresh(listeners: &[Arc<Listener>], host: &HostMetrics) {
     for listener in listeners {
         refresh_queues(listener, host);
     }
-    let counters = known(host, HostSource::Netstat, Counters::read());
-    set_counters(host, &counters.unwrap_or_default());
+    let counters = known(host, HostSource::Netstat, Counters::read()).unwrap_or_default();
+    host.listen_overflows.raise(counters.listen_overflows);
+    host.listen_drops.raise(counters.listen_drops);
+    host.syncookies_sent.raise(counters.syncookies_sent);
+    host.syncookies_received.raise(counters.syncookies_received);
+    host.full_cookies.raise(counters.request_queue_full_cookies);
     let sockets = known(host, HostSource::Sockstat, Sockets::read());
     let sockets = sockets.unwrap_or_default();
-    host.set_gauge(NetnsGauge::TimeWait, sockets.time_wait);
-    host.set_gauge(NetnsGauge::Orphans, sockets.orphans);
+    host.time_wait.set(sockets.time_wait);
+    host.orphans.set(sockets.orphans);
     let handshakes = known(host, HostSource::SockDiag, sock_diag::handshakes());
     let handshakes = handshakes.map(|ports| ports.values().sum());
-    host.set_gauge(NetnsGauge::SynRecv, handshakes);
+    host.syn_recv.set(handshakes);
 }
 
 /// The queues in front of a listener, and of a service in the same network namespace.
@@ -37,27 +41,9 @@ fn refresh_queues(listener: &Listener, host: &HostMetrics) {
     params.metrics.set_upstream_queue(pair);
 }
 
-fn set_counters(host: &HostMetrics, counters: &Counters) {
-    for (series, total) in [
-        (NetnsCounter::ListenOverflows, counters.listen_overflows),
-        (NetnsCounter::ListenDrops, counters.listen_drops),
-        (NetnsCounter::SyncookiesSent, counters.syncookies_sent),
-        (
-            NetnsCounter::SyncookiesReceived,
-            counters.syncookies_received,
-        ),
-        (
-            NetnsCounter::RequestQueueFullCookies,
-            counters.request_queue_full_cookies,
-        ),
-    ] {
-        host.set_counter(series, total);
-    }
-}
-
 fn known<T>(host: &HostMetrics, source: HostSource, read: io::Result<T>) -> Option<T> {
     read.inspect_err(|error| {
-        host.read_failed(source);
+        host.read_errors[source].inc();
         tracing::debug!("cannot read {source}: {error}");
     })
     .ok()
@@ -68,7 +54,7 @@ pub(super) fn try_on_demand_probe(metrics: Arc<Metrics>) {
     let thread = thread::Builder::new().name("self-test".to_owned());
     let started = thread.spawn(move || match host::probe_on_demand() {
         Ok(present) => {
-            metrics.host().set_on_demand_probe(present);
+            metrics.host().on_demand_probe.set(Some(present.into()));
             if !present {
                 tracing::warn!(
                     "this kernel does not send keepalive probes on demand: suspects are asked by \

@@ -4,7 +4,9 @@
 use strum::{Display, FromRepr, IntoStaticStr, VariantArray};
 
 /// One of the two TCP connections of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Display, IntoStaticStr)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Display, IntoStaticStr, VariantArray,
+)]
 #[strum(serialize_all = "snake_case")]
 pub enum Leg {
     /// Client to pulsegate.

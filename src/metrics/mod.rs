@@ -3,100 +3,22 @@
 //! A [`ListenerMetrics`] holds every series of one listener with its labels resolved, so that
 //! counting is one atomic addition. All values of all enum labels exist from the start, at 0: an
 //! alert on a rate needs the series before the first event. No label has an unbounded set of
-//! values.
+//! values. `docs/METRICS.md` says more about each series; a test holds the two together.
 
-mod host;
-mod names;
+mod series;
+mod words;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::core::Collector;
-use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
-};
-use strum::{Display, IntoStaticStr, VariantArray};
+use prometheus::{Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 
 use crate::liveness::{CloseReason, Condition, Evidence, LEGS, Leg, Traffic};
-pub use host::{HostMetrics, HostSource, NetnsCounter, NetnsGauge};
-use names::Family;
-
-/// Why a client was reset right after it was accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
-#[strum(serialize_all = "snake_case")]
-#[repr(u8)]
-pub enum RejectReason {
-    /// The listener holds `max_connections` sessions.
-    MaxConnections,
-    /// Too few file descriptors are left for both legs.
-    Descriptors,
-    /// Memory is short.
-    Memory,
-    /// The runtime could not watch its socket (epoll_ctl(2)).
-    LocalError,
-}
-
-/// What was short when a session was ended to make room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
-#[strum(serialize_all = "snake_case")]
-#[repr(u8)]
-pub enum Shortage {
-    /// Places of the listener (`on_full: shed`).
-    Places,
-    /// File descriptors.
-    Descriptors,
-    /// Memory.
-    Memory,
-}
-
-/// How a connect to the upstream failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
-#[strum(serialize_all = "snake_case")]
-#[repr(u8)]
-pub enum ConnectFailure {
-    /// No answer within `connect_timeout`.
-    Timeout,
-    /// Refused by the upstream.
-    Refused,
-    /// No local port is left for its address (EADDRNOTAVAIL).
-    SourcePorts,
-    /// Unreachable, or its name could not be resolved, or another local failure.
-    Failed,
-}
-
-/// Class of a failed accept().
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
-#[strum(serialize_all = "snake_case")]
-#[repr(u8)]
-pub enum AcceptErrorClass {
-    /// No descriptor is left in the process or the system (EMFILE, ENFILE).
-    Descriptors,
-    /// The kernel has no memory left (ENOBUFS, ENOMEM).
-    Memory,
-    /// That one connection failed before it was accepted (ECONNABORTED and the like).
-    Connection,
-    /// Anything else.
-    Other,
-}
-
-/// What came of a client that found its listener full and waited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
-#[strum(serialize_all = "snake_case")]
-#[repr(u8)]
-pub enum Takeover {
-    /// A holder was proven dead and made room.
-    HolderDead,
-    /// It waited until a holder ended by itself.
-    Queued,
-    /// A live holder made room (`on_full: replace`).
-    Replaced,
-    /// A quiet holder made room (`on_full: shed`).
-    Shed,
-    /// It was not served.
-    NotServed,
-}
+use series::{By, Collectors, KnownCounter, KnownGauge, Registration, raise, saturating, series};
+pub use words::{AcceptErrorClass, ConnectFailure, HostSource, RejectReason, Shortage, Takeover};
 
 /// The default budget is 30 s and the largest sensible one some minutes.
 const DETECTION_DELAY_BUCKETS: &[f64] = &[
@@ -112,18 +34,132 @@ const CONNECT_BUCKETS: &[f64] = &[
     60.0, 300.0,
 ];
 
+series! {
+    /// The series of one listener.
+    ListenerSeries {
+        accepted: IntCounter = "pulsegate_connections_accepted_total",
+            "Client connections taken from the accept queue, rejected ones included.";
+        rejected: By<RejectReason, IntCounter> = "pulsegate_connections_rejected_total",
+            "Client connections reset right after they were accepted.";
+        active: IntGauge = "pulsegate_connections_active",
+            "Sessions now, those still connecting to the upstream included.";
+        queued: IntGauge = "pulsegate_connections_queued",
+            "Clients that wait for a place (limits.on_full).";
+        takeovers: By<Takeover, IntCounter> = "pulsegate_takeovers_total",
+            "Clients that found the listener full and waited, by what came of it.";
+        closed: By<CloseReason, IntCounter> = "pulsegate_connections_closed_total",
+            "Sessions ended, by who ended them and why.";
+        shed: By<Shortage, IntCounter> = "pulsegate_shed_total",
+            "Sessions and waiting clients ended to make room, by what was short.";
+        duration: Histogram = "pulsegate_connection_duration_seconds",
+            "Age of sessions when they ended.", DURATION_BUCKETS;
+        received: By<Leg, IntCounter> = "pulsegate_received_bytes_total",
+            "Bytes read from peers on this leg.";
+        sent: By<Leg, IntCounter> = "pulsegate_sent_bytes_total",
+            "Bytes written to peers on this leg.";
+        moved: IntCounter = "pulsegate_connections_moved_total",
+            "Sessions that went on at another worker.";
+        resets: By<Leg, IntCounter> = "pulsegate_resets_sent_total",
+            "Connections ended with RST by pulsegate.";
+        half_open: By<Leg, IntGauge> = "pulsegate_half_open_connections",
+            "Sessions whose peer on this leg is suspected gone, awaiting the verdict.";
+        half_open_detected: By<Leg, By<Evidence, IntCounter>> = "pulsegate_half_open_detected_total",
+            "Peers proven gone while the kernel still said ESTABLISHED, by what proved it.";
+        detection_delay: By<Leg, Histogram> = "pulsegate_half_open_detection_delay_seconds",
+            "From the last sign of life of a peer to the verdict that it is gone.", DETECTION_DELAY_BUCKETS;
+        half_closed: IntGauge = "pulsegate_half_closed_connections",
+            "Sessions in which one side has sent FIN and the other has not; legal, unlike half-open.";
+        stalled: By<Leg, IntGauge> = "pulsegate_stalled_connections",
+            "Sessions whose peer on this leg answers but takes no data.";
+        undelivered: By<Leg, IntGauge> = "pulsegate_undelivered_connections",
+            "Sessions whose peer on this leg is heard but acknowledges nothing of what is sent to it.";
+        phantom: IntGauge = "pulsegate_phantom_connections",
+            "Upstream connections that the service's kernel completed and its application never accepted.";
+        probes: By<Leg, IntCounter> = "pulsegate_probes_sent_total",
+            "Keepalive probes asked for on demand; those the kernel sends by its own timer do not count.";
+        connect_duration: Histogram = "pulsegate_upstream_connect_duration_seconds",
+            "Time to connect to the upstream, successes only.", CONNECT_BUCKETS;
+        connect_failures: By<ConnectFailure, IntCounter> = "pulsegate_upstream_connect_failures_total",
+            "Upstream connects that failed.";
+        accept_errors: By<AcceptErrorClass, IntCounter> = "pulsegate_accept_errors_total",
+            "Failed accept() calls, by class of the error.";
+        queue_length: IntGauge = "pulsegate_listen_queue_length",
+            "Connections the kernel has completed and pulsegate has not accepted yet.";
+        queue_limit: IntGauge = "pulsegate_listen_queue_limit",
+            "Length of the accept queue beyond which the kernel drops newcomers.";
+        upstream_queue_length: KnownGauge = "pulsegate_upstream_listen_queue_length",
+            "Connections the service has not accepted yet, where it listens in this network namespace.";
+        upstream_queue_limit: KnownGauge = "pulsegate_upstream_listen_queue_limit",
+            "Length of the service's accept queue beyond which the kernel drops newcomers.";
+        option_errors: IntCounter = "pulsegate_socket_option_errors_total",
+            "Socket options that could not be set.";
+    }
+}
+
+series! {
+    /// The series of the process.
+    ProcessSeries {
+        looks: IntCounter = "pulsegate_liveness_looks_total",
+            "Looks taken at sessions to judge their liveness.";
+        draining: IntGauge = "pulsegate_draining",
+            "1 while the process drains, else 0.";
+        workers_in_use: IntGauge = "pulsegate_workers_in_use",
+            "Workers that carry sessions; the others wait until these are busy.";
+        open_descriptors: IntGauge = "pulsegate_open_descriptors",
+            "File descriptors the process holds.";
+        descriptor_limit: IntGauge = "pulsegate_descriptor_limit",
+            "File descriptors the process may hold.";
+        log_lines_dropped: IntCounter = "pulsegate_log_lines_dropped_total",
+            "Log lines dropped because standard output was not read fast enough.";
+        start_time: IntGauge = "pulsegate_process_start_time_seconds",
+            "When the process started, in seconds since the Unix epoch.";
+    }
+}
+
+series! {
+    /// The series that tell of the host rather than of pulsegate. What is unknown has no series: a
+    /// 0 would be a lie.
+    HostMetrics {
+        listen_overflows: KnownCounter = "pulsegate_netns_listen_overflows_total",
+            "Newcomers dropped by full accept queues, of the whole network namespace.";
+        listen_drops: KnownCounter = "pulsegate_netns_listen_drops_total",
+            "Newcomers dropped by listening sockets, of the whole network namespace.";
+        syncookies_sent: KnownCounter = "pulsegate_netns_syncookies_sent_total",
+            "Handshakes answered with a SYN cookie, of the whole network namespace.";
+        syncookies_received: KnownCounter = "pulsegate_netns_syncookies_received_total",
+            "SYN cookies that came back, of the whole network namespace.";
+        full_cookies: KnownCounter = "pulsegate_netns_request_queue_full_cookies_total",
+            "SYNs answered with a cookie because a queue was full, of the whole network namespace.";
+        syn_recv: KnownGauge = "pulsegate_netns_syn_recv",
+            "Handshakes in progress (SYN_RECV), of the whole network namespace.";
+        time_wait: KnownGauge = "pulsegate_netns_time_wait",
+            "Connections in TIME_WAIT, of the whole network namespace.";
+        orphans: KnownGauge = "pulsegate_netns_orphans",
+            "Connections no process holds and the kernel still ends, of the whole network namespace.";
+        read_errors: By<HostSource, IntCounter> = "pulsegate_host_read_errors_total",
+            "Reads of the host's state that failed while metrics were served.";
+        on_demand_probe: KnownGauge = "pulsegate_on_demand_probe",
+            "1 if the kernel sends keepalive probes on demand, else 0; found out in the first seconds.";
+        memory_used: KnownGauge = "pulsegate_memory_used_bytes",
+            "Memory in use, as it counts for the memory limit.";
+        memory_limit: KnownGauge = "pulsegate_memory_limit_bytes",
+            "Memory that may be in use; sessions are shed from 95 % of it on.";
+    }
+}
+
 /// Every metric of the process.
-#[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    families: Families,
+    process: ProcessSeries,
     host: HostMetrics,
-    looks: IntCounter,
-    draining: IntGauge,
-    open_descriptors: IntGauge,
-    descriptor_limit: IntGauge,
-    workers_in_use: IntGauge,
-    log_lines_dropped: IntCounter,
+    /// By name, with what is to be removed from the registry.
+    listeners: Mutex<BTreeMap<String, (Arc<ListenerMetrics>, Collectors)>>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.registry.fmt(f)
+    }
 }
 
 impl Default for Metrics {
@@ -142,34 +178,24 @@ impl Metrics {
     )]
     pub fn new() -> Self {
         let registry = Registry::new();
-        let families = Families::new(&registry);
-        let (looks, draining) = (
-            counters(&registry, names::LIVENESS_LOOKS),
-            gauges(&registry, names::DRAINING),
+        let mut registration = Registration::new(&registry, &[]);
+        let process = ProcessSeries::register(&mut registration);
+        let host = HostMetrics::register(&mut registration);
+        let started = SystemTime::now().duration_since(UNIX_EPOCH);
+        let started = started.unwrap_or_default().as_secs();
+        process.start_time.set(saturating(started));
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        let build_info: IntGauge = Registration::new(&registry, &version).add(
+            "pulsegate_build_info",
+            "Always 1; the version is the label.",
+            &[],
         );
-        let open_descriptors = gauges(&registry, names::OPEN_DESCRIPTORS);
-        let descriptor_limit = gauges(&registry, names::DESCRIPTOR_LIMIT);
-        let workers_in_use = gauges(&registry, names::WORKERS_IN_USE);
-        let log_lines_dropped = counters(&registry, names::LOG_LINES_DROPPED);
-        gauges(&registry, names::BUILD_INFO)
-            .with_label_values(&[env!("CARGO_PKG_VERSION")])
-            .set(1);
-        let started = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
-        gauges(&registry, names::PROCESS_START_TIME)
-            .with_label_values::<&str>(&[])
-            .set(i64::try_from(started.as_secs()).unwrap_or(i64::MAX));
+        build_info.set(1);
         Self {
-            looks: looks.with_label_values::<&str>(&[]),
-            draining: draining.with_label_values::<&str>(&[]),
-            open_descriptors: open_descriptors.with_label_values::<&str>(&[]),
-            descriptor_limit: descriptor_limit.with_label_values::<&str>(&[]),
-            workers_in_use: workers_in_use.with_label_values::<&str>(&[]),
-            log_lines_dropped: log_lines_dropped.with_label_values::<&str>(&[]),
-            host: HostMetrics::new(&registry),
             registry,
-            families,
+            process,
+            host,
+            listeners: Mutex::default(),
         }
     }
 
@@ -182,37 +208,58 @@ impl Metrics {
     /// The series of one listener, created at 0. The same name gives the same series.
     #[must_use]
     pub fn listener(&self, name: &str) -> Arc<ListenerMetrics> {
-        Arc::new(ListenerMetrics::new(
-            &self.families,
-            name,
-            self.looks.clone(),
-        ))
+        let mut listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (known, _) = listeners.entry(name.to_owned()).or_insert_with(|| {
+            let mut registration = Registration::new(&self.registry, &[("listener", name)]);
+            let listener = ListenerMetrics {
+                series: ListenerSeries::register(&mut registration),
+                looks: self.process.looks.clone(),
+                settled: Default::default(),
+            };
+            (Arc::new(listener), registration.into_collectors())
+        });
+        known.clone()
+    }
+
+    /// Removes the series of a listener; what its last sessions still count is not served. A
+    /// listener that is added later under the same name begins at 0.
+    pub fn remove_listener(&self, name: &str) {
+        let mut listeners = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for collector in listeners.remove(name).into_iter().flat_map(|(_, all)| all) {
+            // Each was registered, and is removed once.
+            let _ = self.registry.unregister(collector);
+        }
     }
 
     /// Whether the process drains.
     pub fn set_draining(&self, draining: bool) {
-        self.draining.set(i64::from(draining));
+        self.process.draining.set(i64::from(draining));
     }
 
     /// File descriptors held, and the limit of the process. The last number stays where there is
     /// none.
     pub fn set_descriptors(&self, open: Option<u64>, limit: u64) {
         if let Some(open) = open {
-            self.open_descriptors.set(saturating(open));
+            self.process.open_descriptors.set(saturating(open));
         }
-        self.descriptor_limit.set(saturating(limit));
+        self.process.descriptor_limit.set(saturating(limit));
     }
 
     /// Workers that carry sessions.
     pub fn set_workers_in_use(&self, workers: usize) {
-        self.workers_in_use.set(saturating(workers as u64));
+        self.process.workers_in_use.set(saturating(workers as u64));
     }
 
     /// Log lines dropped since the start of the process; a lower total than before is ignored.
     /// To be called from one thread.
     pub fn set_log_lines_dropped(&self, total: u64) {
-        let known = self.log_lines_dropped.get();
-        self.log_lines_dropped.inc_by(total.saturating_sub(known));
+        raise(&self.process.log_lines_dropped, total);
     }
 
     /// Everything in the Prometheus text format ([`TEXT_FORMAT`]).
@@ -228,188 +275,59 @@ impl Metrics {
 
 pub use prometheus::TEXT_FORMAT;
 
-/// The families that have a `listener` label.
-#[derive(Debug)]
-struct Families {
-    accepted: IntCounterVec,
-    rejected: IntCounterVec,
-    active: IntGaugeVec,
-    closed: IntCounterVec,
-    half_open: IntGaugeVec,
-    half_open_detected: IntCounterVec,
-    detection_delay: HistogramVec,
-    half_closed: IntGaugeVec,
-    stalled: IntGaugeVec,
-    undelivered: IntGaugeVec,
-    received: IntCounterVec,
-    sent: IntCounterVec,
-    resets: IntCounterVec,
-    probes: IntCounterVec,
-    duration: HistogramVec,
-    connect_duration: HistogramVec,
-    connect_failures: IntCounterVec,
-    accept_errors: IntCounterVec,
-    queue_length: IntGaugeVec,
-    queue_limit: IntGaugeVec,
-    upstream_queue: [IntGaugeVec; 2],
-    option_errors: IntCounterVec,
-    moved: IntCounterVec,
-    queued: IntGaugeVec,
-    phantom: IntGaugeVec,
-    takeovers: IntCounterVec,
-    shed: IntCounterVec,
-}
-
-impl Families {
-    fn new(r: &Registry) -> Self {
-        Self {
-            accepted: counters(r, names::CONNECTIONS_ACCEPTED),
-            rejected: counters(r, names::CONNECTIONS_REJECTED),
-            active: gauges(r, names::CONNECTIONS_ACTIVE),
-            closed: counters(r, names::CONNECTIONS_CLOSED),
-            half_open: gauges(r, names::HALF_OPEN),
-            half_open_detected: counters(r, names::HALF_OPEN_DETECTED),
-            detection_delay: histograms(
-                r,
-                names::HALF_OPEN_DETECTION_DELAY,
-                DETECTION_DELAY_BUCKETS,
-            ),
-            half_closed: gauges(r, names::HALF_CLOSED),
-            stalled: gauges(r, names::STALLED),
-            undelivered: gauges(r, names::UNDELIVERED),
-            received: counters(r, names::RECEIVED_BYTES),
-            sent: counters(r, names::SENT_BYTES),
-            resets: counters(r, names::RESETS_SENT),
-            probes: counters(r, names::PROBES_SENT),
-            duration: histograms(r, names::CONNECTION_DURATION, DURATION_BUCKETS),
-            connect_duration: histograms(r, names::CONNECT_DURATION, CONNECT_BUCKETS),
-            connect_failures: counters(r, names::CONNECT_FAILURES),
-            accept_errors: counters(r, names::ACCEPT_ERRORS),
-            queue_length: gauges(r, names::LISTEN_QUEUE_LENGTH),
-            queue_limit: gauges(r, names::LISTEN_QUEUE_LIMIT),
-            upstream_queue: [names::UPSTREAM_QUEUE_LENGTH, names::UPSTREAM_QUEUE_LIMIT]
-                .map(|family| gauges(r, family)),
-            option_errors: counters(r, names::SOCKET_OPTION_ERRORS),
-            moved: counters(r, names::CONNECTIONS_MOVED),
-            queued: gauges(r, names::CONNECTIONS_QUEUED),
-            phantom: gauges(r, names::PHANTOM),
-            takeovers: counters(r, names::TAKEOVERS),
-            shed: counters(r, names::SHED),
-        }
-    }
-}
-
-/// The series of one listener. Every method is a few atomic operations; none takes a lock.
+/// What is counted for one listener. Every method is a few atomic operations; none takes a lock.
 ///
 /// Once every session has been counted, accepted = rejected + closed + active.
 #[derive(Debug)]
 pub struct ListenerMetrics {
-    accepted: IntCounter,
-    rejected: Box<[IntCounter]>,
-    active: IntGauge,
-    closed: Box<[IntCounter]>,
-    half_closed: IntGauge,
-    duration: Histogram,
-    connect_duration: Histogram,
-    connect_failures: Box<[IntCounter]>,
-    accept_errors: Box<[IntCounter]>,
-    queue_length: IntGauge,
-    queue_limit: IntGauge,
-    /// Length and limit; with the name, since they may have no series.
-    upstream_queue: ([IntGaugeVec; 2], Box<str>),
-    option_errors: IntCounter,
-    moved: IntCounter,
+    series: ListenerSeries,
     /// Of all listeners.
     looks: IntCounter,
-    queued: IntGauge,
-    phantom: IntGauge,
-    takeovers: Box<[IntCounter]>,
-    shed: Box<[IntCounter]>,
-    legs: [LegMetrics; 2],
-}
-
-#[derive(Debug)]
-struct LegMetrics {
-    half_open: IntGauge,
-    half_open_detected: Box<[IntCounter]>,
-    detection_delay: Histogram,
-    stalled: IntGauge,
-    undelivered: IntGauge,
-    received: IntCounter,
-    sent: IntCounter,
-    /// Bytes received and sent by sessions that have ended.
-    settled: [AtomicU64; 2],
-    resets: IntCounter,
-    probes: IntCounter,
+    /// Bytes received and sent by sessions that have ended, by leg.
+    settled: [[AtomicU64; 2]; 2],
 }
 
 impl ListenerMetrics {
-    fn new(f: &Families, name: &str, looks: IntCounter) -> Self {
-        let reason = |r: &CloseReason| f.closed.with_label_values(&[name, r.initiator(), r.into()]);
-        Self {
-            accepted: f.accepted.with_label_values(&[name]),
-            rejected: each::<RejectReason>(&f.rejected, name),
-            active: f.active.with_label_values(&[name]),
-            closed: CloseReason::VARIANTS.iter().map(reason).collect(),
-            half_closed: f.half_closed.with_label_values(&[name]),
-            duration: f.duration.with_label_values(&[name]),
-            connect_duration: f.connect_duration.with_label_values(&[name]),
-            connect_failures: each::<ConnectFailure>(&f.connect_failures, name),
-            accept_errors: each::<AcceptErrorClass>(&f.accept_errors, name),
-            queue_length: f.queue_length.with_label_values(&[name]),
-            queue_limit: f.queue_limit.with_label_values(&[name]),
-            upstream_queue: (f.upstream_queue.clone(), name.into()),
-            option_errors: f.option_errors.with_label_values(&[name]),
-            moved: f.moved.with_label_values(&[name]),
-            looks,
-            queued: f.queued.with_label_values(&[name]),
-            phantom: f.phantom.with_label_values(&[name]),
-            takeovers: each::<Takeover>(&f.takeovers, name),
-            shed: each::<Shortage>(&f.shed, name),
-            legs: LEGS.map(|leg| LegMetrics::new(f, name, leg)),
-        }
-    }
-
     /// A client was taken from the accept queue.
     pub fn accepted(&self) {
-        self.accepted.inc();
+        self.series.accepted.inc();
     }
 
     /// An accepted client was reset at once.
     pub fn rejected(&self, reason: RejectReason) {
-        self.rejected[reason as usize].inc();
+        self.series.rejected[reason].inc();
         self.reset_sent(Leg::Downstream);
     }
 
     /// How many sessions there are.
     pub fn set_active(&self, sessions: usize) {
-        self.active.set(saturating(sessions as u64));
+        self.series.active.set(saturating(sessions as u64));
     }
 
     /// How many clients wait for a place.
     pub fn set_queued(&self, clients: usize) {
-        self.queued.set(saturating(clients as u64));
+        self.series.queued.set(saturating(clients as u64));
     }
 
     /// What came of a client that found the listener full and waited.
     pub fn takeover(&self, outcome: Takeover) {
-        self.takeovers[outcome as usize].inc();
+        self.series.takeovers[outcome].inc();
     }
 
     /// A session or a client that waited was ended to make room.
     pub fn shed(&self, shortage: Shortage) {
-        self.shed[shortage as usize].inc();
+        self.series.shed[shortage].inc();
     }
 
     /// A session ended; once for each session. `duration` counts from its acceptance.
     pub fn closed(&self, reason: CloseReason, duration: Duration, moved: &Traffic) {
         for leg in LEGS {
-            let settled = &self.legs[leg as usize].settled;
-            settled[0].fetch_add(moved.received[leg as usize], Ordering::Relaxed);
-            settled[1].fetch_add(moved.sent[leg as usize], Ordering::Relaxed);
+            let [received, sent] = &self.settled[leg as usize];
+            received.fetch_add(moved.received[leg as usize], Ordering::Relaxed);
+            sent.fetch_add(moved.sent[leg as usize], Ordering::Relaxed);
         }
-        self.closed[reason as usize].inc();
-        self.duration.observe(duration.as_secs_f64());
+        self.series.closed[reason].inc();
+        self.series.duration.observe(duration.as_secs_f64());
     }
 
     /// What is known of a peer has changed. The session keeps what it was; a guard here would
@@ -417,10 +335,10 @@ impl ListenerMetrics {
     pub fn condition_changed(&self, leg: Leg, was: Condition, is: Condition) {
         let gauge = |condition| match condition {
             Condition::Alive | Condition::Quiet => None,
-            Condition::Suspect => Some(&self.legs[leg as usize].half_open),
-            Condition::Stalled => Some(&self.legs[leg as usize].stalled),
-            Condition::Undelivered => Some(&self.legs[leg as usize].undelivered),
-            Condition::Phantom => Some(&self.phantom),
+            Condition::Suspect => Some(&self.series.half_open[leg]),
+            Condition::Stalled => Some(&self.series.stalled[leg]),
+            Condition::Undelivered => Some(&self.series.undelivered[leg]),
+            Condition::Phantom => Some(&self.series.phantom),
         };
         if was != is {
             gauge(was).inspect(|gauge| gauge.dec());
@@ -430,21 +348,19 @@ impl ListenerMetrics {
 
     /// A session has become half-closed (1), or is not any more (-1).
     pub fn half_closed_changed(&self, by: i64) {
-        self.half_closed.add(by);
+        self.series.half_closed.add(by);
     }
 
     /// A half-open peer was proven gone, `delay` after its last sign of life.
     pub fn half_open_found(&self, leg: Leg, evidence: Evidence, delay: Duration) {
-        let leg = &self.legs[leg as usize];
-        leg.half_open_detected[evidence as usize].inc();
-        leg.detection_delay.observe(delay.as_secs_f64());
+        self.series.half_open_detected[leg][evidence].inc();
+        self.series.detection_delay[leg].observe(delay.as_secs_f64());
     }
 
     /// What the sessions that have ended had moved. To be asked before the living are added up.
     #[must_use]
     pub fn settled(&self) -> Traffic {
-        let load =
-            |i: usize| LEGS.map(|l| self.legs[l as usize].settled[i].load(Ordering::Relaxed));
+        let load = |i: usize| LEGS.map(|leg| self.settled[leg as usize][i].load(Ordering::Relaxed));
         Traffic {
             received: load(0),
             sent: load(1),
@@ -455,61 +371,48 @@ impl ListenerMetrics {
     /// missing; the counters wait until it is back. To be called from one thread.
     pub fn set_bytes(&self, total: &Traffic) {
         for leg in LEGS {
-            let (i, leg) = (leg as usize, &self.legs[leg as usize]);
-            leg.received
-                .inc_by(total.received[i].saturating_sub(leg.received.get()));
-            leg.sent
-                .inc_by(total.sent[i].saturating_sub(leg.sent.get()));
+            raise(&self.series.received[leg], total.received[leg as usize]);
+            raise(&self.series.sent[leg], total.sent[leg as usize]);
         }
     }
 
     /// A leg was ended with RST by pulsegate.
     pub fn reset_sent(&self, leg: Leg) {
-        self.legs[leg as usize].resets.inc();
+        self.series.resets[leg].inc();
     }
 
     /// A keepalive probe was asked for on demand.
     pub fn probe_sent(&self, leg: Leg) {
-        self.legs[leg as usize].probes.inc();
+        self.series.probes[leg].inc();
     }
 
     /// The upstream was connected within `duration`.
     pub fn connected(&self, duration: Duration) {
-        self.connect_duration.observe(duration.as_secs_f64());
+        self.series.connect_duration.observe(duration.as_secs_f64());
     }
 
     /// A connect to the upstream failed.
     pub fn connect_failed(&self, reason: ConnectFailure) {
-        self.connect_failures[reason as usize].inc();
+        self.series.connect_failures[reason].inc();
     }
 
     /// accept() failed.
     pub fn accept_error(&self, class: AcceptErrorClass) {
-        self.accept_errors[class as usize].inc();
+        self.series.accept_errors[class].inc();
     }
 
     /// The accept queue now, and the kernel's limit of it.
     pub fn set_listen_queue(&self, length: u64, limit: u64) {
-        self.queue_length.set(saturating(length));
-        self.queue_limit.set(saturating(limit));
+        self.series.queue_length.set(saturating(length));
+        self.series.queue_limit.set(saturating(limit));
     }
 
     /// The accept queue of the service and its limit; `None` where they cannot be seen, which
     /// then have no series.
     pub fn set_upstream_queue(&self, queue: Option<(u64, u64)>) {
-        let ([length, limit], name) = &self.upstream_queue;
-        let labels = &[&**name];
-        match queue {
-            Some(known) => {
-                length.with_label_values(labels).set(saturating(known.0));
-                limit.with_label_values(labels).set(saturating(known.1));
-            }
-            None => {
-                // An error says that there was no series.
-                let _ = length.remove_label_values(labels);
-                let _ = limit.remove_label_values(labels);
-            }
-        }
+        let (length, limit) = queue.unzip();
+        self.series.upstream_queue_length.set(length);
+        self.series.upstream_queue_limit.set(limit);
     }
 
     /// The kernel was asked about a session, whoever wanted to know.
@@ -519,82 +422,13 @@ impl ListenerMetrics {
 
     /// A session went on at another worker.
     pub fn moved(&self) {
-        self.moved.inc();
+        self.series.moved.inc();
     }
 
     /// A socket option could not be set.
     pub fn socket_option_failed(&self) {
-        self.option_errors.inc();
+        self.series.option_errors.inc();
     }
-}
-
-impl LegMetrics {
-    fn new(f: &Families, name: &str, leg: Leg) -> Self {
-        let labels = &[name, leg.into()];
-        let evidence = |e: &Evidence| {
-            f.half_open_detected
-                .with_label_values(&[name, leg.into(), e.into()])
-        };
-        Self {
-            half_open: f.half_open.with_label_values(labels),
-            half_open_detected: Evidence::VARIANTS.iter().map(evidence).collect(),
-            detection_delay: f.detection_delay.with_label_values(labels),
-            stalled: f.stalled.with_label_values(labels),
-            undelivered: f.undelivered.with_label_values(labels),
-            received: f.received.with_label_values(labels),
-            sent: f.sent.with_label_values(labels),
-            settled: [AtomicU64::new(0), AtomicU64::new(0)],
-            resets: f.resets.with_label_values(labels),
-            probes: f.probes.with_label_values(labels),
-        }
-    }
-}
-
-/// One counter for each word of a vocabulary, in its order: indexed by `word as usize`.
-fn each<W>(family: &IntCounterVec, listener: &str) -> Box<[IntCounter]>
-where
-    W: VariantArray + 'static,
-    &'static str: From<&'static W>,
-{
-    let series = |word: &'static W| family.with_label_values(&[listener, word.into()]);
-    W::VARIANTS.iter().map(series).collect()
-}
-
-fn saturating(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn counters(registry: &Registry, family: Family) -> IntCounterVec {
-    register(
-        registry,
-        IntCounterVec::new(Opts::new(family.name, family.help), family.labels),
-    )
-}
-
-fn gauges(registry: &Registry, family: Family) -> IntGaugeVec {
-    register(
-        registry,
-        IntGaugeVec::new(Opts::new(family.name, family.help), family.labels),
-    )
-}
-
-fn histograms(registry: &Registry, family: Family, buckets: &[f64]) -> HistogramVec {
-    let opts = HistogramOpts::new(family.name, family.help).buckets(buckets.to_vec());
-    register(registry, HistogramVec::new(opts, family.labels))
-}
-
-/// Registration depends on the constants of [`names`] alone; any test that makes a [`Metrics`]
-/// proves that they are valid and distinct.
-#[expect(clippy::expect_used, reason = "constants only, see above")]
-fn register<C: Collector + Clone + 'static>(
-    registry: &Registry,
-    collector: prometheus::Result<C>,
-) -> C {
-    let collector = collector.expect("the names are valid");
-    registry
-        .register(Box::new(collector.clone()))
-        .expect("the names are distinct");
-    collector
 }
 
 #[cfg(test)]

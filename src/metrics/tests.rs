@@ -2,6 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use strum::VariantArray;
+
 use super::*;
 
 const DOCS: &str = include_str!("../../docs/METRICS.md");
@@ -137,6 +139,23 @@ fn the_same_name_gives_the_same_series() {
 }
 
 #[test]
+fn a_listener_that_was_removed_leaves_no_series() {
+    let metrics = Metrics::new();
+    let removed = metrics.listener("db");
+    metrics.listener("web").accepted();
+    removed.accepted();
+    metrics.remove_listener("db");
+    metrics.remove_listener("db");
+    // A session that outlives its listener still counts.
+    removed.accepted();
+    assert!(!metrics.render().contains("listener=\"db\""));
+    let line = |name| format!("pulsegate_connections_accepted_total{{listener=\"{name}\"}}");
+    assert!(has(&metrics, &format!("{} 1", line("web"))));
+    let _added = metrics.listener("db");
+    assert!(has(&metrics, &format!("{} 0", line("db"))));
+}
+
+#[test]
 fn dropped_log_lines_only_grow() {
     let metrics = Metrics::new();
     for total in [3, 5, 4] {
@@ -150,31 +169,28 @@ fn complete() -> Metrics {
     let metrics = Metrics::new();
     metrics.listener("db").set_upstream_queue(Some((2, 1)));
     let host = metrics.host();
-    for counter in [
-        NetnsCounter::ListenOverflows,
-        NetnsCounter::ListenDrops,
-        NetnsCounter::SyncookiesSent,
-        NetnsCounter::SyncookiesReceived,
-        NetnsCounter::RequestQueueFullCookies,
-    ] {
-        host.set_counter(counter, Some(counter as u64 + 1));
-    }
-    for gauge in [
-        NetnsGauge::SynRecv,
-        NetnsGauge::TimeWait,
-        NetnsGauge::Orphans,
-    ] {
-        host.set_gauge(gauge, Some(gauge as u64 + 1));
-    }
-    host.set_on_demand_probe(true);
-    host.set_memory(Some(96), 100);
+    let counters = [
+        &host.listen_overflows,
+        &host.listen_drops,
+        &host.syncookies_sent,
+        &host.syncookies_received,
+        &host.full_cookies,
+    ];
+    (1..)
+        .zip(counters)
+        .for_each(|(n, counter)| counter.raise(Some(n)));
+    let gauges = [&host.syn_recv, &host.time_wait, &host.orphans];
+    (1..).zip(gauges).for_each(|(n, gauge)| gauge.set(Some(n)));
+    host.on_demand_probe.set(Some(1));
+    host.memory_used.set(Some(96));
+    host.memory_limit.set(Some(100));
     metrics
 }
 
 #[test]
 fn the_host_is_told_apart_by_name() {
     let metrics = complete();
-    metrics.host().read_failed(HostSource::SockDiag);
+    metrics.host().read_errors[HostSource::SockDiag].inc();
     for line in [
         "pulsegate_upstream_listen_queue_length{listener=\"db\"} 2",
         "pulsegate_upstream_listen_queue_limit{listener=\"db\"} 1",
@@ -210,11 +226,9 @@ fn what_is_unknown_of_the_host_has_no_series() {
     assert!(!unknown.iter().any(|name| fresh.render().contains(name)));
     let metrics = complete();
     metrics.listener("db").set_upstream_queue(None);
-    metrics.host().set_gauge(NetnsGauge::SynRecv, None);
-    metrics.host().set_memory(None, 100);
-    metrics
-        .host()
-        .set_counter(NetnsCounter::ListenDrops, Some(1));
+    metrics.host().syn_recv.set(None);
+    metrics.host().memory_used.set(None);
+    metrics.host().listen_drops.raise(Some(1));
     let text = metrics.render();
     assert!(!text.contains("upstream_listen_queue") && !text.contains("syn_recv"));
     assert!(!text.contains("memory_used") && text.contains("memory_limit"));

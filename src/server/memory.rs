@@ -89,7 +89,8 @@ impl Watch {
     fn read(&self) -> Option<Reading> {
         let (host, limit) = (self.metrics.host(), self.meter.limit());
         let used = self.meter.used();
-        host.set_memory(used.as_ref().ok().copied(), limit);
+        host.memory_used.set(used.as_ref().ok().copied());
+        host.memory_limit.set(Some(limit));
         match used {
             Ok(used) => Some(Reading {
                 used,
@@ -97,7 +98,7 @@ impl Watch {
                 sessions: self.worker.sessions(),
             }),
             Err(error) => {
-                host.read_failed(HostSource::Memory);
+                host.read_errors[HostSource::Memory].inc();
                 tracing::debug!("cannot read how much memory is in use: {error}");
                 self.set_full(false);
                 None

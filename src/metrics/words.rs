@@ -1,0 +1,132 @@
+//! Labels with a closed set of values.
+
+use strum::{Display, IntoStaticStr, VariantArray};
+
+use super::series::Label;
+use crate::liveness::{CloseReason, Evidence, Leg};
+
+/// Why a client was reset right after it was accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum RejectReason {
+    /// The listener holds `max_connections` sessions.
+    MaxConnections,
+    /// Too few file descriptors are left for both legs.
+    Descriptors,
+    /// Memory is short.
+    Memory,
+    /// The runtime could not watch its socket (epoll_ctl(2)).
+    LocalError,
+}
+
+/// What was short when a session was ended to make room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum Shortage {
+    /// Places of the listener (`on_full: shed`).
+    Places,
+    /// File descriptors.
+    Descriptors,
+    /// Memory.
+    Memory,
+}
+
+/// How a connect to the upstream failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum ConnectFailure {
+    /// No answer within `connect_timeout`.
+    Timeout,
+    /// Refused by the upstream.
+    Refused,
+    /// No local port is left for its address (EADDRNOTAVAIL).
+    SourcePorts,
+    /// Unreachable, or its name could not be resolved, or another local failure.
+    Failed,
+}
+
+/// Class of a failed accept().
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum AcceptErrorClass {
+    /// No descriptor is left in the process or the system (EMFILE, ENFILE).
+    Descriptors,
+    /// The kernel has no memory left (ENOBUFS, ENOMEM).
+    Memory,
+    /// That one connection failed before it was accepted (ECONNABORTED and the like).
+    Connection,
+    /// Anything else.
+    Other,
+}
+
+/// What came of a client that found its listener full and waited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum Takeover {
+    /// A holder was proven dead and made room.
+    HolderDead,
+    /// It waited until a holder ended by itself.
+    Queued,
+    /// A live holder made room (`on_full: replace`).
+    Replaced,
+    /// A quiet holder made room (`on_full: shed`).
+    Shed,
+    /// It was not served.
+    NotServed,
+}
+
+/// Where the state of the host is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum HostSource {
+    /// `/proc/net/netstat`.
+    Netstat,
+    /// `/proc/net/sockstat`.
+    Sockstat,
+    /// sock_diag(7).
+    SockDiag,
+    /// The memory figures of the control group or of the process.
+    Memory,
+}
+
+/// Label names of enums whose variants are numbered from 0.
+macro_rules! labels {
+    ($($name:literal: $words:ty;)+) => {
+        $(impl Label for $words {
+            const NAME: &'static str = $name;
+
+            fn index(self) -> usize {
+                self as usize
+            }
+        })+
+    };
+}
+
+labels! {
+    "leg": Leg;
+    "evidence": Evidence;
+    "reason": RejectReason;
+    "reason": ConnectFailure;
+    "class": AcceptErrorClass;
+    "outcome": Takeover;
+    "cause": Shortage;
+    "source": HostSource;
+}
+
+impl Label for CloseReason {
+    const NAME: &'static str = "reason";
+
+    fn index(self) -> usize {
+        self as usize
+    }
+
+    fn pairs(self) -> Vec<(&'static str, &'static str)> {
+        vec![(Self::NAME, self.into()), ("initiator", self.initiator())]
+    }
+}
