@@ -15,7 +15,8 @@ use divan::counter::{BytesCount, ItemsCount};
 use pulsegate::config::{Abandoned, OnDead, OnEnd, Upstream, UpstreamAddress};
 use pulsegate::liveness::{LegSample, Look, Machine, Policy, Span, TcpState, Time, Traffic};
 use pulsegate::metrics::Metrics;
-use pulsegate::net::stream::TcpStream as Leg;
+use pulsegate::net::leg::LegStream;
+use pulsegate::net::stream::TcpStream as Socket;
 use pulsegate::relay::{Counters, Relay};
 use pulsegate::session::{Session, SessionParams, Table};
 use pulsegate::upstream::Cluster;
@@ -152,7 +153,7 @@ struct Bench {
     runtime: Runtime,
     client: TcpStream,
     service: TcpStream,
-    legs: [Leg; 2],
+    legs: [LegStream; 2],
     relay: Relay,
     counters: Counters,
 }
@@ -169,7 +170,7 @@ impl Bench {
             let _inside = runtime.enter();
             [downstream, upstream].map(|stream| {
                 stream.set_nonblocking(true).expect("non-blocking");
-                Leg::new(stream.into()).expect("register")
+                LegStream::from(Socket::new(stream.into()).expect("register"))
             })
         };
         Self {
@@ -185,10 +186,13 @@ impl Bench {
     /// Polls the relay until it has passed on so many bytes in all.
     fn pump(&mut self, total: u64) {
         let Self {
-            relay, counters, ..
+            runtime,
+            relay,
+            counters,
+            legs,
+            ..
         } = self;
-        let legs = [&self.legs[0], &self.legs[1]];
-        self.runtime.block_on(poll_fn(|cx| {
+        runtime.block_on(poll_fn(|cx| {
             let ended = relay.poll(legs, counters, cx);
             assert!(ended.is_pending(), "{ended:?}");
             if counters.traffic().sent[1] >= total {

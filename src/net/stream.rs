@@ -1,5 +1,6 @@
 //! One leg's byte stream, readiness-driven.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -94,18 +95,33 @@ impl TcpStream {
 
     /// Writes what fits.
     pub fn poll_write(&self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        // There is nearly always room, so the readiness is asked for only when there was none.
-        match self.send(buf) {
+        self.poll_put(cx, || self.send(buf))
+    }
+
+    /// Puts bytes in. There is nearly always room, so the readiness is asked for only when there was
+    /// none.
+    #[inline]
+    fn poll_put(
+        &self,
+        cx: &mut Context<'_>,
+        put: impl Fn() -> rustix::io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        match put() {
             Err(rustix::io::Errno::AGAIN) => {}
             result => return Poll::Ready(result.map_err(Into::into)),
         }
         loop {
             let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            match self.send(buf) {
+            match put() {
                 Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
                 result => return Poll::Ready(result.map_err(Into::into)),
             }
         }
+    }
+
+    /// Ready when there may be room, for who was told that there is none.
+    pub fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.fd.poll_write_ready(cx).map(drop)
     }
 
     /// Reads without waiting to be told that there is something.
@@ -186,17 +202,7 @@ impl TcpStream {
         outlet: BorrowedFd<'_>,
         held: usize,
     ) -> Poll<io::Result<usize>> {
-        match splice_once(outlet, self.fd.get_ref(), held) {
-            Err(rustix::io::Errno::AGAIN) => {}
-            result => return Poll::Ready(result.map_err(Into::into)),
-        }
-        loop {
-            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
-            match splice_once(outlet, self.fd.get_ref(), held) {
-                Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
-                result => return Poll::Ready(result.map_err(Into::into)),
-            }
-        }
+        self.poll_put(cx, || splice_once(outlet, self.fd.get_ref(), held))
     }
 
     /// Sends small writes at once from now on. Best effort: without it a session is slower, but
@@ -235,19 +241,26 @@ impl TcpStream {
         Poll::Ready(sys::sockopt::take_error(self.raw_fd()).map_or(Ok(()), Err))
     }
 
-    /// Waits for an error (RST, a time-out) without reading.
-    pub async fn failed(&self) -> io::Error {
+    /// Waits for the end of the connection (RST, a time-out) without reading; tells it once.
+    ///
+    /// An error that ends a connection makes it writable and closed for good (EPOLLHUP). That it can
+    /// be written to is forgotten here: a write tries first, and asks only after it found no room.
+    pub fn poll_failed(&self, cx: &mut Context<'_>) -> Poll<io::Error> {
         loop {
-            match self.fd.ready(Interest::ERROR).await {
-                Ok(mut guard) => {
-                    if let Some(error) = sys::sockopt::take_error(self.raw_fd()) {
-                        return error;
-                    }
-                    guard.clear_ready();
+            match ready!(self.fd.poll_write_ready(cx)) {
+                Err(error) => return Poll::Ready(error),
+                Ok(guard) if guard.ready().is_write_closed() => {
+                    let error = sys::sockopt::take_error(self.raw_fd());
+                    return error.map_or(Poll::Pending, Poll::Ready);
                 }
-                Err(error) => return error,
+                Ok(mut guard) => guard.clear_ready(),
             }
         }
+    }
+
+    /// The same for who waits for nothing else.
+    pub async fn failed(&self) -> io::Error {
+        poll_fn(|cx| self.poll_failed(cx)).await
     }
 
     /// Waits for the peer's FIN without reading; the end of the connection is one, too.

@@ -15,6 +15,7 @@ use tokio::time::Sleep;
 
 use super::Counters;
 use super::pipe::{Loan, Pipe};
+use crate::net::leg::LegStream;
 use crate::net::stream::TcpStream;
 
 /// Read at once when copying, per thread. A read that fills it makes the direction bulk.
@@ -46,8 +47,18 @@ pub(super) enum Held {
     Nothing,
     /// Copied bytes that the destination has not taken.
     Rest(Box<Rest>),
-    /// In bulk.
+    /// In bulk, between two plain sockets.
     Bulk(Box<Bulk>),
+}
+
+impl Held {
+    fn rest(bytes: Box<[u8]>, loan: Option<Loan>) -> Self {
+        Self::Rest(Box::new(Rest {
+            bytes,
+            written: 0,
+            loan,
+        }))
+    }
 }
 
 /// Never empty.
@@ -55,8 +66,8 @@ pub(super) enum Held {
 pub(super) struct Rest {
     bytes: Box<[u8]>,
     written: usize,
-    /// If they come out of a pipe.
-    _loan: Option<Loan>,
+    /// If they come out of a pipe of this thread.
+    loan: Option<Loan>,
 }
 
 #[derive(Debug)]
@@ -78,6 +89,10 @@ pub(super) struct Bulk {
 #[derive(Debug, Default)]
 pub(super) struct Direction {
     pub held: Held,
+    /// The destination had no room for what is held; an event tells when it has.
+    pub blocked: bool,
+    /// Bytes wait in the layer of the destination.
+    pub unflushed: bool,
     /// The source has said FIN.
     pub eof: bool,
     /// Writes to the destination before it gets `TCP_NODELAY`, and 0 from then on. The first
@@ -102,10 +117,9 @@ pub(super) enum Stop {
 }
 
 /// The two legs and counters of one direction.
-#[derive(Clone, Copy)]
 pub(super) struct Route<'a> {
-    pub from: &'a TcpStream,
-    pub to: &'a TcpStream,
+    pub from: &'a mut LegStream,
+    pub to: &'a mut LegStream,
     pub received: &'a AtomicU64,
     pub sent: &'a AtomicU64,
     /// Received in the other direction.
@@ -115,15 +129,16 @@ pub(super) struct Route<'a> {
 impl Direction {
     /// Whether bytes wait here for the destination.
     pub fn owes(&self) -> bool {
-        match &self.held {
-            Held::Nothing => false,
-            Held::Rest(_) => true,
-            Held::Bulk(bulk) => bulk.pipe.held() > 0,
-        }
+        self.unflushed
+            || match &self.held {
+                Held::Nothing => false,
+                Held::Rest(_) => true,
+                Held::Bulk(bulk) => bulk.pipe.held() > 0,
+            }
     }
 
     /// Moves bytes until the source has none or the destination takes none.
-    pub fn poll(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<Stop> {
+    pub fn poll(&mut self, route: &mut Route<'_>, cx: &mut Context<'_>) -> Poll<Stop> {
         let mut moved = 0;
         loop {
             if let Err(error) = ready!(self.poll_held(route, cx)) {
@@ -146,22 +161,27 @@ impl Direction {
 
     /// Reads once without waiting to be told that there is something, and writes it. True if
     /// the destination took anything, an error if it cannot.
-    pub fn try_early(&mut self, route: Route<'_>) -> io::Result<bool> {
+    pub fn try_early(
+        &mut self,
+        [from, to]: [&TcpStream; 2],
+        received: &AtomicU64,
+        sent: &AtomicU64,
+    ) -> io::Result<bool> {
         SCRATCH.with_borrow_mut(|scratch| {
             // What is wrong with the source is found again by the next read.
-            let Ok(n @ 1..) = route.from.try_read(scratch) else {
+            let Ok(n @ 1..) = from.try_read(scratch) else {
                 return Ok(false);
             };
-            Counters::add(route.received, n);
-            self.count_to_nodelay(route);
-            let written = match route.to.try_write(&scratch[..n]) {
+            Counters::add(received, n);
+            self.count_to_nodelay(to);
+            let written = match to.try_write(&scratch[..n]) {
                 Ok(written) => written,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                 Err(error) => return Err(error),
             };
-            Counters::add(route.sent, written);
+            Counters::add(sent, written);
             if written < n {
-                self.keep(route, &scratch[written..n]);
+                self.keep(to, &scratch[written..n]);
             }
             Ok(written > 0)
         })
@@ -171,7 +191,7 @@ impl Direction {
     /// when that is written, or cannot be.
     pub fn poll_drain(
         &mut self,
-        route: Route<'_>,
+        route: &mut Route<'_>,
         left: &mut usize,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
@@ -185,61 +205,82 @@ impl Direction {
             }
             let read = SCRATCH.with_borrow_mut(|scratch| {
                 let most = scratch.len().min(*left);
-                let n = route.from.try_read(&mut scratch[..most])?;
+                let read = route.from.poll_read_now(cx, &mut scratch[..most]);
+                let Poll::Ready(Ok(n @ 1..)) = read else {
+                    return false;
+                };
                 *left -= n;
                 Counters::add(route.received, n);
-                self.keep(route, &scratch[..n]);
-                Ok::<_, io::Error>(n)
+                self.keep(route.to.socket(), &scratch[..n]);
+                true
             });
-            if !matches!(read, Ok(1..)) {
-                self.held = Held::Nothing;
+            if !read {
                 return Poll::Ready(());
             }
         }
     }
 
-    fn keep(&mut self, route: Route<'_>, bytes: &[u8]) {
-        self.bound_unsent(route);
-        self.held = Held::Rest(Box::new(Rest {
-            bytes: bytes.into(),
-            written: 0,
-            _loan: None,
-        }));
+    /// Gives up what belongs to this thread; false if that is not possible now.
+    pub fn release(&mut self, route: &mut Route<'_>) -> io::Result<bool> {
+        match &mut self.held {
+            Held::Nothing => {}
+            Held::Rest(rest) => rest.loan = None,
+            Held::Bulk(bulk) if bulk.pipe.held() == 0 => self.end_bulk(route),
+            Held::Bulk(bulk) => {
+                let Some(emptied) = bulk.pipe.empty() else {
+                    return Ok(false);
+                };
+                let (bytes, _of_this_thread) = emptied?;
+                self.end_bulk(route);
+                self.held = Held::rest(bytes, None);
+            }
+        }
+        Ok(true)
+    }
+
+    fn keep(&mut self, to: &TcpStream, bytes: &[u8]) {
+        self.bound_unsent(to);
+        self.held = Held::rest(bytes.into(), None);
     }
 
     /// Gives the destination what is held.
-    fn poll_held(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_held(&mut self, route: &mut Route<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // It may be polled for many other reasons, and a write costs a system call.
+        if self.blocked && route.to.socket().poll_writable(cx).is_ready() {
+            self.blocked = false;
+        }
         match &mut self.held {
-            Held::Nothing => return Poll::Ready(Ok(())),
+            Held::Nothing => {}
+            Held::Rest(_) if self.blocked => return Poll::Pending,
             Held::Rest(rest) => {
                 while rest.written < rest.bytes.len() {
-                    let n = ready!(route.to.poll_write(cx, &rest.bytes[rest.written..]))?;
+                    let written = route.to.poll_write(cx, &rest.bytes[rest.written..])?;
+                    self.blocked = written.is_pending();
+                    let n = ready!(written);
                     Counters::add(route.sent, n);
                     rest.written += n;
                 }
+                self.held = Held::Nothing;
             }
             Held::Bulk(bulk) => {
-                if let Poll::Ready(emptied) = bulk.poll_pipe(route, cx) {
-                    return Poll::Ready(emptied);
+                self.blocked = self.blocked || bulk.poll_pipe(route, cx)?.is_pending();
+                if self.blocked {
+                    let (bytes, loan) = ready!(bulk.poll_stalled(route, cx))?;
+                    self.end_bulk(route);
+                    self.held = Held::rest(bytes, Some(loan));
+                    return Poll::Pending;
                 }
-                let (bytes, loan) = ready!(bulk.poll_stalled(route, cx))?;
-                self.end_bulk(route);
-                self.held = Held::Rest(Box::new(Rest {
-                    bytes,
-                    written: 0,
-                    _loan: Some(loan),
-                }));
-                return self.poll_held(route, cx);
             }
         }
-        self.held = Held::Nothing;
-        Poll::Ready(Ok(()))
+        let flushed = route.to.poll_flush(cx);
+        self.unflushed = flushed.is_pending();
+        flushed
     }
 
     /// Moves the next bytes. `Ok(0)` is the FIN.
     fn poll_next(
         &mut self,
-        route: Route<'_>,
+        route: &mut Route<'_>,
         moved: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Result<usize, Stop>> {
@@ -249,7 +290,7 @@ impl Direction {
                 // The FIN, or the urgent mark, which may not have been told of yet.
                 Poll::Ready(Ok(Some(0))) => {
                     self.end_bulk(route);
-                    if route.from.is_at_urgent()
+                    if route.from.socket().is_at_urgent()
                         && let Some(passed) = self.pass_urgent(route)
                     {
                         return Poll::Ready(passed);
@@ -274,23 +315,28 @@ impl Direction {
 
     /// Passes one urgent byte on as such, or as an ordinary one where the destination does not take
     /// it at once. `None`: it cannot be read; the next read tells why.
-    fn pass_urgent(&mut self, route: Route<'_>) -> Option<Result<usize, Stop>> {
+    fn pass_urgent(&mut self, route: &mut Route<'_>) -> Option<Result<usize, Stop>> {
         let mut byte = [0];
-        let Ok(1) = route.from.try_read(&mut byte) else {
+        let Ok(1) = route.from.as_plain()?.try_read(&mut byte) else {
             return None;
         };
         Counters::add(route.received, 1);
-        self.count_to_nodelay(route);
-        match route.to.try_write_urgent(byte[0]) {
+        self.count_to_nodelay(route.to.socket());
+        let to = route.to.as_plain();
+        match to.map_or(Ok(false), |to| to.try_write_urgent(byte[0])) {
             Ok(true) => Counters::add(route.sent, 1),
-            Ok(false) => self.keep(route, &byte),
+            Ok(false) => self.keep(route.to.socket(), &byte),
             Err(error) => return Some(Err(Stop::DestinationFailed(error))),
         }
         Some(Ok(1))
     }
 
-    fn poll_copy(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<Result<usize, Stop>> {
-        if route.from.is_told_urgent()
+    fn poll_copy(
+        &mut self,
+        route: &mut Route<'_>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<usize, Stop>> {
+        if route.from.as_plain().is_some_and(TcpStream::is_told_urgent)
             && let Some(passed) = self.pass_urgent(route)
         {
             return Poll::Ready(passed);
@@ -304,7 +350,7 @@ impl Direction {
                 return Poll::Ready(Ok(0));
             }
             Counters::add(route.received, n);
-            self.count_to_nodelay(route);
+            self.count_to_nodelay(route.to.socket());
             let mut written = 0;
             while written < n {
                 match route.to.poll_write(cx, &scratch[written..n]) {
@@ -316,7 +362,7 @@ impl Direction {
                         return Poll::Ready(Err(Stop::DestinationFailed(error)));
                     }
                     Poll::Pending => {
-                        self.keep(route, &scratch[written..n]);
+                        self.keep(route.to.socket(), &scratch[written..n]);
                         break;
                     }
                 }
@@ -329,20 +375,23 @@ impl Direction {
     }
 
     #[inline]
-    fn count_to_nodelay(&mut self, route: Route<'_>) {
+    fn count_to_nodelay(&mut self, to: &TcpStream) {
         if self.writes_to_nodelay > 0 {
             self.writes_to_nodelay -= 1;
             if self.writes_to_nodelay == 0 {
-                route.to.set_nodelay();
+                to.set_nodelay();
             }
         }
     }
 
-    fn begin_bulk(&mut self, route: Route<'_>) {
-        self.bound_unsent(route);
+    fn begin_bulk(&mut self, route: &mut Route<'_>) {
+        let (Some(_), Some(to)) = (route.from.as_plain(), route.to.as_plain()) else {
+            return;
+        };
+        self.bound_unsent(to);
         // Writes from a pipe are not counted.
         if std::mem::take(&mut self.writes_to_nodelay) > 0 {
-            route.to.set_nodelay();
+            to.set_nodelay();
         }
         let Some(pipe) = Pipe::take() else { return };
         let tail = Box::pin(tokio::time::sleep(TAIL_WAIT));
@@ -357,13 +406,13 @@ impl Direction {
         self.held = Held::Bulk(Box::new(bulk));
     }
 
-    fn bound_unsent(&mut self, route: Route<'_>) {
+    fn bound_unsent(&mut self, to: &TcpStream) {
         if std::mem::take(&mut self.unbounded) {
-            route.to.bound_unsent();
+            to.bound_unsent();
         }
     }
 
-    fn end_bulk(&mut self, route: Route<'_>) {
+    fn end_bulk(&mut self, route: &mut Route<'_>) {
         if let Held::Bulk(bulk) = &mut self.held {
             bulk.unmark(route);
         }
@@ -373,10 +422,15 @@ impl Direction {
 
 impl Bulk {
     /// Gives the destination what is in the pipe.
-    fn poll_pipe(&mut self, route: Route<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_pipe(&mut self, route: &mut Route<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.pipe.held() > 0 {
             let held = self.pipe.held();
-            let n = ready!(route.to.poll_splice_from(cx, self.pipe.outlet(), held))?;
+            let n = ready!(
+                route
+                    .to
+                    .socket()
+                    .poll_splice_from(cx, self.pipe.outlet(), held)
+            )?;
             Counters::add(route.sent, n);
             self.pipe.drained(n);
         }
@@ -386,7 +440,7 @@ impl Bulk {
     /// Empties the pipe when the destination has stalled.
     fn poll_stalled(
         &mut self,
-        route: Route<'_>,
+        route: &mut Route<'_>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<(Box<[u8]>, Loan)>> {
         let sent = route.sent.load(Ordering::Relaxed);
@@ -406,12 +460,12 @@ impl Bulk {
     /// Fills the empty pipe. `Some(0)`: there is the FIN or the urgent mark; `None`: the stream is not bulk any more.
     fn poll_fill(
         &mut self,
-        route: Route<'_>,
+        route: &mut Route<'_>,
         moved: usize,
         may_mark: bool,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<Option<usize>>> {
-        if let Poll::Ready(filled) = route.from.poll_splice_into(cx, self.pipe.inlet()) {
+        if let Poll::Ready(filled) = route.from.socket().poll_splice_into(cx, self.pipe.inlet()) {
             return Poll::Ready(self.took(route, filled));
         }
         // The source is below the low-water mark and will say when it is not. What is there may
@@ -425,29 +479,36 @@ impl Bulk {
             return Poll::Ready(Ok(None));
         }
         ready!(self.tail.as_mut().poll(cx));
-        Poll::Ready(self.took(route, route.from.try_splice_into(self.pipe.inlet())))
+        Poll::Ready(self.took(
+            route,
+            route.from.socket().try_splice_into(self.pipe.inlet()),
+        ))
     }
 
     /// Sets the low-water mark on a stream, and takes it off where each side waits for the other:
     /// there, whatever is short of the mark is all there is.
-    fn mark(&mut self, route: Route<'_>) {
+    fn mark(&mut self, route: &mut Route<'_>) {
         let answers = route.answers.load(Ordering::Relaxed);
         if std::mem::replace(&mut self.answers, answers) != answers {
             self.steady = 0;
             self.unmark(route);
         } else if !self.marked && self.steady >= STEADY_BYTES {
             self.marked = true;
-            route.from.set_low_water(LOW_WATER);
+            route.from.socket().set_low_water(LOW_WATER);
         }
     }
 
-    fn unmark(&mut self, route: Route<'_>) {
+    fn unmark(&mut self, route: &mut Route<'_>) {
         if std::mem::take(&mut self.marked) {
-            route.from.set_low_water(1);
+            route.from.socket().set_low_water(1);
         }
     }
 
-    fn took(&mut self, route: Route<'_>, filled: io::Result<usize>) -> io::Result<Option<usize>> {
+    fn took(
+        &mut self,
+        route: &mut Route<'_>,
+        filled: io::Result<usize>,
+    ) -> io::Result<Option<usize>> {
         match filled {
             Ok(n) => {
                 Counters::add(route.received, n);
@@ -501,8 +562,8 @@ mod tests {
         std::thread::spawn(move || writer.write_all(&client_sends[first..]).unwrap());
         tokio::spawn(async move {
             let (mut relay, counters) = (Relay::new(true), Counters::default());
-            let legs = [&down, &up];
-            poll_fn(|cx| relay.poll(legs, &counters, cx)).await
+            let mut legs = [down.into(), up.into()];
+            poll_fn(|cx| relay.poll(&mut legs, &counters, cx)).await
         });
         (client, service, fd)
     }

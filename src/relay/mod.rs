@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use crate::liveness::{LEGS, Leg, Traffic};
+use crate::net::leg::LegStream;
 use crate::net::stream::TcpStream;
 use direction::{Direction, Route, Stop};
 
@@ -24,7 +25,7 @@ pub const KEPT_PIPE_DESCRIPTORS: u64 = 2 * pipe::KEPT as u64;
 pub struct Counters {
     received: [AtomicU64; 2],
     sent: [AtomicU64; 2],
-    /// What had been read from the upstream when it was last written to.
+    /// What had been read from the wire of the upstream when it was last written to.
     answers_before: AtomicU64,
 }
 
@@ -40,7 +41,7 @@ impl Counters {
         }
     }
 
-    /// Bytes read from the upstream before it was last written to: an answer to that write is
+    /// Wire bytes read from the upstream before it was last written to: an answer to that write is
     /// whatever came since. To be read before the kernel is asked how much came.
     #[must_use]
     pub fn answers_before(&self) -> u64 {
@@ -53,12 +54,13 @@ impl Counters {
         self.sent.iter().map(bytes).sum()
     }
 
-    fn written_to_upstream(&self) -> u64 {
-        self.sent[Leg::Upstream as usize].load(Ordering::Relaxed)
+    fn written_to(&self, upstream: &LegStream) -> u64 {
+        upstream.wire_sent(self.sent[Leg::Upstream as usize].load(Ordering::Relaxed))
     }
 
-    fn note_request(&self) {
+    fn note_request(&self, upstream: &LegStream) {
         let answers = self.received[Leg::Upstream as usize].load(Ordering::Relaxed);
+        let answers = upstream.wire_received(answers);
         self.answers_before.store(answers, Ordering::Release);
     }
 
@@ -70,10 +72,15 @@ impl Counters {
         );
     }
 
-    fn route<'a>(&'a self, source: Leg, legs: [&'a TcpStream; 2]) -> Route<'a> {
+    fn route<'a>(&'a self, source: Leg, legs: &'a mut [LegStream; 2]) -> Route<'a> {
+        let [downstream, upstream] = legs;
+        let (from, to) = match source {
+            Leg::Downstream => (downstream, upstream),
+            Leg::Upstream => (upstream, downstream),
+        };
         Route {
-            from: legs[source as usize],
-            to: legs[source.other() as usize],
+            from,
+            to,
             received: &self.received[source as usize],
             sent: &self.sent[source.other() as usize],
             answers: &self.received[source.other() as usize],
@@ -129,7 +136,7 @@ impl Relay {
     /// Moves bytes in both directions until neither can go on.
     pub fn poll(
         &mut self,
-        legs: [&TcpStream; 2],
+        legs: &mut [LegStream; 2],
         counters: &Counters,
         cx: &mut Context<'_>,
     ) -> Poll<End> {
@@ -138,28 +145,31 @@ impl Relay {
             if direction.done {
                 continue;
             }
-            let written = counters.written_to_upstream();
-            let polled = direction.poll(counters.route(leg, legs), cx);
+            let upstream = Leg::Upstream as usize;
+            let written = counters.written_to(&legs[upstream]);
+            let polled = direction.poll(&mut counters.route(leg, legs), cx);
             // The upstream was not read meanwhile: that is the other direction.
-            if counters.written_to_upstream() != written {
-                counters.note_request();
+            if counters.written_to(&legs[upstream]) != written {
+                counters.note_request(&legs[upstream]);
             }
             let Poll::Ready(stop) = polled else {
                 continue;
             };
             let failed = |leg, error| Poll::Ready(End::Failed { leg, error });
+            let other = leg.other();
             match stop {
                 Stop::SourceFailed(error) => return failed(leg, error),
-                Stop::DestinationFailed(error) => return failed(leg.other(), error),
-                Stop::Eof => {
-                    direction.done = true;
-                    if self.directions[leg.other() as usize].done {
-                        return Poll::Ready(End::Finished { last: leg.other() });
-                    }
-                    if let Err(error) = legs[leg.other() as usize].finish() {
-                        return failed(leg.other(), error);
-                    }
+                Stop::DestinationFailed(error) => return failed(other, error),
+                Stop::Eof if self.directions[other as usize].done => {
+                    self.directions[leg as usize].done = true;
+                    return Poll::Ready(End::Finished { last: other });
                 }
+                // Where it has to wait, the next poll comes here again.
+                Stop::Eof => match legs[other as usize].poll_finish(cx) {
+                    Poll::Pending => {}
+                    Poll::Ready(Err(error)) => return failed(other, error),
+                    Poll::Ready(Ok(())) => self.directions[leg as usize].done = true,
+                },
             }
         }
         Poll::Pending
@@ -170,8 +180,17 @@ impl Relay {
     ///
     /// # Errors
     /// Why the upstream cannot be connected.
-    pub fn try_early(&mut self, legs: [&TcpStream; 2], counters: &Counters) -> io::Result<bool> {
-        self.directions[0].try_early(counters.route(Leg::Downstream, legs))
+    pub fn try_early(
+        &mut self,
+        downstream: &LegStream,
+        upstream: &TcpStream,
+        counters: &Counters,
+    ) -> io::Result<bool> {
+        let Some(downstream) = downstream.as_plain() else {
+            return Ok(false);
+        };
+        let (received, sent) = (&counters.received[0], &counters.sent[1]);
+        self.directions[0].try_early([downstream, upstream], received, sent)
     }
 
     /// Moves what `source` has, but no more than is `left`, ignoring the other direction. Ready
@@ -179,12 +198,12 @@ impl Relay {
     pub fn poll_drain(
         &mut self,
         source: Leg,
-        legs: [&TcpStream; 2],
+        legs: &mut [LegStream; 2],
         counters: &Counters,
         left: &mut usize,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
-        self.directions[source as usize].poll_drain(counters.route(source, legs), left, cx)
+        self.directions[source as usize].poll_drain(&mut counters.route(source, legs), left, cx)
     }
 
     /// Moves the rest of a stream whose FIN has come, and the FIN, ignoring the other direction.
@@ -192,17 +211,17 @@ impl Relay {
     pub fn poll_rest(
         &mut self,
         source: Leg,
-        legs: [&TcpStream; 2],
+        legs: &mut [LegStream; 2],
         counters: &Counters,
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let direction = &mut self.directions[source as usize];
         if !direction.done {
-            let stop = ready!(direction.poll(counters.route(source, legs), cx));
-            direction.done = true;
+            let stop = ready!(direction.poll(&mut counters.route(source, legs), cx));
             if matches!(stop, Stop::Eof) {
-                let _gone_already = legs[source.other() as usize].finish();
+                let _gone_already = ready!(legs[source.other() as usize].poll_finish(cx));
             }
+            direction.done = true;
         }
         Poll::Ready(())
     }
@@ -225,17 +244,24 @@ impl Relay {
         self.directions[leg.other() as usize].owes()
     }
 
-    /// Whether nothing is held that belongs to this thread, so that the relay may go on at another.
-    #[must_use]
-    pub fn is_empty_handed(&self) -> bool {
-        let mut directions = self.directions.iter();
-        directions.all(|d| matches!(d.held, direction::Held::Nothing))
-    }
-
-    /// Whether there is a leg whose failure no read would notice.
-    #[must_use]
-    pub fn is_deaf(&self) -> bool {
-        LEGS.into_iter().any(|leg| self.unread(leg))
+    /// Gives up what belongs to this thread, so that the relay may go on at another; false if that is
+    /// not possible now.
+    ///
+    /// # Errors
+    /// Bytes on their way could not be kept.
+    pub fn release(&mut self, legs: &mut [LegStream; 2], counters: &Counters) -> Result<bool, End> {
+        for leg in LEGS {
+            let direction = &mut self.directions[leg as usize];
+            let released = direction.release(&mut counters.route(leg, legs));
+            let failed = |error| End::Failed {
+                leg: leg.other(),
+                error,
+            };
+            if !released.map_err(failed)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether nothing is read from the leg at present, so that no read would notice its failure.

@@ -239,7 +239,7 @@ pub(super) fn start(worker: &Arc<Worker>, incoming: Incoming) {
             resources,
         ))),
     };
-    tokio::spawn(Task::new(session, table, stream, admission));
+    tokio::spawn(Task::new(session, table, stream.into(), admission));
 }
 
 #[cfg(test)]

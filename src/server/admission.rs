@@ -376,7 +376,12 @@ mod tests {
             let session = Session::new(id, params.clone(), peer, sys::now());
             let admission = Admission::Now(());
             let table = worker.table.clone();
-            tokio::spawn(Task::new(session.clone(), table, downstream, admission));
+            tokio::spawn(Task::new(
+                session.clone(),
+                table,
+                downstream.into(),
+                admission,
+            ));
             (session, client)
         };
         (0..count).map(start).collect()

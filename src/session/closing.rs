@@ -14,7 +14,7 @@ use std::time::Duration;
 use super::{Ended, Phase, Session};
 use crate::config::{OnDead, OnEnd};
 use crate::liveness::{Close, CloseHow, CloseReason, LEGS, Leg, Span, TcpState};
-use crate::net::stream::TcpStream;
+use crate::net::leg::LegStream;
 use crate::net::{options, sample};
 use crate::relay::{End, Relay};
 use crate::sys::{self, sockopt};
@@ -32,10 +32,9 @@ const DISCARDED_AT_ONCE: usize = 64;
 pub(super) async fn end(
     session: &Session,
     mut relay: Relay,
-    legs: [TcpStream; 2],
+    mut legs: [LegStream; 2],
     ended: Ended,
 ) -> Close {
-    let both = [&legs[0], &legs[1]];
     let mut fin_known = false;
     let mut close = match ended {
         Ended::Ordered(close) => close,
@@ -44,16 +43,18 @@ pub(super) async fn end(
             session.fault(leg, &error)
         }
         Ended::Relay(End::Finished { last }) if finish_now(session, &legs, last) => finished(),
-        Ended::Relay(End::Finished { last }) => match finish_later(session, &legs, last).await {
-            Ok(()) => finished(),
-            Err(close) => close,
-        },
+        Ended::Relay(End::Finished { last }) => {
+            match finish_later(session, &mut legs, last).await {
+                Ok(()) => finished(),
+                Err(close) => close,
+            }
+        }
     };
     if let CloseHow::AbortAfterFlush(gone) = close.how
         && [CloseReason::reset(gone), CloseReason::dead(gone)].contains(&close.reason)
         && (fin_known || relay.is_finished(gone) || session.lock().machine.said_fin(gone))
     {
-        close.how = deliver_whole(session, &mut relay, both, gone, close.how).await;
+        close.how = deliver_whole(session, &mut relay, &mut legs, gone, close.how).await;
     }
     {
         let mut state = session.lock();
@@ -70,14 +71,14 @@ pub(super) async fn end(
             how: CloseHow::AbortAfterFlush(gone),
             ..
         } => {
-            flush(session, &mut relay, both, &[gone]).await;
+            flush(session, &mut relay, &mut legs, &[gone]).await;
             abort_gone(session, legs, gone, close.reason);
         }
         Close {
             how: CloseHow::Flush,
             ..
         } => {
-            flush(session, &mut relay, both, &LEGS).await;
+            flush(session, &mut relay, &mut legs, &LEGS).await;
             match session.params.on_end {
                 OnEnd::Reset => abort_both(session, legs),
                 OnEnd::Close => finish_both(session, &relay, legs).await,
@@ -121,11 +122,15 @@ pub(super) fn is_after_fin(error: &io::Error) -> bool {
 
 /// Both sides said FIN, and one FIN is still owed to `last`. True if everything has arrived, so
 /// that close(2) may say it.
-pub(super) fn finish_now(session: &Session, legs: &[TcpStream; 2], last: Leg) -> bool {
-    if !legs.iter().all(is_delivered) {
+pub(super) fn finish_now(session: &Session, legs: &[LegStream; 2], last: Leg) -> bool {
+    // A layer has last words before it.
+    let Some(socket) = legs[last as usize].as_plain() else {
+        return false;
+    };
+    if !legs.iter().all(LegStream::is_delivered) {
         return false;
     }
-    let fd = legs[last as usize].raw_fd();
+    let fd = socket.raw_fd();
     if session.is_old() {
         session.check_option(options::unwatch(fd));
     }
@@ -135,15 +140,24 @@ pub(super) fn finish_now(session: &Session, legs: &[TcpStream; 2], last: Leg) ->
 
 /// Both sides said FIN, but bytes or a FIN are still on their way. The session is open still: its
 /// clocks run. Returns what came instead of their arrival, if something did.
-async fn finish_later(session: &Session, legs: &[TcpStream; 2], last: Leg) -> Result<(), Close> {
+async fn finish_later(
+    session: &Session,
+    legs: &mut [LegStream; 2],
+    last: Leg,
+) -> Result<(), Close> {
     // The descriptors are kept until everything has arrived: behind close(2) the kernel gives
     // up on a slow or briefly unreachable peer much sooner than the promise says.
-    let said_last = legs[last as usize].finish().is_ok();
+    let finish = poll_fn(|cx| legs[last as usize].poll_finish(cx));
+    let said_last = tokio::select! {
+        biased;
+        finished = finish => finished.is_ok(),
+        close = poll_fn(|_| session.take_order()) => return Err(close),
+    };
     let mut wait = Duration::from_millis(1);
     loop {
         let mut missing = false;
         for leg in LEGS {
-            let fd = legs[leg as usize].raw_fd();
+            let fd = legs[leg as usize].socket().raw_fd();
             // In this order: an acknowledgement between the two is none of an older figure.
             let closed = is_closed(fd);
             let unacknowledged = sockopt::send_queue_bytes(fd).unwrap_or(0);
@@ -172,7 +186,7 @@ async fn finish_later(session: &Session, legs: &[TcpStream; 2], last: Leg) -> Re
 async fn deliver_whole(
     session: &Session,
     relay: &mut Relay,
-    legs: [&TcpStream; 2],
+    legs: &mut [LegStream; 2],
     gone: Leg,
     how: CloseHow,
 ) -> CloseHow {
@@ -184,10 +198,9 @@ async fn deliver_whole(
         state.machine.give_up(gone);
         session.take_back_order(&mut state);
     }
-    let receiver = legs[gone.other() as usize];
     let delivered = async {
         poll_fn(|cx| relay.poll_rest(gone, legs, &session.counters, cx)).await;
-        delivered(receiver).await;
+        delivered(&legs[gone.other() as usize]).await;
     };
     tokio::select! {
         biased;
@@ -197,12 +210,10 @@ async fn deliver_whole(
 }
 
 /// Delivers what was received from `sources`, as far as the receivers take it in time.
-async fn flush(session: &Session, relay: &mut Relay, legs: [&TcpStream; 2], sources: &[Leg]) {
+async fn flush(session: &Session, relay: &mut Relay, legs: &mut [LegStream; 2], sources: &[Leg]) {
     // What comes after this is not waited for: it may never end.
-    let mut left = legs.map(|leg| {
-        let received = sockopt::receive_queue_bytes(leg.raw_fd()).unwrap_or(0);
-        usize::try_from(received).unwrap_or(usize::MAX)
-    });
+    let mut left = legs.each_ref().map(LegStream::unread);
+    let fds = legs.each_ref().map(|leg| leg.socket().raw_fd());
     let mut draining = sources.to_vec();
     let flushed = async {
         poll_fn(|cx| {
@@ -219,13 +230,13 @@ async fn flush(session: &Session, relay: &mut Relay, legs: [&TcpStream; 2], sour
         })
         .await;
         for source in sources {
-            delivered(legs[source.other() as usize]).await;
+            delivered(&legs[source.other() as usize]).await;
         }
     };
     tokio::select! {
         biased;
         () = flushed => {}
-        () = too_slow(session, legs, sources) => {
+        () = too_slow(session, fds, sources) => {
             tracing::debug!(id = session.id, "undelivered bytes are dropped");
         }
     }
@@ -233,17 +244,17 @@ async fn flush(session: &Session, relay: &mut Relay, legs: [&TcpStream; 2], sour
 
 /// Returns when the receivers have taken nothing of what is owed to them for [`PATIENCE`], at
 /// [`FLUSH_LIMIT`], or when RST is ordered.
-async fn too_slow(session: &Session, legs: [&TcpStream; 2], sources: &[Leg]) {
+async fn too_slow(session: &Session, fds: [RawFd; 2], sources: &[Leg]) {
     let began = sys::now();
     let (mut last, mut since) = (None, began);
     loop {
-        let owed = legs.map(|leg| sockopt::send_queue_bytes(leg.raw_fd()).unwrap_or(0));
+        let owed = fds.map(|fd| sockopt::send_queue_bytes(fd).unwrap_or(0));
         let progress = (owed, session.counters.traffic().sent);
         let now = sys::now();
         if last.replace(progress) != Some(progress) {
             since = now;
         }
-        let receiver = |source: &Leg| legs[source.other() as usize].raw_fd();
+        let receiver = |source: &Leg| fds[source.other() as usize];
         if now >= since + PATIENCE
             || now >= began + FLUSH_LIMIT
             || session.is_to_abort()
@@ -256,16 +267,16 @@ async fn too_slow(session: &Session, legs: [&TcpStream; 2], sources: &[Leg]) {
 }
 
 /// Returns when the peer has acknowledged everything that was written, or is gone.
-async fn delivered(leg: &TcpStream) {
+async fn delivered(leg: &LegStream) {
     let mut wait = Duration::from_millis(1);
-    while !is_delivered(leg) && !is_closed(leg.raw_fd()) {
+    while !leg.is_delivered() && !is_closed(leg.socket().raw_fd()) {
         tokio::time::sleep(wait).await;
         wait = (wait * 2).min(Duration::from_millis(50));
     }
 }
 
 /// RST on the leg whose peer is gone, and RST or FIN on the other one.
-fn abort_gone(session: &Session, legs: [TcpStream; 2], gone: Leg, reason: CloseReason) {
+fn abort_gone(session: &Session, legs: [LegStream; 2], gone: Leg, reason: CloseReason) {
     let params = &session.params;
     let says_fin = if is_own_decision(reason) {
         params.on_end == OnEnd::Close
@@ -274,7 +285,7 @@ fn abort_gone(session: &Session, legs: [TcpStream; 2], gone: Leg, reason: CloseR
     };
     let live = gone.other();
     if says_fin {
-        let fd = legs[live as usize].raw_fd();
+        let fd = legs[live as usize].socket().raw_fd();
         session.check_option(options::unwatch(fd));
         session.check_option(sockopt::disarm_abort(fd));
     } else {
@@ -284,7 +295,7 @@ fn abort_gone(session: &Session, legs: [TcpStream; 2], gone: Leg, reason: CloseR
     drop_both(session, legs);
 }
 
-fn abort_both(session: &Session, legs: [TcpStream; 2]) {
+fn abort_both(session: &Session, legs: [LegStream; 2]) {
     LEGS.into_iter()
         .for_each(|leg| session.params.metrics.reset_sent(leg));
     drop_both(session, legs);
@@ -292,15 +303,15 @@ fn abort_both(session: &Session, legs: [TcpStream; 2]) {
 
 /// FIN on both legs, RST on what has not answered it in time. A leg to which bytes are still owed
 /// is reset: after a FIN it would take the cut stream for a whole one.
-async fn finish_both(session: &Session, relay: &Relay, legs: [TcpStream; 2]) {
-    for leg in LEGS {
-        if !relay.owes(leg) {
-            let _gone_already = legs[leg as usize].finish();
-        }
-    }
+async fn finish_both(session: &Session, relay: &Relay, mut legs: [LegStream; 2]) {
+    let mut unsaid = LEGS.map(|leg| !relay.owes(leg));
+    let mut open = [true; 2];
     let answered = poll_fn(|cx| {
-        let open = legs.iter().filter(|leg| !poll_discard(leg, cx)).count();
-        if open == 0 {
+        for leg in LEGS.map(|leg| leg as usize) {
+            unsaid[leg] = unsaid[leg] && legs[leg].poll_finish(cx).is_pending();
+            open[leg] = open[leg] && !poll_discard(&mut legs[leg], cx);
+        }
+        if open == [false; 2] {
             Poll::Ready(())
         } else {
             Poll::Pending
@@ -314,7 +325,7 @@ async fn finish_both(session: &Session, relay: &Relay, legs: [TcpStream; 2]) {
 }
 
 /// Throws away what comes in; true at the peer's FIN or RST.
-fn poll_discard(leg: &TcpStream, cx: &mut Context<'_>) -> bool {
+fn poll_discard(leg: &mut LegStream, cx: &mut Context<'_>) -> bool {
     let mut bytes = [0; 4096];
     for _ in 0..DISCARDED_AT_ONCE {
         match leg.poll_read(cx, &mut bytes) {
@@ -327,13 +338,9 @@ fn poll_discard(leg: &TcpStream, cx: &mut Context<'_>) -> bool {
     false
 }
 
-pub(super) fn drop_both(session: &Session, legs: [TcpStream; 2]) {
+pub(super) fn drop_both(session: &Session, legs: [LegStream; 2]) {
     session.lock().fds = [-1; 2];
     drop(legs);
-}
-
-pub(super) fn is_delivered(leg: &TcpStream) -> bool {
-    sockopt::send_queue_bytes(leg.raw_fd()).is_ok_and(|bytes| bytes == 0)
 }
 
 fn is_closed(fd: RawFd) -> bool {

@@ -6,6 +6,8 @@ mod closing;
 mod monitor;
 mod table;
 mod task;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod view;
 
@@ -144,8 +146,6 @@ pub struct Session {
     old: AtomicBool,
     /// The monitor will look soon enough for a session that carries data.
     looked_at: AtomicBool,
-    /// Its task was deaf to errors of a leg when it was young.
-    deaf: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -155,7 +155,8 @@ struct State {
     /// Descriptors of the legs while they are open; -1 otherwise.
     fds: [RawFd; 2],
     machine: Machine,
-    /// The only valid entry of the monitor's queue.
+    /// When to look next: the only valid entry of the monitor's queue. Before the first look, its
+    /// latest time.
     due: Time,
     /// The monitor has yet to put a leg under watch.
     young: bool,
@@ -201,12 +202,11 @@ impl Session {
             ordered: AtomicBool::new(false),
             old: AtomicBool::new(false),
             looked_at: AtomicBool::new(false),
-            deaf: AtomicBool::new(false),
             state: Mutex::new(State {
                 phase: Phase::Connecting,
                 fds: [-1; 2],
                 machine: Machine::accepted(now),
-                due: now,
+                due: Time::ms(u64::MAX),
                 young: false,
                 watch: Watch::None,
                 abandoned: false,
@@ -480,36 +480,6 @@ impl Session {
                 leg = <&str>::from(leg),
                 "a peer was ended as dead without ever answering a keepalive probe, and no other was seen to \
                  answer one; if something on the way drops probes, set {key}: false"
-            );
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_errors_of_the_peer_are_blamed_on_it() {
-        let table = [
-            (libc::ECONNRESET, Fault::Reset),
-            (libc::EPIPE, Fault::Reset),
-            (libc::ECONNABORTED, Fault::Reset),
-            (libc::ETIMEDOUT, Fault::TimedOut),
-            (libc::EHOSTUNREACH, Fault::Unreachable),
-            (libc::ENETUNREACH, Fault::Unreachable),
-            (libc::EHOSTDOWN, Fault::Unreachable),
-            (libc::ENETDOWN, Fault::Unreachable),
-            (libc::ENOMEM, Fault::Local),
-            (libc::ENOBUFS, Fault::Local),
-            (libc::EPROTO, Fault::Local),
-            (libc::EIO, Fault::Local),
-        ];
-        for (errno, fault) in table {
-            assert_eq!(
-                fault_of(&io::Error::from_raw_os_error(errno)),
-                fault,
-                "{errno}"
             );
         }
     }

@@ -59,23 +59,13 @@ impl Session {
         let mut state = self.lock();
         state.young = false;
         self.watch(&mut state)?;
-        if let Some(waker) = state
-            .waker
-            .as_ref()
-            .filter(|_| self.deaf.load(Ordering::Relaxed))
-        {
-            // It is to hear of them from now on.
-            waker.wake_by_ref();
-        }
         // A look costs as much as the options: most sessions have nothing to tell yet.
-        let quiet = state.machine.first_look(&self.params.policy);
-        let busy = now + self.params.policy.busy_look_every();
-        let first = if self.counters.sent() > 0 {
-            quiet.min(busy)
-        } else {
-            quiet
-        };
-        let first = state.put_off(now, first.max(now + Span::ms(1)));
+        let mut first = state.machine.first_look(&self.params.policy);
+        if self.counters.sent() > 0 {
+            first = first.min(now + self.params.policy.busy_look_every());
+        }
+        let first = first.min(state.due).max(now + Span::ms(1));
+        let first = state.put_off(now, first);
         self.will_be_looked_at(now, first);
         Some(first)
     }
@@ -100,14 +90,15 @@ impl Session {
         Some(())
     }
 
-    /// Brings the next look forward to now; true if there is one to bring forward.
-    pub(super) fn hurry(&self, now: Time) -> bool {
+    /// Has the monitor look at once: a clock has started to run. A session that is not under watch
+    /// yet is looked at when it is.
+    pub(super) fn look_now(&self, table: &Table, key: u32) {
+        let now = sys::now();
         let mut state = self.lock();
-        let watched = state.phase == Phase::Open && state.watch == Watch::Both;
-        if watched {
-            state.due = now;
+        state.due = now;
+        if state.phase == Phase::Open && state.watch == Watch::Both {
+            table.schedule(now, key);
         }
-        watched
     }
 
     fn is_due(&self, at: Time) -> bool {

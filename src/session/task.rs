@@ -3,8 +3,7 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
@@ -13,6 +12,7 @@ use super::{Entry, Phase, Session, Table, Watch, aborted, closing};
 use crate::config::Abandoned;
 use crate::liveness::{Close, CloseReason, LEGS, Leg};
 use crate::metrics::ConnectFailure;
+use crate::net::leg::{DetachedLeg, LegStream};
 use crate::net::stream::TcpStream;
 use crate::net::{options, sample};
 use crate::relay::{End, Relay};
@@ -38,10 +38,10 @@ pub struct Task<P> {
 
 enum Stage<P> {
     /// Has its place.
-    Admitted(TcpStream),
-    Queued(Boxed<Result<(P, TcpStream), Close>>),
-    Connecting(Boxed<Result<(Relay, [TcpStream; 2]), Close>>),
-    Relaying(Relay, [TcpStream; 2]),
+    Admitted(LegStream),
+    Queued(Boxed<Result<(P, LegStream), Close>>),
+    Connecting(Boxed<Result<(Relay, [LegStream; 2]), Close>>),
+    Relaying(Relay, [LegStream; 2]),
     Ending(Boxed<Close>),
     /// The books are closed; the place is kept for `reconnect_delay`.
     Leaving(Boxed<()>),
@@ -60,10 +60,10 @@ impl<P: Send + Unpin + 'static> Task<P> {
     pub fn new(
         session: Arc<Session>,
         table: Arc<Table>,
-        downstream: TcpStream,
+        downstream: LegStream,
         admission: Admission<P>,
     ) -> Self {
-        let entry = Entry::new(session, table, downstream.raw_fd());
+        let entry = Entry::new(session, table, downstream.socket().raw_fd());
         let (place, stage) = match admission {
             Admission::Now(place) => (Some(place), Stage::Admitted(downstream)),
             Admission::Wait(wait) => {
@@ -78,6 +78,22 @@ impl<P: Send + Unpin + 'static> Task<P> {
             entry,
             place,
             stage,
+        }
+    }
+
+    /// A session whose legs are both up.
+    #[cfg(test)]
+    pub(super) fn open(session: Arc<Session>, table: Arc<Table>, legs: [LegStream; 2]) -> Self
+    where
+        P: Default,
+    {
+        let entry = Entry::new(session, table, legs[0].socket().raw_fd());
+        entry.shared().open(&legs[1]);
+        let relay = Relay::new(entry.session.params.low_water);
+        Self {
+            entry,
+            place: Some(P::default()),
+            stage: Stage::Relaying(relay, legs),
         }
     }
 
@@ -101,26 +117,19 @@ impl<P: Send + Unpin + 'static> Task<P> {
                 Err(close) => self.finish(&close),
             },
             Stage::Relaying(relay, legs) => {
-                let both = [&legs[0], &legs[1]];
                 let listed = (&*self.entry.table, self.entry.key);
-                let end = match session.poll_relay(relay, both, listed, cx) {
-                    Poll::Ready(end) => Some(end),
-                    // A leg that is not read cannot tell that it failed. Most sessions are over
-                    // or are read again before that matters.
-                    Poll::Pending if session.is_old() && relay.is_deaf() => None,
-                    Poll::Pending if relay.is_deaf() => {
-                        session.deaf.store(true, Ordering::Relaxed);
-                        return Poll::Pending;
-                    }
-                    Poll::Pending => match self.entry.table.elsewhere(session.id) {
-                        Some(table) if relay.is_empty_handed() => {
-                            return match self.entry.move_to(table) {
-                                Some(entry) => Poll::Ready(self.leave_for(entry)),
-                                None => Poll::Pending,
-                            };
+                let end = match session.poll_relay(relay, legs, listed, cx) {
+                    Poll::Ready(end) => end,
+                    Poll::Pending => {
+                        let Some(table) = self.entry.table.elsewhere(session.id) else {
+                            return Poll::Pending;
+                        };
+                        match relay.release(legs, &session.counters) {
+                            Ok(true) => return self.leave_for(table),
+                            Ok(false) => return Poll::Pending,
+                            Err(end) => Ended::Relay(end),
                         }
-                        _ => return Poll::Pending,
-                    },
+                    }
                 };
                 match std::mem::replace(&mut self.stage, Stage::Over) {
                     Stage::Relaying(relay, legs) => self.end(relay, legs, end),
@@ -141,17 +150,18 @@ impl<P: Send + Unpin + 'static> Task<P> {
 
     /// Connects; without waiting for anything where the client has spoken already and the
     /// upstream takes it at once.
-    fn connect(&mut self, downstream: TcpStream) -> Stage<P> {
+    fn connect(&mut self, downstream: LegStream) -> Stage<P> {
         let session = &self.entry.session;
         session.lock().phase = Phase::Connecting;
         let mut relay = Relay::new(session.params.low_water);
         let early =
-            |upstream: &TcpStream| relay.try_early([&downstream, upstream], &session.counters);
+            |upstream: &TcpStream| relay.try_early(&downstream, upstream, &session.counters);
         let cluster = &session.params.cluster;
         match cluster.connect(|endpoint| session.assign(endpoint), early) {
             Ok(Connect::Connected(upstream)) => {
-                self.entry.shared().open(&upstream);
-                Stage::Relaying(relay, [downstream, upstream])
+                let legs = [downstream, upstream.into()];
+                self.entry.shared().open(&legs[1]);
+                Stage::Relaying(relay, legs)
             }
             Ok(Connect::Pending(begun)) => {
                 let shared = self.entry.shared();
@@ -167,40 +177,38 @@ impl<P: Send + Unpin + 'static> Task<P> {
         }
     }
 
-    /// Ends the relay, at once where nothing has to be waited for. No `end`: goes on with the
-    /// relay, watching for errors as well.
-    fn end(&mut self, relay: Relay, legs: [TcpStream; 2], end: Option<Ended>) -> Stage<P> {
-        if let Some(Ended::Relay(End::Finished { last })) = end
-            && closing::finish_now(&self.entry.session, &legs, last)
+    /// Ends the relay, at once where nothing has to be waited for.
+    fn end(&mut self, relay: Relay, legs: [LegStream; 2], end: Ended) -> Stage<P> {
+        let session = &self.entry.session;
+        if let Ended::Relay(End::Finished { last }) = end
+            && closing::finish_now(session, &legs, last)
         {
             let close = closing::finished();
-            closing::drop_both(&self.entry.session, legs);
+            closing::drop_both(session, legs);
             return self.finish(&close);
         }
-        let shared = self.entry.shared();
+        let session = session.clone();
         Stage::Ending(Box::pin(async move {
-            let mut relay = relay;
-            let end = match end {
-                Some(end) => end,
-                None => watch_errors(&shared, &mut relay, [&legs[0], &legs[1]]).await,
-            };
-            closing::end(&shared.session, relay, legs, end).await
+            closing::end(&session, relay, legs, end).await
         }))
     }
 
-    /// Goes on at another worker, as a task of its runtime. What comes meanwhile waits in the
-    /// sockets: epoll says so when they are registered there.
-    fn leave_for(&mut self, entry: Entry) -> Stage<P> {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
+    /// Goes on at another worker, as a task of its runtime, if it may leave its table now. What comes
+    /// meanwhile waits in the sockets: epoll says so when they are registered there.
+    fn leave_for(&mut self, table: Arc<Table>) -> Poll<Stage<P>> {
+        let Some(entry) = self.entry.move_to(table) else {
+            return Poll::Pending;
+        };
+        Poll::Ready(match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Relaying(relay, legs) => {
                 let table = entry.table.clone();
                 let place = self.place.take();
-                let fds = legs.map(TcpStream::into_fd);
-                table.post(Box::new(move || arrive(entry, place, relay, fds)));
+                let legs = legs.map(LegStream::detach);
+                table.post(Box::new(move || arrive(entry, place, relay, legs)));
                 Stage::Over
             }
             other => other,
-        }
+        })
     }
 
     /// Closes the books and gives the place back.
@@ -231,11 +239,11 @@ fn arrive<P: Send + Unpin + 'static>(
     mut entry: Entry,
     place: Option<P>,
     relay: Relay,
-    fds: [OwnedFd; 2],
+    legs: [DetachedLeg; 2],
 ) {
     // A descriptor that cannot be registered is closed: nobody may look at it any more then.
     let known = std::mem::replace(&mut entry.session.lock().fds, [-1; 2]);
-    let [downstream, upstream] = fds.map(TcpStream::new);
+    let [downstream, upstream] = legs.map(DetachedLeg::attach);
     match (downstream, upstream) {
         (Ok(downstream), Ok(upstream)) => {
             entry.session.lock().fds = known;
@@ -272,13 +280,13 @@ impl<P: Send + Unpin + 'static> Future for Task<P> {
 /// Waits for a place; what the client sends meanwhile stays in its socket.
 async fn queue<P>(
     session: Arc<Session>,
-    downstream: TcpStream,
+    downstream: LegStream,
     wait: Boxed<Result<P, CloseReason>>,
-) -> Result<(P, TcpStream), Close> {
+) -> Result<(P, LegStream), Close> {
     let place = tokio::select! {
         biased;
         close = poll_fn(|_| session.take_order()) => Err(close),
-        error = downstream.failed() => Err(session.client_failed(&error)),
+        error = downstream.socket().failed() => Err(session.client_failed(&error)),
         () = leaves(&session, &downstream) => Err(aborted(CloseReason::ConnectCancelled)),
         place = wait => place.map_err(aborted),
     };
@@ -305,17 +313,17 @@ async fn queue<P>(
 }
 
 /// Returns when the client has said FIN and does not stay in the queue.
-async fn leaves(session: &Session, downstream: &TcpStream) {
-    downstream.finished().await;
+async fn leaves(session: &Session, downstream: &LegStream) {
+    downstream.socket().finished().await;
     if stays(session, downstream) {
         std::future::pending::<()>().await;
     }
 }
 
 /// Whether a client that has said FIN is to be served: it must have sent something.
-fn stays(session: &Session, downstream: &TcpStream) -> bool {
+fn stays(session: &Session, downstream: &LegStream) -> bool {
     session.abandon();
-    session.params.abandoned == Abandoned::Serve && !downstream.has_left()
+    session.params.abandoned == Abandoned::Serve && !downstream.socket().has_left()
 }
 
 /// What a boxed stage needs of the entry.
@@ -329,14 +337,15 @@ pub(super) struct Shared {
 async fn connect(
     shared: Shared,
     relay: Relay,
-    downstream: TcpStream,
+    downstream: LegStream,
     begun: Option<Attempt>,
-) -> Result<(Relay, [TcpStream; 2]), Close> {
+) -> Result<(Relay, [LegStream; 2]), Close> {
     let session = &shared.session;
     let cluster = &session.params.cluster;
     let connect = cluster.finish(begun, |endpoint| session.assign(endpoint));
     match while_wanted(session, &downstream, connect).await {
         Ok(upstream) => {
+            let upstream = LegStream::from(upstream);
             shared.open(&upstream);
             Ok((relay, [downstream, upstream]))
         }
@@ -351,7 +360,7 @@ async fn connect(
 /// then is waited for, so that none of its bytes goes on if it has gone.
 async fn while_wanted(
     session: &Session,
-    downstream: &TcpStream,
+    downstream: &LegStream,
     connect: impl Future<Output = io::Result<TcpStream>>,
 ) -> Result<TcpStream, Close> {
     let connect = async {
@@ -363,47 +372,15 @@ async fn while_wanted(
     tokio::select! {
         biased;
         close = poll_fn(|_| session.take_order()) => Err(close),
-        error = downstream.failed() => Err(session.client_failed(&error)),
+        error = downstream.socket().failed() => Err(session.client_failed(&error)),
         connected = connect => connected,
     }
 }
 
-/// Goes on with the relay, and notices failures of legs that are not read at present.
-async fn watch_errors(shared: &Shared, relay: &mut Relay, legs: [&TcpStream; 2]) -> Ended {
-    let session = &shared.session;
-    let mut failed = [pin!(legs[0].failed()), pin!(legs[1].failed())];
-    let mut half_closed = false;
-    // Failures that do not matter: they are told once.
-    let mut over = [false; 2];
-    let listed = (&*shared.table, shared.key);
-    poll_fn(|cx| {
-        if let Poll::Ready(end) = session.poll_relay(relay, legs, listed, cx) {
-            return Poll::Ready(end);
-        }
-        if relay.is_half_closed() && !std::mem::replace(&mut half_closed, true) {
-            shared.hurry();
-        }
-        for leg in LEGS {
-            if relay.unread(leg)
-                && !over[leg as usize]
-                && let Poll::Ready(error) = failed[leg as usize].as_mut().poll(cx)
-            {
-                over[leg as usize] = session.has_forgotten(relay, legs[leg as usize], leg, &error);
-                if over[leg as usize] {
-                    continue;
-                }
-                return Poll::Ready(Ended::Relay(End::Failed { leg, error }));
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
 impl Shared {
     /// Both legs are up: the machine's clocks start.
-    fn open(&self, upstream: &TcpStream) {
-        self.session.open(upstream.raw_fd(), sys::now());
+    fn open(&self, upstream: &LegStream) {
+        self.session.open(upstream.socket().raw_fd(), sys::now());
         self.watch_soon();
     }
 
@@ -414,34 +391,45 @@ impl Shared {
             self.table.add_young(sys::now(), self.key, self.session.id);
         }
     }
-
-    /// Has the monitor look at once: a clock has started to run. A young session is looked at
-    /// soon enough.
-    fn hurry(&self) {
-        let now = sys::now();
-        if self.session.hurry(now) {
-            self.table.schedule(now, self.key);
-        }
-    }
 }
 
 impl Session {
     fn poll_relay(
         &self,
         relay: &mut Relay,
-        legs: [&TcpStream; 2],
+        legs: &mut [LegStream; 2],
         (table, key): (&Table, u32),
         cx: &mut Context<'_>,
     ) -> Poll<Ended> {
         if let Poll::Ready(close) = self.take_order() {
             return Poll::Ready(Ended::Ordered(close));
         }
-        let before = self.counters.sent();
+        let (sent, half_closed) = (self.counters.sent(), relay.is_half_closed());
         let end = relay.poll(legs, &self.counters, cx);
-        if self.counters.sent() != before && !self.looked_at.load(Ordering::Relaxed) {
+        if self.counters.sent() != sent && !self.looked_at.load(Ordering::Relaxed) {
             self.look_soon(table, key);
         }
-        end.map(Ended::Relay)
+        if let Poll::Ready(end) = end {
+            return Poll::Ready(Ended::Relay(end));
+        }
+        if relay.is_half_closed() && !half_closed {
+            self.look_now(table, key);
+        }
+        self.poll_unread(relay, legs, cx).map(Ended::Relay)
+    }
+
+    /// Notices the failure of a leg that is not read at present.
+    fn poll_unread(&self, relay: &Relay, legs: &[LegStream; 2], cx: &mut Context<'_>) -> Poll<End> {
+        for leg in LEGS {
+            let stream = &legs[leg as usize];
+            if relay.unread(leg)
+                && let Poll::Ready(error) = stream.socket().poll_failed(cx)
+                && !self.has_forgotten(relay, stream, leg, &error)
+            {
+                return Poll::Ready(End::Failed { leg, error });
+            }
+        }
+        Poll::Pending
     }
 
     /// What the failure of a client's socket says before both legs are up.
@@ -474,7 +462,7 @@ impl Session {
     fn has_forgotten(
         &self,
         relay: &Relay,
-        stream: &TcpStream,
+        stream: &LegStream,
         leg: Leg,
         error: &io::Error,
     ) -> bool {
@@ -482,8 +470,8 @@ impl Session {
             || relay.is_finished(leg)
             || self.lock().machine.said_fin(leg);
         let is_reset = matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET));
-        let asked = || sample::sample(stream.raw_fd()).is_some_and(|s| s.probes > 0);
-        said_fin && !relay.owes(leg) && closing::is_delivered(stream) && (!is_reset || asked())
+        let asked = || sample::sample(stream.socket().raw_fd()).is_some_and(|s| s.probes > 0);
+        said_fin && !relay.owes(leg) && stream.is_delivered() && (!is_reset || asked())
     }
 
     fn cannot_connect(&self, error: &io::Error) -> Close {

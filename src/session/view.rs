@@ -103,41 +103,13 @@ fn timer_view(timer: Timer, now: Time) -> TimerView {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicU8, AtomicUsize};
-    use std::time::Duration;
 
-    use super::super::SessionParams;
+    use super::super::{Span, tests::params};
     use super::*;
-    use crate::config::{Abandoned, Liveness, OnDead, OnEnd, Upstream, UpstreamAddress};
-    use crate::liveness::Span;
-    use crate::metrics::Metrics;
-    use crate::upstream::Cluster;
 
     fn session(started: Time) -> Arc<Session> {
         let address = "127.0.0.1:1".parse().expect("valid");
-        let params = SessionParams {
-            name: "db".into(),
-            cluster: Arc::new(Cluster::new(Upstream {
-                address: UpstreamAddress::Socket(address),
-                connect_timeout: Duration::from_secs(5),
-                resolve_interval: Duration::from_secs(10),
-            })),
-            connect_lines: Default::default(),
-            policy: Liveness::default().policy(),
-            on_dead: OnDead::Reset,
-            on_end: OnEnd::Reset,
-            metrics: Metrics::new().listener("db"),
-            queue_timeout: None,
-            abandoned: Abandoned::Serve,
-            low_water: true,
-            probes: Default::default(),
-            index: 0,
-            reconnect_delay: Duration::ZERO,
-            sheds: false,
-            sessions: AtomicUsize::new(0),
-            last_end: AtomicU8::default(),
-        };
-        Session::new(1, Arc::new(params), address, started)
+        Session::new(1, Arc::new(params(address)), address, started)
     }
 
     /// It is accepted on another thread, perhaps after the time was read for a list.

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use pulsegate::net::leg::LegStream;
 use pulsegate::net::stream::TcpStream;
 use pulsegate::relay::{Counters, Relay};
 use rustix::pipe::{PipeFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with};
@@ -184,7 +185,8 @@ fn more_bulk_streams_than_pipes_lose_nothing() {
             let mut ours = ours.into_iter();
             let mut tasks = tokio::task::JoinSet::new();
             while let (Some(a), Some(b)) = (ours.next(), ours.next()) {
-                let legs = [a, b].map(|socket| TcpStream::new(socket.into()).unwrap());
+                let legs =
+                    [a, b].map(|socket| LegStream::from(TcpStream::new(socket.into()).unwrap()));
                 tasks.spawn_local(one(legs, total));
             }
             tasks.join_all().await;
@@ -215,11 +217,10 @@ fn more_bulk_streams_than_pipes_lose_nothing() {
     }
 }
 
-async fn one(legs: [TcpStream; 2], total: u64) {
+async fn one(mut legs: [LegStream; 2], total: u64) {
     let counters = Counters::default();
     let mut relay = Relay::new(true);
-    let both = [&legs[0], &legs[1]];
-    let end = std::future::poll_fn(|cx| relay.poll(both, &counters, cx)).await;
+    let end = std::future::poll_fn(|cx| relay.poll(&mut legs, &counters, cx)).await;
     assert!(
         matches!(end, pulsegate::relay::End::Finished { .. }),
         "{end:?}"

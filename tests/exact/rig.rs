@@ -1,8 +1,7 @@
 //! A relay between two peers, driven as a session drives it.
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::net::{SocketAddr, TcpListener, TcpStream as StdStream};
-use std::pin::pin;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
@@ -10,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use pulsegate::liveness::{LEGS, Leg, Traffic};
+use pulsegate::net::leg::LegStream;
 use pulsegate::net::stream::TcpStream;
 use pulsegate::relay::{Counters, End, Relay};
 use pulsegate::sys::sockopt;
@@ -126,7 +126,8 @@ pub fn run_when(plan: &Plan, ready: impl FnOnce()) -> Seen {
         };
         let peers = [play(client, 0), play(service, 1)];
         let mut seen = runtime().block_on(async {
-            let legs = [down, up].map(|socket| TcpStream::new(socket.into()).unwrap());
+            let legs =
+                [down, up].map(|socket| LegStream::from(TcpStream::new(socket.into()).unwrap()));
             start.wait();
             ready();
             start.wait();
@@ -140,7 +141,7 @@ pub fn run_when(plan: &Plan, ready: impl FnOnce()) -> Seen {
     })
 }
 
-async fn relay(plan: &Plan, legs: [TcpStream; 2], over: &AtomicUsize) -> Seen {
+async fn relay(plan: &Plan, mut legs: [LegStream; 2], over: &AtomicUsize) -> Seen {
     let counters = Counters::default();
     let mut relay = Relay::new(plan.low_water);
     let mut seen = Seen {
@@ -150,9 +151,11 @@ async fn relay(plan: &Plan, legs: [TcpStream; 2], over: &AtomicUsize) -> Seen {
         left: 0,
         gone: None,
     };
-    match drive(plan, &mut relay, &legs, &counters, &mut seen).await {
+    match drive(plan, &mut relay, &mut legs, &counters, &mut seen).await {
         End::Finished { last } => {
-            legs[last as usize].finish().unwrap();
+            poll_fn(|cx| legs[last as usize].poll_finish(cx))
+                .await
+                .unwrap();
             while over.load(Ordering::Relaxed) < 2 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
@@ -169,20 +172,18 @@ async fn relay(plan: &Plan, legs: [TcpStream; 2], over: &AtomicUsize) -> Seen {
 async fn drive(
     plan: &Plan,
     relay: &mut Relay,
-    legs: &[TcpStream; 2],
+    legs: &mut [LegStream; 2],
     counters: &Counters,
     seen: &mut Seen,
 ) -> End {
-    let both = [&legs[0], &legs[1]];
-    let mut failed = [pin!(legs[0].failed()), pin!(legs[1].failed())];
     let mut marked = [false; 2];
     poll_fn(|cx| {
         let polled = match given_up(plan, counters) {
-            None => relay.poll(both, counters, cx),
+            None => relay.poll(legs, counters, cx),
             Some(end) => return Poll::Ready(end),
         };
         for leg in LEGS {
-            let mark = sockopt::get_int(legs[leg as usize].raw_fd(), sockopt::RCVLOWAT);
+            let mark = sockopt::get_int(legs[leg as usize].socket().raw_fd(), sockopt::RCVLOWAT);
             let now = mark.is_ok_and(|mark| mark > 1);
             let before = std::mem::replace(&mut marked[leg as usize], now);
             seen.entered += usize::from(now && !before);
@@ -196,7 +197,7 @@ async fn drive(
         }
         for leg in LEGS {
             if relay.unread(leg)
-                && let Poll::Ready(error) = failed[leg as usize].as_mut().poll(cx)
+                && let Poll::Ready(error) = legs[leg as usize].socket().poll_failed(cx)
             {
                 return Poll::Ready(End::Failed { leg, error });
             }
@@ -217,26 +218,25 @@ fn given_up(plan: &Plan, counters: &Counters) -> Option<End> {
 async fn abort(
     plan: &Plan,
     relay: &mut Relay,
-    legs: [TcpStream; 2],
+    mut legs: [LegStream; 2],
     counters: &Counters,
     gone: Leg,
 ) {
-    let both = [&legs[0], &legs[1]];
     let total = plan.sides[gone as usize].total();
     loop {
         let mut left = usize::MAX;
-        poll_fn(|cx| relay.poll_drain(gone, both, counters, &mut left, cx)).await;
+        poll_fn(|cx| relay.poll_drain(gone, &mut legs, counters, &mut left, cx)).await;
         // A peer that was given up while it lived goes on.
         if plan.drain.is_none() || counters.traffic().received[gone as usize] >= total {
             break;
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    while sockopt::send_queue_bytes(both[gone.other() as usize].raw_fd()).unwrap() > 0 {
+    while !legs[gone.other() as usize].is_delivered() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     for leg in &legs {
-        sockopt::arm_abort(leg.raw_fd()).unwrap();
+        sockopt::arm_abort(leg.socket().raw_fd()).unwrap();
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pulsegate::net::leg::LegStream;
 use pulsegate::net::stream::TcpStream;
 use pulsegate::relay::{Counters, Relay};
 
@@ -22,11 +23,11 @@ fn delays(low_water: bool, apart: bool, tail: impl Fn(usize) -> usize) -> Vec<u1
     }
     let relaying = thread::spawn(move || {
         runtime().block_on(async {
-            let legs = [down, up].map(|socket| TcpStream::new(socket.into()).unwrap());
+            let mut legs =
+                [down, up].map(|socket| LegStream::from(TcpStream::new(socket.into()).unwrap()));
             let counters = Counters::default();
             let mut relay = Relay::new(low_water);
-            let both = [&legs[0], &legs[1]];
-            std::future::poll_fn(|cx| relay.poll(both, &counters, cx)).await
+            std::future::poll_fn(|cx| relay.poll(&mut legs, &counters, cx)).await
         })
     });
     let (sizes, rounds) = mpsc::channel::<usize>();

@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use pulsegate::liveness::LEGS;
+use pulsegate::net::leg::LegStream;
 use pulsegate::net::stream::TcpStream;
 use pulsegate::relay::{Counters, End, Relay};
 use pulsegate::sys::sockopt;
@@ -113,10 +114,10 @@ fn relayed(parts: [&[Part]; 2], low_water: bool) -> [Got; 2] {
     thread::scope(|scope| {
         scope.spawn(move || {
             runtime().block_on(async {
-                let legs = [down, up].map(|socket| TcpStream::new(socket.into()).unwrap());
+                let mut legs = [down, up]
+                    .map(|socket| LegStream::from(TcpStream::new(socket.into()).unwrap()));
                 let (mut relay, counters) = (Relay::new(low_water), Counters::default());
-                let both = [&legs[0], &legs[1]];
-                let end = poll_fn(|cx| relay.poll(both, &counters, cx)).await;
+                let end = poll_fn(|cx| relay.poll(&mut legs, &counters, cx)).await;
                 assert!(matches!(end, End::Finished { .. }), "{end:?}");
             });
         });

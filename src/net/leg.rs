@@ -1,0 +1,261 @@
+//! The byte stream of one leg: a TCP socket, or a layer over one that changes the bytes (TLS).
+//!
+//! The relay counts payload. Whoever compares with the kernel's figures (`tcpi_bytes_received`) needs
+//! wire bytes, which a layer moves through [`Wire`] only, so that none is missed.
+
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::task::{Context, Poll, ready};
+
+use super::stream::TcpStream;
+use crate::sys::sockopt;
+
+/// Turns the payload of a leg into the bytes on its wire, and back. Each method that was `Pending` is
+/// called again.
+pub trait Layer: fmt::Debug + Send + Sync {
+    /// Reads payload; 0 is the end of the stream.
+    fn poll_read(
+        &mut self,
+        wire: &mut Wire,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>>;
+
+    /// Takes payload, which may wait in the layer for [`Layer::poll_flush`]. How much waits is bounded.
+    fn poll_write(
+        &mut self,
+        wire: &mut Wire,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>>;
+
+    /// Writes what waits; `Pending` while a part of it does.
+    fn poll_flush(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Flushes, then writes what the layer says at the end of a stream (`close_notify`). The FIN comes
+    /// from [`LegStream::poll_finish`].
+    fn poll_finish(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// Whether nothing waits to be flushed.
+    fn is_flushed(&self) -> bool;
+
+    /// Bytes that were taken from the wire and not yet read, an upper bound.
+    fn buffered(&self) -> usize;
+}
+
+/// The socket below a layer. Counts what passes.
+#[derive(Debug)]
+pub struct Wire {
+    socket: TcpStream,
+    received: u64,
+    sent: u64,
+}
+
+impl Wire {
+    /// Reads what is there; 0 is the peer's FIN.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        let n = ready!(self.socket.poll_read(cx, buf))?;
+        self.received += n as u64;
+        Poll::Ready(Ok(n))
+    }
+
+    /// Writes what fits.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let n = ready!(self.socket.poll_write(cx, buf))?;
+        self.sent += n as u64;
+        Poll::Ready(Ok(n))
+    }
+}
+
+/// One leg of a session.
+#[derive(Debug)]
+pub enum LegStream {
+    /// The payload is what is on the wire.
+    Plain(TcpStream),
+    /// The payload is wrapped.
+    Layered(Box<Layered>),
+}
+
+/// A layer and its socket.
+#[derive(Debug)]
+pub struct Layered {
+    wire: Wire,
+    layer: Box<dyn Layer>,
+}
+
+impl From<TcpStream> for LegStream {
+    fn from(socket: TcpStream) -> Self {
+        Self::Plain(socket)
+    }
+}
+
+impl LegStream {
+    /// A layer over a socket of which nothing was read or written yet.
+    #[must_use]
+    pub fn layered(socket: TcpStream, layer: Box<dyn Layer>) -> Self {
+        let wire = Wire {
+            socket,
+            received: 0,
+            sent: 0,
+        };
+        Self::Layered(Box::new(Layered { wire, layer }))
+    }
+
+    /// The socket, for its options and its state. Its bytes are moved by this stream only.
+    #[must_use]
+    pub fn socket(&self) -> &TcpStream {
+        match self {
+            Self::Plain(socket) => socket,
+            Self::Layered(layered) => &layered.wire.socket,
+        }
+    }
+
+    /// The socket, if payload may pass through it directly: for splice(2), urgent bytes, the write
+    /// before the connection is known to be up.
+    #[must_use]
+    pub fn as_plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            Self::Layered(_) => None,
+        }
+    }
+
+    /// Reads payload; 0 is the end of the stream.
+    #[inline]
+    pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => socket.poll_read(cx, buf),
+            Self::Layered(layered) => layered.layer.poll_read(&mut layered.wire, cx, buf),
+        }
+    }
+
+    /// The same, whatever the readiness of a plain socket says: a low-water mark delays it.
+    pub fn poll_read_now(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => match socket.try_read(buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+                read => Poll::Ready(read),
+            },
+            Self::Layered(_) => self.poll_read(cx, buf),
+        }
+    }
+
+    /// Writes what fits. What a layer took may wait in it until [`Self::poll_flush`].
+    #[inline]
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => socket.poll_write(cx, buf),
+            Self::Layered(layered) => layered.layer.poll_write(&mut layered.wire, cx, buf),
+        }
+    }
+
+    /// Hands the socket what waits in a layer; `Pending` while a part of it does.
+    #[inline]
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Layered(layered) => layered.layer.poll_flush(&mut layered.wire, cx),
+        }
+    }
+
+    /// Ends the stream after what was written: the layer's last words, then FIN.
+    pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Self::Layered(layered) = self {
+            ready!(layered.layer.poll_finish(&mut layered.wire, cx))?;
+        }
+        Poll::Ready(self.socket().finish())
+    }
+
+    /// Payload that has come and was not read, in bytes; of a layer, an upper bound.
+    #[must_use]
+    pub fn unread(&self) -> usize {
+        let queued = sockopt::receive_queue_bytes(self.socket().raw_fd()).unwrap_or(0);
+        let queued = usize::try_from(queued).unwrap_or(usize::MAX);
+        match self {
+            Self::Plain(_) => queued,
+            Self::Layered(layered) => queued.saturating_add(layered.layer.buffered()),
+        }
+    }
+
+    /// Whether the peer has acknowledged everything that was written.
+    #[must_use]
+    pub fn is_delivered(&self) -> bool {
+        let flushed = match self {
+            Self::Plain(_) => true,
+            Self::Layered(layered) => layered.layer.is_flushed(),
+        };
+        let queued = sockopt::send_queue_bytes(self.socket().raw_fd());
+        flushed && queued.is_ok_and(|bytes| bytes == 0)
+    }
+
+    /// Bytes received on the wire, where so many of `payload` were read.
+    #[inline]
+    #[must_use]
+    pub fn wire_received(&self, payload: u64) -> u64 {
+        match self {
+            Self::Plain(_) => payload,
+            Self::Layered(layered) => layered.wire.received,
+        }
+    }
+
+    /// Bytes sent on the wire, where so many of `payload` were written.
+    #[inline]
+    #[must_use]
+    pub fn wire_sent(&self, payload: u64) -> u64 {
+        match self {
+            Self::Plain(_) => payload,
+            Self::Layered(layered) => layered.wire.sent,
+        }
+    }
+
+    /// Takes the stream off this thread's runtime.
+    #[must_use]
+    pub fn detach(self) -> DetachedLeg {
+        match self {
+            Self::Plain(socket) => DetachedLeg {
+                fd: socket.into_fd(),
+                layer: None,
+            },
+            Self::Layered(layered) => {
+                let Layered { wire, layer } = *layered;
+                DetachedLeg {
+                    fd: wire.socket.into_fd(),
+                    layer: Some((layer, wire.received, wire.sent)),
+                }
+            }
+        }
+    }
+}
+
+/// A leg on its way to another thread. What comes meanwhile waits in its socket.
+#[derive(Debug)]
+pub struct DetachedLeg {
+    fd: OwnedFd,
+    layer: Option<(Box<dyn Layer>, u64, u64)>,
+}
+
+impl DetachedLeg {
+    /// Registers it with this thread's runtime.
+    ///
+    /// # Errors
+    /// What epoll_ctl(2) says.
+    pub fn attach(self) -> io::Result<LegStream> {
+        let socket = TcpStream::new(self.fd)?;
+        Ok(match self.layer {
+            None => LegStream::Plain(socket),
+            Some((layer, received, sent)) => {
+                let wire = Wire {
+                    socket,
+                    received,
+                    sent,
+                };
+                LegStream::Layered(Box::new(Layered { wire, layer }))
+            }
+        })
+    }
+}

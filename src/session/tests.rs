@@ -1,0 +1,323 @@
+//! Real sessions over loopback sockets, with legs that production has not yet.
+
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream as StdStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::config::{Liveness, Upstream, UpstreamAddress};
+use crate::metrics::Metrics;
+use crate::net::leg::{Layer, LegStream, Wire};
+use crate::net::stream::TcpStream;
+use crate::upstream::Cluster;
+
+/// A listener's parameters, with defaults.
+pub(super) fn params(upstream: SocketAddr) -> SessionParams {
+    SessionParams {
+        name: "db".into(),
+        cluster: Arc::new(Cluster::new(Upstream {
+            address: UpstreamAddress::Socket(upstream),
+            connect_timeout: Duration::from_secs(5),
+            resolve_interval: Duration::from_secs(10),
+        })),
+        connect_lines: Default::default(),
+        policy: Liveness::default().policy(),
+        on_dead: OnDead::Reset,
+        on_end: OnEnd::Reset,
+        metrics: Metrics::new().listener("db"),
+        queue_timeout: None,
+        abandoned: Abandoned::Serve,
+        low_water: true,
+        probes: Default::default(),
+        index: 0,
+        reconnect_delay: Duration::ZERO,
+        sheds: false,
+        sessions: AtomicUsize::new(0),
+        last_end: AtomicU8::new(u8::MAX),
+    }
+}
+
+/// Payload of one frame at most.
+const FRAME: usize = 5000;
+/// Bytes that may wait in the layer.
+const WAITING: usize = 3 * FRAME;
+
+/// Payload in frames: a byte `F`, the length in two bytes, the payload inverted. Length 0 is the end.
+#[derive(Debug, Default)]
+struct Frames {
+    outgoing: Vec<u8>,
+    sent: usize,
+    incoming: Vec<u8>,
+    payload: Vec<u8>,
+    said_end: bool,
+    at_end: bool,
+}
+
+fn frame(payload: &[u8]) -> Vec<u8> {
+    let [high, low] = u16::try_from(payload.len()).unwrap().to_be_bytes();
+    let inverted = payload.iter().map(|byte| !byte);
+    [b'F', high, low].into_iter().chain(inverted).collect()
+}
+
+impl Frames {
+    /// Takes whole frames out of what came.
+    fn decode(&mut self) {
+        while let [b'F', high, low, rest @ ..] = &self.incoming[..] {
+            let length = usize::from(u16::from_be_bytes([*high, *low]));
+            if rest.len() < length {
+                return;
+            }
+            self.at_end |= length == 0;
+            self.payload.extend(rest[..length].iter().map(|byte| !byte));
+            self.incoming.drain(..3 + length);
+        }
+    }
+}
+
+impl Layer for Frames {
+    fn poll_read(
+        &mut self,
+        wire: &mut Wire,
+        cx: &mut Context<'_>,
+        buf: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            if !self.payload.is_empty() || self.at_end {
+                let n = buf.len().min(self.payload.len());
+                buf[..n].copy_from_slice(&self.payload[..n]);
+                self.payload.drain(..n);
+                return Poll::Ready(Ok(n));
+            }
+            let mut bytes = [0; 2000];
+            let n = ready!(wire.poll_read(cx, &mut bytes))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.incoming.extend(&bytes[..n]);
+            self.decode();
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        wire: &mut Wire,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.outgoing.len() - self.sent > WAITING {
+            ready!(self.poll_flush(wire, cx))?;
+        }
+        let n = buf.len().min(FRAME);
+        self.outgoing.extend(frame(&buf[..n]));
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.sent < self.outgoing.len() {
+            self.sent += ready!(wire.poll_write(cx, &self.outgoing[self.sent..]))?;
+        }
+        self.outgoing.clear();
+        self.sent = 0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_finish(&mut self, wire: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::replace(&mut self.said_end, true) {
+            self.outgoing.extend(frame(&[]));
+        }
+        self.poll_flush(wire, cx)
+    }
+
+    fn is_flushed(&self) -> bool {
+        self.sent == self.outgoing.len()
+    }
+
+    fn buffered(&self) -> usize {
+        self.incoming.len() + self.payload.len()
+    }
+}
+
+/// A peer that speaks in frames.
+struct Peer(StdStream);
+
+impl Peer {
+    fn send(&mut self, payload: &[u8]) {
+        payload
+            .chunks(FRAME)
+            .for_each(|part| self.0.write_all(&frame(part)).unwrap());
+    }
+
+    fn finish(&mut self) {
+        self.0.write_all(&frame(&[])).unwrap();
+        self.0.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// One frame; empty at the end of the stream.
+    fn receive(&mut self) -> Vec<u8> {
+        let mut head = [0; 3];
+        self.0.read_exact(&mut head).unwrap();
+        let mut payload = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+        self.0.read_exact(&mut payload).unwrap();
+        payload.iter_mut().for_each(|byte| *byte = !*byte);
+        payload
+    }
+
+    /// Everything up to the end of the stream, and the FIN.
+    fn receive_all(&mut self) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            let payload = self.receive();
+            if payload.is_empty() {
+                assert_eq!(self.0.read(&mut [0]).unwrap(), 0, "a byte after the end");
+                return all;
+            }
+            all.extend(payload);
+        }
+    }
+
+    fn again(&self) -> Self {
+        Self(self.0.try_clone().unwrap())
+    }
+}
+
+/// Our end of a connection and the peer's.
+fn pair() -> (TcpStream, Peer) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = StdStream::connect(listener.local_addr().unwrap()).unwrap();
+    peer.set_nodelay(true).unwrap();
+    let ours = listener.accept().unwrap().0;
+    ours.set_nonblocking(true).unwrap();
+    (TcpStream::new(ours.into()).unwrap(), Peer(peer))
+}
+
+/// An open session over two layered legs, the client and the service.
+fn open(params: SessionParams) -> (Arc<Session>, Peer, Peer) {
+    let [(downstream, client), (upstream, service)] = [pair(), pair()];
+    let layered = |socket| LegStream::layered(socket, Box::<Frames>::default());
+    let legs = [layered(downstream), layered(upstream)];
+    let (table, address) = (Arc::new(Table::default()), client.0.local_addr().unwrap());
+    let session = Session::new(1, Arc::new(params), address, sys::now());
+    let task = Task::<()>::open(session.clone(), table.clone(), legs);
+    tokio::spawn(task);
+    tokio::spawn(monitor(table));
+    (session, client, service)
+}
+
+async fn ended(session: &Session) -> u8 {
+    let began = sys::now();
+    loop {
+        let reason = session.params.last_end.load(Ordering::Relaxed);
+        if reason != u8::MAX {
+            return reason;
+        }
+        assert!(sys::now() < began + Span::ms(30_000), "it does not end");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn bytes(count: usize, seed: usize) -> Vec<u8> {
+    let byte = |n: usize| ((n * 31 + n / 251 + seed) % 256) as u8;
+    (0..count).map(byte).collect()
+}
+
+#[tokio::test]
+async fn layered_legs_carry_bulk_and_messages_and_half_closes() {
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    let (session, mut client, mut service) = open(params(nowhere));
+    let (request, last) = (bytes(6_000_000, 1), bytes(2_000_000, 2));
+    let (expected, told) = (request.clone(), last.clone());
+    let serving = thread::spawn(move || {
+        for _ in 0..50 {
+            let message = service.receive();
+            service.send(&message);
+        }
+        let mut reader = service.again();
+        let reading = thread::spawn(move || reader.receive_all());
+        // Both ways at once, and on after the client's end.
+        service.send(&last);
+        assert!(reading.join().unwrap() == expected, "other bytes");
+        service.send(&last);
+        service.finish();
+    });
+    let asking = thread::spawn(move || {
+        for n in 1..=50 {
+            let message = bytes(n, n);
+            client.send(&message);
+            assert_eq!(client.receive(), message);
+        }
+        let mut reader = client.again();
+        let reading = thread::spawn(move || reader.receive_all());
+        client.send(&request);
+        client.finish();
+        let got = reading.join().unwrap();
+        assert!(got == [&told[..], &told].concat(), "other bytes");
+    });
+    assert_eq!(ended(&session).await, CloseReason::Finished as u8);
+    serving.join().unwrap();
+    asking.join().unwrap();
+    let messages: u64 = (1..=50).sum();
+    let traffic = session.traffic();
+    assert_eq!(
+        traffic.received,
+        [messages + 6_000_000, messages + 4_000_000]
+    );
+    assert_eq!(traffic.sent, [messages + 4_000_000, messages + 6_000_000]);
+}
+
+/// The kernel counts what is on the wire, the relay what is inside.
+#[tokio::test]
+async fn an_unanswered_request_of_a_layered_leg_is_noticed() {
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+    let mut params = params(nowhere);
+    params.policy.first_response_timeout = Some(Span::ms(1000));
+    let (session, mut client, mut service) = open(params);
+    let wire = thread::spawn(move || {
+        let mut wire = 0;
+        for n in 1..=20 {
+            client.send(&bytes(n, 0));
+            let request = service.receive();
+            service.send(&request[..n.min(3)]);
+            wire += frame(&request[..n.min(3)]).len();
+            client.receive();
+        }
+        client.send(b"the last");
+        assert_eq!(service.receive(), b"the last");
+        (wire as u64, client, service)
+    });
+    assert_eq!(
+        ended(&session).await,
+        CloseReason::FirstResponseTimeout as u8
+    );
+    let (wire, ..) = wire.join().unwrap();
+    assert_eq!(session.counters.answers_before(), wire);
+    assert!(session.traffic().received[Leg::Upstream as usize] < wire);
+}
+
+#[test]
+fn only_errors_of_the_peer_are_blamed_on_it() {
+    let table = [
+        (libc::ECONNRESET, Fault::Reset),
+        (libc::EPIPE, Fault::Reset),
+        (libc::ECONNABORTED, Fault::Reset),
+        (libc::ETIMEDOUT, Fault::TimedOut),
+        (libc::EHOSTUNREACH, Fault::Unreachable),
+        (libc::ENETUNREACH, Fault::Unreachable),
+        (libc::EHOSTDOWN, Fault::Unreachable),
+        (libc::ENETDOWN, Fault::Unreachable),
+        (libc::ENOMEM, Fault::Local),
+        (libc::ENOBUFS, Fault::Local),
+        (libc::EPROTO, Fault::Local),
+        (libc::EIO, Fault::Local),
+    ];
+    for (errno, fault) in table {
+        assert_eq!(
+            fault_of(&io::Error::from_raw_os_error(errno)),
+            fault,
+            "{errno}"
+        );
+    }
+}
