@@ -25,7 +25,6 @@ pub(super) fn refresh(listeners: &[Arc<Listener>], host: &HostMetrics) {
     host.time_wait.set(sockets.time_wait);
     host.orphans.set(sockets.orphans);
     let handshakes = known(host, HostSource::SockDiag, sock_diag::handshakes());
-    let handshakes = handshakes.map(|ports| ports.values().sum());
     host.syn_recv.set(handshakes);
 }
 

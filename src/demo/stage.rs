@@ -2,15 +2,18 @@
 
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::time::Duration;
 
-use crate::sys::link::{Family, Link};
+use crate::sys::netlink::{Mac, NOBODY};
 use crate::sys::netns::Namespace;
 
 /// Where the proxy accepts.
 pub const PROXY_PORT: u16 = 9000;
 const SERVICE_PORT: u16 = 7000;
+/// A host's end of its link.
+const INTERFACE: &str = "eth0";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Four hosts; the proxy is in the middle, and routes between the others.
@@ -22,10 +25,11 @@ pub struct Stage {
     service: Host,
 }
 
+/// `10.N.0.2/24`, at the other end of a link from the proxy's `10.N.0.1`.
 #[derive(Debug)]
 struct Host {
+    number: u8,
     namespace: Namespace,
-    link: Link,
 }
 
 /// Who connects.
@@ -41,23 +45,16 @@ impl Stage {
     /// Builds everything with every link whole.
     pub fn build() -> io::Result<Self> {
         let proxy = Namespace::new()?;
-        let host = |number| {
-            let namespace = Namespace::new()?;
-            let link = Link::connect(number, Family::V4, &proxy, &namespace)?;
-            link.route_through(&namespace)?;
-            io::Result::Ok(Host { namespace, link })
-        };
-        let (office, field, service) = (host(1)?, host(2)?, host(3)?);
         Ok(Self {
+            office: Host::attach(1, &proxy)?,
+            field: Host::attach(2, &proxy)?,
+            service: Host::attach(3, &proxy)?,
             proxy,
-            office,
-            field,
-            service,
         })
     }
 
     pub fn service_address(&self) -> SocketAddr {
-        (self.service.link.far(), SERVICE_PORT).into()
+        (self.service.address(), SERVICE_PORT).into()
     }
 
     pub fn listen(&self) -> io::Result<TcpListener> {
@@ -68,7 +65,7 @@ impl Stage {
     /// Connects to the proxy.
     pub fn connect(&self, from: From) -> io::Result<TcpStream> {
         let host = self.host(from);
-        let to = (host.link.near(), PROXY_PORT).into();
+        let to = (host.gateway(), PROXY_PORT).into();
         host.namespace
             .run(|| TcpStream::connect_timeout(&to, CONNECT_TIMEOUT))?
     }
@@ -84,21 +81,19 @@ impl Stage {
             .run(|| TcpStream::connect_timeout(&to, CONNECT_TIMEOUT))?
     }
 
-    /// The field's link swallows everything.
+    /// The field's link swallows everything, silently.
     pub fn cut(&self) -> io::Result<()> {
-        self.field.link.cut(&self.proxy, &self.field.namespace)
+        self.field.set_neighbours(&self.proxy, [NOBODY; 2])
     }
 
     /// The field's link is whole again.
     pub fn heal(&self) -> io::Result<()> {
-        self.field.link.heal(&self.proxy, &self.field.namespace)
+        self.field.set_neighbours(&self.proxy, self.field.macs())
     }
 
     /// How many connections with the field client the service's kernel has established.
     pub fn established_with_field(&self) -> io::Result<usize> {
-        let IpAddr::V4(field) = self.field.link.far() else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
+        let field = self.field.address();
         let read = || fs::read_to_string("/proc/thread-self/net/tcp");
         let table = self.service.namespace.run(read)??;
         // Fields of proc_net_tcp: the remote address in hexadecimal and the state, 01.
@@ -115,5 +110,47 @@ impl Stage {
             From::Office => &self.office,
             From::Field => &self.field,
         }
+    }
+}
+
+impl Host {
+    /// A new host that reaches everything through the proxy.
+    fn attach(number: u8, proxy: &Namespace) -> io::Result<Self> {
+        let namespace = Namespace::new()?;
+        let host = Self { number, namespace };
+        let (interface, [gateway_mac, mac]) = (host.proxy_interface(), host.macs());
+        let (mut here, mut there) = (proxy.netlink()?, host.namespace.netlink()?);
+        let other = host.namespace.as_fd();
+        here.add_veth((&interface, gateway_mac), (INTERFACE, mac), other)?;
+        here.add_address(&interface, host.gateway().into(), 24)?;
+        here.set_up(&interface)?;
+        there.add_address(INTERFACE, host.address().into(), 24)?;
+        there.set_up(INTERFACE)?;
+        there.add_default_route(host.gateway().into())?;
+        Ok(host)
+    }
+
+    /// Says which hardware addresses the proxy's end and the host's end are sent to.
+    fn set_neighbours(&self, proxy: &Namespace, [gateway, host]: [Mac; 2]) -> io::Result<()> {
+        let (mut here, mut there) = (proxy.netlink()?, self.namespace.netlink()?);
+        there.set_neighbour(INTERFACE, self.gateway().into(), gateway)?;
+        here.set_neighbour(&self.proxy_interface(), self.address().into(), host)
+    }
+
+    fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.number, 0, 1)
+    }
+
+    fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, self.number, 0, 2)
+    }
+
+    fn proxy_interface(&self) -> String {
+        format!("link{}", self.number)
+    }
+
+    /// Of the proxy's end and of the host's.
+    fn macs(&self) -> [Mac; 2] {
+        [1, 2].map(|end| [2, 0, 0, 0, self.number, end])
     }
 }

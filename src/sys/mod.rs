@@ -4,9 +4,8 @@
 //! recycled one is excluded by the session table, which forgets a descriptor before it is closed.
 #![allow(unsafe_code)]
 
-mod allocator;
 mod clock;
-pub mod link;
+mod memory;
 pub mod netlink;
 pub mod netns;
 mod register;
@@ -15,8 +14,8 @@ pub mod sock_diag;
 pub mod sockopt;
 mod tcp_info;
 
-pub use allocator::release_free_memory;
 pub use clock::{now, thread_time, tick};
+pub use memory::release_free_memory;
 pub use register::register;
 pub use signals::{hold_end_signals, release_end_signals};
 pub use sockopt::duplicate;

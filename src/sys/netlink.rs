@@ -1,42 +1,32 @@
-//! The little of rtnetlink(7) that a private test network needs: veth pairs, addresses, fixed
-//! neighbours, routes.
+//! The little of netlink(7) that is needed: the messages, which sock_diag(7) shares, and of
+//! rtnetlink(7) what a private network takes for the demo and the tests.
 //!
-//! It also cuts a link *silently*, with neither nftables nor a special device: the neighbour entry
-//! of the peer is replaced by one with a foreign hardware address ([`NOBODY`]). The sender's stack
-//! sees a successful transmission, no ARP is asked because the entry is permanent, and the receiver
-//! drops the frame as meant for somebody else. That is what a host which vanished behind a router
-//! looks like. Each direction is cut by itself.
+//! A link is cut *silently* by a neighbour entry with a foreign hardware address ([`NOBODY`]). The
+//! sender's stack sees a successful transmission, no ARP request is sent because the entry is
+//! permanent, and the receiver drops the frame as meant for somebody else. A host that vanished
+//! behind a router looks like this. Each direction is cut by itself.
 
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
-
-use super::netns::Namespace;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// A locally administered address that no interface here has.
+/// A locally administered address that no interface of a private network has.
 pub const NOBODY: Mac = [0x02, 0xde, 0xad, 0, 0, 0xff];
 
 /// `VETH_INFO_PEER` (`include/uapi/linux/veth.h`); not among libc's constants.
 const VETH_INFO_PEER: u16 = 1;
-/// An address is used at once, without asking whether somebody has it
+/// An IPv6 address is used at once, without asking whether somebody has it
 /// (`include/uapi/linux/if_addr.h`); libc's is as wide as a newer attribute.
 const IFA_F_NODAD: u8 = 2;
+/// An interface is up; libc's is signed.
+const IFF_UP: u32 = libc::IFF_UP as u32;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
-
-/// One end of a veth pair.
-#[derive(Clone, Copy, Debug)]
-pub struct VethEnd<'a> {
-    /// Interface name, at most 15 bytes.
-    pub name: &'a str,
-    /// Hardware address.
-    pub mac: Mac,
-}
 
 /// A NETLINK_ROUTE socket; it acts on the namespace in which it was opened.
 #[derive(Debug)]
@@ -51,36 +41,31 @@ impl Netlink {
     /// # Errors
     /// As socket(2).
     pub fn open() -> io::Result<Self> {
-        let domain = Domain::from(libc::AF_NETLINK);
-        let protocol = Protocol::from(libc::NETLINK_ROUTE);
-        let socket = Socket::new(domain, Type::RAW.cloexec(), Some(protocol))?;
-        Ok(Self {
-            socket,
-            sequence: 0,
-        })
+        let socket = open(libc::NETLINK_ROUTE)?;
+        let sequence = 0;
+        Ok(Self { socket, sequence })
     }
 
-    /// Makes a veth pair: `here` in this namespace, `there` in `other`. Both are down.
+    /// Makes a veth pair, `here` in this namespace and `there` in `other`. Both ends are down. An
+    /// end is a name of at most 15 bytes and a hardware address.
     ///
     /// # Errors
     /// What the kernel answers, `EEXIST` for a name that is taken.
     pub fn add_veth(
         &mut self,
-        here: VethEnd<'_>,
-        there: VethEnd<'_>,
-        other: &Namespace,
+        here: (&str, Mac),
+        there: (&str, Mac),
+        other: BorrowedFd<'_>,
     ) -> io::Result<()> {
         let mut m = Message::new(libc::RTM_NEWLINK, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
-        m.link_header(0, 0);
-        m.text(libc::IFLA_IFNAME, here.name);
-        m.attribute(libc::IFLA_ADDRESS, &here.mac);
+        m.interface(here.0, 0);
+        m.attribute(libc::IFLA_ADDRESS, &here.1);
         m.nested(libc::IFLA_LINKINFO, |m| {
             m.text(libc::IFLA_INFO_KIND, "veth");
             m.nested(libc::IFLA_INFO_DATA, |m| {
                 m.nested(VETH_INFO_PEER, |m| {
-                    m.link_header(0, 0);
-                    m.text(libc::IFLA_IFNAME, there.name);
-                    m.attribute(libc::IFLA_ADDRESS, &there.mac);
+                    m.interface(there.0, 0);
+                    m.attribute(libc::IFLA_ADDRESS, &there.1);
                     m.attribute(libc::IFLA_NET_NS_FD, &other.as_raw_fd().to_ne_bytes());
                 });
             });
@@ -88,15 +73,13 @@ impl Netlink {
         self.request(m)
     }
 
-    /// Takes an interface up or down.
+    /// Takes an interface up.
     ///
     /// # Errors
     /// What the kernel answers, `ENODEV` for an unknown name.
-    pub fn set_up(&mut self, interface: &str, up: bool) -> io::Result<()> {
-        let flag = u32::try_from(libc::IFF_UP).unwrap_or_default();
+    pub fn set_up(&mut self, interface: &str) -> io::Result<()> {
         let mut m = Message::new(libc::RTM_NEWLINK, 0);
-        m.link_header(if up { flag } else { 0 }, flag);
-        m.text(libc::IFLA_IFNAME, interface);
+        m.interface(interface, IFF_UP);
         self.request(m)
     }
 
@@ -107,22 +90,30 @@ impl Netlink {
     pub fn add_address(&mut self, interface: &str, address: IpAddr, prefix: u8) -> io::Result<()> {
         let index = self.index(interface)?;
         let mut m = Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
-        // The network is private: nobody else can have the address (IPv6 would ask for a second).
-        let flags = if address.is_ipv6() { IFA_F_NODAD } else { 0 };
-        m.bytes(&[family(address), prefix, flags, libc::RT_SCOPE_UNIVERSE]);
+        m.bytes(&[
+            family(address),
+            prefix,
+            IFA_F_NODAD,
+            libc::RT_SCOPE_UNIVERSE,
+        ]);
         m.bytes(&index.to_ne_bytes());
         m.address(libc::IFA_LOCAL, address);
         m.address(libc::IFA_ADDRESS, address);
         self.request(m)
     }
 
-    /// Fixes the hardware address of a neighbour, for ever; no ARP is asked.
+    /// Sets the hardware address of a neighbour for good; no ARP request is sent.
     ///
     /// # Errors
     /// What the kernel answers.
     pub fn set_neighbour(&mut self, interface: &str, address: IpAddr, mac: Mac) -> io::Result<()> {
-        let flags = libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-        let mut m = self.neighbour(libc::RTM_NEWNEIGH, flags, interface, address)?;
+        let index = self.index(interface)?;
+        let mut m = Message::new(libc::RTM_NEWNEIGH, libc::NLM_F_CREATE | libc::NLM_F_REPLACE);
+        m.bytes(&[family(address), 0, 0, 0]);
+        m.bytes(&index.to_ne_bytes());
+        // A state of 16 bits, then flags and a type of 8 bits each.
+        m.bytes(&libc::NUD_PERMANENT.to_ne_bytes());
+        m.address(libc::NDA_DST, address);
         m.attribute(libc::NDA_LLADDR, &mac);
         self.request(m)
     }
@@ -141,28 +132,9 @@ impl Netlink {
         self.request(m)
     }
 
-    fn neighbour(
-        &self,
-        kind: u16,
-        flags: i32,
-        interface: &str,
-        address: IpAddr,
-    ) -> io::Result<Message> {
-        let index = self.index(interface)?;
-        let mut m = Message::new(kind, flags);
-        m.bytes(&[family(address), 0, 0, 0]);
-        m.bytes(&index.to_ne_bytes());
-        let [low, high] = libc::NUD_PERMANENT.to_ne_bytes();
-        m.bytes(&[low, high, 0, 0]);
-        m.address(libc::NDA_DST, address);
-        Ok(m)
-    }
-
     fn index(&self, interface: &str) -> io::Result<u32> {
-        Ok(rustix::net::netdevice::name_to_index(
-            &self.socket,
-            interface,
-        )?)
+        let index = rustix::net::netdevice::name_to_index(&self.socket, interface);
+        Ok(index?)
     }
 
     /// Sends a request and waits for the kernel's acknowledgement, which comes at once.
@@ -177,6 +149,12 @@ impl Netlink {
             }
         }
     }
+}
+
+/// A netlink socket of that protocol in the namespace of the calling thread.
+pub(super) fn open(protocol: i32) -> io::Result<Socket> {
+    let domain = Domain::from(libc::AF_NETLINK);
+    Socket::new(domain, Type::RAW.cloexec(), Some(Protocol::from(protocol)))
 }
 
 /// Finds the answer to the request with that number in a datagram.
@@ -232,11 +210,10 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 /// The address family as the one byte that it takes in a message.
 fn family(address: IpAddr) -> u8 {
-    let family = match address {
-        IpAddr::V4(_) => libc::AF_INET,
-        IpAddr::V6(_) => libc::AF_INET6,
-    };
-    u8::try_from(family).unwrap_or_default()
+    match address {
+        IpAddr::V4(_) => libc::AF_INET as u8,
+        IpAddr::V6(_) => libc::AF_INET6 as u8,
+    }
 }
 
 /// A request under construction: header, a fixed part, attributes. Lengths are filled in at the
@@ -260,11 +237,11 @@ impl Message {
         self.buffer.resize(self.buffer.len().next_multiple_of(4), 0);
     }
 
-    /// `struct ifinfomsg` for an interface that is named by an attribute.
-    fn link_header(&mut self, flags: u32, change: u32) {
-        self.bytes(&[0; 8]);
-        self.bytes(&flags.to_ne_bytes());
-        self.bytes(&change.to_ne_bytes());
+    /// `struct ifinfomsg` that sets these flags, and the interface's name.
+    fn interface(&mut self, name: &str, flags: u32) {
+        let flags = flags.to_ne_bytes();
+        self.bytes(&[[0; 4], [0; 4], flags, flags].concat());
+        self.text(libc::IFLA_IFNAME, name);
     }
 
     fn attribute(&mut self, kind: u16, value: &[u8]) {
@@ -282,9 +259,7 @@ impl Message {
     }
 
     fn text(&mut self, kind: u16, value: &str) {
-        let mut bytes = value.as_bytes().to_vec();
-        bytes.push(0);
-        self.attribute(kind, &bytes);
+        self.attribute(kind, &[value.as_bytes(), &[0]].concat());
     }
 
     fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
@@ -340,9 +315,7 @@ mod tests {
 
     #[test]
     fn an_unknown_interface_is_an_error() {
-        let result = Netlink::open()
-            .expect("open")
-            .set_up("no-such-device", false);
+        let result = Netlink::open().expect("open").set_up("no-such-device");
         // Without privilege the kernel refuses before it looks for the device.
         let errno = result.unwrap_err().raw_os_error();
         assert!(

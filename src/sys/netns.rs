@@ -10,8 +10,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::process::{Child, Command};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
@@ -33,7 +32,7 @@ impl Namespace {
     pub fn new() -> io::Result<Self> {
         let make = || {
             unshare(UnshareFlags::NEWNET)?;
-            Netlink::open()?.set_up("lo", true)?;
+            Netlink::open()?.set_up("lo")?;
             Self::current()
         };
         on_a_thread(make)?
@@ -69,24 +68,18 @@ impl Namespace {
         on_a_thread(|| self.enter().map(|()| body()))?
     }
 
-    /// Starts a process inside the namespace.
+    /// A netlink socket that acts on the namespace.
     ///
     /// # Errors
-    /// As [`Namespace::enter`] and [`Command::spawn`].
-    pub fn spawn(&self, command: &mut Command) -> io::Result<Child> {
-        self.run(|| command.spawn())?
+    /// As [`Namespace::enter`] and [`Netlink::open`].
+    pub fn netlink(&self) -> io::Result<Netlink> {
+        self.run(Netlink::open)?
     }
 }
 
 impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-impl AsRawFd for Namespace {
-    fn as_raw_fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
     }
 }
 

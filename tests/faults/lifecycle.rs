@@ -91,7 +91,11 @@ fn demo_finds_its_vanished_client() {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let child = net.proxy.spawn(&mut command).expect("start the demo");
+    let child = net
+        .proxy
+        .run(|| command.spawn())
+        .expect("enter")
+        .expect("start the demo");
     let output = child.wait_with_output().expect("wait for the demo");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{output:?}");

@@ -156,7 +156,7 @@ impl Process {
 
     /// Starts a command inside a namespace.
     pub fn start_in(namespace: &Namespace, command: &mut Command) -> Self {
-        Self::start_by(command, |command| namespace.spawn(command))
+        Self::start_by(command, |command| namespace.run(|| command.spawn())?)
     }
 
     fn start_by(

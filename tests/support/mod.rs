@@ -19,6 +19,7 @@ mod deaf;
 mod dns;
 mod endpoint;
 mod group;
+mod link;
 mod net;
 mod proxy;
 mod victim;
@@ -30,16 +31,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Trial};
-use pulsegate::sys::link::Family;
+use link::Family;
 use pulsegate::sys::netns;
 
 pub use deaf::Deaf;
 pub use dns::Dns;
 pub use endpoint::{End, Endpoint, Options, Service};
 pub use group::MemoryGroup;
+pub use link::Direction;
 pub use net::{Host, Link, Net};
 pub use proxy::{LISTENER, Metrics, Proxy, binary};
-pub use pulsegate::sys::link::Direction;
 pub use victim::{HELLO as VICTIM_HELLO, Victim, become_victim};
 
 /// These tests wait much more than they compute, so far more of them run at a time than there

@@ -13,10 +13,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::Command;
 
-use pulsegate::sys::link::{self, Direction, Family};
 use pulsegate::sys::netns::Namespace;
 
 use super::endpoint::{Endpoint, Options, Service};
+use super::link::{self, Direction, Family};
 
 /// Where the proxy accepts clients, on every address that it has.
 const LISTEN_PORT: u16 = 8000;

@@ -127,7 +127,11 @@ impl Proxy {
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a second handle"))
             .stderr(output.try_clone().expect("a third handle"));
-        let child = net.proxy.spawn(&mut command).expect("start the binary");
+        let child = net
+            .proxy
+            .run(|| command.spawn())
+            .expect("enter")
+            .expect("start the binary");
         let mut proxy = Self {
             net: Arc::clone(net),
             child,
@@ -163,7 +167,12 @@ impl Proxy {
         let mut command = Command::new(binary());
         command.args(arguments).stdin(Stdio::null());
         command.stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let child = self.net.proxy.spawn(&mut command).expect("start it");
+        let child = self
+            .net
+            .proxy
+            .run(|| command.spawn())
+            .expect("enter")
+            .expect("start it");
         let output = child.wait_with_output().expect("wait for it");
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         (output.status.code(), text)

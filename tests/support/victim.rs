@@ -39,7 +39,11 @@ impl Victim {
             .env(ROLE, role)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        let mut child = net.host(host).spawn(&mut command).expect("start a victim");
+        let mut child = net
+            .host(host)
+            .run(|| command.spawn())
+            .expect("enter")
+            .expect("start a victim");
         let output = BufReader::new(child.stdout.take().expect("piped"));
         Self { child, output }
     }

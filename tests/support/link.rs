@@ -1,11 +1,11 @@
-//! A point-to-point Ethernet between two namespaces that can be cut for real: for the tests and
-//! the demo.
+//! A point-to-point Ethernet between two namespaces that can be cut for real.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsFd;
 
-use super::netlink::{Mac, NOBODY, Netlink, VethEnd};
-use super::netns::Namespace;
+use pulsegate::sys::netlink::{Mac, NOBODY};
+use pulsegate::sys::netns::Namespace;
 
 /// The name of the interface at the far end; that at the near end is `link` and its number.
 const FAR_INTERFACE: &str = "eth0";
@@ -49,9 +49,6 @@ pub enum Direction {
 impl Link {
     /// Connects two namespaces. The number is the link's own in the near one; the far one can
     /// have one link only.
-    ///
-    /// # Errors
-    /// What the kernel answers, `EEXIST` for a number that is taken.
     pub fn connect(
         number: u8,
         family: Family,
@@ -59,24 +56,17 @@ impl Link {
         far: &Namespace,
     ) -> io::Result<Self> {
         let link = Self { number, family };
-        let name = link.near_interface();
-        let here = VethEnd {
-            name: &name,
-            mac: link.near_mac(),
-        };
-        let there = VethEnd {
-            name: FAR_INTERFACE,
-            mac: link.far_mac(),
-        };
-        within(near, |netlink| {
-            netlink.add_veth(here, there, far)?;
-            netlink.add_address(here.name, link.near(), family.prefix())?;
-            netlink.set_up(here.name, true)
-        })?;
-        within(far, |netlink| {
-            netlink.add_address(there.name, link.far(), family.prefix())?;
-            netlink.set_up(there.name, true)
-        })?;
+        let (name, prefix) = (link.near_interface(), family.prefix());
+        let (mut here, mut there) = (near.netlink()?, far.netlink()?);
+        let near_end = (name.as_str(), link.near_mac());
+        here.add_veth(near_end, (FAR_INTERFACE, link.far_mac()), far.as_fd())?;
+        for (netlink, interface, address) in [
+            (&mut here, &*name, link.near()),
+            (&mut there, FAR_INTERFACE, link.far()),
+        ] {
+            netlink.add_address(interface, address, prefix)?;
+            netlink.set_up(interface)?;
+        }
         link.heal(near, far)?;
         Ok(link)
     }
@@ -94,18 +84,12 @@ impl Link {
     }
 
     /// From now on both directions swallow everything, silently.
-    ///
-    /// # Errors
-    /// What the kernel answers.
     pub fn cut(self, near: &Namespace, far: &Namespace) -> io::Result<()> {
         self.cut_one_way(near, far, Direction::ToNear)?;
         self.cut_one_way(near, far, Direction::ToFar)
     }
 
     /// From now on one direction swallows everything, silently.
-    ///
-    /// # Errors
-    /// What the kernel answers.
     pub fn cut_one_way(
         self,
         near: &Namespace,
@@ -116,20 +100,9 @@ impl Link {
     }
 
     /// The link is whole again.
-    ///
-    /// # Errors
-    /// What the kernel answers.
     pub fn heal(self, near: &Namespace, far: &Namespace) -> io::Result<()> {
         self.point(near, far, Direction::ToNear, self.near_mac())?;
         self.point(near, far, Direction::ToFar, self.far_mac())
-    }
-
-    /// Sends the far end's traffic to everywhere else through the near end.
-    ///
-    /// # Errors
-    /// What the kernel answers.
-    pub fn route_through(self, far: &Namespace) -> io::Result<()> {
-        within(far, |netlink| netlink.add_default_route(self.near()))
     }
 
     /// Says whom the sender of a direction takes for the receiver.
@@ -141,12 +114,14 @@ impl Link {
         mac: Mac,
     ) -> io::Result<()> {
         match direction {
-            Direction::ToNear => within(far, |netlink| {
-                netlink.set_neighbour(FAR_INTERFACE, self.near(), mac)
-            }),
-            Direction::ToFar => within(near, |netlink| {
-                netlink.set_neighbour(&self.near_interface(), self.far(), mac)
-            }),
+            Direction::ToNear => {
+                let mut there = far.netlink()?;
+                there.set_neighbour(FAR_INTERFACE, self.near(), mac)
+            }
+            Direction::ToFar => {
+                let mut here = near.netlink()?;
+                here.set_neighbour(&self.near_interface(), self.far(), mac)
+            }
         }
     }
 
@@ -171,11 +146,4 @@ impl Link {
     fn far_mac(self) -> Mac {
         [2, 0, 0, 0, self.number, 2]
     }
-}
-
-fn within(
-    namespace: &Namespace,
-    body: impl FnOnce(&mut Netlink) -> io::Result<()> + Send,
-) -> io::Result<()> {
-    namespace.run(|| body(&mut Netlink::open()?))?
 }
