@@ -100,7 +100,7 @@ impl Cluster {
         assign(ActiveSession::new(endpoint.clone()));
         let attempt = Attempt::begin(endpoint)?;
         Ok(match attempt.try_early(early)? {
-            true => Connect::Connected(attempt.into_stream()),
+            true => Connect::Connected(attempt.stream),
             false => Connect::Pending(Some(attempt)),
         })
     }

@@ -28,7 +28,7 @@ static DOUBLE: Semaphore = Semaphore::const_new(MOST_DOUBLE);
 #[derive(Debug)]
 pub struct Attempt {
     endpoint: Arc<Endpoint>,
-    stream: TcpStream,
+    pub(super) stream: TcpStream,
 }
 
 impl Attempt {
@@ -37,8 +37,10 @@ impl Attempt {
     /// # Errors
     /// What socket(2) or connect(2) say at once (descriptors, no route, refused on loopback).
     pub(super) fn begin(endpoint: Arc<Endpoint>) -> io::Result<Self> {
-        let stream = begin(endpoint.address()).inspect_err(|_| endpoint.failed())?;
-        Ok(Self { endpoint, stream })
+        match begin(endpoint.address()) {
+            Ok(stream) => Ok(Self { endpoint, stream }),
+            Err(error) => endpoint.count(Err(error)),
+        }
     }
 
     /// Whether it is connected already, as `early` finds out by using it.
@@ -49,16 +51,10 @@ impl Attempt {
         &self,
         early: impl FnOnce(&TcpStream) -> io::Result<bool>,
     ) -> io::Result<bool> {
-        let connected = early(&self.stream).inspect_err(|_| self.endpoint.failed())?;
-        if connected {
-            self.endpoint.connected();
+        match early(&self.stream) {
+            Ok(false) => Ok(false),
+            outcome => self.endpoint.count(outcome),
         }
-        Ok(connected)
-    }
-
-    /// The stream of a connect that is over.
-    pub(super) fn into_stream(self) -> TcpStream {
-        self.stream
     }
 
     /// Waits for it.
@@ -66,22 +62,16 @@ impl Attempt {
     /// # Errors
     /// Why it cannot be connected, or that the time is over.
     pub(super) async fn connected(self, within: Duration) -> io::Result<TcpStream> {
-        match tokio::time::timeout(within, poll_fn(|cx| self.poll_connected(cx))).await {
+        let connected = poll_fn(|cx| self.poll_connected(cx));
+        match tokio::time::timeout(within, connected).await {
             Ok(connected) => connected.map(|()| self.stream),
-            Err(_) => {
-                self.endpoint.failed();
-                Err(io::ErrorKind::TimedOut.into())
-            }
+            Err(_) => Err(self.endpoint.timed_out()),
         }
     }
 
     fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connected = ready!(self.stream.poll_connected(cx));
-        match connected {
-            Ok(()) => self.endpoint.connected(),
-            Err(_) => self.endpoint.failed(),
-        }
-        Poll::Ready(connected)
+        Poll::Ready(self.endpoint.count(connected))
     }
 }
 
@@ -130,7 +120,7 @@ pub(super) async fn first_of(
             if dialled.len() > usize::from(double.is_some())
                 && let Some(oldest) = dialled.pop_front()
             {
-                oldest.endpoint.failed();
+                oldest.endpoint.timed_out();
             }
             assign(ActiveSession::new(endpoint.clone()));
             match Attempt::begin(endpoint.clone()) {
@@ -169,7 +159,9 @@ pub(super) async fn first_of(
                 }
             }
             () = tokio::time::sleep(patience) => if !pick.has_more() {
-                dialled.iter().for_each(|attempt| attempt.endpoint.failed());
+                for attempt in &dialled {
+                    attempt.endpoint.timed_out();
+                }
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }

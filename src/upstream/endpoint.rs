@@ -1,5 +1,6 @@
 //! One address of an upstream, and what is counted there.
 
+use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -48,12 +49,20 @@ impl Endpoint {
         self.failures.load(Ordering::Relaxed)
     }
 
-    pub(super) fn connected(&self) {
-        self.connects.fetch_add(1, Ordering::Relaxed);
+    /// Counts the outcome of a connect, and returns it.
+    pub(super) fn count<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
+        let counter = match outcome {
+            Ok(_) => &self.connects,
+            Err(_) => &self.failures,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        outcome
     }
 
-    pub(super) fn failed(&self) {
+    /// Counts a connect that was not answered in its time.
+    pub(super) fn timed_out(&self) -> io::Error {
         self.failures.fetch_add(1, Ordering::Relaxed);
+        io::ErrorKind::TimedOut.into()
     }
 }
 
