@@ -151,9 +151,7 @@ impl App {
         let (admin, mut before) = takeover::admin_socket(config.admin.as_ref(), succession)?;
         let metrics = Arc::new(Metrics::new());
         let descriptor_limit = raise_descriptor_limit();
-        let count = config
-            .workers
-            .map_or_else(default_workers, std::num::NonZeroUsize::get);
+        let count = config.workers.map_or_else(default_workers, usize::from);
         let capacity = session_capacity(&config, descriptor_limit, count)?;
         let descriptors = Arc::new(Limiter::new(Some(capacity)));
         let listeners = listeners(&config, &metrics)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::address::Address;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
-use crate::config::keys::{Default, KEYS, Key, Kind};
+use crate::config::keys::{Default, Form, KEYS, Key};
 use crate::config::{self, Config, ConfigErrors};
 
 /// The configuration of `run`, `check`, `explain` and `doctor`.
@@ -114,23 +114,17 @@ impl FromArgMatches for Flags {
 }
 
 fn value_name(key: &Key) -> String {
-    match (key.kind, key.section_word()) {
-        (Kind::Listen, Some(word)) => format!("ADDR|{word}"),
-        (Kind::Listen | Kind::Dial, _) => "ADDR".to_owned(),
-        (Kind::Span { .. }, _) => "DURATION".to_owned(),
-        (Kind::Count { or: Some(word), .. }, _) => format!("N|{word}"),
-        (Kind::Count { or: None, .. }, _) => "N".to_owned(),
-        (Kind::Size { or, .. }, _) => format!("SIZE|{}", or.join("|")),
-        (Kind::Words(words), _) => words.join("|"),
-        (Kind::Switch, _) => "true|false".to_owned(),
-        _ => "TEXT".to_owned(),
+    match (&key.form, key.section_word) {
+        (Form::Value { placeholder, .. }, Some(word)) => format!("{placeholder}|{word}"),
+        (Form::Value { placeholder, .. }, None) => placeholder.clone(),
+        _ => String::new(),
     }
 }
 
 fn help(key: &Key) -> String {
     let doc = key.doc.trim_end_matches('.');
     match key.default {
-        Default::Value("0s") if matches!(key.kind, Kind::Span { off: true, .. }) => {
+        Default::Value("0s") if key.form.accepted().ends_with("0s (off)") => {
             format!("{doc} [default: 0s, off]")
         }
         Default::Value(text) => format!("{doc} [default: {text}]"),

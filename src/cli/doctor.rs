@@ -91,7 +91,7 @@ fn demands(config: Option<&Config>) -> Demands {
     let backlog = listeners.iter().map(|l| u64::from(l.backlog)).max();
     let limits = listeners.iter().map(|l| l.limits.max_connections);
     let configured = config.and_then(|config| config.workers);
-    let workers = configured.map_or_else(app::default_workers, std::num::NonZeroUsize::get);
+    let workers = configured.map_or_else(app::default_workers, usize::from);
     let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     Demands {
         backlog: backlog.unwrap_or_else(default_backlog),

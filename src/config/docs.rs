@@ -6,16 +6,16 @@ use super::keys::{self, Default, KEYS, Key};
 #[must_use]
 pub fn table() -> String {
     let head = "| key | accepts | default | flag | meaning |\n|---|---|---|---|---|\n";
-    let rows = KEYS.iter().filter(|key| !key.kind.is_section()).map(row);
+    let rows = KEYS.iter().filter(|key| !key.is_section()).map(row);
     head.to_owned() + &rows.collect::<String>()
 }
 
 fn row(key: &Key) -> String {
-    let Key { path, doc, .. } = key;
-    let mut accepts = key.kind.accepted();
-    if let Some(word) = key.section_word() {
-        accepts += &format!(", or `{}: {word}`", keys::parent(path));
-    }
+    let (path, doc, accepted) = (&key.path, &key.doc, key.form.accepted());
+    let or = key
+        .section_word
+        .map(|word| format!(", or `{}: {word}`", keys::parent(path)));
+    let or = or.unwrap_or_default();
     let default = match key.default {
         Default::Required => "required".to_owned(),
         Default::Value(text) => format!("`{text}`"),
@@ -26,5 +26,5 @@ fn row(key: &Key) -> String {
         .flag
         .map(|flag| format!("`--{flag}`"))
         .unwrap_or_default();
-    format!("| `{path}` | {accepts} | {default} | {flag} | {doc} |\n")
+    format!("| `{path}` | {accepted}{or} | {default} | {flag} | {doc} |\n")
 }

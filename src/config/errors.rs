@@ -1,9 +1,10 @@
 //! What is wrong with a configuration, all of it, one line each.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use super::keys;
-use super::yaml;
+use super::table::Table;
+use super::yaml::Position;
 
 /// At most so many problems are printed; a file with more is the wrong file.
 const MOST: usize = 100;
@@ -27,23 +28,15 @@ impl ConfigErrors {
         Self { lines: vec![line] }
     }
 
-    pub(super) fn new(mut problems: Vec<Problem>, source: Source<'_>) -> Self {
-        // Nodes are numbered in the order of the text.
+    pub(super) fn new(mut problems: Vec<Problem>, source: Source<'_>, table: Table<'_>) -> Self {
         problems.sort_by_key(|problem| problem.at);
-        let mut lines: Vec<String> = Vec::new();
-        let mut more = 0;
-        for problem in &problems {
-            if lines.len() == MOST {
-                more += 1;
-                continue;
-            }
-            // A contradiction under `defaults` is found once for each listener.
-            let line = source.line(problem);
-            if !lines.contains(&line) {
-                lines.push(line);
-            }
-        }
-        if more > 0 {
+        let mut lines: Vec<String> = problems.iter().map(|p| source.line(p, table)).collect();
+        // What is wrong under `defaults` is found again for each listener.
+        let mut seen = BTreeSet::new();
+        lines.retain(|line| seen.insert(line.clone()));
+        if lines.len() > MOST {
+            let more = lines.len() - MOST;
+            lines.truncate(MOST);
             lines.push(format!("and {more} more"));
         }
         Self { lines }
@@ -59,55 +52,53 @@ impl fmt::Display for ConfigErrors {
 impl std::error::Error for ConfigErrors {}
 
 /// One thing that is wrong.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Problem {
-    /// Number of the node; `None` with flags.
-    pub at: Option<u32>,
+    /// `None` with flags.
+    pub at: Option<Position>,
     /// `listeners[0].upstream.address`; empty for the whole file.
     pub path: String,
     pub message: String,
 }
 
+impl Problem {
+    /// A problem with a file as a whole.
+    pub fn of_file(at: Option<Position>, message: impl Into<String>) -> Self {
+        let (path, message) = (String::new(), message.into());
+        Self { at, path, message }
+    }
+}
+
 /// Where a configuration came from: decides how a place in it is called.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Source<'a> {
-    File { name: &'a str, text: &'a str },
+    /// A file of this name.
+    File(&'a str),
     Flags,
 }
 
 impl Source<'_> {
-    fn line(self, problem: &Problem) -> String {
+    fn line(self, problem: &Problem, table: Table<'_>) -> String {
         let Problem { at, path, message } = problem;
-        match self {
-            Self::Flags => format!("{}: {message}", self.name_of(path)),
-            Self::File { name, text } => {
-                let position = at.and_then(|number| yaml::locate(text, number));
-                let place = place(name, position);
-                if path.is_empty() {
-                    format!("{place}: {message}")
-                } else {
-                    format!("{place}: {path}: {message}")
-                }
-            }
-        }
+        let (place, path) = match self {
+            Self::Flags => (self.name_of(path, table), ""),
+            Self::File(file) => match at {
+                Some(at) => (format!("{file}:{}:{}", at.line, at.column), path.as_str()),
+                None => (file.to_owned(), path.as_str()),
+            },
+        };
+        let colon = if path.is_empty() { "" } else { ": " };
+        format!("{place}{colon}{path}: {message}")
     }
 
     /// How a message calls a key: by its flag, or by the last part of its path.
-    pub fn name_of(self, path: &str) -> String {
-        let flag = keys::find(&generic(path)).and_then(|key| key.flag);
+    pub fn name_of(self, path: &str, table: Table<'_>) -> String {
+        let flag = table.find(&generic(path)).and_then(|key| key.flag);
         match (self, flag) {
             (Self::Flags, Some(flag)) => format!("--{flag}"),
             (Self::Flags, None) => path.to_owned(),
-            (Self::File { .. }, _) => path.rsplit('.').next().unwrap_or(path).to_owned(),
+            (Self::File(_), _) => path.rsplit('.').next().unwrap_or(path).to_owned(),
         }
-    }
-}
-
-/// `file:line:column`, or only the file.
-pub(super) fn place(file: &str, position: Option<yaml::Position>) -> String {
-    match position {
-        Some(at) => format!("{file}:{}:{}", at.line, at.column),
-        None => file.to_owned(),
     }
 }
 

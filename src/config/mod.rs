@@ -1,36 +1,42 @@
 //! Configuration: text or flags to a [`Config`] that cannot be wrong, or every error at once.
 //!
-//! [`keys`] is the one table of keys. A file goes `yaml` (a tree with positions) -> `settings`
-//! (flat, each value checked by its row of the table) -> `build` (defaults, contradictions,
-//! types); flags enter at `settings`. [`schema`] and [`docs`] print the table.
+//! `types` declares each key once, by the macro in `section`. A file, or flags, become a tree with
+//! positions (`yaml`), which the declarations `read`; `check` finds contradictions. The table of
+//! [`keys`], the [`schema`], the [`docs`] and the printed configuration are made from the declarations.
 
-mod build;
+mod check;
 pub mod docs;
-mod duration;
 mod errors;
-pub mod keys;
-mod print;
+mod kind;
+mod read;
 pub mod schema;
-mod settings;
-mod size;
-mod suggest;
+mod section;
+mod setting;
+mod table;
 mod types;
-mod value;
+mod units;
 mod yaml;
 
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-pub use duration::show;
 pub use errors::ConfigErrors;
-pub use print::to_yaml;
-
 pub use types::*;
+pub use units::show;
 
-use errors::{Source, place};
-use settings::Settings;
-use yaml::Position;
+use errors::{Problem, Source};
+use keys::{Form, KEYS, Key};
+use read::Reader;
+use section::Section;
+use table::Table;
+use yaml::{Node, Position};
+
+/// The table of keys.
+pub mod keys {
+    pub use super::section::{Default, Form, Key};
+    pub use super::table::{KEYS, parent};
+}
 
 /// No configuration is larger; reading stops there, even on a device that never ends.
 const MOST_BYTES: u64 = 1 << 20;
@@ -71,18 +77,18 @@ pub fn load_file(path: &Path) -> Result<Config, ConfigErrors> {
 ///
 /// Everything that is wrong with it.
 pub fn load(name: &str, text: &[u8]) -> Result<Config, ConfigErrors> {
-    let text = std::str::from_utf8(text).map_err(|error| {
+    let root = std::str::from_utf8(text).map_err(|error| {
         let good = String::from_utf8_lossy(&text[..error.valid_up_to()]);
         let line = 1 + good.matches('\n').count();
         let column = 1 + good.chars().rev().take_while(|c| *c != '\n').count();
-        let place = place(name, Some(Position { line, column }));
-        ConfigErrors::one(format!("{place}: is not UTF-8 text"))
-    })?;
-    let root = yaml::parse(text).map_err(|broken| {
-        let place = place(name, broken.at);
-        ConfigErrors::one(format!("{place}: {}", broken.message))
-    })?;
-    finish(Settings::of_file(Source::File { name, text }, &root))
+        Problem::of_file(Some(Position { line, column }), "is not UTF-8 text")
+    });
+    let root = root.and_then(yaml::parse);
+    let file = Source::File(name);
+    match root {
+        Ok(root) => read(&KEYS, file, &root),
+        Err(problem) => Err(ConfigErrors::new(vec![problem], file, Table(&KEYS))),
+    }
 }
 
 /// Checks flags: pairs of a flag of the key table, without dashes, and its value. They describe
@@ -92,7 +98,24 @@ pub fn load(name: &str, text: &[u8]) -> Result<Config, ConfigErrors> {
 ///
 /// Everything that is wrong with them.
 pub fn from_flags(flags: &[(&str, String)]) -> Result<Config, ConfigErrors> {
-    finish(Settings::of_flags(flags))
+    let root = Table(&KEYS).tree_of(flags).map_err(ConfigErrors::one)?;
+    read(&KEYS, Source::Flags, &root)
+}
+
+/// Reads a tree by the declaration of the section `T`.
+fn read<T: Section>(keys: &[Key], source: Source<'_>, root: &Node) -> Result<T, ConfigErrors> {
+    let mut reader = Reader::new(Table(keys), source, root);
+    let root = reader.root();
+    let opened = reader.open(&root, &Form::Section(None).accepted());
+    let value = opened.and_then(|()| T::read(&root, &mut reader));
+    reader.finish(value)
+}
+
+/// The configuration in force, every default filled in, as YAML that [`load`] reads back.
+#[must_use]
+pub fn to_yaml(config: &Config) -> String {
+    // Text, numbers and mappings of them can always be printed.
+    serde_yaml::to_string(&config.show()).unwrap_or_default()
 }
 
 /// Reads a duration as the configuration has it: `500ms`, `10s`, `5m`, `1h`.
@@ -101,11 +124,5 @@ pub fn from_flags(flags: &[(&str, String)]) -> Result<Config, ConfigErrors> {
 ///
 /// What is wrong with the text.
 pub fn duration(text: &str) -> Result<std::time::Duration, String> {
-    duration::parse(text).map_err(|wrong| format!("{wrong}; write 500ms, 10s, 5m or 1h"))
-}
-
-fn finish(mut settings: Settings<'_>) -> Result<Config, ConfigErrors> {
-    settings
-        .build()
-        .ok_or_else(|| ConfigErrors::new(settings.problems, settings.source))
+    units::duration(text).map_err(|wrong| format!("{wrong}; write 500ms, 10s, 5m or 1h"))
 }

@@ -2,127 +2,68 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{self, Default, Key, Kind};
+use super::keys::{Default, Form, KEYS, Key};
+use super::kind::enumeration;
+use super::table::Table;
 
 /// Draft 2020-12, for editors and for validation before a rollout. What spans several keys
 /// (contradictions, duplicates) is only found by loading.
 #[must_use]
 pub fn json() -> Value {
     let mut root = section("");
-    root.insert(
-        "$schema".to_owned(),
-        json!("https://json-schema.org/draft/2020-12/schema"),
-    );
-    root.insert("title".to_owned(), json!("pulsegate configuration"));
-    Value::Object(root)
+    root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
+    root["title"] = json!("pulsegate configuration");
+    root
 }
 
-fn section(path: &str) -> Map<String, Value> {
+/// A mapping; one whose keys are all commented out is accepted if none is needed.
+fn section(path: &str) -> Value {
     let mut properties = Map::new();
     let mut required = Vec::new();
-    for key in keys::children(path) {
-        let path = if path.is_empty() {
-            key.name().to_owned()
-        } else {
-            format!("{path}.{}", key.name())
-        };
+    for key in Table(&KEYS).children(path) {
+        let path = super::setting::join(path, key.name());
         properties.insert(key.name().to_owned(), property(&path, key));
-        if needed(&path, key) {
+        if is_needed(&path, key) {
             required.push(key.name());
         }
     }
-    let mut map = Map::new();
-    map.insert("type".to_owned(), json!("object"));
-    map.insert("additionalProperties".to_owned(), json!(false));
-    map.insert("properties".to_owned(), Value::Object(properties));
+    let mut schema = json!({
+        "type": "object", "additionalProperties": false, "properties": properties
+    });
     if !required.is_empty() {
-        map.insert("required".to_owned(), json!(required));
+        schema["required"] = json!(required);
+    } else if !path.is_empty() && !path.ends_with("[]") {
+        schema["type"] = json!(["object", "null"]);
     }
-    map
+    schema
 }
 
 /// A section is needed if a key in it is.
-fn needed(path: &str, key: &Key) -> bool {
-    match key.kind {
-        Kind::List => true,
-        Kind::Section { .. } => {
-            keys::children(path).any(|child| child.default == Default::Required)
-        }
-        _ => key.default == Default::Required,
+fn is_needed(path: &str, key: &Key) -> bool {
+    let needed = |child: &Key| child.default == Default::Required;
+    match &key.form {
+        Form::List(noun) => noun.is_some(),
+        Form::Section(_) => Table(&KEYS).children(path).any(needed),
+        _ => needed(key),
     }
 }
 
 fn property(path: &str, key: &Key) -> Value {
-    let mut map = match key.kind {
-        Kind::Section { or: None } | Kind::Inherited => or_null(section(path)),
-        Kind::Section { or: Some(word) } => {
-            any_of(&[Value::Object(or_null(section(path))), words(&[word])])
+    let mut property = match &key.form {
+        Form::Section(None) => section(path),
+        Form::Section(Some(word)) => {
+            json!({ "anyOf": [section(path), enumeration(&[word])] })
         }
-        Kind::List => object(json!({
-            "type": "array", "minItems": 1, "items": section(&format!("{path}[]"))
-        })),
-        kind => object(value(kind)),
+        Form::List(_) => {
+            json!({ "type": "array", "minItems": 1, "items": section(&format!("{path}[]")) })
+        }
+        Form::Value { schema, .. } => schema.clone(),
     };
-    map.insert(
-        "description".to_owned(),
-        json!(format!("{} Accepts {}.", key.doc, key.kind.accepted())),
-    );
+    property["description"] = json!(format!("{} Accepts {}.", key.doc, key.form.accepted()));
     if let Default::Value(text) = key.default {
         let number = text.parse::<u32>().map(|n| json!(n));
-        let switch = text.parse::<bool>().map(|b| json!(b));
-        map.insert(
-            "default".to_owned(),
-            number.or(switch).unwrap_or_else(|_| json!(text)),
-        );
+        let switch = text.parse::<bool>().map(|on| json!(on));
+        property["default"] = number.or(switch).unwrap_or_else(|_| json!(text));
     }
-    Value::Object(map)
-}
-
-fn value(kind: Kind) -> Value {
-    match kind {
-        Kind::Name => json!({ "type": "string", "pattern": "^[A-Za-z0-9._-]{1,63}$" }),
-        Kind::Listen | Kind::Dial => json!({ "type": "string", "pattern": "^.+:[0-9]{1,5}$" }),
-        Kind::Span { .. } => json!({ "type": "string", "pattern": "^[0-9]+(ms|s|m|h)$" }),
-        Kind::Count { min, max, or } => {
-            let number = json!({ "type": "integer", "minimum": min, "maximum": max });
-            match or {
-                Some(word) => json!({ "anyOf": [number, { "const": word }] }),
-                None => number,
-            }
-        }
-        Kind::Size { or, .. } => json!({
-            "anyOf": [{ "type": "string", "pattern": "^[0-9]+(KiB|MiB|GiB)$" }, words(or)]
-        }),
-        Kind::Words(accepted) => words(accepted),
-        Kind::Switch => json!({ "type": "boolean" }),
-        Kind::Section { .. } | Kind::Inherited | Kind::List => json!({}),
-    }
-}
-
-/// In YAML 1.1 `off` is `false`, which is accepted, too.
-fn words(accepted: &[&str]) -> Value {
-    let mut words: Vec<Value> = accepted.iter().map(|word| json!(word)).collect();
-    if accepted.contains(&"off") {
-        words.push(json!(false));
-    }
-    json!({ "enum": words })
-}
-
-/// A section whose keys are all commented out is accepted.
-fn or_null(mut section: Map<String, Value>) -> Map<String, Value> {
-    if !section.contains_key("required") {
-        section.insert("type".to_owned(), json!(["object", "null"]));
-    }
-    section
-}
-
-fn any_of(options: &[Value]) -> Map<String, Value> {
-    object(json!({ "anyOf": options }))
-}
-
-fn object(value: Value) -> Map<String, Value> {
-    match value {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
+    property
 }

@@ -1,95 +1,96 @@
-//! What the operator asked for, checked, with every default filled in.
+//! The declaration of the configuration: each key once, with its type, what it accepts, its default,
+//! its flag and its documentation.
+//!
+//! To add a key, add a field to its section. To add a word, add a variant to its enum.
 
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use strum::{Display, EnumString, VariantNames};
+
+use super::check;
+use super::kind::{choice, count, dial, listen, memory, name, seconds, span, switch, timeout};
+use super::read::Scope;
+use super::section::section;
+use super::setting::{Items, list, section_of, template_of};
+use super::units;
 use crate::liveness::{Policy, Span};
 
-/// Defines a choice together with its words, so that the key table cannot miss one.
-macro_rules! words {
-    ($(#[$meta:meta])* $name:ident { $($(#[$vmeta:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $name { $($(#[$vmeta])* $variant,)+ }
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
-        impl $name {
-            /// Every accepted word, in declaration order.
-            pub const WORDS: &'static [&'static str] = &[$($word,)+];
-
-            /// The word in the configuration.
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
-
-            /// The choice that a word stands for.
-            #[must_use]
-            pub fn from_word(word: &str) -> Option<Self> {
-                match word { $($word => Some(Self::$variant),)+ _ => None }
-            }
-        }
-
-        impl std::fmt::Display for $name {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str(self.as_str())
-            }
-        }
-    };
+section! {
+    /// Everything pulsegate needs to run.
+    Config {
+        /// Where clients are accepted, and where they are taken.
+        listeners: Vec<ListenerConfig> = list(listeners());
+        /// Keys of a listener that apply where the listener does not set them.
+        defaults: () = template_of::<ListenerConfig>();
+        /// The HTTP endpoint for metrics and administration.
+        admin: Option<Admin> = section_of().or("off");
+        /// Limits of the whole process.
+        limits: ProcessLimits = section_of();
+        /// How the process ends.
+        drain: Drain = section_of();
+        /// What is written to standard output.
+        log: Log = section_of();
+        /// How bytes are moved.
+        relay: Relay = section_of();
+        /// Data-plane threads at most; `auto`: by the processors the process may use. As many are
+        /// used as there is work for.
+        workers: Option<u16> = count(1..=1024).or("auto").default("auto").flag("workers");
+    }
+    check |at, reader| check::addresses(at, reader, admin.as_ref())
 }
 
-/// Everything pulsegate needs to run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    /// At least one; addresses and names are unique.
-    pub listeners: Vec<ListenerConfig>,
-    /// The HTTP endpoint for metrics and administration; `None` is off.
-    pub admin: Option<Admin>,
-    /// Limits of the whole process.
-    pub limits: ProcessLimits,
-    /// How the process ends.
-    pub drain: Drain,
-    /// What is written to standard output.
-    pub log: Log,
-    /// How bytes are moved.
-    pub relay: Relay,
-    /// Data-plane threads; `None` chooses by the processors that the process may use.
-    pub workers: Option<NonZeroUsize>,
+/// The items of `listeners`.
+pub(super) fn listeners() -> Items<ListenerConfig> {
+    let (of, needed, template) = (section_of(), Some("listener"), Some("defaults"));
+    Items {
+        of,
+        needed,
+        template,
+    }
 }
 
-/// One address on which clients are accepted, and where they are taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenerConfig {
-    /// Label of its metrics. Letters, digits, `-`, `_`, `.`; at most 63.
-    pub name: String,
-    /// Where clients connect.
-    pub address: SocketAddr,
-    /// Length of the accept queue; the kernel cuts it to `net.core.somaxconn`.
-    pub backlog: u32,
+section! {
+    /// One address on which clients are accepted, and where they are taken.
+    ListenerConfig {
+        /// Label of this listener in metrics and logs; unique.
+        name: String = name().derived("`default`; of several, `port-` and the port").own(),
+            else |at| default_name(at, address);
+        /// Where clients connect. Port 0: the kernel chooses.
+        address: SocketAddr = listen().flag("listen").own();
+        /// Length of the accept queue; the kernel cuts it to net.core.somaxconn.
+        backlog: u32 = count(1..=65_535).default("4096").flag("backlog");
+        /// The legacy service.
+        upstream: Upstream = section_of();
+        /// When a connection counts as dead, stalled or idle.
+        liveness: Liveness = section_of();
+        /// Admission.
+        limits: Limits = section_of();
+    }
+}
+
+fn default_name(at: &Scope<'_>, address: Option<SocketAddr>) -> Option<String> {
+    match at.siblings {
+        1 => Some("default".to_owned()),
+        _ => address.map(|address| format!("port-{}", address.port())),
+    }
+}
+
+section! {
     /// The legacy service.
-    pub upstream: Upstream,
-    /// Liveness limits.
-    pub liveness: Liveness,
-    /// Admission limits.
-    pub limits: Limits,
-}
-
-/// How bytes are moved.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Relay {
-    /// Whether the source of a bulk stream waits for a low-water mark.
-    pub low_water: bool,
-}
-
-/// The legacy service.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Upstream {
-    /// Where it is.
-    pub address: UpstreamAddress,
-    /// From 1 ms to 5 min.
-    pub connect_timeout: Duration,
-    /// How often a DNS name is looked up; from 1 s to 1 h.
-    pub resolve_interval: Duration,
+    Upstream {
+        /// Where the service is. Every address of a DNS name is tried.
+        address: UpstreamAddress = dial().flag("upstream").own();
+        /// How long the service may take to accept a connection.
+        connect_timeout: Duration = span(MS..=300 * SECOND).default("5s").flag("connect-timeout");
+        /// How often a DNS name is looked up; the last answer is used while DNS is out.
+        resolve_interval: Duration = span(SECOND..=HOUR).default("10s").flag("resolve-interval");
+    }
 }
 
 /// `host:port`; the host is an IP address or a DNS name.
@@ -106,107 +107,143 @@ pub enum UpstreamAddress {
     },
 }
 
-/// Liveness limits; `None` is off (`0s`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Liveness {
-    /// D: a dead peer is found within this time. From 2 s.
-    pub detect_within: Duration,
-    /// I: a quiet peer is asked this often. Whole seconds from 1 s, below `detect_within`.
-    pub probe_interval: Duration,
-    /// Whether keepalive asks the peer of each leg; on by default.
-    pub probes: [bool; 2],
-    /// Default 1 h.
-    pub idle_timeout: Option<Duration>,
-    /// Default 60 s.
-    pub half_close_timeout: Option<Duration>,
-    /// Off by default.
-    pub stall_timeout: Option<Duration>,
-    /// Default 2 min.
-    pub delivery_timeout: Option<Duration>,
-    /// Off by default.
-    pub first_response_timeout: Option<Duration>,
-    /// Off by default.
-    pub max_connection_duration: Option<Duration>,
-    /// What the live leg sees when the other one was found dead.
-    pub on_dead: OnDead,
-    /// What both legs see when pulsegate itself ends the session.
-    pub on_end: OnEnd,
-}
-
-words! {
-    /// What both legs see when a limit, an operator or the drain ends the session.
-    OnEnd {
-        /// RST, after what was received was delivered: a cut stream is never taken for a whole one.
-        Reset = "reset",
-        /// FIN, and RST after a second.
-        Close = "close",
+section! {
+    /// Liveness limits; `None` is off (`0s`).
+    Liveness {
+        /// A vanished peer, on either leg, is found within this time.
+        detect_within: Duration = span(2 * SECOND..=DAY).default("30s").flag("detect-within");
+        /// A quiet peer is asked this often; below detect_within.
+        probe_interval: Duration = seconds(SECOND..=32_767 * SECOND)
+            .derived("a fifth of detect_within in whole seconds, at least `1s`")
+            .flag("probe-interval"),
+            else |_| detect_within.map(Self::default_probe_interval);
+        /// Whether keepalive probes ask quiet peers.
+        probes: Probes = section_of();
+        /// Ends a session on which no byte passed for this long.
+        idle_timeout: Option<Duration> = timeout().default("1h").flag("idle-timeout");
+        /// Ends a session of which one side said FIN and no byte passed for this long; the time
+        /// begins when everything is delivered.
+        half_close_timeout: Option<Duration> =
+            timeout().default("60s").flag("half-close-timeout");
+        /// Ends a session whose live peer took no data for this long.
+        stall_timeout: Option<Duration> = timeout().default("0s").flag("stall-timeout");
+        /// Ends a session whose peer is heard, and acknowledged nothing of what was sent to its open
+        /// window for this long.
+        delivery_timeout: Option<Duration> = timeout().default("2m").flag("delivery-timeout");
+        /// Ends a session whose service got a request and sent no byte for this long.
+        first_response_timeout: Option<Duration> =
+            timeout().default("0s").flag("first-response-timeout");
+        /// Ends a session so long after both its legs came up.
+        max_connection_duration: Option<Duration> =
+            timeout().default("0s").flag("max-connection-duration");
+        /// How the live leg is ended when the other was found dead: RST, or FIN.
+        on_dead: OnDead = choice().default("reset").flag("on-dead");
+        /// How both legs are ended when pulsegate ends the session by itself (a limit, the drain, an
+        /// operator, a newcomer): RST after what was received was delivered (bounded: 1 s without
+        /// progress, 30 s in all), or FIN.
+        on_end: OnEnd = choice().default("reset").flag("on-end");
+    }
+    check |at, reader| {
+        check::probe_interval(at, reader, probe_interval, detect_within);
+        let inner = [
+            ("half_close_timeout", half_close_timeout),
+            ("first_response_timeout", first_response_timeout),
+            ("idle_timeout", idle_timeout),
+        ];
+        let outer = [inner[2], ("max_connection_duration", max_connection_duration)];
+        check::shadowed(at, reader, &inner, &outer);
     }
 }
 
-words! {
-    /// What the live leg sees when the other one was found dead or was reset.
-    OnDead {
-        /// RST: the application sees an abort and never takes a cut stream for a whole one.
-        Reset = "reset",
-        /// FIN: for applications that treat ECONNRESET badly.
-        Close = "close",
+section! {
+    /// Whether keepalive probes ask quiet peers.
+    Probes {
+        /// Ask quiet clients; false where they, or the path, never answer a keepalive probe.
+        downstream: bool = switch().default("true").flag("probes-downstream");
+        /// Ask a quiet service; false where it, or the path, never answers a keepalive probe.
+        upstream: bool = switch().default("true").flag("probes-upstream");
     }
 }
 
-/// Admission limits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Sessions at once on this listener; `None` is bounded by descriptors only.
-    pub max_connections: Option<u32>,
-    /// What a newcomer meets when `max_connections` is reached.
-    pub on_full: OnFull,
-    /// How long a newcomer may wait for a place; `None` is for ever.
-    pub queue_timeout: Option<Duration>,
-    /// What becomes of a client that says FIN while it waits.
-    pub abandoned: Abandoned,
-    /// Pause between the end of a session and the next one in its place.
-    pub reconnect_delay: Duration,
+/// What both legs see when a limit, an operator or the drain ends the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum OnEnd {
+    /// RST, after what was received was delivered: a cut stream is never taken for a whole one.
+    Reset,
+    /// FIN, and RST after a second.
+    Close,
 }
 
-words! {
-    /// What becomes of a client that sends something and says FIN while it waits for a place.
-    Abandoned {
-        /// What it sent is delivered when its turn comes.
-        Serve = "serve",
-        /// It leaves the queue, and what it sent is thrown away.
-        Drop = "drop",
+/// What the live leg sees when the other one was found dead or was reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum OnDead {
+    /// RST: the application sees an abort and never takes a cut stream for a whole one.
+    Reset,
+    /// FIN: for applications that treat ECONNRESET badly.
+    Close,
+}
+
+section! {
+    /// Admission limits.
+    Limits {
+        /// Sessions at once on this listener.
+        max_connections: Option<u32> =
+            count(1..=u32::MAX).or("none").default("none").flag("max-connections");
+        /// What a newcomer meets when max_connections is reached.
+        on_full: OnFull = choice().default("reject").flag("on-full");
+        /// How long a newcomer may wait for a place (on_full: queue, verify, replace); 0s: for ever.
+        queue_timeout: Option<Duration> = timeout().default("30s").flag("queue-timeout");
+        /// Whether what a client sent is delivered although it said FIN while it waited for a place.
+        abandoned: Abandoned = choice().default("serve").flag("abandoned");
+        /// Pause between the end of a session and the next one in its place.
+        reconnect_delay: Duration =
+            span(Duration::ZERO..=300 * SECOND).default("0s").flag("reconnect-delay");
     }
 }
 
-words! {
-    /// What a newcomer meets when the listener is full.
-    OnFull {
-        /// It is reset.
-        Reject = "reject",
-        /// It waits for a place.
-        Queue = "queue",
-        /// The sessions inside are asked at once; a dead one makes room, else it waits.
-        Verify = "verify",
-        /// The longest quiet session makes room.
-        Replace = "replace",
-        /// As `verify`; then half-closed, mute and long quiet sessions make room, in this order.
-        /// It is reset when all are active.
-        Shed = "shed",
+/// What becomes of a client that sends something and says FIN while it waits for a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum Abandoned {
+    /// What it sent is delivered when its turn comes.
+    Serve,
+    /// It leaves the queue, and what it sent is thrown away.
+    Drop,
+}
+
+/// What a newcomer meets when the listener is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum OnFull {
+    /// It is reset.
+    Reject,
+    /// It waits for a place.
+    Queue,
+    /// The sessions inside are asked at once; a dead one makes room, else it waits.
+    Verify,
+    /// The longest quiet session makes room.
+    Replace,
+    /// As `verify`; then half-closed, mute and long quiet sessions make room, in this order.
+    /// It is reset when all are active.
+    Shed,
+}
+
+section! {
+    /// The HTTP endpoint for metrics and administration.
+    Admin {
+        /// Where it listens. Mutating verbs answer on a loopback address only.
+        address: SocketAddr = listen().default("127.0.0.1:9900").flag("admin");
     }
 }
 
-/// The HTTP endpoint for metrics and administration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admin {
-    /// Where it listens. Mutating verbs answer only when this is a loopback address.
-    pub address: SocketAddr,
-}
-
-/// Limits of the whole process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProcessLimits {
-    /// From 95 % of it on, sessions are shed.
-    pub memory: MemoryLimit,
+section! {
+    /// Limits of the whole process.
+    ProcessLimits {
+        /// Sheds from 95 % of it on; `auto`: the control group's limit, a size: for the process alone.
+        memory: MemoryLimit = memory(16 << 20..=1 << 40).default("auto").flag("memory-limit");
+    }
 }
 
 /// How much memory there is.
@@ -220,90 +257,76 @@ pub enum MemoryLimit {
     Bytes(u64),
 }
 
-impl MemoryLimit {
-    /// The words that stand for no size.
-    pub const WORDS: &'static [&'static str] = &["auto", "off"];
-
-    /// The choice that a word stands for.
-    #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
-        match word {
-            "auto" => Some(Self::Auto),
-            "off" => Some(Self::Off),
-            _ => None,
-        }
-    }
-}
-
 impl std::fmt::Display for MemoryLimit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
             Self::Off => f.write_str("off"),
-            Self::Bytes(bytes) => f.write_str(&super::size::show(*bytes)),
+            Self::Bytes(bytes) => f.write_str(&units::show_size(*bytes)),
         }
     }
 }
 
-/// How the process ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drain {
-    /// Between "not ready" and the end of accepting; default 0 s.
-    pub delay: Duration,
-    /// How long sessions may take to finish; default 25 s.
-    pub timeout: Duration,
-}
-
-/// What is written to standard output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Log {
-    /// The least severe level that is written.
-    pub level: LogLevel,
-    /// Text or JSON lines.
-    pub format: LogFormat,
-    /// One line for each session when it ends.
-    pub access: bool,
-}
-
-words! {
-    /// The least severe level that is written.
-    LogLevel {
-        /// What needs a person.
-        Error = "error",
-        /// What is wrong and survivable.
-        Warn = "warn",
-        /// What changed.
-        Info = "info",
-        /// What was decided, and why.
-        Debug = "debug",
+section! {
+    /// How the process ends.
+    Drain {
+        /// Between SIGTERM (not ready any more) and the end of accepting.
+        delay: Duration = span(Duration::ZERO..=HOUR).default("0s").flag("drain-delay");
+        /// How long sessions may then take to finish.
+        timeout: Duration = span(Duration::ZERO..=DAY).default("25s").flag("drain-timeout");
     }
 }
 
-words! {
-    /// The form of a log line.
-    LogFormat {
-        /// For people.
-        Text = "text",
-        /// One JSON object a line.
-        Json = "json",
+section! {
+    /// What is written to standard output.
+    Log {
+        /// The least severe level that is written.
+        level: LogLevel = choice().default("info").flag("log-level");
+        /// Lines for people, or one JSON object a line.
+        format: LogFormat = choice().default("text").flag("log-format");
+        /// One line for each session when it ends.
+        access: bool = switch().default("true").flag("access-log");
     }
 }
 
+/// The least severe level that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum LogLevel {
+    /// What needs a person.
+    Error,
+    /// What is wrong and survivable.
+    Warn,
+    /// What changed.
+    Info,
+    /// What was decided, and why.
+    Debug,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+section! {
+    /// How bytes are moved.
+    Relay {
+        /// Wait for more bytes at once in bulk streams: less CPU, and up to some milliseconds later.
+        low_water: bool = switch().default("true").flag("low-water");
+    }
+}
+
+#[cfg(test)]
 impl Default for Liveness {
     fn default() -> Self {
-        Self {
-            detect_within: Duration::from_secs(30),
-            probe_interval: Duration::from_secs(6),
-            probes: [true; 2],
-            idle_timeout: Some(Duration::from_secs(3600)),
-            half_close_timeout: Some(Duration::from_secs(60)),
-            stall_timeout: None,
-            delivery_timeout: Some(Duration::from_secs(120)),
-            first_response_timeout: None,
-            max_connection_duration: None,
-            on_dead: OnDead::Reset,
-            on_end: OnEnd::Reset,
-        }
+        let flags = [("listen", "127.0.0.1:1"), ("upstream", "127.0.0.1:2")];
+        let config = super::from_flags(&flags.map(|(flag, text)| (flag, text.to_owned())));
+        config.unwrap().listeners.remove(0).liveness
     }
 }
 
@@ -328,7 +351,7 @@ impl Liveness {
         Policy {
             detect_within: self.detect_within.into(),
             probe_interval: self.probe_interval.into(),
-            probes: self.probes,
+            probes: [self.probes.downstream, self.probes.upstream],
             idle_timeout: self.idle_timeout.map(Span::from),
             half_close_timeout: self.half_close_timeout.map(Span::from),
             stall_timeout: self.stall_timeout.map(Span::from),

@@ -1,0 +1,373 @@
+//! The declaration of a key: what it holds, its default, its flag.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::json;
+use serde_yaml::Value as Yaml;
+
+use super::kind::quoted;
+use super::read::{Reader, Role, Scope};
+use super::section::{Above, Default, Form, Key, Section};
+use super::units;
+use super::yaml::{Content, Node};
+
+/// The declaration of a key that holds a `T`.
+pub(super) struct Setting<T> {
+    form: Form,
+    default: Default,
+    flag: Option<&'static str>,
+    inherited: bool,
+    inside: Box<Inside>,
+    read: Box<Read<T>>,
+    show: Box<dyn Fn(&T) -> Yaml>,
+}
+
+/// Adds the keys inside to the table.
+type Inside = dyn Fn(Above, &mut Vec<Key>);
+
+/// Reads a place, given what is accepted, in words. `None` if it is refused; the reader has the
+/// reason.
+type Read<T> = dyn Fn(&Scope<'_>, &mut Reader<'_>, &str) -> Option<T>;
+
+pub(super) fn join(path: &str, name: &str) -> String {
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
+}
+
+/// The YAML type of a value.
+#[derive(Clone, Copy)]
+pub(super) enum Type {
+    Text,
+    /// Text that may look like a number, and must be quoted then.
+    Name,
+    /// A number with a unit, which is text.
+    Amount,
+    Number,
+    Switch,
+}
+
+/// A key that holds one value. `parse` reads the text of a flag, of a default or of a YAML scalar; its
+/// error says what is wrong with the text.
+pub(super) fn value<T: 'static>(
+    is: Type,
+    form: Form,
+    parse: impl Fn(&str) -> Result<T, String> + 'static,
+    show: impl Fn(&T) -> Yaml + 'static,
+) -> Setting<T> {
+    let read = move |at: &Scope<'_>, reader: &mut Reader<'_>, accepted: &str| {
+        let (place, node) = at.given()?;
+        match scalar(is, &node.content, &parse) {
+            Ok(value) => Some(value),
+            Err(why) => reader.refuse(place, &format!("{why}; accepted: {accepted}")),
+        }
+    };
+    Setting::new(form, read, show)
+}
+
+/// Reads a node of a file, or a flag. The error is a sentence without its subject.
+fn scalar<T>(
+    is: Type,
+    content: &Content,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<T, String> {
+    let parse_text = |text: &str| parse(text).map_err(|why| format!("{} {why}", quoted(text)));
+    match (is, content) {
+        (_, Content::Flag(text)) => parse_text(text),
+        (_, Content::Null) => Err("has no value".to_owned()),
+        (Type::Switch, Content::Bool(on)) => parse(&on.to_string()),
+        (Type::Switch, Content::Text(text)) => Err(format!("{} is text", quoted(text))),
+        (Type::Number, Content::Int(n)) => {
+            parse(&n.to_string()).map_err(|why| format!("{n} {why}"))
+        }
+        (Type::Number, Content::Text(text)) => {
+            Err(format!("{} is text, not a number", quoted(text)))
+        }
+        (_, Content::Text(text)) => parse_text(text),
+        (Type::Amount, Content::Int(n)) => Err(format!("{n} has no unit")),
+        (Type::Name, Content::Int(n)) => Err(format!("{n} is a number; quoted it is a name")),
+        (_, Content::Int(n)) => Err(format!("{n} is a number")),
+        // What `off` is in YAML 1.1, which Helm and others still read and write.
+        (Type::Text | Type::Amount, Content::Bool(false)) => {
+            parse("off").map_err(|_| "false is not accepted".to_owned())
+        }
+        (_, Content::OtherNumber(n)) => Err(format!("{n} is not accepted")),
+        (_, Content::Bool(on)) => Err(format!("{on} is not accepted")),
+        (_, other) => Err(format!("is {}", other.kind())),
+    }
+}
+
+/// A key that holds the keys of `T`.
+pub(super) fn section_of<T: Section + 'static>() -> Setting<T> {
+    let read = |at: &Scope<'_>, reader: &mut Reader<'_>, accepted: &str| {
+        reader.open(at, accepted)?;
+        T::read(at, reader)
+    };
+    Setting {
+        inside: Box::new(|above, table| T::describe(&above, table)),
+        ..Setting::new(Form::Section(None), read, Section::show)
+    }
+}
+
+/// A key that holds what the items of a list inherit. It is checked here, and read by the items.
+pub(super) fn template_of<T: Section>() -> Setting<()> {
+    let read = |at: &Scope<'_>, reader: &mut Reader<'_>, accepted: &str| {
+        reader.open(at, accepted)?;
+        reader.role = Role::Template;
+        T::read(at, reader);
+        reader.role = Role::Value;
+        Some(())
+    };
+    Setting::new(Form::Section(None), read, |()| Yaml::Null)
+}
+
+/// The items of a list.
+pub(super) struct Items<T> {
+    /// Declares one item.
+    pub of: Setting<T>,
+    /// What one item is, for messages, if at least one is needed.
+    pub needed: Option<&'static str>,
+    /// The key at the root that holds what the items inherit.
+    pub template: Option<&'static str>,
+}
+
+impl<T> Items<T> {
+    /// Each item, `None` if it is refused.
+    pub fn each(&self, at: &Scope<'_>, reader: &mut Reader<'_>) -> Option<Vec<Option<T>>> {
+        let accepted = self.form().accepted();
+        let template = self.template.map(|name| reader.root().child(name));
+        match (at.given().map(|(_, node)| &node.content), self.needed) {
+            (None, Some(_)) => reader.missing(at, &accepted),
+            (None, None) => Some(Vec::new()),
+            (Some(Content::List(items)), Some(noun)) if items.is_empty() => {
+                reader.refuse(at, &format!("is empty; at least one {noun} is needed"))
+            }
+            (Some(Content::List(items)), _) => {
+                let accepted = self.of.form.accepted();
+                let places = (0..items.len()).map(|i| at.item(i, items, template.as_ref()));
+                Some(
+                    places
+                        .map(|place| (self.of.read)(&place, reader, &accepted))
+                        .collect(),
+                )
+            }
+            (Some(Content::Flag(text)), _) => {
+                let items = text
+                    .trim_matches(['[', ']'])
+                    .split(',')
+                    .filter(|item| !item.is_empty());
+                let items =
+                    items.map(|item| Rc::new(Node::of_flag(Content::Flag(item.to_owned()))));
+                let content = Content::List(items.collect());
+                self.each(&at.with(&Node::of_flag(content)), reader)
+            }
+            (Some(other), _) => {
+                reader.refuse(at, &format!("is {}; accepted: {accepted}", other.kind()))
+            }
+        }
+    }
+
+    fn form(&self) -> Form {
+        match (&self.of.form, self.needed) {
+            (
+                Form::Value {
+                    accepted,
+                    schema,
+                    placeholder,
+                },
+                needed,
+            ) => Form::Value {
+                accepted: format!("a list, each item {accepted}"),
+                schema: json!({
+                    "type": "array", "items": schema, "minItems": usize::from(needed.is_some())
+                }),
+                placeholder: placeholder.clone(),
+            },
+            (_, needed) => Form::List(needed),
+        }
+    }
+}
+
+/// A key that holds a list.
+pub(super) fn list<T: 'static>(items: Items<T>) -> Setting<Vec<T>> {
+    let (form, items) = (items.form(), Rc::new(items));
+    let (inner, shown) = (items.clone(), items.clone());
+    let default = match form {
+        Form::Value { .. } => Default::Value("[]"),
+        _ => Default::Keys,
+    };
+    let inside = move |mut above: Above, table: &mut Vec<Key>| {
+        above.path += "[]";
+        above.inherited = inner.template.is_some();
+        (inner.of.inside)(above, table);
+    };
+    let read = move |at: &Scope<'_>, reader: &mut Reader<'_>, _: &str| {
+        items.each(at, reader)?.into_iter().collect()
+    };
+    let show = move |list: &Vec<T>| list.iter().map(|item| shown.of.show(item)).collect();
+    Setting {
+        default,
+        inside: Box::new(inside),
+        ..Setting::new(form, read, show)
+    }
+}
+
+impl<T: 'static> Setting<T> {
+    fn new(
+        form: Form,
+        read: impl Fn(&Scope<'_>, &mut Reader<'_>, &str) -> Option<T> + 'static,
+        show: impl Fn(&T) -> Yaml + 'static,
+    ) -> Self {
+        let default = match form {
+            Form::Value { .. } => Default::Required,
+            _ => Default::Keys,
+        };
+        Self {
+            form,
+            default,
+            flag: None,
+            inherited: true,
+            inside: Box::new(|_, _| {}),
+            read: Box::new(read),
+            show: Box::new(show),
+        }
+    }
+
+    /// What applies when it is left out, written as a flag has it.
+    pub fn default(self, text: &'static str) -> Self {
+        let default = Default::Value(text);
+        Self { default, ..self }
+    }
+
+    /// What applies when it is left out, in words; the declaration says after `else` how it follows.
+    pub fn derived(self, words: &'static str) -> Self {
+        let default = Default::Derived(words);
+        Self { default, ..self }
+    }
+
+    pub fn flag(self, flag: &'static str) -> Self {
+        let flag = Some(flag);
+        Self { flag, ..self }
+    }
+
+    /// Not accepted under `defaults`.
+    pub fn own(self) -> Self {
+        let inherited = false;
+        Self { inherited, ..self }
+    }
+
+    /// Accepts a word for none.
+    pub fn or(self, word: &'static str) -> Setting<Option<T>> {
+        let form = match &self.form {
+            Form::Value {
+                accepted,
+                schema,
+                placeholder,
+            } => Form::Value {
+                accepted: format!("{accepted}, or {word}"),
+                schema: json!({ "anyOf": [schema, { "const": word }] }),
+                placeholder: format!("{placeholder}|{word}"),
+            },
+            _ => Form::Section(Some(word)),
+        };
+        let is_none = move |content: &Content| match content {
+            Content::Text(text) | Content::Flag(text) => text == word,
+            // What `off` is in YAML 1.1.
+            Content::Bool(false) => word == "off",
+            _ => false,
+        };
+        self.optional(form, is_none, word)
+    }
+
+    fn optional(
+        self,
+        form: Form,
+        is_none: impl Fn(&Content) -> bool + 'static,
+        none: &'static str,
+    ) -> Setting<Option<T>> {
+        let (inner, show) = (self.read, self.show);
+        let read = move |at: &Scope<'_>, reader: &mut Reader<'_>, accepted: &str| match at.given() {
+            Some((_, node)) if is_none(&node.content) => Some(None),
+            _ => inner(at, reader, accepted).map(Some),
+        };
+        let show = move |value: &Option<T>| value.as_ref().map_or_else(|| none.into(), &show);
+        Setting {
+            inside: self.inside,
+            ..Setting::new(form, read, show)
+        }
+    }
+
+    /// Adds the key and those inside to the table.
+    pub fn describe(self, above: &Above, name: &str, doc: &str, table: &mut Vec<Key>) {
+        let Self {
+            form,
+            default,
+            flag,
+            inside,
+            ..
+        } = self;
+        let path = join(&above.path, name);
+        let inherited = above.inherited && self.inherited;
+        let section_word = match form {
+            Form::Section(word) => word,
+            _ => None,
+        };
+        let below = Above {
+            path: path.clone(),
+            inherited,
+            section_word,
+        };
+        let (doc, section_word) = (doc.trim().to_owned(), above.section_word);
+        table.push(Key {
+            path,
+            doc,
+            default,
+            flag,
+            inherited,
+            section_word,
+            form,
+        });
+        inside(below, table);
+    }
+
+    /// Reads the key `name` of a section; else its default.
+    pub fn read(&self, section: &Scope<'_>, name: &str, reader: &mut Reader<'_>) -> Option<T> {
+        let at = section.child(name);
+        let accepted = self.form.accepted();
+        match self.default {
+            _ if at.given().is_some() => (self.read)(&at, reader, &accepted),
+            _ if reader.role == Role::Template => None,
+            Default::Keys => (self.read)(&at, reader, &accepted),
+            Default::Value(text) => {
+                let node = Node::of_flag(Content::Flag(text.to_owned()));
+                (self.read)(&at.with(&node), reader, &accepted)
+            }
+            Default::Required => reader.missing(&at, &accepted),
+            Default::Derived(_) => None,
+        }
+    }
+
+    pub fn show(&self, value: &T) -> Yaml {
+        (self.show)(value)
+    }
+}
+
+impl Setting<Duration> {
+    /// Accepts `0s` for none.
+    pub fn or_off(self) -> Setting<Option<Duration>> {
+        let mut form = self.form.clone();
+        if let Form::Value { accepted, .. } = &mut form {
+            *accepted += ", or 0s (off)";
+        }
+        let is_none = |content: &Content| match content {
+            Content::Text(text) | Content::Flag(text) => {
+                units::duration(text) == Ok(Duration::ZERO)
+            }
+            _ => false,
+        };
+        self.optional(form, is_none, "0s")
+    }
+}
