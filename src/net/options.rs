@@ -1,16 +1,14 @@
-//! The socket options of a watched leg.
+//! The socket options of a watched leg. docs/KERNEL-NOTES.md has the facts behind them.
 //!
-//! The kernel asks the questions (keepalive probes, retransmissions, window probes); the verdict
-//! is made in [`crate::liveness`]. So the kernel must keep asking, every one to three seconds once
-//! a question is unanswered, and must not give up by itself before the verdict:
+//! The kernel asks (keepalive probes, retransmissions, window probes), [`crate::liveness`] judges. So
+//! the kernel must keep asking, every one to three seconds once a question is unanswered, and must not
+//! give up before the verdict:
 //!
-//! * `TCP_RTO_MAX_MS` keeps retransmissions and window probes from backing off. It is set on a leg
-//!   under suspicion, or behind a closed window ([`ask_every`]), and never on one that is heard: on a
-//!   slow shared link a second between two retransmissions doubles the traffic;
-//! * `TCP_USER_TIMEOUT` = 2^31-1 ms replaces `tcp_retries2` and `TCP_KEEPCNT` as the kernel's
-//!   own end (net/ipv4/tcp_timer.c), which else comes after some 15 s in flight. As a verdict
-//!   it would be wrong: it kills live peers that do not read. Behind a closed window the kernel keeps
-//!   an end of its own: there `TCP_RTO_MAX_MS` is raised while the peer is silent
+//! * `TCP_RTO_MAX_MS` stops the back-off of retransmissions and window probes. It is set on a leg under
+//!   suspicion or behind a closed window ([`ask_every`]), never on one that is heard: on a slow shared
+//!   link a second between two retransmissions doubles the traffic.
+//! * `TCP_USER_TIMEOUT` = 2^31-1 ms switches off `tcp_retries2` and `TCP_KEEPCNT`. Behind a closed window
+//!   the kernel keeps a limit of its own: there `TCP_RTO_MAX_MS` is raised while the peer is silent
 //!   (`liveness/window.rs`).
 
 use std::io;

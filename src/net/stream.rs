@@ -33,17 +33,14 @@ fn splice_once(from: impl AsFd, to: impl AsFd, most: usize) -> rustix::io::Resul
 
 /// A connected TCP socket, registered with the runtime of its worker.
 ///
-/// Unlike `tokio::net::TcpStream` it can be polled in both directions through `&self`, ends a
-/// read at the first short one (one system call less for each message), and calls the kernel
-/// without glibc's cancellation points.
+/// Unlike `tokio::net::TcpStream` it can be polled in both directions through `&self`, ends a read at the
+/// first short one (one system call less for each message), and calls the kernel without glibc's
+/// cancellation points.
 ///
-/// A read is short where the receive queue ends, and there nothing may be left that epoll does not
-/// tell again. That holds for what came during the read (the socket's backlog): it makes a new edge.
-/// It holds for FIN and RST: their readiness stays. It does not hold for the urgent mark, where
-/// recv(2) stops with bytes behind it; splice(2) does not even pass it, and says EAGAIN there, or 0
-/// if the FIN has come. But while an urgent byte is unread each event carries EPOLLPRI
-/// (`tcp_poll`), so a socket without it is drained. A signal makes no read short, but has recv(2)
-/// say EAGAIN at the mark (`tcp_recvmsg_locked`): there it is asked twice.
+/// A short read means that the receive queue is empty, and what comes later makes a new edge. The
+/// exception is TCP urgent data: recv(2) and splice(2) stop at the mark with bytes behind it. While an
+/// urgent byte is unread each event carries EPOLLPRI, so a socket without it is drained. A signal makes
+/// recv(2) say EAGAIN at the mark: there it is called twice. See docs/KERNEL-NOTES.md.
 ///
 /// Urgent bytes stay in the stream (`SO_OOBINLINE`), so that none is lost.
 #[derive(Debug)]
