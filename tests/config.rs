@@ -112,6 +112,7 @@ fn the_defaults_are_those_that_are_promised() {
     assert_eq!(liveness.delivery_timeout, Some(secs(120)));
     assert_eq!(liveness.first_response_timeout, None);
     assert_eq!(liveness.max_connection_duration, None);
+    assert_eq!(liveness.nat_timeout, None);
     assert_eq!(listener.liveness.on_dead, OnDead::Reset);
     assert_eq!(listener.liveness.on_end, OnEnd::Reset);
     assert_eq!(listener.limits.max_connections, None);
@@ -167,6 +168,68 @@ log:
     assert_eq!(config.workers.map(usize::from), Some(2));
 }
 
+/// Two probes fit into the time after which a NAT forgets a quiet connection.
+#[test]
+fn probes_outpace_a_nat() {
+    let required = [("listen", "127.0.0.1:1"), ("upstream", "127.0.0.1:2")];
+    let interval = |given: &[(&'static str, &str)]| {
+        let config = flags(&[&required, given].concat()).unwrap();
+        config.listeners[0].liveness.probe_interval.as_secs()
+    };
+    let nat = |nat| interval(&[("detect-within", "10m"), ("nat-timeout", nat)]);
+    assert_eq!(nat("0s"), 120);
+    assert_eq!(nat("350s"), 120);
+    assert_eq!(nat("240s"), 120);
+    assert_eq!(nat("239s"), 119);
+    assert_eq!(nat("3999ms"), 1);
+    assert_eq!(nat("2s"), 1);
+    let given = [
+        ("nat-timeout", "60s"),
+        ("detect-within", "60s"),
+        ("probe-interval", "30s"),
+    ];
+    assert_eq!(interval(&given), 30);
+    let given = [&required[..], &given[..2], &[("probe-interval", "31s")]].concat();
+    let errors = flags(&given).unwrap_err().to_string();
+    assert!(
+        errors.starts_with("--probe-interval: 31s is above half of --nat-timeout 60s; "),
+        "{errors}"
+    );
+    assert!(
+        errors.contains("set --probe-interval to 30s or less, or leave it out"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn explain_says_which_legs_a_nat_does_not_forget() {
+    let explain = |further: &[&str]| {
+        let args = [
+            "explain",
+            "--listen",
+            "127.0.0.1:1",
+            "--upstream",
+            "127.0.0.1:2",
+        ];
+        out(&pulsegate(&[&args, further].concat()))
+    };
+    assert!(!explain(&[]).contains("nat_timeout"));
+    let nat = ["--nat-timeout", "10s"];
+    let kept = "  nat_timeout          10s; a probe every 5s of silence keeps both legs\n";
+    assert!(explain(&nat).contains(kept));
+    let one = explain(&[&nat[..], &["--probes-upstream", "false"]].concat());
+    assert!(
+        one.contains("keeps the downstream leg; nothing keeps a quiet upstream leg"),
+        "{one}"
+    );
+    let none = ["--probes-upstream", "false", "--probes-downstream", "false"];
+    let none = explain(&[&nat[..], &none].concat());
+    assert!(
+        none.contains("10s; nothing keeps a quiet connection"),
+        "{none}"
+    );
+}
+
 #[test]
 fn every_flag_sets_what_its_key_sets() {
     let yaml = "\
@@ -178,6 +241,7 @@ listeners:
     liveness:
       detect_within: 5s
       probe_interval: 2s
+      nat_timeout: 4s
       probes: { downstream: false, upstream: false }
       idle_timeout: 70s
       half_close_timeout: 8s
@@ -203,6 +267,7 @@ workers: 15
         ("resolve-interval", "6s"),
         ("detect-within", "5s"),
         ("probe-interval", "2s"),
+        ("nat-timeout", "4s"),
         ("probes-downstream", "false"),
         ("probes-upstream", "false"),
         ("idle-timeout", "70s"),

@@ -82,7 +82,7 @@ fn process(config: &Config) -> String {
 fn derived(liveness: &Liveness) -> String {
     let policy = liveness.policy();
     let detect = policy.detect_within;
-    let values = [
+    let mut values = vec![
         ("detect_within", show(liveness.detect_within)),
         ("probe_interval", show(liveness.probe_interval)),
         (
@@ -112,11 +112,34 @@ fn derived(liveness: &Liveness) -> String {
             },
         ),
     ];
+    values.extend(
+        liveness
+            .nat_timeout
+            .map(|nat| ("nat_timeout", kept(liveness, nat))),
+    );
     values.iter().fold(String::new(), |mut out, (name, value)| {
         // Writing to a string cannot fail.
         let _ = writeln!(out, "  {name:<20} {value}");
         out
     })
+}
+
+/// Which legs a NAT that forgets after `nat` does not forget.
+fn kept(liveness: &Liveness, nat: Duration) -> String {
+    let (nat, interval) = (show(nat), show(liveness.probe_interval));
+    let legs = match (liveness.probes.downstream, liveness.probes.upstream) {
+        (true, true) => "both legs",
+        (true, false) => {
+            "the downstream leg; nothing keeps a quiet upstream leg (probes.upstream: false)"
+        }
+        (false, true) => {
+            "the upstream leg; nothing keeps a quiet downstream leg (probes.downstream: false)"
+        }
+        (false, false) => {
+            return format!("{nat}; nothing keeps a quiet connection (probes: false on both legs)");
+        }
+    };
+    format!("{nat}; a probe every {interval} of silence keeps {legs}")
 }
 
 /// A fault: on which leg, what proves it or which limit ends it, how the session is recorded,

@@ -39,23 +39,54 @@ pub(super) fn probe_interval(
     let (Some(probe), Some(detect)) = (probe, detect) else {
         return;
     };
-    if probe < detect {
-        return;
+    if probe >= detect {
+        let why = "a peer must be asked before it is judged";
+        let probe = ("probe_interval", probe, "is not below");
+        let detect = ("detect_within", detect, "is not above");
+        blame_one(at, reader, [probe, detect], why);
     }
-    let (interval, within) = (at.child("probe_interval"), at.child("detect_within"));
-    let (probe, detect) = (show(probe), show(detect));
-    // The listener's own key is to blame before one that it inherits.
-    let (blamed, is) = if within.is_own() && !interval.is_own() {
-        let name = reader.name_of(&interval);
-        (within, format!("{detect} is not above {name} {probe}"))
-    } else {
-        let name = reader.name_of(&within);
-        (interval, format!("{probe} is not below {name} {detect}"))
+}
+
+/// Two probes must fit into the time after which a NAT forgets, for one may be lost.
+pub(super) fn nat_timeout(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    nat: Option<Duration>,
+    probe: Option<Duration>,
+) {
+    let (Some(nat), Some(probe)) = (nat, probe) else {
+        return;
     };
-    reader.contradict(
-        &blamed,
-        format!("{is}; a peer must be asked before it is judged"),
-    );
+    let half = Duration::from_secs(nat.as_secs() / 2);
+    if probe > half {
+        let (name, half) = (reader.name_of(&at.child("probe_interval")), show(half));
+        let why = format!(
+            "one lost probe and the connection is forgotten; set {name} to {half} or less, or leave it out"
+        );
+        let probe = ("probe_interval", probe, "is above half of");
+        let nat = ("nat_timeout", nat, "is below twice");
+        blame_one(at, reader, [probe, nat], &why);
+    }
+}
+
+/// Two keys contradict each other: the first, unless only the second is the listener's own.
+fn blame_one(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    [first, second]: [(&str, Duration, &str); 2],
+    why: &str,
+) {
+    let is_own = |name| at.child(name).is_own();
+    let (blamed, other) = if is_own(second.0) && !is_own(first.0) {
+        (second, first)
+    } else {
+        (first, second)
+    };
+    let (name, value, relation) = blamed;
+    let other_name = reader.name_of(&at.child(other.0));
+    let (value, other) = (show(value), show(other.1));
+    let message = format!("{value} {relation} {other_name} {other}; {why}");
+    reader.contradict(&at.child(name), message);
 }
 
 /// Refuses names and addresses that two listeners have, and upstreams that lead back.

@@ -114,9 +114,15 @@ section! {
         detect_within: Duration = span(2 * SECOND..=DAY).default("30s").flag("detect-within");
         /// A quiet peer is asked this often; below detect_within.
         probe_interval: Duration = seconds(SECOND..=32_767 * SECOND)
-            .derived("a fifth of detect_within in whole seconds, at least `1s`")
+            .derived(
+                "a fifth of detect_within in whole seconds, at least `1s` and at most half of nat_timeout",
+            )
             .flag("probe-interval"),
-            else |_| detect_within.map(Self::default_probe_interval);
+            else |_| Some(Self::default_probe_interval(detect_within?, nat_timeout?));
+        /// A NAT, firewall or load balancer on the way forgets a connection that is quiet for this
+        /// long; probe_interval stays at or below half of it.
+        nat_timeout: Option<Duration> =
+            span(2 * SECOND..=DAY).or_off().default("0s").flag("nat-timeout");
         /// Whether keepalive probes ask quiet peers.
         probes: Probes = section_of();
         /// Ends a session on which no byte passed for this long.
@@ -145,6 +151,7 @@ section! {
     }
     check |at, reader| {
         check::probe_interval(at, reader, probe_interval, detect_within);
+        check::nat_timeout(at, reader, nat_timeout.flatten(), probe_interval);
         let inner = [
             ("half_close_timeout", half_close_timeout),
             ("first_response_timeout", first_response_timeout),
@@ -332,11 +339,16 @@ impl Default for Liveness {
 
 impl Liveness {
     /// The probe interval that follows from a budget: a fifth of it in whole seconds (the kernel's
-    /// keepalive timer has no finer unit), at least 1 s.
+    /// keepalive timer has no finer unit), at most half of the time after which a NAT forgets, at
+    /// least 1 s.
     #[must_use]
-    pub const fn default_probe_interval(detect_within: Duration) -> Duration {
+    pub fn default_probe_interval(
+        detect_within: Duration,
+        nat_timeout: Option<Duration>,
+    ) -> Duration {
         let fifth = detect_within.as_secs() / 5;
-        Duration::from_secs(if fifth == 0 { 1 } else { fifth })
+        let half = nat_timeout.map_or(fifth, |nat| nat.as_secs() / 2);
+        Duration::from_secs(fifth.min(half).max(1))
     }
 
     /// How long a leg is quiet before the kernel asks it (`TCP_KEEPIDLE`).
