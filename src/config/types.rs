@@ -38,8 +38,8 @@ section! {
         log: Log = section_of();
         /// How bytes are moved.
         relay: Relay = section_of();
-        /// Data-plane threads at most; `auto`: by the processors the process may use. As many are
-        /// used as there is work for.
+        /// Data-plane threads at most; as many run as there is work for. `auto`: by the processors
+        /// that the process may use.
         workers: Option<u16> = count(1..=1024).or("auto").default("auto").flag("workers");
     }
     check |at, reader| check::addresses(at, reader, admin.as_ref())
@@ -112,7 +112,7 @@ section! {
     Liveness {
         /// A vanished peer, on either leg, is found within this time.
         detect_within: Duration = span(2 * SECOND..=DAY).default("30s").flag("detect-within");
-        /// A quiet peer is asked this often; below detect_within.
+        /// A quiet peer is probed this often; below detect_within.
         probe_interval: Duration = seconds(SECOND..=32_767 * SECOND)
             .derived(
                 "a fifth of detect_within in whole seconds, at least `1s` and at most half of nat_timeout",
@@ -125,28 +125,28 @@ section! {
             span(2 * SECOND..=DAY).or_off().default("0s").flag("nat-timeout");
         /// Whether keepalive probes ask quiet peers.
         probes: Probes = section_of();
-        /// Ends a session on which no byte passed for this long.
+        /// Ends a session in which no byte passed for this long.
         idle_timeout: Option<Duration> = timeout().default("1h").flag("idle-timeout");
-        /// Ends a session of which one side said FIN and no byte passed for this long; the time
-        /// begins when everything is delivered.
+        /// Ends a session in which one side sent FIN and no byte passed for this long since
+        /// everything was delivered.
         half_close_timeout: Option<Duration> =
             timeout().default("60s").flag("half-close-timeout");
-        /// Ends a session whose live peer took no data for this long.
+        /// Ends a session whose peer is alive and takes no data for this long.
         stall_timeout: Option<Duration> = timeout().default("0s").flag("stall-timeout");
-        /// Ends a session whose peer is heard, and acknowledged nothing of what was sent to its open
-        /// window for this long.
+        /// Ends a session whose peer is heard and acknowledges no data for this long, although its
+        /// window is open.
         delivery_timeout: Option<Duration> = timeout().default("2m").flag("delivery-timeout");
         /// Ends a session whose service got a request and sent no byte for this long.
         first_response_timeout: Option<Duration> =
             timeout().default("0s").flag("first-response-timeout");
-        /// Ends a session so long after both its legs came up.
+        /// Ends a session this long after both its legs were connected.
         max_connection_duration: Option<Duration> =
             timeout().default("0s").flag("max-connection-duration");
-        /// How the live leg is ended when the other was found dead: RST, or FIN.
+        /// How the live leg is ended when the other one was found dead: RST, or FIN.
         on_dead: OnDead = choice().default("reset").flag("on-dead");
-        /// How both legs are ended when pulsegate ends the session by itself (a limit, the drain, an
-        /// operator, a newcomer): RST after what was received was delivered (bounded: 1 s without
-        /// progress, 30 s in all), or FIN.
+        /// How both legs are ended when pulsegate itself ends the session (a limit, the drain, an
+        /// operator, an incoming connection): RST after delivery of what was received (at most 1 s
+        /// without progress and 30 s in all), or FIN.
         on_end: OnEnd = choice().default("reset").flag("on-end");
     }
     check |at, reader| {
@@ -165,9 +165,9 @@ section! {
 section! {
     /// Whether keepalive probes ask quiet peers.
     Probes {
-        /// Ask quiet clients; false where they, or the path, never answer a keepalive probe.
+        /// Probe quiet clients. false: they, or the path, never answer a keepalive probe.
         downstream: bool = switch().default("true").flag("probes-downstream");
-        /// Ask a quiet service; false where it, or the path, never answers a keepalive probe.
+        /// Probe a quiet service. false: it, or the path, never answers a keepalive probe.
         upstream: bool = switch().default("true").flag("probes-upstream");
     }
 }
@@ -198,11 +198,12 @@ section! {
         /// Sessions at once on this listener.
         max_connections: Option<u32> =
             count(1..=u32::MAX).or("none").default("none").flag("max-connections");
-        /// What a newcomer meets when max_connections is reached.
+        /// What an incoming connection meets when max_connections is reached.
         on_full: OnFull = choice().default("reject").flag("on-full");
-        /// How long a newcomer may wait for a place (on_full: queue, verify, replace); 0s: for ever.
+        /// How long an incoming connection may wait for a place (on_full: queue, verify, replace);
+        /// 0s: for ever.
         queue_timeout: Option<Duration> = timeout().default("30s").flag("queue-timeout");
-        /// Whether what a client sent is delivered although it said FIN while it waited for a place.
+        /// Whether a client is still served that sent data and FIN while it waited for a place.
         abandoned: Abandoned = choice().default("serve").flag("abandoned");
         /// Pause between the end of a session and the next one in its place.
         reconnect_delay: Duration =
@@ -220,7 +221,7 @@ pub enum Abandoned {
     Drop,
 }
 
-/// What a newcomer meets when the listener is full.
+/// What an incoming connection meets when the listener is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum OnFull {
@@ -228,7 +229,7 @@ pub enum OnFull {
     Reject,
     /// It waits for a place.
     Queue,
-    /// The sessions inside are asked at once; a dead one makes room, else it waits.
+    /// The sessions are verified at once. A dead one makes room; else the connection waits.
     Verify,
     /// The longest quiet session makes room.
     Replace,
@@ -240,7 +241,8 @@ pub enum OnFull {
 section! {
     /// The HTTP endpoint for metrics and administration.
     Admin {
-        /// Where it listens. Mutating verbs answer on a loopback address only.
+        /// Where it listens. Requests that change something are accepted on a loopback address
+        /// only.
         address: SocketAddr = listen().default("127.0.0.1:9900").flag("admin");
     }
 }
@@ -248,7 +250,8 @@ section! {
 section! {
     /// Limits of the whole process.
     ProcessLimits {
-        /// Sheds from 95 % of it on; `auto`: the control group's limit, a size: for the process alone.
+        /// Sessions are shed from 95 % of it on. `auto`: the limit of the control group; a size:
+        /// for this process alone.
         memory: MemoryLimit = memory(16 << 20..=1 << 40).default("auto").flag("memory-limit");
     }
 }
@@ -277,7 +280,7 @@ impl std::fmt::Display for MemoryLimit {
 section! {
     /// How the process ends.
     Drain {
-        /// Between SIGTERM (not ready any more) and the end of accepting.
+        /// Time between SIGTERM, when readiness ends, and the end of accepting.
         delay: Duration = span(Duration::ZERO..=HOUR).default("0s").flag("drain-delay");
         /// How long sessions may then take to finish.
         timeout: Duration = span(Duration::ZERO..=DAY).default("25s").flag("drain-timeout");
@@ -323,7 +326,7 @@ pub enum LogFormat {
 section! {
     /// How bytes are moved.
     Relay {
-        /// Wait for more bytes at once in bulk streams: less CPU, and up to some milliseconds later.
+        /// Wait for more bytes at once in bulk streams: less CPU, up to some milliseconds of delay.
         low_water: bool = switch().default("true").flag("low-water");
     }
 }
