@@ -115,8 +115,8 @@ impl FromArgMatches for Flags {
 
 fn value_name(key: &Key) -> String {
     match (&key.form, key.section_word) {
-        (Form::Value { placeholder, .. }, Some(word)) => format!("{placeholder}|{word}"),
-        (Form::Value { placeholder, .. }, None) => placeholder.clone(),
+        (Form::Value(value), Some(word)) => format!("{}|{word}", value.placeholder),
+        (Form::Value(value), None) => value.placeholder.clone(),
         _ => String::new(),
     }
 }

@@ -62,10 +62,14 @@ pub(super) struct Problem {
 }
 
 impl Problem {
+    pub fn new(at: Option<Position>, path: &str, message: impl Into<String>) -> Self {
+        let (path, message) = (path.to_owned(), message.into());
+        Self { at, path, message }
+    }
+
     /// A problem with a file as a whole.
     pub fn of_file(at: Option<Position>, message: impl Into<String>) -> Self {
-        let (path, message) = (String::new(), message.into());
-        Self { at, path, message }
+        Self::new(at, "", message)
     }
 }
 

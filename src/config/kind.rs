@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use strum::VariantNames;
 
-use super::section::Form;
+use super::section::{Accepted, Form};
 use super::setting::{Setting, Type, value};
 use super::types::{MemoryLimit, UpstreamAddress};
 use super::units::{self, show, show_size};
@@ -17,13 +17,13 @@ use super::units::{self, show, show_size};
 /// Up to here every whole number is a floating-point number: 2^53.
 const LARGEST_WHOLE: f64 = 9_007_199_254_740_992.0;
 
-fn form(accepted: impl Into<String>, placeholder: impl Into<String>, schema: Json) -> Form {
-    let (accepted, placeholder) = (accepted.into(), placeholder.into());
-    Form::Value {
-        accepted,
+fn form(words: impl Into<String>, placeholder: impl Into<String>, schema: Json) -> Form {
+    let (words, placeholder) = (words.into(), placeholder.into());
+    Form::Value(Accepted {
+        words,
         schema,
         placeholder,
-    }
+    })
 }
 
 fn within<T: PartialOrd>(

@@ -34,7 +34,7 @@ use yaml::{Node, Position};
 
 /// The table of keys.
 pub mod keys {
-    pub use super::section::{Default, Form, Key};
+    pub use super::section::{Accepted, Default, Form, Key};
     pub use super::table::{KEYS, parent};
 }
 

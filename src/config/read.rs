@@ -5,7 +5,6 @@ use std::rc::Rc;
 
 use super::errors::{ConfigErrors, Problem, Source, generic};
 use super::kind::quoted;
-use super::section::Key;
 use super::setting::join;
 use super::table::{Table, parent};
 use super::yaml::{Content, Node, Position};
@@ -152,11 +151,9 @@ impl<'a> Reader<'a> {
 
     /// What is given at a place is wrong.
     pub fn refuse<T>(&mut self, at: &Scope<'_>, message: &str) -> Option<T> {
-        let word = match self.table.find(&generic(&at.path)) {
-            Some(Key {
-                section_word: Some(word),
-                ..
-            }) if self.is_of_flags() => format!(", or {word}"),
+        let key = self.table.find(&generic(&at.path));
+        let word = match key.and_then(|key| key.section_word) {
+            Some(word) if self.is_of_flags() => format!(", or {word}"),
             _ => String::new(),
         };
         self.problem(at.at(), &at.path, format!("{message}{word}"));
@@ -165,26 +162,19 @@ impl<'a> Reader<'a> {
 
     /// What is given, or missing, at a place contradicts something else.
     pub fn contradict(&mut self, at: &Scope<'_>, message: String) {
-        let path = at.given().map_or(&at.path, |(at, _)| &at.path).clone();
-        self.contradictions.push(Problem {
-            at: at.at(),
-            path,
-            message,
-        });
+        let path = at.given().map_or(&at.path, |(at, _)| &at.path);
+        let problem = Problem::new(at.at(), path, message);
+        self.contradictions.push(problem);
     }
 
     pub fn missing<T>(&mut self, at: &Scope<'_>, accepted: &str) -> Option<T> {
-        self.problem(
-            at.nearest,
-            &at.path,
-            format!("is missing; accepted: {accepted}"),
-        );
+        let message = format!("is missing; accepted: {accepted}");
+        self.problem(at.nearest, &at.path, message);
         None
     }
 
     fn problem(&mut self, at: Option<Position>, path: &str, message: String) {
-        let path = path.to_owned();
-        self.refused.push(Problem { at, path, message });
+        self.refused.push(Problem::new(at, path, message));
     }
 
     /// Checks that a section is a mapping, and the names of its keys.
@@ -203,11 +193,8 @@ impl<'a> Reader<'a> {
         for (name, _) in entries {
             let Content::Text(text) = &name.content else {
                 let (kind, names) = (name.content.kind(), self.table.names(&section));
-                self.problem(
-                    name.at,
-                    &at.path,
-                    format!("a key is {kind}; accepted: {names}"),
-                );
+                let message = format!("a key is {kind}; accepted: {names}");
+                self.problem(name.at, &at.path, message);
                 continue;
             };
             let path = join(&at.path, &printable(text));

@@ -57,7 +57,7 @@ fn property(path: &str, key: &Key) -> Value {
         Form::List(_) => {
             json!({ "type": "array", "minItems": 1, "items": section(&format!("{path}[]")) })
         }
-        Form::Value { schema, .. } => schema.clone(),
+        Form::Value(value) => value.schema.clone(),
     };
     property["description"] = json!(format!("{} Accepts {}.", key.doc, key.form.accepted()));
     if let Default::Value(text) = key.default {

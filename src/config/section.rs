@@ -7,7 +7,7 @@ use serde_yaml::Value as Yaml;
 use super::read::{Reader, Scope};
 
 /// One key, as documentation, schema and flags show it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Key {
     /// From the root; `[]` stands for the items of a list: `listeners[].liveness.stall_timeout`.
     pub path: String,
@@ -33,14 +33,18 @@ pub enum Form {
     /// A list of mappings; the noun of one if at least one is needed.
     List(Option<&'static str>),
     /// A value.
-    Value {
-        /// What is accepted, in words.
-        accepted: String,
-        /// Its JSON Schema.
-        schema: Json,
-        /// The value of the flag in its help.
-        placeholder: String,
-    },
+    Value(Accepted),
+}
+
+/// What a value may be.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// In words.
+    pub words: String,
+    /// As JSON Schema.
+    pub schema: Json,
+    /// In the help of the flag.
+    pub placeholder: String,
 }
 
 /// What applies when a key is left out.
@@ -57,6 +61,22 @@ pub enum Default {
 }
 
 impl Key {
+    pub(super) fn new(form: Form) -> Self {
+        let default = match form {
+            Form::Value(_) => Default::Required,
+            _ => Default::Keys,
+        };
+        Self {
+            path: String::new(),
+            doc: String::new(),
+            default,
+            flag: None,
+            inherited: true,
+            section_word: None,
+            form,
+        }
+    }
+
     /// The last part of the path.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -66,7 +86,7 @@ impl Key {
     /// Whether the key holds further keys and no value of its own.
     #[must_use]
     pub const fn is_section(&self) -> bool {
-        !matches!(self.form, Form::Value { .. })
+        !matches!(self.form, Form::Value(_))
     }
 }
 
@@ -79,22 +99,15 @@ impl Form {
             Self::Section(Some(word)) => format!("a mapping of keys, or {word}"),
             Self::List(None) => "a list of mappings".to_owned(),
             Self::List(Some(_)) => "a list of at least one mapping".to_owned(),
-            Self::Value { accepted, .. } => accepted.clone(),
+            Self::Value(accepted) => accepted.words.clone(),
         }
     }
-}
-
-/// The place where a section declares its keys.
-pub(super) struct Above {
-    pub path: String,
-    pub inherited: bool,
-    pub section_word: Option<&'static str>,
 }
 
 /// A struct made by [`section!`].
 pub(super) trait Section: Sized {
     /// Adds its keys to the table.
-    fn describe(above: &Above, table: &mut Vec<Key>);
+    fn describe(section: &Key, table: &mut Vec<Key>);
     /// Reads every key before any is missed, so that all problems are found.
     fn read(at: &Scope<'_>, reader: &mut Reader<'_>) -> Option<Self>;
     fn show(&self) -> Yaml;
@@ -119,11 +132,11 @@ macro_rules! section {
 
         impl $crate::config::section::Section for $section {
             fn describe(
-                above: &$crate::config::section::Above,
+                section: &$crate::config::section::Key,
                 table: &mut Vec<$crate::config::section::Key>,
             ) {
                 $($crate::config::setting::Setting::<$type>::describe(
-                    $key, above, stringify!($field), concat!($($doc),+), table,
+                    $key, section, stringify!($field), concat!($($doc),+), table,
                 );)+
             }
 
@@ -305,9 +318,9 @@ groups:
             "groups[].check.interval",
         ];
         assert_eq!(paths, expected);
-        let Form::Value { schema, .. } = &table[5].form else {
+        let Form::Value(accepted) = &table[5].form else {
             panic!("a list of values is a value");
         };
-        assert_eq!(schema["items"]["type"], "string");
+        assert_eq!(accepted.schema["items"]["type"], "string");
     }
 }

@@ -8,23 +8,21 @@ use serde_yaml::Value as Yaml;
 
 use super::kind::quoted;
 use super::read::{Reader, Role, Scope};
-use super::section::{Above, Default, Form, Key, Section};
+use super::section::{Default, Form, Key, Section};
 use super::units;
 use super::yaml::{Content, Node};
 
 /// The declaration of a key that holds a `T`.
 pub(super) struct Setting<T> {
-    form: Form,
-    default: Default,
-    flag: Option<&'static str>,
-    inherited: bool,
+    /// Without its path and documentation.
+    key: Key,
     inside: Box<Inside>,
     read: Box<Read<T>>,
     show: Box<dyn Fn(&T) -> Yaml>,
 }
 
 /// Adds the keys inside to the table.
-type Inside = dyn Fn(Above, &mut Vec<Key>);
+type Inside = dyn Fn(&Key, &mut Vec<Key>);
 
 /// Reads a place, given what is accepted, in words. `None` if it is refused; the reader has the
 /// reason.
@@ -107,7 +105,7 @@ pub(super) fn section_of<T: Section + 'static>() -> Setting<T> {
         T::read(at, reader)
     };
     Setting {
-        inside: Box::new(|above, table| T::describe(&above, table)),
+        inside: Box::new(T::describe),
         ..Setting::new(Form::Section(None), read, Section::show)
     }
 }
@@ -146,7 +144,7 @@ impl<T> Items<T> {
                 reader.refuse(at, &format!("is empty; at least one {noun} is needed"))
             }
             (Some(Content::List(items)), _) => {
-                let accepted = self.of.form.accepted();
+                let accepted = self.of.key.form.accepted();
                 let places = (0..items.len()).map(|i| at.item(i, items, template.as_ref()));
                 Some(
                     places
@@ -171,22 +169,14 @@ impl<T> Items<T> {
     }
 
     fn form(&self) -> Form {
-        match (&self.of.form, self.needed) {
-            (
-                Form::Value {
-                    accepted,
-                    schema,
-                    placeholder,
-                },
-                needed,
-            ) => Form::Value {
-                accepted: format!("a list, each item {accepted}"),
-                schema: json!({
-                    "type": "array", "items": schema, "minItems": usize::from(needed.is_some())
-                }),
-                placeholder: placeholder.clone(),
-            },
-            (_, needed) => Form::List(needed),
+        match self.of.key.form.clone() {
+            Form::Value(mut item) => {
+                let least = usize::from(self.needed.is_some());
+                item.words.insert_str(0, "a list, each item ");
+                item.schema = json!({ "type": "array", "items": item.schema, "minItems": least });
+                Form::Value(item)
+            }
+            _ => Form::List(self.needed),
         }
     }
 }
@@ -195,24 +185,26 @@ impl<T> Items<T> {
 pub(super) fn list<T: 'static>(items: Items<T>) -> Setting<Vec<T>> {
     let (form, items) = (items.form(), Rc::new(items));
     let (inner, shown) = (items.clone(), items.clone());
-    let default = match form {
-        Form::Value { .. } => Default::Value("[]"),
-        _ => Default::Keys,
-    };
-    let inside = move |mut above: Above, table: &mut Vec<Key>| {
-        above.path += "[]";
-        above.inherited = inner.template.is_some();
-        (inner.of.inside)(above, table);
+    let inside = move |list: &Key, table: &mut Vec<Key>| {
+        let (path, inherited) = (format!("{}[]", list.path), inner.template.is_some());
+        let item = Key::new(inner.of.key.form.clone());
+        (inner.of.inside)(
+            &Key {
+                path,
+                inherited,
+                ..item
+            },
+            table,
+        );
     };
     let read = move |at: &Scope<'_>, reader: &mut Reader<'_>, _: &str| {
         items.each(at, reader)?.into_iter().collect()
     };
     let show = move |list: &Vec<T>| list.iter().map(|item| shown.of.show(item)).collect();
-    Setting {
-        default,
-        inside: Box::new(inside),
-        ..Setting::new(form, read, show)
-    }
+    let is_value = matches!(form, Form::Value(_));
+    let mut list = Setting::new(form, read, show);
+    list.inside = Box::new(inside);
+    if is_value { list.default("[]") } else { list }
 }
 
 impl<T: 'static> Setting<T> {
@@ -221,15 +213,8 @@ impl<T: 'static> Setting<T> {
         read: impl Fn(&Scope<'_>, &mut Reader<'_>, &str) -> Option<T> + 'static,
         show: impl Fn(&T) -> Yaml + 'static,
     ) -> Self {
-        let default = match form {
-            Form::Value { .. } => Default::Required,
-            _ => Default::Keys,
-        };
         Self {
-            form,
-            default,
-            flag: None,
-            inherited: true,
+            key: Key::new(form),
             inside: Box::new(|_, _| {}),
             read: Box::new(read),
             show: Box::new(show),
@@ -237,40 +222,37 @@ impl<T: 'static> Setting<T> {
     }
 
     /// What applies when it is left out, written as a flag has it.
-    pub fn default(self, text: &'static str) -> Self {
-        let default = Default::Value(text);
-        Self { default, ..self }
+    pub fn default(mut self, text: &'static str) -> Self {
+        self.key.default = Default::Value(text);
+        self
     }
 
     /// What applies when it is left out, in words; the declaration says after `else` how it follows.
-    pub fn derived(self, words: &'static str) -> Self {
-        let default = Default::Derived(words);
-        Self { default, ..self }
+    pub fn derived(mut self, words: &'static str) -> Self {
+        self.key.default = Default::Derived(words);
+        self
     }
 
-    pub fn flag(self, flag: &'static str) -> Self {
-        let flag = Some(flag);
-        Self { flag, ..self }
+    pub fn flag(mut self, flag: &'static str) -> Self {
+        self.key.flag = Some(flag);
+        self
     }
 
     /// Not accepted under `defaults`.
-    pub fn own(self) -> Self {
-        let inherited = false;
-        Self { inherited, ..self }
+    pub fn own(mut self) -> Self {
+        self.key.inherited = false;
+        self
     }
 
-    /// Accepts a word for none.
+    /// Accepts a word for none. To be said before default and flag.
     pub fn or(self, word: &'static str) -> Setting<Option<T>> {
-        let form = match &self.form {
-            Form::Value {
-                accepted,
-                schema,
-                placeholder,
-            } => Form::Value {
-                accepted: format!("{accepted}, or {word}"),
-                schema: json!({ "anyOf": [schema, { "const": word }] }),
-                placeholder: format!("{placeholder}|{word}"),
-            },
+        let form = match self.key.form.clone() {
+            Form::Value(mut value) => {
+                value.words += &format!(", or {word}");
+                value.placeholder += &format!("|{word}");
+                value.schema = json!({ "anyOf": [value.schema, { "const": word }] });
+                Form::Value(value)
+            }
             _ => Form::Section(Some(word)),
         };
         let is_none = move |content: &Content| match content {
@@ -301,43 +283,24 @@ impl<T: 'static> Setting<T> {
     }
 
     /// Adds the key and those inside to the table.
-    pub fn describe(self, above: &Above, name: &str, doc: &str, table: &mut Vec<Key>) {
-        let Self {
-            form,
-            default,
-            flag,
-            inside,
-            ..
-        } = self;
-        let path = join(&above.path, name);
-        let inherited = above.inherited && self.inherited;
-        let section_word = match form {
+    pub fn describe(self, section: &Key, name: &str, doc: &str, table: &mut Vec<Key>) {
+        let mut key = self.key;
+        key.path = join(&section.path, name);
+        key.doc = doc.trim().to_owned();
+        key.inherited &= section.inherited;
+        key.section_word = match section.form {
             Form::Section(word) => word,
             _ => None,
         };
-        let below = Above {
-            path: path.clone(),
-            inherited,
-            section_word,
-        };
-        let (doc, section_word) = (doc.trim().to_owned(), above.section_word);
-        table.push(Key {
-            path,
-            doc,
-            default,
-            flag,
-            inherited,
-            section_word,
-            form,
-        });
-        inside(below, table);
+        table.push(key.clone());
+        (self.inside)(&key, table);
     }
 
     /// Reads the key `name` of a section; else its default.
     pub fn read(&self, section: &Scope<'_>, name: &str, reader: &mut Reader<'_>) -> Option<T> {
         let at = section.child(name);
-        let accepted = self.form.accepted();
-        match self.default {
+        let accepted = self.key.form.accepted();
+        match self.key.default {
             _ if at.given().is_some() => (self.read)(&at, reader, &accepted),
             _ if reader.role == Role::Template => None,
             Default::Keys => (self.read)(&at, reader, &accepted),
@@ -358,9 +321,9 @@ impl<T: 'static> Setting<T> {
 impl Setting<Duration> {
     /// Accepts `0s` for none.
     pub fn or_off(self) -> Setting<Option<Duration>> {
-        let mut form = self.form.clone();
-        if let Form::Value { accepted, .. } = &mut form {
-            *accepted += ", or 0s (off)";
+        let mut form = self.key.form.clone();
+        if let Form::Value(accepted) = &mut form {
+            accepted.words += ", or 0s (off)";
         }
         let is_none = |content: &Content| match content {
             Content::Text(text) | Content::Flag(text) => {

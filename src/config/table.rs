@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::LazyLock;
 
-use super::section::{Above, Key, Section};
+use super::section::{Form, Key, Section};
 use super::types::Config;
 use super::yaml::{Content, Node};
 
@@ -14,13 +14,9 @@ pub static KEYS: LazyLock<Vec<Key>> = LazyLock::new(of::<Config>);
 /// The keys of a root section.
 pub(super) fn of<T: Section>() -> Vec<Key> {
     let mut table = Vec::new();
-    let (path, inherited, section_word) = (String::new(), false, None);
-    let above = Above {
-        path,
-        inherited,
-        section_word,
-    };
-    T::describe(&above, &mut table);
+    let mut root = Key::new(Form::Section(None));
+    root.inherited = false;
+    T::describe(&root, &mut table);
     table
 }
 
