@@ -35,8 +35,9 @@ pub enum Pressure {
     Calm,
     /// Sessions are ended, in rounds.
     Short {
-        /// The least that was in use since a round had an effect.
-        best: u64,
+        /// The most that was in use since a round had an effect. What was freed is seen by
+        /// comparison with this, although other sessions may have grown at the same time.
+        highest: u64,
         /// Rounds since then that ended sessions.
         tries: u32,
     },
@@ -64,7 +65,7 @@ impl Pressure {
     pub fn next(self, now: Reading, ended: usize) -> Self {
         let used = now.used;
         let try_again = Self::Short {
-            best: used,
+            highest: used,
             tries: 0,
         };
         match self {
@@ -72,11 +73,12 @@ impl Pressure {
             Self::Calm if used < now.high() => Self::Calm,
             Self::Calm | Self::Short { .. } if now.sessions == 0 => Self::Vain { up_to: u64::MAX },
             Self::Calm => try_again,
-            Self::Short { best, .. } if used + now.limit / EFFECT <= best => try_again,
-            Self::Short { best, tries } => {
+            Self::Short { highest, .. } if used + now.limit / EFFECT <= highest => try_again,
+            Self::Short { highest, tries } => {
+                let highest = highest.max(used);
                 let tries = tries + u32::from(ended > 0);
                 if tries < TRIES {
-                    Self::Short { best, tries }
+                    Self::Short { highest, tries }
                 } else {
                     let up_to = used.saturating_add(now.limit / RISE);
                     Self::Vain { up_to }
@@ -156,6 +158,20 @@ mod tests {
     fn rounds_that_help_go_on() {
         let mut pressure = begun();
         for tenths in (901..=950).rev().step_by(3) {
+            let now = Reading {
+                used: tenths * 100,
+                ..at(0)
+            };
+            pressure = pressure.next(now, 20);
+            assert!(pressure.most(now) > 0, "{tenths}");
+        }
+    }
+
+    /// Sessions that grow take what the first rounds free, and more.
+    #[test]
+    fn rounds_help_although_the_memory_rose_meanwhile() {
+        let mut pressure = begun();
+        for tenths in [952, 961, 966, 964, 958, 957, 952, 951] {
             let now = Reading {
                 used: tenths * 100,
                 ..at(0)

@@ -55,6 +55,10 @@ impl Watch {
         let mut known: Option<Pressure> = None;
         let (mut ended, mut rest) = (0, 0_u32);
         loop {
+            if known.is_some_and(|pressure| pressure != Pressure::Calm) {
+                // What ended sessions have freed is to show in the reading.
+                sys::release_free_memory();
+            }
             if let Some(now) = self.read() {
                 let pressure = match known {
                     Some(before) => before.next(now, ended),
@@ -71,9 +75,6 @@ impl Watch {
                 if most > 0 && !just_begun && rest == 0 {
                     ended = self.shed(most).await;
                     rest = if ended == 0 { REST } else { 0 };
-                }
-                if most > 0 {
-                    sys::release_free_memory();
                 }
             }
             sleep(TICK).await;
