@@ -138,7 +138,6 @@ fn service() -> Arc<SessionParams> {
         metrics: Metrics::new().listener("bench"),
         sheds: false,
         probes: Default::default(),
-        index: 0,
         low_water: true,
         queue_timeout: None,
         abandoned: Abandoned::Serve,

@@ -31,7 +31,7 @@ pub(super) fn refresh(listeners: &[Arc<Listener>], host: &HostMetrics) {
 /// The queues in front of a listener, and of a service in the same network namespace.
 fn refresh_queues(listener: &Listener, host: &HostMetrics) {
     let params = &listener.params;
-    let (length, limit) = listener.sockets.queue();
+    let (length, limit) = listener.queue();
     params.metrics.set_listen_queue(length, limit);
     let literal = params.cluster.upstream().address.literal();
     let queue = |address| known(host, HostSource::SockDiag, host::accept_queue(address));

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::{App, AppError};
 use crate::config::Admin;
+use crate::lifecycle::Drainable;
 use crate::net::{handover, listen};
 use crate::server::{Listener, StartError};
 
@@ -23,6 +24,9 @@ use crate::server::{Listener, StartError};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often the old one looks whether a listener is free.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Admin connections that wait to be accepted.
+const ADMIN_BACKLOG: u32 = 128;
 
 /// How an instance deals with one that runs already under the same admin address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,7 +106,7 @@ impl Predecessor {
                 Ok(Some((text, _))) => {
                     let address = text.strip_prefix("free ").and_then(|a| a.parse().ok());
                     waiting.retain(|listener| {
-                        address != Some(listener.address) || !open_late(listener)
+                        address != Some(listener.config.address) || !open_late(listener)
                     });
                 }
                 // It drains on.
@@ -111,11 +115,17 @@ impl Predecessor {
             }
         }
         // It has ended, perhaps this very moment, and with it the pause that it would have kept.
-        waiting.sort_by_key(|listener| listener.limits.reconnect_delay);
+        waiting.sort_by_key(|listener| listener.config.limits.reconnect_delay);
         let mut waited = Duration::ZERO;
         for listener in waiting {
-            thread::sleep(listener.limits.reconnect_delay.saturating_sub(waited));
-            waited = listener.limits.reconnect_delay;
+            thread::sleep(
+                listener
+                    .config
+                    .limits
+                    .reconnect_delay
+                    .saturating_sub(waited),
+            );
+            waited = listener.config.limits.reconnect_delay;
             open_late(&listener);
         }
     }
@@ -127,11 +137,11 @@ fn open_late(listener: &Listener) -> bool {
         listener = name,
         "the instance before this one has left: accepting"
     );
-    listener.open.send_replace(true);
+    listener.open();
     true
 }
 
-/// The admin's socket, bound; with the instance that it was got from, if it was.
+/// The admin's socket, which listens; with the instance that it was got from, if it was.
 pub(super) type AdminSocket = (Option<(OwnedFd, SocketAddr)>, Option<Predecessor>);
 
 pub(super) fn admin_socket(
@@ -163,6 +173,8 @@ pub(super) fn admin_socket(
         }),
     };
     let socket = bound.map_err(|error| AppError::admin(*address, error))?;
+    let listening = listen::listen(&socket, ADMIN_BACKLOG);
+    listening.map_err(|error| AppError::admin(*address, error))?;
     let address = listen::local_address(&socket)?;
     Ok((Some((socket, address)), before))
 }
@@ -209,10 +221,10 @@ pub(super) fn estate(
 pub(super) fn open(listeners: &[Arc<Listener>], before: Option<Predecessor>) -> io::Result<()> {
     let mut waiting = Vec::new();
     for listener in listeners {
-        if before.is_some() && listener.limits.max_connections.is_some() {
+        if before.is_some() && listener.config.limits.max_connections.is_some() {
             waiting.push(listener.clone());
         } else {
-            listener.open.send_replace(true);
+            listener.open();
         }
     }
     before.map_or(Ok(()), |before| before.make_way(waiting))
@@ -278,7 +290,8 @@ impl App {
         let Some((request, _)) = handover::receive(talk)? else {
             return Ok(());
         };
-        let drained = self.workers.stopped_accepting();
+        let listeners = self.registry.listeners();
+        let drained = listeners.iter().all(|l| *l.is_stopped().borrow());
         // Held to the end of the talk: one at a time.
         let Ok(mut estate) = self.estate.try_lock() else {
             return handover::send(talk, "another instance is taking over", None);
@@ -288,8 +301,8 @@ impl App {
         };
         handover::send(talk, "control", Some(given.control.as_fd()))?;
         handover::send(talk, "admin", Some(given.admin.as_fd()))?;
-        for listener in &self.listeners {
-            for socket in listener.sockets.duplicates()? {
+        for listener in &listeners {
+            for socket in listener.duplicates()? {
                 handover::send(talk, "listener", Some(socket.as_fd()))?;
             }
         }
@@ -303,17 +316,18 @@ impl App {
         drop(estate);
         tracing::info!("another instance takes over");
         self.succeeded.send_replace(true);
-        self.workers.stop_accepting();
+        self.stop_accepting();
         handover::send(talk, "gone", None)?;
-        self.tell_who_left(talk)
+        Self::tell_who_left(talk, listeners)
     }
 
-    fn tell_who_left(&self, talk: &OwnedFd) -> io::Result<()> {
+    fn tell_who_left(talk: &OwnedFd, mut held: Vec<Arc<Listener>>) -> io::Result<()> {
         handover::set_patience(talk, POLL)?;
-        let mut held: Vec<_> = self.listeners.iter().collect();
         loop {
-            for listener in held.extract_if(.., |listener| listener.is_left()) {
-                handover::send(talk, &format!("free {}", listener.address), None)?;
+            for listener in held.extract_if(.., |listener| {
+                listener.is_left() && listener.limiter.in_use() == 0
+            }) {
+                handover::send(talk, &format!("free {}", listener.config.address), None)?;
             }
             match handover::receive(talk) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config;
+use std::collections::HashSet;
 
 /// Sends back what it gets; for as long as the test runs.
 fn echo() -> SocketAddr {
@@ -41,7 +42,7 @@ fn app(workers: usize, upstream: SocketAddr, more: &[(&'static str, &str)]) -> A
 }
 
 fn listens_on(app: &App) -> SocketAddr {
-    *app.listeners[0].bound.get().expect("bound")
+    app.registry.listeners()[0].bound
 }
 
 /// Asks again for up to a minute.
@@ -105,10 +106,11 @@ fn sessions_that_move_in_mid_stream_lose_nothing() {
         let mover = scope.spawn(|| {
             let mut from = 0;
             while !done.load(Ordering::Relaxed) {
-                app.workers.move_all(from, (from + 1) % 3);
+                app.balancer().move_all(from, (from + 1) % 3);
                 // Each is seen once, wherever it is.
                 let mut seen = HashSet::new();
-                app.for_each_session(|session| assert!(seen.insert(session.id)));
+                app.balancer()
+                    .for_each(|session| assert!(seen.insert(session.id)));
                 from = (from + 1) % 3;
                 thread::sleep(Duration::from_millis(1));
             }
@@ -125,7 +127,7 @@ fn sessions_that_move_in_mid_stream_lose_nothing() {
         assert!(ended.iter().all(Result::is_ok), "a stream was not whole");
     });
     assert!(moved(&app) >= 100, "{}", moved(&app));
-    assert!(eventually(|| app.workers.sessions() == 0));
+    assert!(eventually(|| app.balancer().sessions() == 0));
 }
 
 /// Nobody comes or goes meanwhile.
@@ -139,13 +141,13 @@ fn sessions_that_move_are_counted_once_each() {
         let pings: Vec<_> = (0..SESSIONS)
             .map(|_| scope.spawn(|| ping(to, &done)))
             .collect();
-        let connected = eventually(|| app.workers.sessions() == SESSIONS);
+        let connected = eventually(|| app.balancer().sessions() == SESSIONS);
         let mut counts = HashSet::new();
         for look in 0..3000 {
-            app.workers.move_all(look % 3, (look + 1) % 3);
-            counts.insert(app.workers.sessions());
+            app.balancer().move_all(look % 3, (look + 1) % 3);
+            counts.insert(app.balancer().sessions());
             let mut seen = Vec::new();
-            app.for_each_session(|session| seen.push(session.id));
+            app.balancer().for_each(|session| seen.push(session.id));
             counts.insert(seen.len());
             thread::sleep(Duration::from_micros(200));
         }
@@ -158,19 +160,23 @@ fn sessions_that_move_are_counted_once_each() {
 }
 
 #[test]
-fn a_second_worker_is_used_when_one_is_too_busy() {
+fn a_second_worker_is_used_when_one_is_full() {
     let app = app(2, echo(), &[]);
     let to = listens_on(&app);
-    assert_eq!(app.workers.in_use(), 1);
+    assert_eq!(app.balancer().in_use(), 1);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let pings: Vec<_> = (0..16).map(|_| scope.spawn(|| ping(to, &done))).collect();
-        let spread = eventually(|| app.workers.in_use() == 2);
+        let connected = eventually(|| app.balancer().sessions() == 16);
+        app.balancer().fill(0);
+        let in_use = app.balancer().in_use();
+        let spread = eventually(|| moved(&app) > 0);
         done.store(true, Ordering::Relaxed);
         assert!(pings.into_iter().all(|ping| ping.join().is_ok()));
-        assert!(spread, "the second worker was never used");
+        assert!(connected && spread, "no session has migrated");
+        assert_eq!(in_use, 2);
     });
-    let given_up = eventually(|| TcpStream::connect(to).is_ok() && app.workers.in_use() == 1);
+    let given_up = eventually(|| TcpStream::connect(to).is_ok() && app.balancer().in_use() == 1);
     assert!(given_up, "the second worker is in use without a session");
 }
 
@@ -184,7 +190,7 @@ fn sessions_that_moved_are_watched_on() {
         let mut tries = 0;
         while moved(&app) == 0 && tries < 100 {
             // It is with one of the two.
-            app.workers.move_all(tries % 2, 1 - tries % 2);
+            app.balancer().move_all(tries % 2, 1 - tries % 2);
             stream.write_all(&[7; 64]).expect("sent");
             stream.read_exact(&mut [0; 64]).expect("an echo");
             tries += 1;
@@ -224,7 +230,8 @@ fn an_endpoint_is_swapped_under_live_sessions() {
     let (old_address, new_address) = (echo(), echo());
     let app = app(2, old_address, &[]);
     let to = listens_on(&app);
-    let cluster = &app.listeners[0].params.cluster;
+    let listeners = app.registry.listeners();
+    let cluster = &listeners[0].params.cluster;
     let mut before = greeted(to);
     let old = cluster.endpoints();
     assert_eq!((old[0].address(), old[0].active()), (old_address, 1));
@@ -241,4 +248,96 @@ fn an_endpoint_is_swapped_under_live_sessions() {
     assert!(eventually(|| gone.upgrade().is_none()), "nobody uses it");
     drop(after);
     assert!(eventually(|| new[0].active() == 0));
+}
+
+fn named(app: &App, name: &str) -> ListenerConfig {
+    ListenerConfig {
+        name: name.to_owned(),
+        ..app.config.listeners[0].clone()
+    }
+}
+
+#[test]
+fn a_listener_is_added_and_removed_while_others_serve() {
+    let app = app(2, echo(), &[]);
+    let first = named(&app, "default");
+    let both = [first.clone(), named(&app, "second")];
+    app.set_listeners(&both).expect("added");
+    let to = app.registry.serving("second").expect("it serves").bound;
+    let mut live = greeted(to);
+    let active = "pulsegate_connections_active{listener=\"second\"} 1\n";
+    assert!(Control::metrics(&*app).contains(active));
+
+    app.set_listeners(std::slice::from_ref(&first))
+        .expect("removed");
+    let refused = || {
+        let refused = TcpStream::connect(to).err().map(|error| error.kind());
+        refused == Some(ErrorKind::ConnectionRefused)
+    };
+    assert!(eventually(refused), "clients are still taken");
+    greet(&mut live);
+    greeted(listens_on(&app));
+    assert!(Control::metrics(&*app).contains(active), "it is not named");
+    let shown = Control::sessions(&*app);
+    let is_named = |view: crate::view::ConnectionView| view.listener == "second";
+    assert!(
+        shown
+            .iter()
+            .any(|session| session.view().is_some_and(is_named))
+    );
+}
+
+#[test]
+fn a_listener_that_changes_refuses_nobody_and_counts_on() {
+    let app = app(2, echo(), &[("max-connections", "1")]);
+    let to = listens_on(&app);
+    let mut holder = greeted(to);
+    let limited = |limit| {
+        let mut wanted = ListenerConfig {
+            address: to,
+            ..named(&app, "default")
+        };
+        wanted.limits.max_connections = Some(limit);
+        app.set_listeners(&[wanted]).expect("replaced");
+    };
+    // A client that is turned away is reset.
+    let served = || {
+        let mut stream = TcpStream::connect(to).expect("never refused");
+        let _reset = stream.write_all(b"hello");
+        stream.read_exact(&mut [0; 5]).is_ok().then_some(stream)
+    };
+    assert!(served().is_none());
+    limited(2);
+    let second = greeted(to);
+    assert!(served().is_none());
+    limited(1);
+    drop(second);
+    assert!(eventually(|| app.balancer().sessions() == 1));
+    assert!(served().is_none(), "the first one holds the only place");
+    greet(&mut holder);
+    drop(holder);
+    assert!(eventually(|| served().is_some()));
+}
+
+#[test]
+fn listeners_that_come_and_go_leave_nothing_behind() {
+    let app = app(2, echo(), &[]);
+    let (first, other) = (named(&app, "default"), named(&app, "other"));
+    let accepting = || app.balancer().tasks();
+    let before = accepting();
+    let mut gone = Vec::new();
+    for _ in 0..1000 {
+        app.set_listeners(&[first.clone(), other.clone()])
+            .expect("added");
+        gone.push(Arc::downgrade(
+            &app.registry.serving("other").expect("it serves"),
+        ));
+        app.set_listeners(std::slice::from_ref(&first))
+            .expect("removed");
+    }
+    // Its sockets are open for as long as a listener or an accepting task lives.
+    assert!(eventually(|| accepting() == before), "{}", accepting());
+    assert_eq!(app.registry.listeners().len(), 1);
+    assert!(gone.iter().all(|listener| listener.upgrade().is_none()));
+    assert!(!Control::metrics(&*app).contains("listener=\"other\""));
 }

@@ -5,6 +5,7 @@
 //! [`keys`], the [`schema`], the [`docs`] and the printed configuration are made from the declarations.
 
 mod check;
+mod diff;
 pub mod docs;
 mod errors;
 mod kind;
@@ -21,6 +22,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+pub use diff::{Change, diff};
 pub use errors::ConfigErrors;
 pub use types::*;
 pub use units::show;

@@ -3,20 +3,21 @@
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use strum::VariantArray;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::Listener;
 use super::admission::{self, Resources};
-use super::worker::{Incoming, Worker};
+use super::workers::Pool;
+use super::{Listener, Permit};
 use crate::config::OnFull;
 use crate::metrics::{AcceptErrorClass, RejectReason};
 use crate::net::listen;
 use crate::net::stream::TcpStream;
-use crate::session::{Admission, Session, Task};
+use crate::session::{Admission, Coming, Session, Task, Worker};
 use crate::sys;
 use crate::telemetry::Repeated;
 
@@ -31,20 +32,34 @@ static ACCEPT_LINES: [Repeated; AcceptErrorClass::VARIANTS.len()] =
     [const { Repeated::new() }; AcceptErrorClass::VARIANTS.len()];
 static DESCRIPTOR_LINES: Repeated = Repeated::new();
 
-/// Accepts from the opening of the listener until the worker is told to stop; clients that are queued then are still taken.
-pub async fn accept(worker: Arc<Worker>, listener: Arc<Listener>, socket: OwnedFd) {
-    let socket = match sys::register(socket, Interest::READABLE) {
+/// One worker at one listener.
+pub(super) struct Acceptor {
+    pool: Arc<Pool>,
+    worker: Arc<Worker>,
+    listener: Arc<Listener>,
+    /// Its own among the listener's.
+    socket: Arc<OwnedFd>,
+    _coming: Option<Coming>,
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.listener.close(&self.socket);
+    }
+}
+
+/// Accepts from the opening of the listener until it is told to stop; clients that are queued then
+/// are still taken.
+pub(super) async fn accept(acceptor: Acceptor) {
+    let socket = match sys::register(acceptor.socket.clone(), Interest::READABLE) {
         Ok(socket) => socket,
         Err(error) => return tracing::error!("cannot watch a listening socket: {error}"),
     };
-    // Declared after the socket, so dropped before it is closed.
-    let _open = listener.sockets.add(socket.get_ref());
-    let _coming = worker.coming();
-    let mut stop = worker.stop.clone();
-    let mut open = listener.open.subscribe();
+    let listener = &acceptor.listener;
+    let (mut open, mut stop) = (listener.is_open(), listener.is_stopped());
     tokio::select! {
         biased;
-        // The sender is the listener's own.
+        // The senders are the listener's own.
         _ = open.wait_for(|open| *open) => {}
         // These clients were never ours.
         _ = stop.wait_for(|stop| *stop) => return,
@@ -52,7 +67,7 @@ pub async fn accept(worker: Arc<Worker>, listener: Arc<Listener>, socket: OwnedF
     let mut pause = Duration::ZERO;
     loop {
         let stopping = *stop.borrow();
-        match take_some(&worker, &listener, &socket) {
+        match acceptor.take_some(&socket) {
             Batch::Empty if stopping => return,
             Batch::Full => tokio::task::yield_now().await,
             Batch::Empty => {
@@ -83,26 +98,103 @@ enum Batch {
     Failed,
 }
 
-fn take_some(worker: &Arc<Worker>, listener: &Arc<Listener>, socket: &AsyncFd<OwnedFd>) -> Batch {
-    let metrics = &listener.params.metrics;
-    for _ in 0..BATCH {
-        match listen::accept(socket.get_ref()) {
-            Ok((fd, client)) => {
-                metrics.accepted();
-                admit(worker, listener, fd, client);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Batch::Empty,
-            Err(error) => {
-                let class = classify(&error);
-                metrics.accept_error(class);
-                if class != AcceptErrorClass::Connection {
-                    report(&listener.params.name, class, &error);
-                    return Batch::Failed;
+impl Acceptor {
+    pub fn new(
+        pool: Arc<Pool>,
+        worker: Arc<Worker>,
+        listener: Arc<Listener>,
+        socket: Arc<OwnedFd>,
+    ) -> Self {
+        Self {
+            _coming: worker.coming(),
+            pool,
+            worker,
+            listener,
+            socket,
+        }
+    }
+
+    fn take_some(&self, socket: &AsyncFd<Arc<OwnedFd>>) -> Batch {
+        let params = &self.listener.params;
+        for _ in 0..BATCH {
+            match listen::accept(socket.get_ref()) {
+                Ok((fd, client)) => {
+                    params.metrics.accepted();
+                    self.admit(fd, client);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    return Batch::Empty;
+                }
+                Err(error) => {
+                    let class = classify(&error);
+                    params.metrics.accept_error(class);
+                    if class != AcceptErrorClass::Connection {
+                        report(&params.name, class, &error);
+                        return Batch::Failed;
+                    }
                 }
             }
         }
+        Batch::Full
     }
-    Batch::Full
+
+    /// Lets the client in, on the worker where it belongs; has it wait for what it lacks; or
+    /// turns it away: the armed abort that its socket inherited makes the drop an RST.
+    fn admit(&self, fd: OwnedFd, client: SocketAddr) {
+        let (pool, metrics) = (&self.pool, &self.listener.params.metrics);
+        let place = self.listener.limiter.try_acquire();
+        if place.is_none() && self.listener.config.limits.on_full == OnFull::Reject {
+            return metrics.rejected(RejectReason::MaxConnections);
+        }
+        let (granted, otherwise) = if *pool.out_of_memory.borrow() {
+            (None, RejectReason::Memory)
+        } else {
+            let granted = pool.descriptors.try_acquire();
+            if granted.is_none() {
+                report_shortage(pool);
+            }
+            (granted, RejectReason::Descriptors)
+        };
+        let resources = match granted {
+            Some(permit) => Resources::Granted(permit),
+            None => match pool.waiting_room.try_acquire() {
+                Some(permit) => Resources::Awaited(permit),
+                None => return metrics.rejected(otherwise),
+            },
+        };
+        self.start(fd, client, place, resources);
+    }
+
+    fn start(&self, fd: OwnedFd, client: SocketAddr, place: Option<Permit>, resources: Resources) {
+        let worker = self.worker.for_incoming();
+        let registered = {
+            let _there = worker.enter();
+            TcpStream::new(fd)
+        };
+        let stream = match registered {
+            Ok(stream) => stream,
+            Err(error) => {
+                self.listener
+                    .params
+                    .metrics
+                    .rejected(RejectReason::LocalError);
+                return tracing::error!(%client, "cannot watch a client: {error}");
+            }
+        };
+        let id = self.pool.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let session = Session::new(id, self.listener.params.clone(), client, sys::now());
+        let admission = match (place, resources) {
+            (Some(place), Resources::Granted(process)) => Admission::Now([place, process]),
+            (place, resources) => Admission::Wait(Box::pin(admission::wait(
+                self.pool.clone(),
+                self.listener.clone(),
+                session.clone(),
+                place,
+                resources,
+            ))),
+        };
+        worker.spawn(Task::new(session, worker.clone(), stream.into(), admission));
+    }
 }
 
 fn report(listener: &str, class: AcceptErrorClass, error: &std::io::Error) {
@@ -127,12 +219,12 @@ fn report(listener: &str, class: AcceptErrorClass, error: &std::io::Error) {
 }
 
 /// The descriptors that the limit leaves for sessions are all taken.
-fn report_shortage(worker: &Worker) {
+fn report_shortage(pool: &Pool) {
     if !DESCRIPTOR_LINES.begin() {
         return;
     }
     tracing::warn!(
-        sessions = worker.descriptors.in_use(),
+        sessions = pool.descriptors.in_use(),
         "descriptors are short: this is as many sessions as the limit allows; raise `ulimit -n` \
          (systemd: LimitNOFILE=), or lower limits.max_connections"
     );
@@ -141,7 +233,7 @@ fn report_shortage(worker: &Worker) {
     }));
 }
 
-async fn readable(socket: &AsyncFd<OwnedFd>) {
+async fn readable(socket: &AsyncFd<Arc<OwnedFd>>) {
     // Cleared only here, after the queue was found empty; a client that came in between is
     // found by polling the queue once more.
     if let Ok(mut guard) = socket.readable().await {
@@ -169,77 +261,6 @@ fn classify(error: &std::io::Error) -> AcceptErrorClass {
         _ if error.kind() == std::io::ErrorKind::ConnectionAborted => AcceptErrorClass::Connection,
         _ => AcceptErrorClass::Other,
     }
-}
-
-/// Lets the client in, on the worker where it belongs; has it wait for what it lacks; or
-/// turns it away: the armed abort that its socket inherited makes the drop an RST.
-fn admit(worker: &Arc<Worker>, listener: &Arc<Listener>, fd: OwnedFd, client: SocketAddr) {
-    let metrics = &listener.params.metrics;
-    let place = listener.limiter.try_acquire();
-    if place.is_none() && listener.limits.on_full == OnFull::Reject {
-        return metrics.rejected(RejectReason::MaxConnections);
-    }
-    let (granted, otherwise) = if *worker.out_of_memory.borrow() {
-        (None, RejectReason::Memory)
-    } else {
-        let granted = worker.descriptors.try_acquire();
-        if granted.is_none() {
-            report_shortage(worker);
-        }
-        (granted, RejectReason::Descriptors)
-    };
-    let resources = match granted {
-        Some(permit) => Resources::Granted(permit),
-        None => match worker.waiting_room.try_acquire() {
-            Some(permit) => Resources::Awaited(permit),
-            None => return metrics.rejected(otherwise),
-        },
-    };
-    let incoming = Incoming {
-        fd,
-        client,
-        listener: listener.clone(),
-        place,
-        resources,
-        coming: worker.coming(),
-    };
-    match worker.elsewhere() {
-        Some(other) => other.hand_over(incoming),
-        None => start(worker, incoming),
-    }
-}
-
-/// Starts the session of a client on this worker.
-pub(super) fn start(worker: &Arc<Worker>, incoming: Incoming) {
-    let Incoming {
-        fd,
-        client,
-        listener,
-        place,
-        resources,
-        coming: _coming,
-    } = incoming;
-    let stream = match TcpStream::new(fd) {
-        Ok(stream) => stream,
-        Err(error) => {
-            listener.params.metrics.rejected(RejectReason::LocalError);
-            return tracing::error!(%client, "cannot watch a client: {error}");
-        }
-    };
-    let id = worker.serial.next();
-    let session = Session::new(id, listener.params.clone(), client, sys::now());
-    let table = worker.table.clone();
-    let admission = match (place, resources) {
-        (Some(listener), Resources::Granted(process)) => Admission::Now([listener, process]),
-        (place, resources) => Admission::Wait(Box::pin(admission::wait(
-            worker.clone(),
-            listener.clone(),
-            session.clone(),
-            place,
-            resources,
-        ))),
-    };
-    tokio::spawn(Task::new(session, table, stream.into(), admission));
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::worker::Worker;
+use super::workers::Pool;
 use super::{Listener, Permit};
 use crate::config::OnFull;
 use crate::liveness::{Candidate, Close, CloseHow, CloseReason, Method, Span};
@@ -48,7 +48,7 @@ enum Then {
 
 /// Waits for what a client lacks, and lets it in unless it has gone meanwhile.
 pub(super) async fn wait(
-    worker: Arc<Worker>,
+    pool: Arc<Pool>,
     listener: Arc<Listener>,
     client: Arc<Session>,
     place: Option<Permit>,
@@ -57,11 +57,11 @@ pub(super) async fn wait(
     let process = match resources {
         Resources::Granted(process) => process,
         Resources::Awaited(_waiting_room) => {
-            let then = match listener.limits.on_full {
+            let then = match listener.config.limits.on_full {
                 OnFull::Queue | OnFull::Verify if place.is_none() => Then::Waits,
                 _ => Then::IsServed,
             };
-            let granted = timeout(RESOURCES_WAIT, wait_for_resources(&worker, then)).await;
+            let granted = timeout(RESOURCES_WAIT, wait_for_resources(&pool, then)).await;
             granted.map_err(|_elapsed| CloseReason::Rejected)?
         }
     };
@@ -70,26 +70,27 @@ pub(super) async fn wait(
             client.until_client_answers().await;
             place
         }
-        None => wait_for_place(&worker, &listener, &client).await?,
+        None => wait_for_place(&pool, &listener, &client).await?,
     };
     Ok([place, process])
 }
 
 /// Makes room for descriptors; memory has a watch of its own.
-async fn wait_for_resources(worker: &Worker, then: Then) -> Permit {
-    worker.wait_for_memory().await;
-    if let Some(permit) = worker.descriptors.try_acquire() {
+async fn wait_for_resources(pool: &Pool, then: Then) -> Permit {
+    // An error is the end of the watch: nobody waits for it.
+    drop(pool.out_of_memory.subscribe().wait_for(|full| !*full).await);
+    if let Some(permit) = pool.descriptors.try_acquire() {
         return permit;
     }
     let make_room = async {
         loop {
             let made_room = {
-                let _one_at_a_time = worker.shedding.lock().await;
+                let _one_at_a_time = pool.shedding.lock().await;
                 match then {
-                    Then::IsServed => shed(worker, None, Shortage::Descriptors, 1).await,
+                    Then::IsServed => shed(pool, None, Shortage::Descriptors, 1).await,
                     Then::Waits => {
                         let why = Shortage::Descriptors;
-                        shed_the_dead(worker, None, Method::CHECK, why).await
+                        shed_the_dead(pool, None, Method::CHECK, why).await
                     }
                 }
             };
@@ -102,25 +103,25 @@ async fn wait_for_resources(worker: &Worker, then: Then) -> Permit {
     };
     tokio::select! {
         biased;
-        permit = worker.descriptors.acquire() => permit,
+        permit = pool.descriptors.acquire() => permit,
         // It never ends by itself.
         () = make_room => std::future::pending().await,
     }
 }
 
 async fn wait_for_place(
-    worker: &Worker,
+    pool: &Pool,
     listener: &Listener,
     client: &Session,
 ) -> Result<Permit, CloseReason> {
     let _counted = listener.limiter.count_queued();
     let timeout = async {
-        match listener.limits.queue_timeout {
+        match listener.config.limits.queue_timeout {
             Some(timeout) => sleep(timeout).await,
             None => std::future::pending().await,
         }
     };
-    let mut waiter = worker.wait_queue.join();
+    let mut waiter = pool.wait_queue.join();
     let mut outcome = Outcome {
         listener,
         served: false,
@@ -128,7 +129,7 @@ async fn wait_for_place(
     let place = tokio::select! {
         biased;
         permit = take_turn(listener, client) => Ok(permit),
-        reason = make_room(worker, listener) => Err(reason),
+        reason = make_room(pool, listener) => Err(reason),
         () = timeout => Err(CloseReason::QueueTimeout),
         why = waiter.turned_away() => {
             listener.params.metrics.shed(why);
@@ -171,18 +172,18 @@ impl Drop for Outcome<'_> {
 
 /// Makes room by the listener's policy until the client has its place; returns only when that
 /// is hopeless.
-async fn make_room(worker: &Worker, listener: &Listener) -> CloseReason {
+async fn make_room(pool: &Pool, listener: &Listener) -> CloseReason {
     // One client makes room at a time: the one that has waited longest.
     let _turn = listener.making_room.lock().await;
     loop {
-        match listener.limits.on_full {
+        match listener.config.limits.on_full {
             OnFull::Reject | OnFull::Queue => return std::future::pending().await,
             OnFull::Verify => {
-                end_the_dead(worker, Some(listener), Method::TAKEOVER).await;
+                end_the_dead(pool, Some(listener), Method::TAKEOVER).await;
             }
             OnFull::Replace => {
                 let quiet = |holder: &Candidate| Some(Reverse(holder.idle));
-                let holders = first(worker, Some(&listener.params), 1, quiet);
+                let holders = first(pool, Some(&listener.params), 1, quiet);
                 if let Some((_, holder)) = holders.first() {
                     holder.order(over(CloseReason::Replaced));
                     // One client replaces one holder.
@@ -192,14 +193,14 @@ async fn make_room(worker: &Worker, listener: &Listener) -> CloseReason {
             OnFull::Shed => {
                 let (here, why) = (Some(listener), Shortage::Places);
                 // Where all are active, one may have vanished just after its last word.
-                if shed(worker, here, why, 1).await > 0
-                    || shed_the_dead(worker, here, Method::TAKEOVER, why).await > 0
+                if shed(pool, here, why, 1).await > 0
+                    || shed_the_dead(pool, here, Method::TAKEOVER, why).await > 0
                 {
                     return std::future::pending().await;
                 }
                 // A holder that ends for a reason of its own, such as an RST for an answer, makes room
                 // as well.
-                if open_holders(worker, &listener.params) >= listener.limiter.in_use() {
+                if open_holders(pool, &listener.params) >= listener.limiter.in_use() {
                     return CloseReason::Rejected;
                 }
             }
@@ -213,14 +214,14 @@ async fn make_room(worker: &Worker, listener: &Listener) -> CloseReason {
 /// pressure of the process (no `listener`) only listeners that shed by policy lose sessions that
 /// are merely quiet.
 pub(super) async fn shed(
-    worker: &Worker,
+    pool: &Pool,
     listener: Option<&Listener>,
     why: Shortage,
     most: usize,
 ) -> usize {
-    let mut ended = shed_the_dead(worker, listener, Method::CHECK, why).await;
+    let mut ended = shed_the_dead(pool, listener, Method::CHECK, why).await;
     if listener.is_none() {
-        while ended < most && worker.wait_queue.turn_away_last(why) {
+        while ended < most && pool.wait_queue.turn_away_last(why) {
             ended += 1;
         }
     }
@@ -230,7 +231,7 @@ pub(super) async fn shed(
     let wanted = most - ended;
     let here = listener.map(|e| &e.params);
     let may_go = |session: &Candidate| session.rank().filter(|r| session.sheds || !r.is_quiet());
-    let ranked = first(worker, here, wanted, may_go);
+    let ranked = first(pool, here, wanted, may_go);
     for (_, session) in &ranked {
         session.order(over(CloseReason::Shed));
         session.params.metrics.shed(why);
@@ -239,12 +240,12 @@ pub(super) async fn shed(
 }
 
 async fn shed_the_dead(
-    worker: &Worker,
+    pool: &Pool,
     listener: Option<&Listener>,
     method: Method,
     why: Shortage,
 ) -> usize {
-    let dead = end_the_dead(worker, listener, method).await;
+    let dead = end_the_dead(pool, listener, method).await;
     for session in &dead {
         session.params.metrics.shed(why);
     }
@@ -253,14 +254,14 @@ async fn shed_the_dead(
 
 /// Asks the suspects and the longest quiet, and ends those that are proven gone; returns them.
 async fn end_the_dead(
-    worker: &Worker,
+    pool: &Pool,
     listener: Option<&Listener>,
     method: Method,
 ) -> Vec<Arc<Session>> {
     let here = listener.map(|e| &e.params);
     let order = |holder: &Candidate| Some((!holder.suspect, Reverse(holder.idle)));
     let mut asking = JoinSet::new();
-    for (_, session) in first(worker, here, ASKED_AT_ONCE, order) {
+    for (_, session) in first(pool, here, ASKED_AT_ONCE, order) {
         asking.spawn(async move {
             let answers = session.verify(method).await;
             let ended = session.end_if_silent(&answers, Some(CloseHow::Abort));
@@ -271,10 +272,10 @@ async fn end_the_dead(
 }
 
 /// The sessions of a listener that hold a place and are not ending.
-fn open_holders(worker: &Worker, here: &Arc<SessionParams>) -> usize {
+fn open_holders(pool: &Pool, here: &Arc<SessionParams>) -> usize {
     let now = sys::now();
     let mut open = 0;
-    worker.for_each_session(|session| {
+    pool.balancer.for_each(|session| {
         let holds = Arc::ptr_eq(here, &session.params) && session.known_candidate(now).is_some();
         open += usize::from(holds);
     });
@@ -285,14 +286,14 @@ fn open_holders(worker: &Worker, here: &Arc<SessionParams>) -> usize {
 /// of what the kernel says now where they are few. Of many thousands it is asked about some in each
 /// round, those that were looked at longest ago, and about the first ones.
 fn first<K: Ord>(
-    worker: &Worker,
+    pool: &Pool,
     here: Option<&Arc<SessionParams>>,
     most: usize,
     order: impl Fn(&Candidate) -> Option<K>,
 ) -> Vec<(K, Arc<Session>)> {
     let now = sys::now();
     let mut holders = Vec::new();
-    worker.for_each_session(|session| {
+    pool.balancer.for_each(|session| {
         if here.is_none_or(|params| Arc::ptr_eq(params, &session.params))
             && session.known_candidate(now).is_some()
         {
@@ -327,12 +328,15 @@ mod tests {
     use std::net::{SocketAddr, TcpListener, TcpStream};
     use std::sync::atomic::{AtomicU8, AtomicUsize};
 
+    use tokio::runtime::Handle;
+
     use super::*;
     use crate::config::{Abandoned, Liveness, OnDead, OnEnd, Upstream, UpstreamAddress};
     use crate::liveness::Time;
     use crate::metrics::Metrics;
     use crate::net::stream;
-    use crate::session::{Admission, Task, monitor};
+    use crate::server::Limiter;
+    use crate::session::{Admission, Balancer, Task, Worker, monitor};
     use crate::upstream::Cluster;
 
     fn params(upstream: SocketAddr, metrics: &Metrics) -> Arc<SessionParams> {
@@ -352,7 +356,6 @@ mod tests {
             abandoned: Abandoned::Serve,
             low_water: true,
             probes: Default::default(),
-            index: 0,
             reconnect_delay: Duration::ZERO,
             sheds: false,
             sessions: AtomicUsize::new(0),
@@ -362,7 +365,7 @@ mod tests {
 
     /// So many sessions of a listener, and the clients' ends.
     fn start(
-        worker: &Worker,
+        worker: &Arc<Worker>,
         params: &Arc<SessionParams>,
         count: u64,
     ) -> Vec<(Arc<Session>, TcpStream)> {
@@ -375,13 +378,9 @@ mod tests {
             let downstream = stream::TcpStream::new(downstream.into()).expect("registered");
             let session = Session::new(id, params.clone(), peer, sys::now());
             let admission = Admission::Now(());
-            let table = worker.table.clone();
-            tokio::spawn(Task::new(
-                session.clone(),
-                table,
-                downstream.into(),
-                admission,
-            ));
+            let worker = worker.clone();
+            let downstream = downstream.into();
+            tokio::spawn(Task::new(session.clone(), worker, downstream, admission));
             (session, client)
         };
         (0..count).map(start).collect()
@@ -402,8 +401,10 @@ mod tests {
         let serve = move || upstream.incoming().collect::<Vec<_>>();
         std::thread::spawn(serve);
         let metrics = Arc::new(Metrics::new());
-        let worker = Worker::alone();
-        tokio::spawn(monitor(worker.table.clone()));
+        let balancer = Balancer::new([Handle::current()]);
+        let pool = Pool::new(balancer.clone(), Limiter::new(None));
+        let worker = balancer.workers()[0].clone();
+        tokio::spawn(monitor(worker.clone()));
         let [here, elsewhere] = [params(address, &metrics), params(address, &metrics)];
         let others = start(&worker, &elsewhere, 3);
         let holders = start(&worker, &here, MANY);
@@ -426,7 +427,7 @@ mod tests {
 
         let order = |holder: &Candidate| Some(Reverse(holder.idle));
         let since = sys::now();
-        assert_eq!(first(&worker, Some(&here), 1, order).len(), 1);
+        assert_eq!(first(&pool, Some(&here), 1, order).len(), 1);
         assert_eq!(looks(&others, since), 0);
         let looked_at = looks(&holders, since);
         assert!(
@@ -434,7 +435,7 @@ mod tests {
             "{looked_at}"
         );
         // The next round.
-        first(&worker, Some(&here), 1, order);
+        first(&pool, Some(&here), 1, order);
         assert_eq!(looks(&holders, since), holders.len());
         assert_eq!(looks(&others, since), 0);
     }

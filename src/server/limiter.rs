@@ -9,7 +9,9 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 #[derive(Debug)]
 pub struct Limiter {
     permits: Semaphore,
-    limit: usize,
+    limit: AtomicUsize,
+    /// Permits beyond the limit that are held: it was lowered.
+    excess: AtomicUsize,
     queued: AtomicUsize,
 }
 
@@ -21,12 +23,11 @@ impl Limiter {
     /// So many permits at once; `None` is as many as there can be.
     #[must_use]
     pub fn new(limit: Option<usize>) -> Self {
-        let limit = limit
-            .unwrap_or(Semaphore::MAX_PERMITS)
-            .min(Semaphore::MAX_PERMITS);
+        let limit = permits(limit);
         Self {
             permits: Semaphore::new(limit),
-            limit,
+            limit: AtomicUsize::new(limit),
+            excess: AtomicUsize::new(0),
             queued: AtomicUsize::new(0),
         }
     }
@@ -34,7 +35,33 @@ impl Limiter {
     /// Permits that are held.
     #[must_use]
     pub fn in_use(&self) -> usize {
-        self.limit - self.permits.available_permits()
+        let all = self.limit.load(Ordering::Relaxed) + self.excess.load(Ordering::Relaxed);
+        all.saturating_sub(self.permits.available_permits())
+    }
+
+    /// Changes the limit. Where more permits are held than it allows, none is given out until
+    /// enough have come back. One may do so at a time.
+    pub fn resize(&self, limit: Option<usize>) {
+        let limit = permits(limit);
+        let before = self.limit.swap(limit, Ordering::Relaxed);
+        if limit < before {
+            let fewer = before - limit;
+            let held = fewer - self.permits.forget_permits(fewer);
+            self.excess.fetch_add(held, Ordering::Relaxed);
+        }
+        let more = limit.saturating_sub(before);
+        let settled = |excess: usize| Some(excess.saturating_sub(more));
+        let relaxed = Ordering::Relaxed;
+        let excess = self.excess.fetch_update(relaxed, relaxed, settled);
+        let excess = excess.unwrap_or_default();
+        self.permits.add_permits(more.saturating_sub(excess));
+    }
+
+    /// Whether a permit that is over was one beyond the limit.
+    fn settle_excess(&self) -> bool {
+        let relaxed = Ordering::Relaxed;
+        let less = |excess: usize| excess.checked_sub(1);
+        self.excess.fetch_update(relaxed, relaxed, less).is_ok()
     }
 
     /// A permit, unless all are held or others queue.
@@ -75,8 +102,14 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.permits.add_permits(1);
+        if !self.0.settle_excess() {
+            self.0.permits.add_permits(1);
+        }
     }
+}
+
+fn permits(limit: Option<usize>) -> usize {
+    limit.map_or(Semaphore::MAX_PERMITS, |n| n.min(Semaphore::MAX_PERMITS))
 }
 
 /// Counts one that queues, until it is dropped.
@@ -108,6 +141,32 @@ mod tests {
         assert_eq!(limiter.in_use(), 2);
         drop(first);
         assert!(limiter.try_acquire().is_some());
+    }
+
+    #[test]
+    fn the_limit_grows_and_shrinks_under_held_permits() {
+        let limiter = Arc::new(Limiter::new(Some(3)));
+        let mut held: Vec<_> = std::iter::from_fn(|| limiter.try_acquire()).collect();
+        limiter.resize(Some(1));
+        assert_eq!((held.len(), limiter.in_use()), (3, 3));
+        held.truncate(1);
+        assert!(limiter.try_acquire().is_none(), "one is held");
+        assert_eq!(limiter.in_use(), 1);
+        held.clear();
+        held.extend(limiter.try_acquire());
+        assert!(held.len() == 1 && limiter.try_acquire().is_none());
+        limiter.resize(Some(3));
+        held.extend(std::iter::from_fn(|| limiter.try_acquire()));
+        assert_eq!(held.len(), 3);
+        // Up again while some are beyond the limit.
+        limiter.resize(Some(0));
+        limiter.resize(Some(4));
+        held.extend(std::iter::from_fn(|| limiter.try_acquire()));
+        assert_eq!((held.len(), limiter.in_use()), (4, 4));
+        limiter.resize(None);
+        drop(held);
+        assert!(limiter.try_acquire().is_some());
+        assert_eq!(limiter.in_use(), 0);
     }
 
     #[tokio::test]

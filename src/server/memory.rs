@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::admission;
-use super::worker::Worker;
+use super::workers::Pool;
 use crate::host::MemoryMeter;
 use crate::liveness::{Pressure, Reading};
 use crate::metrics::{HostSource, Metrics, Shortage};
@@ -23,24 +23,19 @@ const REST: u32 = 5;
 /// What watches.
 pub(super) struct Watch {
     pub meter: MemoryMeter,
-    /// Any one: it knows the others.
-    pub worker: Arc<Worker>,
-    /// Whether incoming clients have to wait for memory.
-    pub full: watch::Sender<bool>,
+    pub pool: Arc<Pool>,
     pub metrics: Arc<Metrics>,
-    pub quit: watch::Receiver<bool>,
 }
 
 impl Watch {
     /// On a thread of its own, since reading the figures can take the kernel long where groups are
     /// many.
-    pub fn start(self) -> io::Result<JoinHandle<()>> {
+    pub fn start(self, mut quit: watch::Receiver<bool>) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()?;
         let thread = thread::Builder::new().name("memory".to_owned());
         thread.spawn(move || {
-            let mut quit = self.quit.clone();
             runtime.block_on(async {
                 tokio::select! {
                     // The sender lives as long as the data plane.
@@ -82,8 +77,8 @@ impl Watch {
     }
 
     async fn shed(&self, most: usize) -> usize {
-        let _one_at_a_time = self.worker.shedding.lock().await;
-        admission::shed(&self.worker, None, Shortage::Memory, most).await
+        let _one_at_a_time = self.pool.shedding.lock().await;
+        admission::shed(&self.pool, None, Shortage::Memory, most).await
     }
 
     /// `None` where it cannot be read; then nobody has to wait for it.
@@ -96,7 +91,7 @@ impl Watch {
             Ok(used) => Some(Reading {
                 used,
                 limit,
-                sessions: self.worker.sessions(),
+                sessions: self.pool.served(),
             }),
             Err(error) => {
                 host.read_errors[HostSource::Memory].inc();
@@ -108,7 +103,8 @@ impl Watch {
     }
 
     fn set_full(&self, full: bool) {
-        self.full
+        self.pool
+            .out_of_memory
             .send_if_modified(|was| std::mem::replace(was, full) != full);
     }
 }

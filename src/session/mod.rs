@@ -32,7 +32,7 @@ use crate::sys;
 use crate::telemetry::{self, Repeated};
 use crate::upstream::{ActiveSession, Cluster};
 
-pub use balancer::{Balancer, Coming, Job};
+pub use balancer::{Balancer, Coming, Worker};
 pub use monitor::monitor;
 pub use table::Table;
 pub use task::{Admission, Task};
@@ -66,8 +66,6 @@ pub struct SessionParams {
     pub sheds: bool,
     /// By leg, whether a peer was ever seen to answer a keepalive probe.
     pub probes: [ProbeAnswers; 2],
-    /// Its place in the list of listeners.
-    pub index: usize,
     /// How many sessions there are, those that wait for a place included.
     pub sessions: AtomicUsize,
     /// Lines about connects that failed, one for each [`ConnectFailure`].
@@ -327,20 +325,20 @@ impl State {
 /// A session's place in the table; gives it back, and settles the books, once.
 struct Entry {
     session: Arc<Session>,
-    table: Arc<Table>,
+    worker: Arc<Worker>,
     key: u32,
     settled: bool,
     introduced: bool,
 }
 
 impl Entry {
-    fn new(session: Arc<Session>, table: Arc<Table>, downstream: RawFd) -> Self {
+    fn new(session: Arc<Session>, worker: Arc<Worker>, downstream: RawFd) -> Self {
         session.lock().fds[Leg::Downstream as usize] = downstream;
         session.params.sessions.fetch_add(1, Ordering::Relaxed);
-        let key = table.insert(session.clone());
+        let key = worker.table().insert(session.clone());
         Self {
             session,
-            table,
+            worker,
             key,
             settled: false,
             introduced: false,
@@ -355,13 +353,13 @@ impl Entry {
         }
     }
 
-    /// The same session in another table; this entry has nothing left to settle then. `None`: not
-    /// now.
-    fn move_to(&mut self, table: Arc<Table>) -> Option<Self> {
+    /// The same session in the table of another worker; this entry has nothing left to settle then.
+    /// `None`: not now.
+    fn move_to(&mut self, worker: Arc<Worker>) -> Option<Self> {
         let session = self.session.clone();
-        let key = self.table.unless_looked_at(|| {
+        let key = self.worker.unless_looked_at(|| {
             self.leave_table();
-            table.insert(session.clone())
+            worker.table().insert(session.clone())
         })?;
         self.settled = true;
         session.params.metrics.moved();
@@ -370,13 +368,13 @@ impl Entry {
             (state.young, state.due)
         };
         if young {
-            table.add_young(sys::now(), key, session.id);
+            worker.table().add_young(sys::now(), key, session.id);
         } else {
-            table.schedule(due, key);
+            worker.table().schedule(due, key);
         }
         Some(Self {
             session,
-            table,
+            worker,
             key,
             settled: false,
             introduced: false,
@@ -386,7 +384,7 @@ impl Entry {
     fn shared(&self) -> Shared {
         Shared {
             session: self.session.clone(),
-            table: self.table.clone(),
+            worker: self.worker.clone(),
             key: self.key,
         }
     }
@@ -395,15 +393,15 @@ impl Entry {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
-        let _until_settled = self.table.coming();
+        let _until_settled = self.worker.coming();
         self.leave_table();
         self.session.params.sessions.fetch_sub(1, Ordering::Relaxed);
         self.session.settle(close);
     }
 
     fn leave_table(&self) {
-        self.table.remove(self.key);
-        if self.table.is_empty() {
+        self.worker.table().remove(self.key);
+        if self.worker.table().is_empty() {
             relay::close_spare_pipes();
         }
     }

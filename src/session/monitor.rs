@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Phase, Session, State, Table, Watch};
+use super::{Phase, Session, State, Table, Watch, Worker};
 use crate::liveness::{Ask, Condition, LEGS, Leg, Machine, Span, Time};
 use crate::net::options;
 use crate::sys;
@@ -19,13 +19,14 @@ const GRID: Span = Span::ms(100);
 const URGENT: Span = Span::ms(1500);
 
 /// Runs for as long as the worker.
-pub async fn monitor(table: Arc<Table>) {
+pub async fn monitor(worker: Arc<Worker>) {
+    let table = worker.table();
     loop {
         let now = sys::now();
         table.drop_stale(|at, session| session.is_due(at));
         let due = table.take_due(now, BATCH);
         if due.is_empty() {
-            sleep(&table).await;
+            sleep(table).await;
             continue;
         }
         for (at, key, session, young) in due {

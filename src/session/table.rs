@@ -9,7 +9,6 @@ use slab::Slab;
 use tokio::sync::Notify;
 
 use super::Session;
-use super::balancer::Seat;
 use crate::liveness::{Span, Time};
 
 /// How old a session is before it is put under watch: a shorter one does not pay for it.
@@ -27,8 +26,6 @@ pub struct Table {
     count: AtomicUsize,
     /// Something is due earlier than the monitor knew.
     pub(super) earlier: Notify,
-    /// Its worker, as one of several.
-    pub(super) seat: Seat,
 }
 
 #[derive(Debug, Default)]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use super::{Entry, Phase, Session, Table, Watch, aborted, closing};
+use super::{Entry, Phase, Session, Table, Watch, Worker, aborted, closing};
 use crate::config::Abandoned;
 use crate::liveness::{Close, CloseReason, LEGS, Leg};
 use crate::metrics::ConnectFailure;
@@ -59,11 +59,11 @@ impl<P: Send + Unpin + 'static> Task<P> {
     #[must_use]
     pub fn new(
         session: Arc<Session>,
-        table: Arc<Table>,
+        worker: Arc<Worker>,
         downstream: LegStream,
         admission: Admission<P>,
     ) -> Self {
-        let entry = Entry::new(session, table, downstream.socket().raw_fd());
+        let entry = Entry::new(session, worker, downstream.socket().raw_fd());
         let (place, stage) = match admission {
             Admission::Now(place) => (Some(place), Stage::Admitted(downstream)),
             Admission::Wait(wait) => {
@@ -83,11 +83,11 @@ impl<P: Send + Unpin + 'static> Task<P> {
 
     /// A session whose legs are both up.
     #[cfg(test)]
-    pub(super) fn open(session: Arc<Session>, table: Arc<Table>, legs: [LegStream; 2]) -> Self
+    pub(super) fn open(session: Arc<Session>, worker: Arc<Worker>, legs: [LegStream; 2]) -> Self
     where
         P: Default,
     {
-        let entry = Entry::new(session, table, legs[0].socket().raw_fd());
+        let entry = Entry::new(session, worker, legs[0].socket().raw_fd());
         entry.shared().open(&legs[1]);
         let relay = Relay::new(entry.session.params.low_water);
         Self {
@@ -117,15 +117,15 @@ impl<P: Send + Unpin + 'static> Task<P> {
                 Err(close) => self.finish(&close),
             },
             Stage::Relaying(relay, legs) => {
-                let listed = (&*self.entry.table, self.entry.key);
+                let listed = (self.entry.worker.table(), self.entry.key);
                 let end = match session.poll_relay(relay, legs, listed, cx) {
                     Poll::Ready(end) => end,
                     Poll::Pending => {
-                        let Some(table) = self.entry.table.elsewhere(session.id) else {
+                        let Some(worker) = self.entry.worker.migration(session.id) else {
                             return Poll::Pending;
                         };
                         match relay.release(legs, &session.counters) {
-                            Ok(true) => return self.leave_for(table),
+                            Ok(true) => return self.leave_for(worker),
                             Ok(false) => return Poll::Pending,
                             Err(end) => Ended::Relay(end),
                         }
@@ -195,16 +195,13 @@ impl<P: Send + Unpin + 'static> Task<P> {
 
     /// Goes on at another worker, as a task of its runtime, if it may leave its table now. What comes
     /// meanwhile waits in the sockets: epoll says so when they are registered there.
-    fn leave_for(&mut self, table: Arc<Table>) -> Poll<Stage<P>> {
-        let Some(entry) = self.entry.move_to(table) else {
+    fn leave_for(&mut self, worker: Arc<Worker>) -> Poll<Stage<P>> {
+        let Some(entry) = self.entry.move_to(worker) else {
             return Poll::Pending;
         };
         Poll::Ready(match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Relaying(relay, legs) => {
-                let table = entry.table.clone();
-                let place = self.place.take();
-                let legs = legs.map(LegStream::detach);
-                table.post(Box::new(move || arrive(entry, place, relay, legs)));
+                arrive(entry, self.place.take(), relay, legs.map(LegStream::detach));
                 Stage::Over
             }
             other => other,
@@ -234,7 +231,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
     }
 }
 
-/// A session begins its work at this thread's worker.
+/// Goes on at the worker that the session is with now.
 fn arrive<P: Send + Unpin + 'static>(
     mut entry: Entry,
     place: Option<P>,
@@ -243,15 +240,17 @@ fn arrive<P: Send + Unpin + 'static>(
 ) {
     // A descriptor that cannot be registered is closed: nobody may look at it any more then.
     let known = std::mem::replace(&mut entry.session.lock().fds, [-1; 2]);
+    let worker = entry.worker.clone();
+    let _registers_there = worker.enter();
     let [downstream, upstream] = legs.map(DetachedLeg::attach);
     match (downstream, upstream) {
         (Ok(downstream), Ok(upstream)) => {
             entry.session.lock().fds = known;
-            drop(tokio::spawn(Task {
+            worker.spawn(Task {
                 entry,
                 place,
                 stage: Stage::Relaying(relay, [downstream, upstream]),
-            }));
+            });
         }
         // The drop of its sockets is an RST.
         _ => {
@@ -267,7 +266,7 @@ impl<P: Send + Unpin + 'static> Future for Task<P> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         self.entry.introduce(cx);
-        self.entry.table.woken();
+        self.entry.worker.woken();
         loop {
             self.stage = ready!(self.poll_stage(cx));
             if matches!(self.stage, Stage::Over) {
@@ -329,7 +328,7 @@ fn stays(session: &Session, downstream: &LegStream) -> bool {
 /// What a boxed stage needs of the entry.
 pub(super) struct Shared {
     pub session: Arc<Session>,
-    pub table: Arc<Table>,
+    pub worker: Arc<Worker>,
     pub key: u32,
 }
 
@@ -388,7 +387,9 @@ impl Shared {
     fn watch_soon(&self) {
         let was_young = std::mem::replace(&mut self.session.lock().young, true);
         if !was_young {
-            self.table.add_young(sys::now(), self.key, self.session.id);
+            self.worker
+                .table()
+                .add_young(sys::now(), self.key, self.session.id);
         }
     }
 }

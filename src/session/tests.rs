@@ -33,7 +33,6 @@ pub(super) fn params(upstream: SocketAddr) -> SessionParams {
         abandoned: Abandoned::Serve,
         low_water: true,
         probes: Default::default(),
-        index: 0,
         reconnect_delay: Duration::ZERO,
         sheds: false,
         sessions: AtomicUsize::new(0),
@@ -199,11 +198,12 @@ fn open(params: SessionParams) -> (Arc<Session>, Peer, Peer) {
     let [(downstream, client), (upstream, service)] = [pair(), pair()];
     let layered = |socket| LegStream::layered(socket, Box::<Frames>::default());
     let legs = [layered(downstream), layered(upstream)];
-    let (table, address) = (Arc::new(Table::default()), client.0.local_addr().unwrap());
+    let all = Balancer::new([tokio::runtime::Handle::current()]);
+    let (worker, address) = (all.workers()[0].clone(), client.0.local_addr().unwrap());
     let session = Session::new(1, Arc::new(params), address, sys::now());
-    let task = Task::<()>::open(session.clone(), table.clone(), legs);
+    let task = Task::<()>::open(session.clone(), worker.clone(), legs);
     tokio::spawn(task);
-    tokio::spawn(monitor(table));
+    tokio::spawn(monitor(worker));
     (session, client, service)
 }
 

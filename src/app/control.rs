@@ -1,0 +1,133 @@
+//! What the admin endpoint shows and does.
+
+use std::collections::{BTreeMap, HashSet};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{App, environment};
+use crate::admin::{Control, Readiness};
+use crate::config;
+use crate::lifecycle::Drainable;
+use crate::liveness::{Close, CloseHow, CloseReason, Span, Traffic};
+use crate::metrics::ListenerMetrics;
+use crate::session;
+use crate::sys;
+use crate::view::{Shown, VerifiedSession};
+
+/// What the listeners of one name add up to: one that was removed or changed may have a session
+/// yet.
+struct Total {
+    metrics: Arc<ListenerMetrics>,
+    active: usize,
+    /// They share the limiter.
+    queued: usize,
+    moved: Traffic,
+}
+
+impl Control for App {
+    fn metrics(&self) -> String {
+        let now = sys::now();
+        let listeners = self.registry.listeners();
+        let mut totals: BTreeMap<Arc<str>, Total> = BTreeMap::new();
+        for listener in &listeners {
+            let params = &listener.params;
+            let total = totals.entry(params.name.clone()).or_insert_with(|| Total {
+                metrics: params.metrics.clone(),
+                active: 0,
+                queued: listener.limiter.queued(),
+                moved: params.metrics.settled(),
+            });
+            total.active += params.sessions.load(Ordering::Relaxed);
+        }
+        self.balancer().for_each(|session| {
+            session.refresh(now);
+            if let Some(total) = totals.get_mut(&session.params.name) {
+                total.moved += session.traffic();
+            }
+        });
+        for total in totals.values() {
+            total.metrics.set_active(total.active);
+            total.metrics.set_queued(total.queued);
+            total.metrics.set_bytes(&total.moved);
+        }
+        environment::refresh(&listeners, self.metrics.host());
+        self.metrics
+            .set_descriptors(open_descriptors(), self.descriptor_limit);
+        self.metrics.set_workers_in_use(self.balancer().in_use());
+        if let Some(dropped) = &self.dropped_lines {
+            self.metrics
+                .set_log_lines_dropped(dropped.dropped_lines() as u64);
+        }
+        self.metrics.render()
+    }
+
+    fn readiness(&self) -> Readiness {
+        if self.readiness.load(Ordering::Relaxed) == Readiness::Draining as u8 {
+            Readiness::Draining
+        } else {
+            Readiness::Ready
+        }
+    }
+
+    fn sessions(&self) -> Vec<Arc<dyn Shown>> {
+        let mut sessions: Vec<Arc<dyn Shown>> = Vec::with_capacity(self.balancer().sessions());
+        self.balancer()
+            .for_each(|session| sessions.push(session.clone()));
+        sessions
+    }
+
+    fn close(&self, id: u64) -> bool {
+        let mut found = false;
+        self.balancer().for_each(|session| {
+            if session.id == id {
+                session.order(Close {
+                    reason: CloseReason::Admin,
+                    // Who asks twice does not want to wait.
+                    how: if session.is_ending() {
+                        CloseHow::Abort
+                    } else {
+                        CloseHow::Flush
+                    },
+                    evidence: None,
+                    silent_for: Span::ZERO,
+                });
+                found = true;
+            }
+        });
+        found
+    }
+
+    fn verify(
+        &self,
+        ids: &[u64],
+        quick: bool,
+    ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
+        let ids: HashSet<u64> = ids.iter().copied().collect();
+        let mut sessions = Vec::new();
+        self.balancer().for_each(|session| {
+            if ids.contains(&session.id) {
+                sessions.push(session.clone());
+            }
+        });
+        Box::pin(session::verify_all(sessions, quick, self.verifying.clone()))
+    }
+
+    fn config(&self) -> String {
+        config::to_yaml(&self.config)
+    }
+
+    fn drain(&self) {
+        self.refuse_readiness();
+        self.drain.ask();
+    }
+}
+
+/// Descriptors that the process holds; `None` where that cannot be found out.
+fn open_descriptors() -> Option<u64> {
+    const OWN: &str = "/proc/self/fd";
+    // The kernel says so from 6.2 on. Before, the directory has to be read, which takes a descriptor.
+    let said = std::fs::metadata(OWN).map_or(0, |directory| directory.len());
+    let counted = || Some(std::fs::read_dir(OWN).ok()?.count() as u64);
+    (said > 0).then_some(said).or_else(counted)
+}
