@@ -31,7 +31,7 @@ const LAYERS: [&[&str]; 6] = [
 const LATERAL: [(&str, &str, &str); 7] = [
     ("main", "cli", "the binary is nothing but the entry to it"),
     ("cli", "demo", "a subcommand"),
-    ("relay", "net", "bytes are moved over `net::stream`"),
+    ("relay", "net", "bytes are moved over `net::leg`"),
     (
         "telemetry",
         "config",

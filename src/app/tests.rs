@@ -130,6 +130,38 @@ fn sessions_that_move_in_mid_stream_lose_nothing() {
     assert!(eventually(|| app.balancer().sessions() == 0));
 }
 
+/// The client has said FIN, and takes little at a time.
+#[test]
+fn half_closed_and_blocked_sessions_move() {
+    let upstream = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let app = app(2, upstream.local_addr().expect("an address"), &[]);
+    let byte = |i: usize| u8::try_from(i % 251).unwrap_or_default();
+    let bytes: Vec<u8> = (0..24 << 20).map(byte).collect();
+    let expected = bytes.clone();
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = upstream.accept().expect("a client");
+        stream.read_to_end(&mut Vec::new()).expect("FIN");
+        stream.write_all(&bytes).expect("sent");
+    });
+    let mut client = TcpStream::connect(listens_on(&app)).expect("connect");
+    client.shutdown(Shutdown::Write).expect("FIN");
+    let mut got: Vec<u8> = Vec::new();
+    let mut chunk = vec![0; 128 << 10];
+    let mut from = 0;
+    loop {
+        app.balancer().move_all(from, 1 - from);
+        from = 1 - from;
+        match client.read(&mut chunk).expect("more") {
+            0 => break,
+            n => got.extend(&chunk[..n]),
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+    serving.join().expect("served");
+    assert!(got == expected, "other bytes");
+    assert!(moved(&app) >= 10, "{}", moved(&app));
+}
+
 /// Nobody comes or goes meanwhile.
 #[test]
 fn sessions_that_move_are_counted_once_each() {

@@ -136,6 +136,12 @@ impl Machine {
         self.legs[Leg::Upstream as usize] = LegState::new(now, Leg::Upstream);
     }
 
+    /// When the client was accepted.
+    #[must_use]
+    pub fn started(&self) -> Time {
+        self.start
+    }
+
     /// Since when both legs are up.
     #[must_use]
     pub fn opened(&self) -> Option<Time> {

@@ -220,6 +220,11 @@ impl Direction {
         }
     }
 
+    /// Has bytes that were read already go first.
+    pub fn begin_with(&mut self, bytes: Vec<u8>) {
+        self.held = Held::rest(bytes.into(), None);
+    }
+
     /// Gives up what belongs to this thread; false if that is not possible now.
     pub fn release(&mut self, route: &mut Route<'_>) -> io::Result<bool> {
         match &mut self.held {

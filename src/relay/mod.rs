@@ -175,6 +175,14 @@ impl Relay {
         Poll::Pending
     }
 
+    /// Has bytes of the client that were read already go to the upstream first.
+    pub fn begin_with(&mut self, unsent: Vec<u8>, counters: &Counters) {
+        if !unsent.is_empty() {
+            Counters::add(&counters.received[0], unsent.len());
+            self.directions[0].begin_with(unsent);
+        }
+    }
+
     /// Takes what the client may have sent already to an upstream that may be connected already,
     /// before either is known. True if the upstream took it, so it is.
     ///
@@ -186,7 +194,7 @@ impl Relay {
         upstream: &TcpStream,
         counters: &Counters,
     ) -> io::Result<bool> {
-        let Some(downstream) = downstream.as_plain() else {
+        let Some(downstream) = downstream.as_plain().filter(|_| !self.owes(Leg::Upstream)) else {
             return Ok(false);
         };
         let (received, sent) = (&counters.received[0], &counters.sent[1]);

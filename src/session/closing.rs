@@ -11,7 +11,7 @@ use std::os::fd::RawFd;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::{Ended, Phase, Session};
+use super::{Ended, Phase, Session, Watch};
 use crate::config::{OnDead, OnEnd};
 use crate::liveness::{Close, CloseHow, CloseReason, LEGS, Leg, Span, TcpState};
 use crate::net::leg::LegStream;
@@ -62,32 +62,20 @@ pub(super) async fn end(
         // For those who look, and for orders that are harsher.
         state.order = Some(close);
     }
-    match close {
-        Close {
-            reason: CloseReason::Finished,
-            ..
-        } => drop_both(session, legs),
-        Close {
-            how: CloseHow::AbortAfterFlush(gone),
-            ..
-        } => {
+    match close.how {
+        _ if close.reason == CloseReason::Finished => drop_both(session, legs),
+        CloseHow::AbortAfterFlush(gone) => {
             flush(session, &mut relay, &mut legs, &[gone]).await;
             abort_gone(session, legs, gone, close.reason);
         }
-        Close {
-            how: CloseHow::Flush,
-            ..
-        } => {
+        CloseHow::Flush => {
             flush(session, &mut relay, &mut legs, &LEGS).await;
             match session.params.on_end {
                 OnEnd::Reset => abort_both(session, legs),
                 OnEnd::Close => finish_both(session, &relay, legs).await,
             }
         }
-        Close {
-            how: CloseHow::Abort,
-            ..
-        } => abort_both(session, legs),
+        CloseHow::Abort => abort_both(session, legs),
     }
     close
 }
@@ -131,7 +119,7 @@ pub(super) fn finish_now(session: &Session, legs: &[LegStream; 2], last: Leg) ->
         return false;
     }
     let fd = socket.raw_fd();
-    if session.is_old() {
+    if session.lock().watch != Watch::None {
         session.check_option(options::unwatch(fd));
     }
     session.check_option(sockopt::disarm_abort(fd));

@@ -4,6 +4,7 @@
 mod balancer;
 mod closing;
 mod monitor;
+mod opening;
 mod table;
 mod task;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::liveness::{
     Close, CloseHow, CloseReason, Evidence, Fault, Leg, Look, Machine, Policy, Span, Time, Traffic,
 };
 use crate::metrics::{ConnectFailure, ListenerMetrics};
+use crate::net::leg::LegStream;
 use crate::net::sample;
 use crate::relay::{self, Counters};
 use crate::sys;
@@ -34,9 +36,10 @@ use crate::upstream::{ActiveSession, Cluster};
 
 pub use balancer::{Balancer, Coming, Worker};
 pub use monitor::monitor;
+pub use opening::{Admission, Boxed, Client, Preamble};
 pub use table::Table;
-pub use task::{Admission, Task};
-use task::{Ended, Shared};
+use task::Ended;
+pub use task::Task;
 pub use verify::{Asked, verify_all};
 
 /// What the sessions of one listener have in common.
@@ -118,6 +121,8 @@ impl ProbeAnswers {
 pub enum Phase {
     /// Waiting for a place (`limits.on_full`).
     Queued,
+    /// Says something before its upstream is dialled.
+    Preamble,
     /// The upstream is being connected.
     Connecting,
     /// Both legs are up.
@@ -133,15 +138,9 @@ pub struct Session {
     pub id: u64,
     /// What it has in common with others.
     pub params: Arc<SessionParams>,
-    /// The client, in 20 bytes instead of the 32 of a `SocketAddr`.
-    client: (IpAddr, u16),
-    /// When it was accepted.
-    pub started: Time,
     counters: Counters,
     /// An order waits in the state: the only thing the task looks at on each wake-up.
     ordered: AtomicBool,
-    /// It is older than what is called young, and under watch.
-    old: AtomicBool,
     /// The monitor will look soon enough for a session that carries data.
     looked_at: AtomicBool,
     state: Mutex<State>,
@@ -150,6 +149,8 @@ pub struct Session {
 #[derive(Debug)]
 struct State {
     phase: Phase,
+    /// The client, in 20 bytes instead of the 32 of a `SocketAddr`.
+    client: (IpAddr, u16),
     /// Descriptors of the legs while they are open; -1 otherwise.
     fds: [RawFd; 2],
     machine: Machine,
@@ -194,14 +195,12 @@ impl Session {
         Arc::new(Self {
             id,
             params,
-            client: (client.ip(), client.port()),
-            started: now,
             counters: Counters::default(),
             ordered: AtomicBool::new(false),
-            old: AtomicBool::new(false),
             looked_at: AtomicBool::new(false),
             state: Mutex::new(State {
                 phase: Phase::Connecting,
+                client: (client.ip(), client.port()),
                 fds: [-1; 2],
                 machine: Machine::accepted(now),
                 due: Time::ms(u64::MAX),
@@ -268,30 +267,21 @@ impl Session {
         state.fds[Leg::Upstream as usize] = upstream;
         state.machine.open(now);
         state.phase = Phase::Open;
-        let took = now - self.dialled(&state);
+        let took = now - state.dialled();
         drop(state);
         self.params.metrics.connected(took.into());
-    }
-
-    /// When it had its place.
-    fn dialled(&self, state: &State) -> Time {
-        self.started + Span::ms(state.queued_ms.into())
     }
 
     /// The client.
     #[must_use]
     pub fn client(&self) -> SocketAddr {
-        self.client.into()
+        self.lock().client.into()
     }
 
     /// What it has moved so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.counters.traffic()
-    }
-
-    fn is_old(&self) -> bool {
-        self.old.load(Ordering::Relaxed)
     }
 
     /// What a failed socket says about its leg.
@@ -308,6 +298,11 @@ impl Session {
 }
 
 impl State {
+    /// When it had its place.
+    fn dialled(&self) -> Time {
+        self.machine.started() + Span::ms(self.queued_ms.into())
+    }
+
     fn look(&self, counters: &Counters) -> Look {
         // Before the kernel is asked: a request that is written meanwhile, on another thread, must
         // not be taken for the older one of which the kernel told.
@@ -381,11 +376,18 @@ impl Entry {
         })
     }
 
-    fn shared(&self) -> Shared {
-        Shared {
-            session: self.session.clone(),
-            worker: self.worker.clone(),
-            key: self.key,
+    /// Both legs are up: the machine's clocks start.
+    fn open(&self, upstream: &LegStream) {
+        self.session.open(upstream.socket().raw_fd(), sys::now());
+        self.watch_soon();
+    }
+
+    /// Has the legs that are up put under watch once the session is no longer young.
+    fn watch_soon(&self) {
+        let was_young = std::mem::replace(&mut self.session.lock().young, true);
+        if !was_young {
+            let (key, id) = (self.key, self.session.id);
+            self.worker.table().add_young(sys::now(), key, id);
         }
     }
 
@@ -419,24 +421,32 @@ impl Session {
     fn settle(&self, close: &Close) {
         let now = sys::now();
         let traffic = self.counters.traffic();
-        let (connect, queued, abandoned, answered, endpoint) = {
+        let (started, connect, queued, abandoned, answered, endpoint) = {
             let mut state = self.lock();
             state.fds = [-1; 2];
             // The waker holds the task, which holds this session.
             state.waker = None;
             self.report_conditions(&state.machine, None);
             let queued = match state.phase {
-                Phase::Queued => now - self.started,
+                Phase::Queued => now - state.machine.started(),
                 _ => Span::ms(state.queued_ms.into()),
             };
             let opened = state.machine.opened();
-            let connect = opened.map(|at| at - self.dialled(&state));
+            let connect = opened.map(|at| at - state.dialled());
             let answered = state.machine.probes_answered();
             let endpoint = state.endpoint.take();
-            (connect, queued, state.abandoned, answered, endpoint)
+            let started = state.machine.started();
+            (
+                started,
+                connect,
+                queued,
+                state.abandoned,
+                answered,
+                endpoint,
+            )
         };
         let metrics = &self.params.metrics;
-        let duration = Duration::from(now - self.started);
+        let duration = Duration::from(now - started);
         let silent = Duration::from(close.silent_for);
         let found_dead = close.reason.dead_leg().zip(close.evidence);
         if let Some((leg, evidence)) = found_dead {

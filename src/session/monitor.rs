@@ -76,7 +76,7 @@ impl Session {
         let up = match state.phase {
             Phase::Open => Watch::Both,
             _ if state.is_left_alone() => return None,
-            Phase::Queued | Phase::Connecting => Watch::Downstream,
+            Phase::Queued | Phase::Preamble | Phase::Connecting => Watch::Downstream,
             Phase::Closing => return None,
         };
         for leg in LEGS {
@@ -87,7 +87,6 @@ impl Session {
             }
         }
         state.watch = up;
-        self.old.store(true, Ordering::Relaxed);
         Some(())
     }
 
@@ -228,7 +227,7 @@ impl State {
     /// Whether its client said FIN while it waited: the kernel there will have forgotten the
     /// connection, and would answer a question with RST.
     pub(super) fn is_left_alone(&self) -> bool {
-        self.abandoned && matches!(self.phase, Phase::Queued | Phase::Connecting)
+        self.abandoned && self.machine.opened().is_none()
     }
 
     fn put_off(&mut self, now: Time, next: Time) -> Time {

@@ -1,33 +1,20 @@
 //! The task of a session: one hand-written future, because its size is paid for each idle
 //! session. The stages that are rare or short live in boxes of their own.
 
-use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
-use super::{Entry, Phase, Session, Table, Watch, Worker, aborted, closing};
-use crate::config::Abandoned;
+use super::opening::{self, Admission, Boxed, Client, Preamble};
+use super::{Entry, Phase, Session, Table, Worker, aborted, closing};
 use crate::liveness::{Close, CloseReason, LEGS, Leg};
-use crate::metrics::ConnectFailure;
 use crate::net::leg::{DetachedLeg, LegStream};
+use crate::net::sample;
 use crate::net::stream::TcpStream;
-use crate::net::{options, sample};
 use crate::relay::{End, Relay};
-use crate::sys;
-use crate::upstream::{ActiveSession, Attempt, Connect};
-
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// Whether a client has its place; `P` is the place, given back when the session has ended.
-pub enum Admission<P> {
-    /// It has.
-    Now(P),
-    /// It has to wait; ends with the place, or with the reason why there is none.
-    Wait(Boxed<Result<P, CloseReason>>),
-}
+use crate::upstream::Connect;
 
 /// Runs one session from its admission to its end.
 pub struct Task<P> {
@@ -37,14 +24,15 @@ pub struct Task<P> {
 }
 
 enum Stage<P> {
-    /// Has its place.
-    Admitted(LegStream),
-    Queued(Boxed<Result<(P, LegStream), Close>>),
-    Connecting(Boxed<Result<(Relay, [LegStream; 2]), Close>>),
+    /// Between accept and dial.
+    Opening(Boxed<'static, (Option<P>, Result<Client, Close>)>),
+    /// Has its place, and has said what it had to say.
+    Admitted(Client),
+    Connecting(Boxed<'static, Result<(Relay, [LegStream; 2]), Close>>),
     Relaying(Relay, [LegStream; 2]),
-    Ending(Boxed<Close>),
+    Ending(Boxed<'static, Close>),
     /// The books are closed; the place is kept for `reconnect_delay`.
-    Leaving(Boxed<()>),
+    Leaving(Boxed<'static, ()>),
     Over,
 }
 
@@ -63,15 +51,30 @@ impl<P: Send + Unpin + 'static> Task<P> {
         downstream: LegStream,
         admission: Admission<P>,
     ) -> Self {
+        Self::with_preamble(session, worker, downstream, admission, None)
+    }
+
+    /// The same for a client that has something to say before its upstream is dialled.
+    #[must_use]
+    pub fn with_preamble(
+        session: Arc<Session>,
+        worker: Arc<Worker>,
+        downstream: LegStream,
+        admission: Admission<P>,
+        preamble: Option<Arc<dyn Preamble>>,
+    ) -> Self {
         let entry = Entry::new(session, worker, downstream.socket().raw_fd());
-        let (place, stage) = match admission {
-            Admission::Now(place) => (Some(place), Stage::Admitted(downstream)),
-            Admission::Wait(wait) => {
-                let shared = entry.shared();
-                shared.session.lock().phase = Phase::Queued;
-                shared.watch_soon();
-                let queued = queue(shared.session, downstream, wait);
-                (None, Stage::Queued(Box::pin(queued)))
+        let client = Client::from(downstream);
+        let (place, stage) = match (admission, &preamble) {
+            (Admission::Now(place), None) => (Some(place), Stage::Admitted(client)),
+            (admission, _) => {
+                let session = entry.session.clone();
+                if matches!(admission, Admission::Wait(_)) {
+                    session.lock().phase = Phase::Queued;
+                }
+                entry.watch_soon();
+                let opening = opening::open(session, client, admission, preamble);
+                (None, Stage::Opening(Box::pin(opening)))
             }
         };
         Self {
@@ -88,7 +91,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
         P: Default,
     {
         let entry = Entry::new(session, worker, legs[0].socket().raw_fd());
-        entry.shared().open(&legs[1]);
+        entry.open(&legs[1]);
         let relay = Relay::new(entry.session.params.low_water);
         Self {
             entry,
@@ -102,18 +105,22 @@ impl<P: Send + Unpin + 'static> Task<P> {
         let session = &self.entry.session;
         Poll::Ready(match &mut self.stage {
             Stage::Admitted(_) => match std::mem::replace(&mut self.stage, Stage::Over) {
-                Stage::Admitted(downstream) => self.connect(downstream),
+                Stage::Admitted(client) => self.connect(client),
                 other => other,
             },
-            Stage::Queued(queued) => match ready!(queued.as_mut().poll(cx)) {
-                Ok((place, downstream)) => {
-                    self.place = Some(place);
-                    Stage::Admitted(downstream)
+            Stage::Opening(opening) => {
+                let (place, opened) = ready!(opening.as_mut().poll(cx));
+                self.place = place;
+                match opened {
+                    Ok(client) => Stage::Admitted(client),
+                    Err(close) => self.finish(&close),
                 }
-                Err(close) => self.finish(&close),
-            },
+            }
             Stage::Connecting(connecting) => match ready!(connecting.as_mut().poll(cx)) {
-                Ok((relay, legs)) => Stage::Relaying(relay, legs),
+                Ok((relay, legs)) => {
+                    self.entry.open(&legs[1]);
+                    Stage::Relaying(relay, legs)
+                }
                 Err(close) => self.finish(&close),
             },
             Stage::Relaying(relay, legs) => {
@@ -150,28 +157,33 @@ impl<P: Send + Unpin + 'static> Task<P> {
 
     /// Connects; without waiting for anything where the client has spoken already and the
     /// upstream takes it at once.
-    fn connect(&mut self, downstream: LegStream) -> Stage<P> {
+    fn connect(&mut self, client: Client) -> Stage<P> {
         let session = &self.entry.session;
         session.lock().phase = Phase::Connecting;
         let mut relay = Relay::new(session.params.low_water);
+        let Client {
+            stream: downstream,
+            unsent,
+        } = client;
+        relay.begin_with(unsent, &session.counters);
         let early =
             |upstream: &TcpStream| relay.try_early(&downstream, upstream, &session.counters);
         let cluster = &session.params.cluster;
         match cluster.connect(|endpoint| session.assign(endpoint), early) {
             Ok(Connect::Connected(upstream)) => {
                 let legs = [downstream, upstream.into()];
-                self.entry.shared().open(&legs[1]);
+                self.entry.open(&legs[1]);
                 Stage::Relaying(relay, legs)
             }
             Ok(Connect::Pending(begun)) => {
-                let shared = self.entry.shared();
-                shared.watch_soon();
-                Stage::Connecting(Box::pin(connect(shared, relay, downstream, begun)))
+                self.entry.watch_soon();
+                let session = session.clone();
+                let connect = opening::connect(session, relay, downstream, begun);
+                Stage::Connecting(Box::pin(connect))
             }
             Err(error) => {
                 let close = session.cannot_connect(&error);
                 session.turn_away(&close);
-                drop(downstream);
                 self.finish(&close)
             }
         }
@@ -276,124 +288,6 @@ impl<P: Send + Unpin + 'static> Future for Task<P> {
     }
 }
 
-/// Waits for a place; what the client sends meanwhile stays in its socket.
-async fn queue<P>(
-    session: Arc<Session>,
-    downstream: LegStream,
-    wait: Boxed<Result<P, CloseReason>>,
-) -> Result<(P, LegStream), Close> {
-    let place = tokio::select! {
-        biased;
-        close = poll_fn(|_| session.take_order()) => Err(close),
-        error = downstream.socket().failed() => Err(session.client_failed(&error)),
-        () = leaves(&session, &downstream) => Err(aborted(CloseReason::ConnectCancelled)),
-        place = wait => place.map_err(aborted),
-    };
-    // A FIN may have come in this moment.
-    let place = match place {
-        Ok(_) if session.client_said_fin() && !stays(&session, &downstream) => {
-            Err(aborted(CloseReason::ConnectCancelled))
-        }
-        place => place,
-    };
-    match place {
-        Ok(place) => {
-            let mut state = session.lock();
-            let waited = (sys::now() - session.started).as_millis().max(1);
-            state.queued_ms = u32::try_from(waited).unwrap_or(u32::MAX);
-            drop(state);
-            Ok((place, downstream))
-        }
-        Err(close) => {
-            session.turn_away(&close);
-            Err(close)
-        }
-    }
-}
-
-/// Returns when the client has said FIN and does not stay in the queue.
-async fn leaves(session: &Session, downstream: &LegStream) {
-    downstream.socket().finished().await;
-    if stays(session, downstream) {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// Whether a client that has said FIN is to be served: it must have sent something.
-fn stays(session: &Session, downstream: &LegStream) -> bool {
-    session.abandon();
-    session.params.abandoned == Abandoned::Serve && !downstream.socket().has_left()
-}
-
-/// What a boxed stage needs of the entry.
-pub(super) struct Shared {
-    pub session: Arc<Session>,
-    pub worker: Arc<Worker>,
-    pub key: u32,
-}
-
-/// Waits for a connect.
-async fn connect(
-    shared: Shared,
-    relay: Relay,
-    downstream: LegStream,
-    begun: Option<Attempt>,
-) -> Result<(Relay, [LegStream; 2]), Close> {
-    let session = &shared.session;
-    let cluster = &session.params.cluster;
-    let connect = cluster.finish(begun, |endpoint| session.assign(endpoint));
-    match while_wanted(session, &downstream, connect).await {
-        Ok(upstream) => {
-            let upstream = LegStream::from(upstream);
-            shared.open(&upstream);
-            Ok((relay, [downstream, upstream]))
-        }
-        Err(close) => {
-            shared.session.turn_away(&close);
-            Err(close)
-        }
-    }
-}
-
-/// Waits for a connect for as long as the client and the operator allow. A client that does not answer
-/// then is waited for, so that none of its bytes goes on if it has gone.
-async fn while_wanted(
-    session: &Session,
-    downstream: &LegStream,
-    connect: impl Future<Output = io::Result<TcpStream>>,
-) -> Result<TcpStream, Close> {
-    let connect = async {
-        let connected = connect.await;
-        let connected = connected.map_err(|error| session.cannot_connect(&error))?;
-        session.until_client_answers().await;
-        Ok(connected)
-    };
-    tokio::select! {
-        biased;
-        close = poll_fn(|_| session.take_order()) => Err(close),
-        error = downstream.socket().failed() => Err(session.client_failed(&error)),
-        connected = connect => connected,
-    }
-}
-
-impl Shared {
-    /// Both legs are up: the machine's clocks start.
-    fn open(&self, upstream: &LegStream) {
-        self.session.open(upstream.socket().raw_fd(), sys::now());
-        self.watch_soon();
-    }
-
-    /// Has the legs that are up put under watch once the session is no longer young.
-    fn watch_soon(&self) {
-        let was_young = std::mem::replace(&mut self.session.lock().young, true);
-        if !was_young {
-            self.worker
-                .table()
-                .add_young(sys::now(), self.key, self.session.id);
-        }
-    }
-}
-
 impl Session {
     fn poll_relay(
         &self,
@@ -433,31 +327,6 @@ impl Session {
         Poll::Pending
     }
 
-    /// What the failure of a client's socket says before both legs are up.
-    fn client_failed(&self, error: &io::Error) -> Close {
-        match self.fault(Leg::Downstream, error) {
-            close if close.reason == CloseReason::DownstreamReset => {
-                aborted(CloseReason::ConnectCancelled)
-            }
-            dead => dead,
-        }
-    }
-
-    /// The client has said FIN while it waited. It is left alone from now on.
-    fn abandon(&self) {
-        self.refresh(sys::now());
-        let mut state = self.lock();
-        state.abandoned = true;
-        if std::mem::replace(&mut state.watch, Watch::None) != Watch::None {
-            let fd = state.fds[Leg::Downstream as usize];
-            self.check_option(options::leave_alone(fd));
-        }
-    }
-
-    fn assign(&self, endpoint: ActiveSession) {
-        self.lock().endpoint = Some(endpoint);
-    }
-
     /// Whether a peer that failed had said FIN and was owed nothing, and its RST only answers a
     /// keepalive probe: it has closed, and forgotten the connection. That ends nothing.
     fn has_forgotten(
@@ -473,81 +342,5 @@ impl Session {
         let is_reset = matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET));
         let asked = || sample::sample(stream.socket().raw_fd()).is_some_and(|s| s.probes > 0);
         said_fin && !relay.owes(leg) && stream.is_delivered() && (!is_reset || asked())
-    }
-
-    fn cannot_connect(&self, error: &io::Error) -> Close {
-        let (reason, failure) = match error.kind() {
-            io::ErrorKind::TimedOut => (CloseReason::ConnectTimeout, ConnectFailure::Timeout),
-            io::ErrorKind::ConnectionRefused => {
-                (CloseReason::ConnectRefused, ConnectFailure::Refused)
-            }
-            io::ErrorKind::AddrNotAvailable => {
-                (CloseReason::LocalError, ConnectFailure::SourcePorts)
-            }
-            _ if is_local(error) => (CloseReason::LocalError, ConnectFailure::Failed),
-            _ => (CloseReason::ConnectFailed, ConnectFailure::Failed),
-        };
-        let params = &self.params;
-        params.metrics.connect_failed(failure);
-        if params.connect_lines[failure as usize].begin() {
-            let advice = advice(error);
-            let upstream = match &self.lock().endpoint {
-                Some(endpoint) => endpoint.address().to_string(),
-                None => params.cluster.upstream().address.to_string(),
-            };
-            tracing::warn!(
-                listener = &*params.name,
-                upstream,
-                reason = <&str>::from(reason),
-                "cannot connect to the upstream: {error}{advice}"
-            );
-            let params = params.clone();
-            tokio::spawn(async move {
-                let lines = &params.connect_lines[failure as usize];
-                let upstream = &params.cluster.upstream().address;
-                let write = |more| {
-                    tracing::warn!(
-                        listener = &*params.name,
-                        %upstream,
-                        reason = <&str>::from(reason),
-                        "cannot connect to the upstream: {more} more in the last 10 s"
-                    );
-                };
-                lines.sum_up(write).await;
-            });
-        }
-        aborted(reason)
-    }
-
-    /// A client that was not served is about to be reset, unless it has aborted itself.
-    fn turn_away(&self, close: &Close) {
-        self.lock().fds = [-1; 2];
-        if close.reason != CloseReason::ConnectCancelled {
-            self.params.metrics.reset_sent(Leg::Downstream);
-        }
-    }
-}
-
-/// Whether this host ran out of something; the upstream has no part in it.
-fn is_local(error: &io::Error) -> bool {
-    let code = error.raw_os_error();
-    matches!(
-        code,
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
-    )
-}
-
-/// What helps.
-fn advice(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EMFILE) => {
-            "; no descriptor is left: raise `ulimit -n` (systemd: LimitNOFILE=) or lower \
-             limits.max_connections"
-        }
-        Some(libc::EADDRNOTAVAIL) => {
-            "; no local port is left for that address (sysctl net.ipv4.ip_local_port_range), or no \
-             local address leads to it"
-        }
-        _ => "",
     }
 }

@@ -1,5 +1,6 @@
 //! Real sessions over loopback sockets, with legs that production has not yet.
 
+use std::future::poll_fn;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream as StdStream};
 use std::sync::Arc;
@@ -295,6 +296,95 @@ async fn an_unanswered_request_of_a_layered_leg_is_noticed() {
     let (wire, ..) = wire.join().unwrap();
     assert_eq!(session.counters.answers_before(), wire);
     assert!(session.traffic().received[Leg::Upstream as usize] < wire);
+}
+
+/// Who the client is, in a line of its own.
+#[derive(Debug)]
+struct Line;
+
+impl Preamble for Line {
+    fn limit(&self) -> (Duration, CloseReason) {
+        (Duration::from_millis(300), CloseReason::Rejected)
+    }
+
+    fn read<'a>(
+        &'a self,
+        session: &'a Session,
+        client: &'a mut Client,
+    ) -> Boxed<'a, Result<(), CloseReason>> {
+        Box::pin(async move {
+            let mut said = Vec::new();
+            while said.len() < 100 {
+                let mut bytes = [0; 32];
+                let read = poll_fn(|cx| client.stream.poll_read(cx, &mut bytes)).await;
+                let Ok(n @ 1..) = read else { break };
+                said.extend(&bytes[..n]);
+                let Some(end) = said.iter().position(|byte| *byte == b'\n') else {
+                    continue;
+                };
+                let line = std::str::from_utf8(&said[..end]).ok();
+                let address = line.and_then(|line| line.parse().ok());
+                session.set_client(address.ok_or(CloseReason::LocalError)?);
+                client.unsent = said.split_off(end + 1);
+                return Ok(());
+            }
+            Err(CloseReason::LocalError)
+        })
+    }
+}
+
+/// A session that begins with a line, its client, and where its upstream is awaited.
+fn begin() -> (Arc<Session>, Peer, TcpListener) {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let params = params(upstream.local_addr().unwrap());
+    let (downstream, client) = pair();
+    let all = Balancer::new([tokio::runtime::Handle::current()]);
+    let (worker, address) = (all.workers()[0].clone(), client.0.local_addr().unwrap());
+    let session = Session::new(1, Arc::new(params), address, sys::now());
+    let preamble: Arc<dyn Preamble> = Arc::new(Line);
+    let task = Task::with_preamble(
+        session.clone(),
+        worker.clone(),
+        downstream.into(),
+        Admission::Now(()),
+        Some(preamble),
+    );
+    tokio::spawn(task);
+    tokio::spawn(monitor(worker));
+    (session, client, upstream)
+}
+
+#[tokio::test]
+async fn a_preamble_says_who_the_client_is_and_the_rest_is_relayed() {
+    let (session, mut client, upstream) = begin();
+    let talking = thread::spawn(move || {
+        client.0.write_all(b"203.0.113.7:4711\nhel").unwrap();
+        let mut service = upstream.accept().unwrap().0;
+        client.0.write_all(b"lo").unwrap();
+        client.0.shutdown(Shutdown::Write).unwrap();
+        let mut got = String::new();
+        service.read_to_string(&mut got).unwrap();
+        got
+    });
+    assert_eq!(ended(&session).await, CloseReason::Finished as u8);
+    assert_eq!(talking.join().unwrap(), "hello");
+    assert_eq!(session.client(), "203.0.113.7:4711".parse().unwrap());
+    assert_eq!(session.traffic().received, [5, 0]);
+}
+
+#[tokio::test]
+async fn a_preamble_that_comes_too_late_or_is_wrong_ends_the_session() {
+    for (says, reason) in [
+        ("203.0.113.7:4", CloseReason::Rejected),
+        ("nobody\n", CloseReason::LocalError),
+        (&"x".repeat(200), CloseReason::LocalError),
+    ] {
+        let (session, mut client, upstream) = begin();
+        upstream.set_nonblocking(true).unwrap();
+        client.0.write_all(says.as_bytes()).unwrap();
+        assert_eq!(ended(&session).await, reason as u8, "{says}");
+        assert!(upstream.accept().is_err(), "it was dialled for {says}");
+    }
 }
 
 #[test]

@@ -247,7 +247,7 @@ impl Session {
             half_closed: state.machine.is_half_closed(),
             sheds: self.params.sheds,
             client_spoke: self.counters.traffic().received[Leg::Downstream as usize] > 0,
-            age: now - self.started,
+            age: now - state.machine.started(),
             idle: now - state.machine.last_activity(),
         })
     }

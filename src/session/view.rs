@@ -25,12 +25,12 @@ impl Shown for Session {
             listener: self.params.name.to_string(),
             phase: match state.phase {
                 Phase::Queued => view::Phase::Queued,
-                Phase::Connecting => view::Phase::Connecting,
+                Phase::Preamble | Phase::Connecting => view::Phase::Connecting,
                 Phase::Open if state.machine.is_half_closed() => view::Phase::HalfClosed,
                 Phase::Open => view::Phase::Open,
                 Phase::Closing => view::Phase::Closing,
             },
-            age_ms: (now - self.started).as_millis(),
+            age_ms: (now - state.machine.started()).as_millis(),
             idle_ms: (now - state.machine.last_activity()).as_millis(),
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
@@ -45,13 +45,13 @@ impl Session {
         let waiting = match state.phase {
             Phase::Queued => {
                 let span = self.params.queue_timeout;
-                span.map(|span| (CloseReason::QueueTimeout, self.started, span))
+                span.map(|span| (CloseReason::QueueTimeout, state.machine.started(), span))
             }
             Phase::Connecting => {
                 let span = self.params.cluster.upstream().connect_timeout;
-                Some((CloseReason::ConnectTimeout, self.dialled(state), span))
+                Some((CloseReason::ConnectTimeout, state.dialled(), span))
             }
-            Phase::Open => None,
+            Phase::Preamble | Phase::Open => None,
             Phase::Closing => return None,
         };
         let waiting = waiting.map(|(reason, since, span)| {
@@ -72,7 +72,7 @@ impl Session {
         LegView {
             local: sys::sockopt::local_address(fd),
             peer: match leg {
-                Leg::Downstream => Some(self.client()),
+                Leg::Downstream => Some(state.client.into()),
                 Leg::Upstream => sys::sockopt::peer_address(fd),
             },
             state: sys::state_name(info.state),

@@ -1,0 +1,295 @@
+//! From the accept to two open legs: a client waits for its place, says what it has to say before its
+//! upstream is dialled, and waits for the connect.
+//!
+//! All that time it is watched like everybody, and may abort, and the operator may end it.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Phase, Session, Watch, aborted};
+use crate::config::Abandoned;
+use crate::liveness::{Close, CloseReason, Leg};
+use crate::metrics::ConnectFailure;
+use crate::net::leg::LegStream;
+use crate::net::options;
+use crate::net::stream::TcpStream;
+use crate::relay::Relay;
+use crate::sys;
+use crate::upstream::{ActiveSession, Attempt};
+
+/// A future in a box of its own.
+pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Whether a client has its place; `P` is the place, given back when the session has ended.
+pub enum Admission<P> {
+    /// It has.
+    Now(P),
+    /// It has to wait; ends with the place, or with the reason why there is none.
+    Wait(Boxed<'static, Result<P, CloseReason>>),
+}
+
+/// What a client says before its upstream is dialled, such as a PROXY header or a TLS handshake.
+pub trait Preamble: fmt::Debug + Send + Sync {
+    /// How long that may take, and what the session is closed as when it takes longer.
+    fn limit(&self) -> (Duration, CloseReason);
+
+    /// Reads it. May say who the client is ([`Session::set_client`]). Fails with the reason that the
+    /// session is closed for.
+    fn read<'a>(
+        &'a self,
+        session: &'a Session,
+        client: &'a mut Client,
+    ) -> Boxed<'a, Result<(), CloseReason>>;
+}
+
+/// A client that has no upstream yet.
+#[derive(Debug)]
+pub struct Client {
+    /// Its leg.
+    pub stream: LegStream,
+    /// Payload that was read from it, and is to go to the upstream before anything else.
+    pub unsent: Vec<u8>,
+}
+
+impl From<LegStream> for Client {
+    fn from(stream: LegStream) -> Self {
+        Self {
+            stream,
+            unsent: Vec::new(),
+        }
+    }
+}
+
+/// The time between accept and dial: waits for a place, then for what the client has to say first.
+/// What it sends meanwhile stays in its socket, but for the preamble.
+pub(super) async fn open<P>(
+    session: Arc<Session>,
+    mut client: Client,
+    admission: Admission<P>,
+    preamble: Option<Arc<dyn Preamble>>,
+) -> (Option<P>, Result<Client, Close>) {
+    let mut place = None;
+    let opened = async {
+        place = Some(match admission {
+            Admission::Now(place) => place,
+            Admission::Wait(wait) => queue(&session, &client.stream, wait).await?,
+        });
+        match preamble {
+            Some(preamble) => read(&session, &mut client, &*preamble).await,
+            None => Ok(()),
+        }
+    };
+    let opened = opened.await;
+    if let Err(close) = &opened {
+        session.turn_away(close);
+    }
+    (place, opened.map(|()| client))
+}
+
+/// Waits for a place.
+async fn queue<P>(
+    session: &Session,
+    downstream: &LegStream,
+    wait: Boxed<'static, Result<P, CloseReason>>,
+) -> Result<P, Close> {
+    let cancelled = || Err(aborted(CloseReason::ConnectCancelled));
+    let place = tokio::select! {
+        biased;
+        close = poll_fn(|_| session.take_order()) => Err(close),
+        error = downstream.socket().failed() => Err(session.client_failed(&error)),
+        () = leaves(session, downstream) => cancelled(),
+        place = wait => place.map_err(aborted),
+    };
+    // A FIN may have come in this moment.
+    if place.is_ok() && session.client_said_fin() && !stays(session, downstream) {
+        return cancelled();
+    }
+    if place.is_ok() {
+        let mut state = session.lock();
+        let waited = (sys::now() - state.machine.started()).as_millis().max(1);
+        state.queued_ms = u32::try_from(waited).unwrap_or(u32::MAX);
+    }
+    place
+}
+
+/// Has the client say what it has to say.
+async fn read(
+    session: &Session,
+    client: &mut Client,
+    preamble: &dyn Preamble,
+) -> Result<(), Close> {
+    session.lock().phase = Phase::Preamble;
+    let (limit, late) = preamble.limit();
+    tokio::select! {
+        biased;
+        close = poll_fn(|_| session.take_order()) => Err(close),
+        read = preamble.read(session, client) => read.map_err(aborted),
+        () = tokio::time::sleep(limit) => Err(aborted(late)),
+    }
+}
+
+/// Returns when the client has said FIN and does not stay in the queue.
+async fn leaves(session: &Session, downstream: &LegStream) {
+    downstream.socket().finished().await;
+    if stays(session, downstream) {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Whether a client that has said FIN is to be served: it must have sent something.
+fn stays(session: &Session, downstream: &LegStream) -> bool {
+    session.abandon();
+    session.params.abandoned == Abandoned::Serve && !downstream.socket().has_left()
+}
+
+/// Waits for a connect.
+pub(super) async fn connect(
+    session: Arc<Session>,
+    relay: Relay,
+    downstream: LegStream,
+    begun: Option<Attempt>,
+) -> Result<(Relay, [LegStream; 2]), Close> {
+    let cluster = &session.params.cluster;
+    let connect = cluster.finish(begun, |endpoint| session.assign(endpoint));
+    match while_wanted(&session, &downstream, connect).await {
+        Ok(upstream) => Ok((relay, [downstream, upstream.into()])),
+        Err(close) => {
+            session.turn_away(&close);
+            Err(close)
+        }
+    }
+}
+
+/// Waits for a connect for as long as the client and the operator allow. A client that does not answer
+/// then is waited for, so that none of its bytes goes on if it has gone.
+async fn while_wanted(
+    session: &Session,
+    downstream: &LegStream,
+    connect: impl Future<Output = io::Result<TcpStream>>,
+) -> Result<TcpStream, Close> {
+    let connect = async {
+        let connected = connect.await;
+        let connected = connected.map_err(|error| session.cannot_connect(&error))?;
+        session.until_client_answers().await;
+        Ok(connected)
+    };
+    tokio::select! {
+        biased;
+        close = poll_fn(|_| session.take_order()) => Err(close),
+        error = downstream.socket().failed() => Err(session.client_failed(&error)),
+        connected = connect => connected,
+    }
+}
+
+impl Session {
+    /// The client is somebody else than the peer of its connection.
+    pub fn set_client(&self, client: SocketAddr) {
+        self.lock().client = (client.ip(), client.port());
+    }
+
+    /// What the failure of a client's socket says before both legs are up.
+    fn client_failed(&self, error: &io::Error) -> Close {
+        match self.fault(Leg::Downstream, error) {
+            close if close.reason == CloseReason::DownstreamReset => {
+                aborted(CloseReason::ConnectCancelled)
+            }
+            dead => dead,
+        }
+    }
+
+    /// The client has said FIN while it waited. It is left alone from now on.
+    fn abandon(&self) {
+        self.refresh(sys::now());
+        let mut state = self.lock();
+        state.abandoned = true;
+        if std::mem::replace(&mut state.watch, Watch::None) != Watch::None {
+            let fd = state.fds[Leg::Downstream as usize];
+            self.check_option(options::leave_alone(fd));
+        }
+    }
+
+    pub(super) fn assign(&self, endpoint: ActiveSession) {
+        self.lock().endpoint = Some(endpoint);
+    }
+
+    pub(super) fn cannot_connect(&self, error: &io::Error) -> Close {
+        let (reason, failure) = match error.kind() {
+            io::ErrorKind::TimedOut => (CloseReason::ConnectTimeout, ConnectFailure::Timeout),
+            io::ErrorKind::ConnectionRefused => {
+                (CloseReason::ConnectRefused, ConnectFailure::Refused)
+            }
+            io::ErrorKind::AddrNotAvailable => {
+                (CloseReason::LocalError, ConnectFailure::SourcePorts)
+            }
+            _ if is_local(error) => (CloseReason::LocalError, ConnectFailure::Failed),
+            _ => (CloseReason::ConnectFailed, ConnectFailure::Failed),
+        };
+        let params = &self.params;
+        params.metrics.connect_failed(failure);
+        if params.connect_lines[failure as usize].begin() {
+            let advice = advice(error);
+            let upstream = match &self.lock().endpoint {
+                Some(endpoint) => endpoint.address().to_string(),
+                None => params.cluster.upstream().address.to_string(),
+            };
+            tracing::warn!(
+                listener = &*params.name,
+                upstream,
+                reason = <&str>::from(reason),
+                "cannot connect to the upstream: {error}{advice}"
+            );
+            let params = params.clone();
+            tokio::spawn(async move {
+                let lines = &params.connect_lines[failure as usize];
+                let upstream = &params.cluster.upstream().address;
+                let write = |more| {
+                    tracing::warn!(
+                        listener = &*params.name,
+                        %upstream,
+                        reason = <&str>::from(reason),
+                        "cannot connect to the upstream: {more} more in the last 10 s"
+                    );
+                };
+                lines.sum_up(write).await;
+            });
+        }
+        aborted(reason)
+    }
+
+    /// A client that was not served is about to be reset, unless it has aborted itself.
+    pub(super) fn turn_away(&self, close: &Close) {
+        self.lock().fds = [-1; 2];
+        if close.reason != CloseReason::ConnectCancelled {
+            self.params.metrics.reset_sent(Leg::Downstream);
+        }
+    }
+}
+
+/// Whether this host ran out of something; the upstream has no part in it.
+fn is_local(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    matches!(
+        code,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+    )
+}
+
+/// What helps.
+fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EMFILE) => {
+            "; no descriptor is left: raise `ulimit -n` (systemd: LimitNOFILE=) or lower \
+             limits.max_connections"
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            "; no local port is left for that address (sysctl net.ipv4.ip_local_port_range), or no \
+             local address leads to it"
+        }
+        _ => "",
+    }
+}
