@@ -1,6 +1,7 @@
 //! What changes for each listener from one configuration to the next.
 
 use super::ListenerConfig;
+use super::section::Section;
 
 /// What becomes of a listener. They are known by their names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,7 +10,7 @@ pub enum Change<'a> {
     Added(&'a ListenerConfig),
     /// It is not wanted any more.
     Removed(&'a ListenerConfig),
-    /// It is wanted otherwise: keys, or sections of them, that differ.
+    /// It is wanted otherwise: the keys, or sections, that differ.
     Changed(&'a ListenerConfig, Vec<&'static str>),
 }
 
@@ -25,32 +26,11 @@ pub fn diff<'a>(before: &'a [ListenerConfig], after: &'a [ListenerConfig]) -> Ve
         .filter_map(|new| match named(before, &new.name) {
             None => Some(Change::Added(new)),
             Some(old) => {
-                let fields = fields(old, new);
-                (!fields.is_empty()).then_some(Change::Changed(new, fields))
+                let keys = old.changed(new);
+                (!keys.is_empty()).then_some(Change::Changed(new, keys))
             }
         });
     removed.map(Change::Removed).chain(others).collect()
-}
-
-fn fields(old: &ListenerConfig, new: &ListenerConfig) -> Vec<&'static str> {
-    // Without `..`: a field that is added has its place here.
-    let ListenerConfig {
-        name: _,
-        address,
-        backlog,
-        upstream,
-        liveness,
-        limits,
-    } = old;
-    let differs = [
-        ("listen", *address != new.address),
-        ("backlog", *backlog != new.backlog),
-        ("upstream", *upstream != new.upstream),
-        ("liveness", *liveness != new.liveness),
-        ("limits", *limits != new.limits),
-    ];
-    let names = differs.into_iter().filter(|(_, differs)| *differs);
-    names.map(|(name, _)| name).collect()
 }
 
 #[cfg(test)]
@@ -84,7 +64,7 @@ mod tests {
             [
                 Change::Removed(&before[0]),
                 Change::Added(&after[0]),
-                Change::Changed(&after[2], vec!["listen", "limits"]),
+                Change::Changed(&after[2], vec!["address", "limits"]),
             ]
         );
         assert_eq!(diff(&after, &after), []);

@@ -111,6 +111,8 @@ pub(super) trait Section: Sized {
     /// Reads every key before any is missed, so that all problems are found.
     fn read(at: &Scope<'_>, reader: &mut Reader<'_>) -> Option<Self>;
     fn show(&self) -> Yaml;
+    /// The keys that have another value in `other`.
+    fn changed(&self, other: &Self) -> Vec<&'static str>;
 }
 
 /// Declares a section: a struct, each field of which is a key. The comment of a field is its
@@ -166,6 +168,11 @@ macro_rules! section {
                 );)+
                 keys.retain(|_, value| !value.is_null());
                 keys.into()
+            }
+
+            fn changed(&self, other: &Self) -> Vec<&'static str> {
+                let keys = [$((stringify!($field), self.$field != other.$field),)+];
+                keys.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
             }
         }
     };
