@@ -1,10 +1,7 @@
-//! Which request gets which answer. Nothing here waits, but for peers that are being verified, and
-//! for a place where the answer may be large: an answer is made from what [`Control`] says, and no
-//! route reads a request body.
+//! Which request gets which answer. An answer is made from what [`Control`] says. Only two things
+//! wait: verifying peers, and a large answer for its place. No route reads a request body.
 
 use std::collections::HashMap;
-use std::future::ready;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -12,7 +9,9 @@ use std::time::Duration;
 use hyper::body::Body;
 use hyper::header::{
     ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS,
 };
+use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,23 +25,24 @@ use super::{Control, Readiness};
 use crate::liveness::{Span, Time};
 use crate::metrics::TEXT_FORMAT;
 use crate::sys;
-use crate::view::{VerifiedSession, VerifyList};
+use crate::view::{ConnectionView, VerifiedSession, VerifyList};
 
 pub(super) type Reply = Response<Answer>;
-/// An answer that may take a while.
-type Later = Pin<Box<dyn Future<Output = Reply> + Send>>;
 
 /// Answers of `/metrics` that are made or under way at once, and those with any number of sessions.
 const FIGURES: usize = 2;
 const LISTINGS: usize = 2;
-/// Requests that may wait for such a place, and for how long; the others get 503 at once.
+/// Requests that may wait for such a place, and for how long. The others get 503 at once.
 const WAITING: usize = 8;
 const PLACE_WITHIN: Duration = Duration::from_secs(2);
+/// The pause after a large answer is made for so much work at most.
+const LONGEST_WORK: Span = Span::ms(100);
 
 /// A body up to this size is ignored; no route takes one.
 const MAX_BODY: u64 = 4096;
 
 const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
 const INDEX: &str = "\
 GET     /                  this list
 GET     /metrics           figures for Prometheus
@@ -104,8 +104,119 @@ impl<'a> Route<'a> {
     }
 }
 
-/// The pause after a large answer is made for so much work at most, ms.
-const LONGEST_WORK: Span = Span::ms(100);
+/// Why a request is not answered as asked: a line of text, and perhaps a header.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    status: StatusCode,
+    why: String,
+    header: Option<(HeaderName, &'static str)>,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, why: impl Into<String>) -> Self {
+        Self {
+            status,
+            why: why.into(),
+            header: None,
+        }
+    }
+
+    /// The client is to ask again.
+    pub(super) fn busy(why: &str) -> Self {
+        Self {
+            header: Some((RETRY_AFTER, "1")),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, why)
+        }
+    }
+
+    fn forbidden(why: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, format!("refused: {why}"))
+    }
+
+    fn bad_request(why: String) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, why)
+    }
+
+    fn unknown(id: u64) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("no session {id}"))
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Self {
+        let mut reply = text(refusal.why + "\n");
+        *reply.status_mut() = refusal.status;
+        if let Some((name, value)) = refusal.header {
+            let value = HeaderValue::from_static(value);
+            reply.headers_mut().insert(name, value);
+        }
+        reply
+    }
+}
+
+/// Places for large answers.
+#[derive(Clone)]
+struct Places {
+    free: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    /// When the next answer may be made ([`sys::now`], ms). Each one is followed by a pause as long
+    /// as it took, so that a flood of requests leaves the thread to probes and new connections.
+    not_before: Arc<AtomicU64>,
+}
+
+impl Places {
+    fn new(places: usize) -> Self {
+        Self {
+            free: Arc::new(Semaphore::new(places)),
+            waiting: Arc::new(Semaphore::new(WAITING)),
+            not_before: Arc::default(),
+        }
+    }
+
+    async fn get(&self) -> Result<Place, Refusal> {
+        let place = async {
+            let _waits = self.waiting.try_acquire().ok()?;
+            let permit = self.free.clone().acquire_owned().await.ok()?;
+            let pause = Time::ms(self.not_before.load(Relaxed)) - sys::now();
+            sleep(pause.into()).await;
+            Some(permit)
+        };
+        match timeout(PLACE_WITHIN, place).await {
+            Ok(Some(permit)) => Ok(Place {
+                permit,
+                not_before: self.not_before.clone(),
+                began: sys::now(),
+            }),
+            _ => Err(Refusal::busy(
+                "other large answers are under way; try again",
+            )),
+        }
+    }
+}
+
+/// One place, while its answer is made.
+struct Place {
+    permit: OwnedSemaphorePermit,
+    not_before: Arc<AtomicU64>,
+    began: Time,
+}
+
+impl Place {
+    /// The answer, which keeps the place until the client has taken it.
+    fn keep(self, reply: Reply) -> Reply {
+        let now = sys::now();
+        // Not all of that was work where peers were asked.
+        let pause = (now - self.began).min(LONGEST_WORK);
+        self.not_before.store((now + pause).as_millis(), Relaxed);
+        reply.map(|answer| answer.keeping(self.permit))
+    }
+}
+
+/// Whether this is asked by what watches the process. Its answer is small, costs nothing, and must
+/// not wait for others.
+pub(super) fn is_probe<B>(request: &Request<B>) -> bool {
+    matches!(request.uri().path(), "/livez" | "/readyz")
+}
 
 /// Answers requests. Its clones share their places.
 #[derive(Clone)]
@@ -114,50 +225,6 @@ pub(super) struct Router {
     reach: Reach,
     figures: Places,
     listings: Places,
-}
-
-/// Those who make large answers, and those who wait for that.
-#[derive(Clone)]
-struct Places {
-    busy: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
-    /// When the next one may be made ([`sys::now`]). Each answer is followed by a pause as long as it took, so
-    /// that a flood of requests leaves the thread to probes and to new connections.
-    not_before: Arc<AtomicU64>,
-}
-
-impl Places {
-    fn new(places: usize) -> Self {
-        Self {
-            busy: Arc::new(Semaphore::new(places)),
-            waiting: Arc::new(Semaphore::new(WAITING)),
-            not_before: Arc::default(),
-        }
-    }
-
-    async fn get(&self) -> Option<OwnedSemaphorePermit> {
-        let _waits = self.waiting.try_acquire().ok()?;
-        let place = async {
-            let place = self.busy.clone().acquire_owned().await.ok();
-            let pause = Time::ms(self.not_before.load(Relaxed)) - sys::now();
-            sleep(pause.into()).await;
-            place
-        };
-        timeout(PLACE_WITHIN, place).await.ok()?
-    }
-
-    /// An answer was made since `began`; not all of that was work where peers were asked.
-    fn rest(&self, began: Time) {
-        let now = sys::now();
-        let not_before = now + (now - began).min(LONGEST_WORK);
-        self.not_before.store(not_before.as_millis(), Relaxed);
-    }
-}
-
-/// Whether this is asked by what watches the process. Its answer is small, costs nothing, and must
-/// not wait for others.
-pub(super) fn is_probe<B>(request: &Request<B>) -> bool {
-    matches!(request.uri().path(), "/livez" | "/readyz")
 }
 
 impl Router {
@@ -170,191 +237,130 @@ impl Router {
         }
     }
 
-    /// The answer to a request, whose body is not read.
-    pub(super) fn answer<B: Body>(&self, request: &Request<B>) -> Later {
-        match self.answer_now(request) {
-            Ok(later) => later,
-            Err(reply) => Box::pin(ready(*reply)),
+    /// The answer to a request. Its body is not read.
+    pub(super) fn answer<B: Body>(
+        &self,
+        request: Request<B>,
+    ) -> impl Future<Output = Reply> + Send + use<B> {
+        let router = self.clone();
+        let (head, body) = request.into_parts();
+        let has_body =
+            body.size_hint().upper().is_none_or(|n| n > MAX_BODY) && !body.is_end_stream();
+        async move {
+            if has_body {
+                let why = "no route takes a body";
+                return Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, why).into();
+            }
+            router.route(&head).await.unwrap_or_else(Reply::from)
         }
     }
 
-    /// `Err` is an answer that is known at once.
-    fn answer_now<B: Body>(&self, request: &Request<B>) -> Result<Later, Box<Reply>> {
-        let body = request.body();
-        if body.size_hint().upper().is_none_or(|n| n > MAX_BODY) && !body.is_end_stream() {
-            let message = "no route takes a body\n";
-            return Err(text(StatusCode::PAYLOAD_TOO_LARGE, message).into());
+    async fn route(&self, head: &Parts) -> Result<Reply, Refusal> {
+        let (method, path) = (&head.method, head.uri.path());
+        if let Some(why) = refusal(self.reach, &head.headers) {
+            return Err(Refusal::forbidden(why));
         }
-        if let Some(why) = refusal(self.reach, request.headers()) {
-            return Err(refused(why).into());
-        }
-        let path = request.uri().path();
         let Some(route) = Route::of(path) else {
-            let message = format!("nothing at {path}; there is\n\n{INDEX}");
-            return Err(text(StatusCode::NOT_FOUND, message).into());
+            let why = format!("nothing at {path}; there is\n\n{}", INDEX.trim_end());
+            return Err(Refusal::new(StatusCode::NOT_FOUND, why));
         };
-        let method = request.method();
         if !route.allows(method) {
-            return Err(not_allowed(route, method).into());
+            let allowed = route.allowed();
+            let why = format!("{method} is not allowed here; allowed: {allowed}");
+            return Err(Refusal {
+                header: Some((ALLOW, allowed)),
+                ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, why)
+            });
         }
         if matches!(*method, Method::POST | Method::DELETE)
-            && let Some(why) = change_refusal(self.reach, request.headers())
+            && let Some(why) = change_refusal(self.reach, &head.headers)
         {
-            return Err(refused(why).into());
+            return Err(Refusal::forbidden(why));
         }
-        let query = request.uri().query().unwrap_or_default();
-        let headers = request.headers();
-        let reply = match route {
-            Route::Verify(id) => return self.verify(id, query, headers),
-            Route::VerifyAll => return self.verify_all(query, headers),
-            Route::Index => text(StatusCode::OK, INDEX),
-            Route::Metrics => return Ok(self.metrics()),
-            Route::Connections => return self.connections(query, headers),
-            Route::Livez => text(StatusCode::OK, "ok\n"),
-            Route::Readyz => self.readyz(),
-            Route::Connection(id) => self.connection(id, method, query, headers),
-            Route::Config => reply(StatusCode::OK, "application/yaml", self.control.config()),
-            Route::Drain => {
-                self.control.drain();
-                text(StatusCode::ACCEPTED, "draining\n")
-            }
-        };
-        Err(reply.into())
-    }
-
-    fn verify(&self, id: &str, query: &str, headers: &HeaderMap) -> Result<Later, Box<Reply>> {
-        let id = number(id)?;
-        let query = Query::parse_verify(query).map_err(|why| bad_query(&why))?;
-        let format = query.format.unwrap_or_else(|| accepted(headers));
-        let verified = self.control.verify(&[id], query.quick);
-        Ok(Box::pin(async move {
-            match (&verified.await[..], format) {
-                ([], _) => unknown(id),
-                ([session, ..], Format::Json) => json(session),
-                (sessions, Format::Text) => text(StatusCode::OK, table::verified(sessions)),
-            }
-        }))
-    }
-
-    fn verify_all(&self, query: &str, headers: &HeaderMap) -> Result<Later, Box<Reply>> {
-        let query = Query::parse_verify(query).map_err(|why| bad_query(&why))?;
-        let format = query.format.unwrap_or_else(|| accepted(headers));
-        let router = self.clone();
-        Ok(Box::pin(with_place(
-            self.listings.clone(),
-            async move || {
-                let chosen = query.choose(router.control.sessions()).await.sessions;
-                let ids: Vec<u64> = chosen.iter().map(|session| session.id()).collect();
-                drop(chosen);
-                let verified = router.control.verify(&ids, query.quick).await;
-                let list = VerifyList::of(in_order(verified, &ids), ids.len());
-                match format {
-                    Format::Json => json(&list),
-                    Format::Text => text(StatusCode::OK, table::verify_list(&list)),
+        match route {
+            Route::Index => Ok(text(INDEX)),
+            Route::Livez => Ok(text("ok\n")),
+            Route::Readyz => match self.control.readiness() {
+                Readiness::Ready => Ok(text("ready\n")),
+                Readiness::Draining => {
+                    Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "draining"))
                 }
             },
-        )))
+            Route::Metrics => {
+                let place = self.figures.get().await?;
+                Ok(place.keep(reply(TEXT_FORMAT, self.control.metrics())))
+            }
+            Route::Config => Ok(reply("application/yaml", self.control.config())),
+            Route::Connections => self.connections(head).await,
+            Route::Connection(id) if *method == Method::DELETE => self.close(number(id)?),
+            Route::Connection(id) => self.connection(number(id)?, head),
+            Route::Verify(id) => self.verify(number(id)?, head).await,
+            Route::VerifyAll => self.verify_all(head).await,
+            Route::Drain => {
+                self.control.drain();
+                Ok(accepted("draining\n".to_owned()))
+            }
+        }
     }
 
-    fn metrics(&self) -> Later {
-        let control = self.control.clone();
-        Box::pin(with_place(self.figures.clone(), async move || {
-            reply(StatusCode::OK, TEXT_FORMAT, control.metrics())
+    async fn connections(&self, head: &Parts) -> Result<Reply, Refusal> {
+        let query = Query::parse(query(head)).map_err(Refusal::bad_request)?;
+        let place = self.listings.get().await?;
+        let chosen = query.choose(self.control.sessions()).await;
+        Ok(place.keep(match format(&query, head) {
+            Format::Json => reply(JSON, Answer::listing(chosen, Format::Json)),
+            Format::Text => reply(TEXT, Answer::listing(chosen, Format::Text)),
         }))
     }
 
-    fn readyz(&self) -> Reply {
-        match self.control.readiness() {
-            Readiness::Ready => text(StatusCode::OK, "ready\n"),
-            Readiness::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
-        }
-    }
-
-    fn connections(&self, query: &str, headers: &HeaderMap) -> Result<Later, Box<Reply>> {
-        let query = Query::parse(query).map_err(|why| bad_query(&why))?;
-        let format = query.format.unwrap_or_else(|| accepted(headers));
-        let control = self.control.clone();
-        Ok(Box::pin(with_place(
-            self.listings.clone(),
-            async move || {
-                let chosen = query.choose(control.sessions()).await;
-                let kind = match format {
-                    Format::Json => "application/json",
-                    Format::Text => TEXT,
-                };
-                reply(StatusCode::OK, kind, Answer::listing(chosen, format))
-            },
-        )))
-    }
-
-    fn connection(&self, id: &str, method: &Method, query: &str, headers: &HeaderMap) -> Reply {
-        let id = match number(id) {
-            Ok(id) => id,
-            Err(reply) => return *reply,
-        };
-        if *method == Method::DELETE {
-            if !self.control.close(id) {
-                return unknown(id);
-            }
-            return text(
-                StatusCode::ACCEPTED,
-                format!("session {id} is being ended\n"),
-            );
-        }
-        let query = match Query::parse(query) {
-            Ok(query) => query,
-            Err(why) => return *bad_query(&why),
-        };
+    fn connection(&self, id: u64, head: &Parts) -> Result<Reply, Refusal> {
+        let query = Query::parse(query(head)).map_err(Refusal::bad_request)?;
         let mut sessions = self.control.sessions().into_iter();
         let session = sessions.find(|session| session.id() == id);
-        let Some(view) = session.and_then(|session| session.view()) else {
-            return unknown(id);
-        };
-        match query.format.unwrap_or_else(|| accepted(headers)) {
+        let view = session.and_then(|session| session.view());
+        let view = view.ok_or_else(|| Refusal::unknown(id))?;
+        Ok(match format(&query, head) {
             Format::Json => json(&view),
-            Format::Text => text(StatusCode::OK, Table::default().rows(&[view])),
+            Format::Text => text(Table::default().rows(&[view])),
+        })
+    }
+
+    fn close(&self, id: u64) -> Result<Reply, Refusal> {
+        if self.control.close(id) {
+            Ok(accepted(format!("session {id} is being ended\n")))
+        } else {
+            Err(Refusal::unknown(id))
         }
+    }
+
+    async fn verify(&self, id: u64, head: &Parts) -> Result<Reply, Refusal> {
+        let query = Query::parse_verify(query(head)).map_err(Refusal::bad_request)?;
+        let verified = self.control.verify(&[id], query.quick).await;
+        let session = verified.first().ok_or_else(|| Refusal::unknown(id))?;
+        Ok(match format(&query, head) {
+            Format::Json => json(session),
+            Format::Text => text(table::verified(&verified)),
+        })
+    }
+
+    async fn verify_all(&self, head: &Parts) -> Result<Reply, Refusal> {
+        let query = Query::parse_verify(query(head)).map_err(Refusal::bad_request)?;
+        let place = self.listings.get().await?;
+        let chosen = query.choose(self.control.sessions()).await.sessions;
+        let ids: Vec<u64> = chosen.iter().map(|session| session.id()).collect();
+        drop(chosen);
+        let verified = self.control.verify(&ids, query.quick).await;
+        let list = VerifyList::of(in_order(verified, &ids), ids.len());
+        Ok(place.keep(match format(&query, head) {
+            Format::Json => json(&list),
+            Format::Text => text(table::verify_list(&list)),
+        }))
     }
 }
 
-fn number(id: &str) -> Result<u64, Box<Reply>> {
-    id.parse().map_err(|_| {
-        let message = format!("id: expected a whole number, got '{id}'\n");
-        text(StatusCode::BAD_REQUEST, message).into()
-    })
-}
-
-fn unknown(id: u64) -> Reply {
-    text(StatusCode::NOT_FOUND, format!("no session {id}\n"))
-}
-
-fn bad_query(why: &str) -> Box<Reply> {
-    text(StatusCode::BAD_REQUEST, format!("{why}\n")).into()
-}
-
-fn refused(why: &str) -> Reply {
-    text(StatusCode::FORBIDDEN, format!("refused: {why}\n"))
-}
-
-/// The answer of `make`, which keeps its place until the client has taken it.
-async fn with_place<F: Future<Output = Reply>>(places: Places, make: impl FnOnce() -> F) -> Reply {
-    match places.get().await {
-        Some(place) => {
-            let began = sys::now();
-            let reply = make().await;
-            places.rest(began);
-            reply.map(|answer| answer.keeping(place))
-        }
-        None => busy("other large answers are under way; try again\n"),
-    }
-}
-
-/// Another time.
-pub(super) fn busy(why: &'static str) -> Reply {
-    let mut reply = text(StatusCode::SERVICE_UNAVAILABLE, why);
-    let headers = reply.headers_mut();
-    headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    reply
+fn number(id: &str) -> Result<u64, Refusal> {
+    let why = |_| Refusal::bad_request(format!("id: expected a whole number, got '{id}'"));
+    id.parse().map_err(why)
 }
 
 /// In the order that the query asked for.
@@ -364,54 +370,54 @@ fn in_order(mut sessions: Vec<VerifiedSession>, ids: &[u64]) -> Vec<VerifiedSess
     sessions
 }
 
+fn query(head: &Parts) -> &str {
+    head.uri.query().unwrap_or_default()
+}
+
+fn format(query: &Query, head: &Parts) -> Format {
+    query.format.unwrap_or_else(|| asked_for(&head.headers))
+}
+
 /// JSON unless plain text is asked for and JSON is not.
-fn accepted(headers: &HeaderMap) -> Format {
+fn asked_for(headers: &HeaderMap) -> Format {
     let asks = |kind| {
         let mut values = headers.get_all(ACCEPT).iter();
         values.any(|v| v.to_str().is_ok_and(|v| v.contains(kind)))
     };
-    if asks("text/plain") && !asks("application/json") {
+    if asks("text/plain") && !asks(JSON) {
         Format::Text
     } else {
         Format::Json
     }
 }
 
-fn not_allowed(route: Route<'_>, method: &Method) -> Reply {
-    let allowed = route.allowed();
-    let message = format!("{method} is not allowed here; allowed: {allowed}\n");
-    let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, message);
-    let headers = reply.headers_mut();
-    headers.insert(ALLOW, HeaderValue::from_static(allowed));
-    reply
-}
-
 fn json<T: Serialize>(value: &T) -> Reply {
-    match serde_json::to_vec(value) {
-        Ok(mut body) => {
-            body.push(b'\n');
-            reply(StatusCode::OK, "application/json", body)
-        }
-        Err(e) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")),
-    }
+    // Plain fields and text: there is nothing that could fail.
+    let json = serde_json::to_string(value).unwrap_or_default();
+    reply(JSON, json + "\n")
 }
 
 /// A plain text answer.
-pub(super) fn text(status: StatusCode, body: impl Into<Answer>) -> Reply {
-    reply(status, TEXT, body)
+pub(super) fn text(body: impl Into<Answer>) -> Reply {
+    reply(TEXT, body)
 }
 
-fn reply(status: StatusCode, kind: &'static str, body: impl Into<Answer>) -> Reply {
-    const NOSNIFF: (HeaderName, HeaderValue) = (
-        HeaderName::from_static("x-content-type-options"),
-        HeaderValue::from_static("nosniff"),
-    );
+fn accepted(body: String) -> Reply {
+    let mut reply = text(body);
+    *reply.status_mut() = StatusCode::ACCEPTED;
+    reply
+}
+
+fn reply(kind: &'static str, body: impl Into<Answer>) -> Reply {
     let mut reply = Response::new(body.into());
-    *reply.status_mut() = status;
-    let headers = reply.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(NOSNIFF.0, NOSNIFF.1);
+    for (name, value) in [
+        (CONTENT_TYPE, kind),
+        (CACHE_CONTROL, "no-store"),
+        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ] {
+        let value = HeaderValue::from_static(value);
+        reply.headers_mut().insert(name, value);
+    }
     reply
 }
 
@@ -443,7 +449,7 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(ACCEPT, HeaderValue::from_static(accept));
-            assert_eq!(accepted(&headers), format, "{accept}");
+            assert_eq!(asked_for(&headers), format, "{accept}");
         }
     }
 }

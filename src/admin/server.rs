@@ -25,7 +25,7 @@ use tracing::debug;
 use super::Control;
 use super::guard::Reach;
 use super::patience::Patient;
-use super::routes::{Reply, Router, busy, is_probe, text};
+use super::routes::{Refusal, Reply, Router, is_probe};
 
 /// Connections at once. Each is a descriptor that the data plane cannot have.
 const MAX_CONNECTIONS: usize = 64;
@@ -116,7 +116,7 @@ impl Connections {
     fn new(router: Router) -> Self {
         let inner = router.clone();
         let inner = service_fn(move |request: Request<Incoming>| {
-            let answer = inner.answer(&request);
+            let answer = inner.answer(request);
             async { Ok::<_, Infallible>(answer.await) }
         });
         Self {
@@ -138,13 +138,12 @@ impl Connections {
         let (router, answers) = (self.router.clone(), self.answers.clone());
         let service = service_fn(move |request: Request<Incoming>| {
             seen.store(clock.fetch_add(1, Relaxed) + 1, Relaxed);
-            let probe = is_probe(&request).then(|| router.answer(&request));
-            let answers = answers.clone();
+            let (router, answers) = (router.clone(), answers.clone());
             async move {
-                match probe {
-                    Some(answer) => Ok(answer.await),
-                    None => answers.oneshot(request).await,
+                if is_probe(&request) {
+                    return Ok(router.answer(request).await);
                 }
+                answers.oneshot(request).await
             }
         });
         let task = serve_connection(stream, service, self.stop.subscribe());
@@ -251,11 +250,12 @@ where
 /// Turns the errors of the layers into answers; none is left.
 fn answered(result: Result<Reply, BoxError>) -> Result<Reply, BoxError> {
     Ok(result.unwrap_or_else(|error| {
-        if error.is::<Overloaded>() {
-            busy("too many requests at once; try again\n")
+        let refusal = if error.is::<Overloaded>() {
+            Refusal::busy("too many requests at once; try again")
         } else {
-            text(StatusCode::GATEWAY_TIMEOUT, format!("no answer: {error}\n"))
-        }
+            Refusal::new(StatusCode::GATEWAY_TIMEOUT, format!("no answer: {error}"))
+        };
+        refusal.into()
     }))
 }
 
@@ -265,13 +265,14 @@ mod tests {
     use tokio::time::Instant;
 
     use super::super::patience::PATIENCE;
+    use super::super::routes::text;
     use super::*;
 
     /// Reads so much each second; how long its connection is kept.
     async fn kept_for(bytes_a_second: usize) -> Duration {
         let (mut client, server) = duplex(1024);
         let large = service_fn(|_: Request<Incoming>| async {
-            Ok::<_, Infallible>(text(StatusCode::OK, vec![b'x'; 1 << 20]))
+            Ok::<_, Infallible>(text(vec![b'x'; 1 << 20]))
         });
         let stop = watch::Sender::new(());
         let start = Instant::now();
@@ -301,9 +302,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_that_says_nothing_is_left_sooner() {
         let (_client, server) = duplex(1024);
-        let idle = service_fn(|_: Request<Incoming>| async {
-            Ok::<_, Infallible>(text(StatusCode::OK, ""))
-        });
+        let idle = service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(text("")) });
         let stop = watch::Sender::new(());
         let start = Instant::now();
         serve_connection(server, layered(idle), stop.subscribe()).await;
