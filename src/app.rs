@@ -275,7 +275,7 @@ impl Drainable for App {
     fn refuse_readiness(&self) {
         self.readiness
             .store(Readiness::Draining as u8, Ordering::Relaxed);
-        self.metrics.set_draining(true);
+        self.metrics.set_draining();
     }
 
     fn stop_accepting(&self) {

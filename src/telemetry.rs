@@ -84,22 +84,32 @@ pub fn init(log: &Log) -> Result<LogGuard, TryInitError> {
         worker: Some(worker),
         drops: writer.error_counter(),
     };
-    subscriber(log, writer, colourful()).try_init()?;
+    let colours = if stdout().is_terminal() {
+        colours(|name| env::var_os(name))
+    } else {
+        Colours::Plain
+    };
+    subscriber(log, writer, colours).try_init()?;
     Ok(guard)
 }
 
-/// Whether standard output is a terminal that shows colours to somebody who wants them
-/// (<https://no-color.org>).
-fn colourful() -> bool {
-    stdout().is_terminal() && takes_colours(|name| env::var_os(name))
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Colours {
+    Shown,
+    Plain,
 }
 
-fn takes_colours(variable: impl Fn(&str) -> Option<OsString>) -> bool {
+/// Colours are for a terminal that can show them and a user who wants them (<https://no-color.org>).
+fn colours(variable: impl Fn(&str) -> Option<OsString>) -> Colours {
     let refused = variable("NO_COLOR").is_some_and(|value| !value.is_empty());
-    !refused && variable("TERM").is_none_or(|term| term != "dumb")
+    if refused || variable("TERM").is_some_and(|term| term == "dumb") {
+        Colours::Plain
+    } else {
+        Colours::Shown
+    }
 }
 
-fn subscriber<W>(log: &Log, writer: W, colour: bool) -> impl Subscriber + Send + Sync
+fn subscriber<W>(log: &Log, writer: W, colours: Colours) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -119,7 +129,7 @@ where
         .with_target(ACCESS, access);
     let lines = fmt::layer().with_writer(writer);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
-        LogFormat::Text => lines.with_ansi(colour).boxed(),
+        LogFormat::Text => lines.with_ansi(colours == Colours::Shown).boxed(),
         LogFormat::Json => lines
             .json()
             .flatten_event(true)
@@ -270,7 +280,7 @@ mod tests {
     fn written(log: &Log, act: impl FnOnce()) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        with_default(subscriber(log, move || writer.clone(), false), act);
+        with_default(subscriber(log, move || writer.clone(), Colours::Plain), act);
         let bytes = sink.0.lock().expect("not poisoned");
         String::from_utf8(bytes.clone()).expect("UTF-8")
     }
@@ -408,17 +418,17 @@ mod tests {
     #[test]
     fn colours_can_be_refused() {
         for (variables, expected) in [
-            (&[][..], true),
-            (&[("TERM", "xterm")], true),
-            (&[("NO_COLOR", "")], true),
-            (&[("NO_COLOR", "1")], false),
-            (&[("TERM", "dumb")], false),
+            (&[][..], Colours::Shown),
+            (&[("TERM", "xterm")], Colours::Shown),
+            (&[("NO_COLOR", "")], Colours::Shown),
+            (&[("NO_COLOR", "1")], Colours::Plain),
+            (&[("TERM", "dumb")], Colours::Plain),
         ] {
             let variable = |name: &str| {
                 let found = variables.iter().find(|(n, _)| *n == name);
                 found.map(|(_, value)| OsString::from(value))
             };
-            assert_eq!(takes_colours(variable), expected, "{variables:?}");
+            assert_eq!(colours(variable), expected, "{variables:?}");
         }
     }
 
@@ -440,7 +450,7 @@ mod tests {
             .buffered_lines_limit(8)
             .finish(Blocked);
         let drops = writer.error_counter();
-        with_default(subscriber(&JSON, writer, false), || {
+        with_default(subscriber(&JSON, writer, Colours::Plain), || {
             (0..100).for_each(|_| access_log(&record()));
         });
         assert!(drops.dropped_lines() >= 90, "{}", drops.dropped_lines());

@@ -93,6 +93,16 @@ pub struct TimerView {
     pub in_ms: u64,
 }
 
+/// What becomes of a session when it is verified and a peer is silent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnSilent {
+    /// The answer says so.
+    #[default]
+    Report,
+    /// The session is ended at once, too.
+    End,
+}
+
 /// What came of asking the peers of many sessions. A session counts by its worst leg: silent,
 /// unknown, over, alive, in this order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use pulsegate::admin::client::{self, Format, Health, Which};
 use pulsegate::admin::view::{
-    AnswerWord, ConnectionView, LegView, Phase, Shown, TimerView, VerifiedLeg, VerifiedSession,
+    AnswerWord, ConnectionView, LegView, OnSilent, Phase, Shown, TimerView, VerifiedLeg,
+    VerifiedSession,
 };
 use pulsegate::admin::{Control, Readiness, serve};
 use pulsegate::liveness::CloseReason;
@@ -63,8 +64,9 @@ impl Control for Fake {
     fn verify(
         &self,
         ids: &[u64],
-        quick: bool,
+        on_silent: OnSilent,
     ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
+        let quick = on_silent == OnSilent::End;
         let log = (ids.to_vec(), quick);
         self.verified.lock().expect("not poisoned").push(log);
         let known = self.sessions.load(SeqCst) as u64;
@@ -415,15 +417,15 @@ fn verifying_many() {
 #[test]
 fn verifying_by_the_client() {
     let e = Endpoint::start();
-    let text = |which, quick| client::verify(e.addr, which, quick, Format::Text);
-    let one = text(Which::Ids(&[1, 3]), false).expect("asked");
+    let text = |which, on_silent| client::verify(e.addr, which, on_silent, Format::Text);
+    let one = text(Which::Ids(&[1, 3]), OnSilent::Report).expect("asked");
     assert!(one.answered && one.errors.is_empty(), "{one:?}");
-    let some = text(Which::Ids(&[1, 2, 9]), false).expect("asked");
+    let some = text(Which::Ids(&[1, 2, 9]), OnSilent::Report).expect("asked");
     assert!(!some.answered && some.text.contains("silent"), "{some:?}");
     assert_eq!(some.errors, [format!("{}: no session 9", e.addr)]);
-    let all = text(Which::All(&[("listener", "db")]), true).expect("asked");
+    let all = text(Which::All(&[("listener", "db")]), OnSilent::End).expect("asked");
     assert!(!all.answered && all.text.contains("1 closed"), "{all:?}");
-    let bad = text(Which::All(&[("sort", "size")]), true).expect_err("refused");
+    let bad = text(Which::All(&[("sort", "size")]), OnSilent::End).expect_err("refused");
     assert!(bad.contains("sort: expected"), "{bad}");
     let killed = client::kill(e.addr, 1).expect("ended");
     assert!(killed.contains("session 1 is being ended"), "{killed}");

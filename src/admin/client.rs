@@ -20,10 +20,10 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
-pub use super::query::Format;
 use super::query::Query;
+pub use super::query::{Format, Sort};
 use super::table;
-use crate::view::{AnswerWord, VerifiedSession, VerifyList};
+use crate::view::{AnswerWord, OnSilent, VerifiedSession, VerifyList};
 
 /// For one exchange of [`drain`] and [`connections`].
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -155,16 +155,17 @@ pub struct Verification {
     pub errors: Vec<String>,
 }
 
-/// Asks the peers of sessions now; with `quick`, sessions whose peer is proven gone are ended.
+/// Asks the peers of sessions now.
 ///
 /// # Errors
 /// In one line: the endpoint cannot be reached, or refuses.
 pub fn verify(
     addr: SocketAddr,
     which: Which<'_>,
-    quick: bool,
+    on_silent: OnSilent,
     format: Format,
 ) -> Result<Verification, String> {
+    let quick = on_silent == OnSilent::End;
     let mut errors = Vec::new();
     let list = match which {
         Which::All(filters) => {

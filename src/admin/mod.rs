@@ -21,7 +21,7 @@ pub use server::serve;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use view::{Shown, VerifiedSession};
+use view::{OnSilent, Shown, VerifiedSession};
 
 /// Whether the process takes new clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +43,12 @@ pub trait Control: Send + Sync + 'static {
     fn sessions(&self) -> Vec<Arc<dyn Shown>>;
     /// Ends a session; false if there is none with this id.
     fn close(&self, id: u64) -> bool;
-    /// Asks the peers of these sessions; with `quick`, ends the sessions whose peer is proven
-    /// gone. Ids that no session has, and sessions whose turn did not come in time, are left out.
+    /// Asks the peers of these sessions. Ids that no session has, and sessions whose turn did not come in time, are left out.
     /// The order is not that of `ids`. Takes some seconds at most.
     fn verify(
         &self,
         ids: &[u64],
-        quick: bool,
+        on_silent: OnSilent,
     ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>>;
     /// The running configuration as YAML, defaults filled in.
     fn config(&self) -> String;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use strum::{Display, EnumString, VariantNames};
 use tokio::task::yield_now;
 
-use super::view::{ConnectionView, Phase, Shown};
+use super::view::{ConnectionView, OnSilent, Phase, Shown};
 use crate::config;
 use crate::liveness::Condition;
 
@@ -52,8 +52,8 @@ pub(super) struct Query {
     limit: Option<usize>,
     /// What `format` asks for.
     pub(super) format: Option<Format>,
-    /// Whether `quick` asks for silent peers to be ended.
-    pub(super) quick: bool,
+    /// What `quick` asks for.
+    pub(super) on_silent: OnSilent,
 }
 
 /// What a query leaves.
@@ -72,15 +72,21 @@ enum Peer {
     Socket(SocketAddr),
 }
 
-/// First comes what an operator looks for: the oldest, the longest idle or silent, the busiest.
+/// The order of sessions. Except for `Id` the largest is the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString, VariantNames)]
 #[strum(serialize_all = "snake_case")]
-enum Sort {
+pub enum Sort {
+    /// Since the session began.
     Age,
+    /// Since a byte last moved.
     Idle,
+    /// As the sessions began.
     Id,
+    /// Bytes received from both peers.
     Received,
+    /// Bytes sent to both peers.
     Sent,
+    /// Since the last sign of life of the peer that is silent for longer.
     LastLife,
 }
 
@@ -132,7 +138,10 @@ impl Query {
             "limit" => self.limit = Some(parsed(name, value, "a whole number")?),
             "format" => self.format = Some(word(name, value)?),
             // `quick` is as good as `quick=true`.
-            _ => self.quick = value.is_empty() || parsed(name, value, "true or false")?,
+            _ if value.is_empty() || parsed(name, value, "true or false")? => {
+                self.on_silent = OnSilent::End;
+            }
+            _ => self.on_silent = OnSilent::Report,
         }
         Ok(())
     }
@@ -170,7 +179,7 @@ impl Query {
         let only_form = Self {
             limit: self.limit,
             format: self.format,
-            quick: self.quick,
+            on_silent: self.on_silent,
             ..Self::default()
         };
         *self != only_form
@@ -328,7 +337,8 @@ mod tests {
     #[test]
     fn quick_is_for_verifying_only() {
         assert!(Query::parse("quick=true").is_err());
-        let verify = |query| Query::parse_verify(query).map(|q| (q.listener, q.quick));
+        let verify =
+            |query| Query::parse_verify(query).map(|q| (q.listener, q.on_silent == OnSilent::End));
         let web = || Some("web".to_owned());
         for (query, expected) in [
             ("", (None, false)),

@@ -25,7 +25,7 @@ use super::{Control, Readiness};
 use crate::liveness::{Span, Time};
 use crate::metrics::TEXT_FORMAT;
 use crate::sys;
-use crate::view::{ConnectionView, VerifiedSession, VerifyList};
+use crate::view::{VerifiedSession, VerifyList};
 
 pub(super) type Reply = Response<Answer>;
 
@@ -335,7 +335,7 @@ impl Router {
 
     async fn verify(&self, id: u64, head: &Parts) -> Result<Reply, Refusal> {
         let query = Query::parse_verify(query(head)).map_err(Refusal::bad_request)?;
-        let verified = self.control.verify(&[id], query.quick).await;
+        let verified = self.control.verify(&[id], query.on_silent).await;
         let session = verified.first().ok_or_else(|| Refusal::unknown(id))?;
         Ok(match format(&query, head) {
             Format::Json => json(session),
@@ -349,7 +349,7 @@ impl Router {
         let chosen = query.choose(self.control.sessions()).await.sessions;
         let ids: Vec<u64> = chosen.iter().map(|session| session.id()).collect();
         drop(chosen);
-        let verified = self.control.verify(&ids, query.quick).await;
+        let verified = self.control.verify(&ids, query.on_silent).await;
         let list = VerifyList::of(in_order(verified, &ids), ids.len());
         Ok(place.keep(match format(&query, head) {
             Format::Json => json(&list),

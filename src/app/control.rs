@@ -13,7 +13,7 @@ use crate::liveness::{Close, CloseHow, CloseReason, Span, Traffic};
 use crate::metrics::ListenerMetrics;
 use crate::session;
 use crate::sys;
-use crate::view::{Shown, VerifiedSession};
+use crate::view::{OnSilent, Shown, VerifiedSession};
 
 /// What the listeners of one name add up to: one that was removed or changed may have a session
 /// yet.
@@ -101,8 +101,9 @@ impl Control for App {
     fn verify(
         &self,
         ids: &[u64],
-        quick: bool,
+        on_silent: OnSilent,
     ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
+        let quick = on_silent == OnSilent::End;
         let ids: HashSet<u64> = ids.iter().copied().collect();
         let mut sessions = Vec::new();
         self.balancer().for_each(|session| {

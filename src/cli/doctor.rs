@@ -1,14 +1,14 @@
 //! `pulsegate doctor`.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::process::ExitCode;
 
 use clap::Args;
 use rustix::process::{Resource, getrlimit};
 use serde_json::json;
 
-use super::{RunArgs, refuse, write_out};
+use super::{Output, RunArgs, refuse, write_out};
+use crate::admin::client::Format;
 use crate::app;
 use crate::config::keys::{Default, KEYS};
 use crate::config::{self, Config, MemoryLimit, UpstreamAddress};
@@ -31,9 +31,8 @@ Exit codes:
 /// `pulsegate doctor`.
 #[derive(Args)]
 pub(super) struct Doctor {
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -49,10 +48,9 @@ pub(super) fn doctor(args: &Doctor) -> ExitCode {
     };
     let checks = checks::all(&Facts::find(), &demands(config.as_ref()));
     let worst = checks.iter().map(|check| check.status).max();
-    let printed = write_out(&if args.json {
-        as_json(&checks)
-    } else {
-        as_text(&checks)
+    let printed = write_out(&match args.output.format() {
+        Format::Json => as_json(&checks),
+        Format::Text => as_text(&checks),
     });
     if worst == Some(Status::Fail) {
         return Exit::Failure.into();
@@ -61,11 +59,7 @@ pub(super) fn doctor(args: &Doctor) -> ExitCode {
 }
 
 fn as_text(checks: &[Check]) -> String {
-    checks.iter().fold(String::new(), |mut out, check| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "{check}");
-        out
-    })
+    checks.iter().map(|check| format!("{check}\n")).collect()
 }
 
 fn as_json(checks: &[Check]) -> String {

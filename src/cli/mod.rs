@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::admin::client::Format;
 use crate::app::Succession;
 use crate::config::{Config, ConfigErrors, schema};
 use crate::exit::{self, Exit};
@@ -92,6 +93,24 @@ enum Command {
     Version,
     /// Watch a client vanish and be found: everything in one process, nothing to set up
     Demo(crate::demo::Options),
+}
+
+/// For people or for programs.
+#[derive(Args)]
+struct Output {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Output {
+    fn format(&self) -> Format {
+        if self.json {
+            Format::Json
+        } else {
+            Format::Text
+        }
+    }
 }
 
 /// `pulsegate run`.

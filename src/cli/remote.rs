@@ -9,21 +9,31 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use strum::VariantNames;
 
 use super::address::Address;
-use super::{RunArgs, started_with, write_out};
-use crate::admin::client::{self, Format, Health, Which};
+use super::{Output, RunArgs, started_with, write_out};
+use crate::admin::client::{self, Health, Sort, Which};
 use crate::config;
 use crate::exit::{self, Exit};
+use crate::liveness::Condition;
+use crate::view::{OnSilent, Phase};
 
 const DEFAULT_ADMIN: &str = "127.0.0.1:9900";
+
+/// Where the endpoint is.
+#[derive(Args)]
+struct Endpoint {
+    /// Admin address of the running pulsegate
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
+    admin: Address,
+}
 
 /// `pulsegate healthcheck`.
 #[derive(Args)]
 pub(super) struct Healthcheck {
-    /// Admin address of the running pulsegate
-    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: Address,
+    #[command(flatten)]
+    endpoint: Endpoint,
     /// Ask where this configuration file says
     #[arg(short, long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
@@ -41,9 +51,8 @@ pub(super) struct Healthcheck {
 /// `pulsegate drain`.
 #[derive(Args)]
 pub(super) struct Drain {
-    /// Admin address of the running pulsegate
-    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: Address,
+    #[command(flatten)]
+    endpoint: Endpoint,
     /// Return only when no session is left, or the process has gone
     #[arg(long)]
     wait: bool,
@@ -55,12 +64,10 @@ pub(super) struct Drain {
 /// `pulsegate conns`.
 #[derive(Args)]
 pub(super) struct Conns {
-    /// Admin address of the running pulsegate
-    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: Address,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    endpoint: Endpoint,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     filters: Filters,
 }
@@ -81,12 +88,10 @@ pub(super) struct Verify {
     /// End a session at once if one of its peers is proven gone
     #[arg(long)]
     quick: bool,
-    /// Admin address of the running pulsegate
-    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: Address,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    endpoint: Endpoint,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     filters: Filters,
 }
@@ -97,9 +102,8 @@ pub(super) struct Kill {
     /// Sessions by the number that `conns` prints
     #[arg(value_name = "ID", required = true)]
     ids: Vec<u64>,
-    /// Admin address of the running pulsegate
-    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: Address,
+    #[command(flatten)]
+    endpoint: Endpoint,
 }
 
 /// Which sessions, and in which order.
@@ -108,11 +112,9 @@ struct Filters {
     /// Only this listener's sessions
     #[arg(long)]
     listener: Option<String>,
-    /// Only sessions with a leg in this condition: alive, quiet, suspect, stalled, undelivered, phantom
-    #[arg(long)]
+    #[arg(long, help = listing::<Condition>("Only sessions with a leg in this condition"))]
     condition: Option<String>,
-    /// Only sessions in this phase: queued, connecting, open, half_closed, closing
-    #[arg(long)]
+    #[arg(long, help = listing::<Phase>("Only sessions in this phase"))]
     phase: Option<String>,
     /// Only sessions with this address (IP or IP:PORT) at either end
     #[arg(long)]
@@ -120,12 +122,15 @@ struct Filters {
     /// Only sessions that have moved no byte for this long
     #[arg(long, value_name = "DURATION")]
     min_idle: Option<String>,
-    /// Order: age, idle, id, received, sent, last_life
-    #[arg(long)]
+    #[arg(long, help = listing::<Sort>("Order"))]
     sort: Option<String>,
     /// At most this many
     #[arg(long, value_name = "N")]
     limit: Option<String>,
+}
+
+fn listing<T: VariantNames>(what: &str) -> String {
+    format!("{what}: {}", T::VARIANTS.join(", "))
 }
 
 pub(super) fn healthcheck(args: &Healthcheck) -> ExitCode {
@@ -147,7 +152,7 @@ impl Healthcheck {
         let config = match (&self.config, self.pid) {
             (Some(file), _) => config::load_file(file),
             (None, Some(pid)) => configuration_of(pid)?.load(),
-            (None, None) => return self.admin.reach().map(Some),
+            (None, None) => return self.endpoint.admin.reach().map(Some),
         };
         let admin = config.map_err(|errors| errors.to_string())?.admin;
         Ok(admin.map(|admin| admin.address))
@@ -168,11 +173,8 @@ fn configuration_of(pid: u32) -> Result<RunArgs, String> {
 
 pub(super) fn drain(args: &Drain) -> ExitCode {
     let wait = args.wait.then_some(args.timeout);
-    report(
-        args.admin
-            .reach()
-            .and_then(|admin| client::drain(admin, wait)),
-    )
+    let drain = |admin| client::drain(admin, wait);
+    report(args.endpoint.admin.reach().and_then(drain))
 }
 
 impl Filters {
@@ -194,17 +196,13 @@ impl Filters {
     }
 }
 
-fn format(json: bool) -> Format {
-    if json { Format::Json } else { Format::Text }
-}
-
 pub(super) fn conns(args: &Conns) -> ExitCode {
     let query = args.filters.query();
     if let Err(why) = client::check(&query) {
         return misused(&why);
     }
-    let format = format(args.json);
-    report((args.admin.reach()).and_then(|admin| client::connections(admin, &query, format)))
+    let connections = |admin| client::connections(admin, &query, args.output.format());
+    report(args.endpoint.admin.reach().and_then(connections))
 }
 
 pub(super) fn verify(args: &Verify) -> ExitCode {
@@ -220,8 +218,13 @@ pub(super) fn verify(args: &Verify) -> ExitCode {
     } else {
         Which::Ids(&args.ids)
     };
-    let verify = |admin| client::verify(admin, which, args.quick, format(args.json));
-    let found = match args.admin.reach().and_then(verify) {
+    let on_silent = if args.quick {
+        OnSilent::End
+    } else {
+        OnSilent::Report
+    };
+    let verify = |admin| client::verify(admin, which, on_silent, args.output.format());
+    let found = match args.endpoint.admin.reach().and_then(verify) {
         Ok(found) => found,
         Err(error) => return report(Err(error)),
     };
@@ -237,7 +240,7 @@ pub(super) fn verify(args: &Verify) -> ExitCode {
 }
 
 pub(super) fn kill(args: &Kill) -> ExitCode {
-    let admin = match args.admin.reach() {
+    let admin = match args.endpoint.admin.reach() {
         Ok(admin) => admin,
         Err(why) => return report(Err(why)),
     };

@@ -237,9 +237,9 @@ impl Metrics {
         }
     }
 
-    /// Whether the process drains.
-    pub fn set_draining(&self, draining: bool) {
-        self.process.draining.set(i64::from(draining));
+    /// The process drains from now on.
+    pub fn set_draining(&self) {
+        self.process.draining.set(1);
     }
 
     /// File descriptors held, and the limit of the process. The last number stays where there is

@@ -63,7 +63,7 @@ fn events_reach_their_series() {
     db.probe_sent(Leg::Upstream);
     db.connected(Duration::from_millis(3));
     (0..7).for_each(|_| db.looked());
-    metrics.set_draining(true);
+    metrics.set_draining();
     metrics.set_descriptors(Some(12), u64::MAX);
     // Unknown for once: the last number stays.
     metrics.set_descriptors(None, u64::MAX);
