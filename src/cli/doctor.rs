@@ -13,7 +13,7 @@ use crate::app;
 use crate::config::keys::{Default, KEYS};
 use crate::config::{self, Config, MemoryLimit, UpstreamAddress};
 use crate::exit::Exit;
-use crate::host::checks::{self, Check, Demands, Facts, Memory, Status, Upstream};
+use crate::host::checks::{self, Demands, Facts, Memory, Status, Upstream};
 
 pub(super) const ABOUT: &str = "\
 With a configuration (--config, or the flags of run) the host is judged by it, else by the
@@ -38,46 +38,22 @@ pub(super) struct Doctor {
 }
 
 pub(super) fn doctor(args: &Doctor) -> ExitCode {
-    let config = if args.run.is_empty() {
-        None
-    } else {
-        match args.run.load() {
-            Ok(config) => Some(config),
-            Err(errors) => return refuse(&errors),
-        }
+    let given = (!args.run.is_empty()).then(|| args.run.load());
+    let config = match given.transpose() {
+        Ok(config) => config,
+        Err(errors) => return refuse(&errors),
     };
     let checks = checks::all(&Facts::find(), &demands(config.as_ref()));
     let worst = checks.iter().map(|check| check.status).max();
+    let worst = worst.unwrap_or(Status::Ok);
     let printed = write_out(&match args.output.format() {
-        Format::Json => as_json(&checks),
-        Format::Text => as_text(&checks),
+        Format::Json => format!("{:#}\n", json!({ "worst": worst, "checks": checks })),
+        Format::Text => checks.iter().map(|check| format!("{check}\n")).collect(),
     });
-    if worst == Some(Status::Fail) {
+    if worst == Status::Fail {
         return Exit::Failure.into();
     }
     printed
-}
-
-fn as_text(checks: &[Check]) -> String {
-    checks.iter().map(|check| format!("{check}\n")).collect()
-}
-
-fn as_json(checks: &[Check]) -> String {
-    let worst = checks.iter().map(|check| check.status).max();
-    let checks: Vec<_> = checks
-        .iter()
-        .map(|check| {
-            json!({
-                "check": check.name,
-                "status": check.status.as_str(),
-                "found": check.found,
-                "meaning": check.meaning,
-                "setting": check.setting,
-            })
-        })
-        .collect();
-    let worst = worst.unwrap_or(Status::Ok).as_str();
-    format!("{:#}\n", json!({ "worst": worst, "checks": checks }))
 }
 
 fn demands(config: Option<&Config>) -> Demands {

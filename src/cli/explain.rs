@@ -1,6 +1,5 @@
 //! What follows from a configuration: derived values, and the worst case of each fault.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use crate::config::{Config, ListenerConfig, Liveness, show};
@@ -82,46 +81,29 @@ fn process(config: &Config) -> String {
 fn derived(liveness: &Liveness) -> String {
     let policy = liveness.policy();
     let detect = policy.detect_within;
-    let mut values = vec![
-        ("detect_within", show(liveness.detect_within)),
-        ("probe_interval", show(liveness.probe_interval)),
-        (
-            "kernel keepalive",
-            format!(
-                "idle {}, then every 1s to 3s",
-                show(liveness.keepalive_idle())
-            ),
-        ),
-        (
-            "suspect after",
-            format!("{} of silence", human(policy.suspect_after())),
-        ),
-        (
-            "last questions from",
-            format!("{} of silence", human(detect - policy.final_phase())),
-        ),
-        (
-            "dead after",
-            format!("{} of silence", human(detect + policy.grace())),
-        ),
-        (
-            "survives",
-            match policy.survives() {
-                Span::ZERO => "no outage for certain".to_owned(),
-                span => format!("every outage shorter than {}", human(span)),
-            },
-        ),
-    ];
-    values.extend(
-        liveness
-            .nat_timeout
-            .map(|nat| ("nat_timeout", kept(liveness, nat))),
-    );
-    values.iter().fold(String::new(), |mut out, (name, value)| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(out, "  {name:<20} {value}");
-        out
-    })
+    let survives = match policy.survives() {
+        Span::ZERO => "no outage for certain".to_owned(),
+        span => format!("every outage shorter than {}", human(span)),
+    };
+    let nat_timeout = match liveness.nat_timeout {
+        Some(nat) => format!("  nat_timeout          {}\n", kept(liveness, nat)),
+        None => String::new(),
+    };
+    format!(
+        "  detect_within        {}\n  \
+           probe_interval       {}\n  \
+           kernel keepalive     idle {}, then every 1s to 3s\n  \
+           suspect after        {} of silence\n  \
+           last questions from  {} of silence\n  \
+           dead after           {} of silence\n  \
+           survives             {survives}\n{nat_timeout}",
+        show(liveness.detect_within),
+        show(liveness.probe_interval),
+        show(liveness.keepalive_idle()),
+        human(policy.suspect_after()),
+        human(detect - policy.final_phase()),
+        human(detect + policy.grace()),
+    )
 }
 
 /// Which legs a NAT that forgets after `nat` does not forget.
@@ -148,116 +130,103 @@ type Row = [String; 5];
 
 fn rows(listener: &ListenerConfig) -> Vec<Row> {
     let liveness = &listener.liveness;
-    let idle = limit(CloseReason::IdleTimeout, liveness.idle_timeout);
-    let half_close = limit(CloseReason::HalfCloseTimeout, liveness.half_close_timeout);
-    let first = limit(
-        CloseReason::FirstResponseTimeout,
-        liveness.first_response_timeout,
-    );
-    let stall = limit_of("*_stalled", liveness.stall_timeout);
-    let delivery = limit_of("*_undelivered", liveness.delivery_timeout);
-    let connect = Some(listener.upstream.connect_timeout);
-    let duration = limit(CloseReason::MaxDuration, liveness.max_connection_duration);
-    let mut rows = vec![head()];
-    rows.extend(vanished(liveness, idle, half_close));
-    rows.push(row("either", "sent RST", "-", "*_reset", "at once"));
-    rows.push(row(
-        "either",
-        "forgot the connection (restart)",
-        Evidence::Reset.into(),
-        "*_dead",
-        &format!("{} and a round trip", show(liveness.probe_interval)),
-    ));
-    rows.extend([
-        ended("either", "alive, takes no data", &[stall, idle]),
-        ended("either", "heard, data does not arrive", &[delivery]),
-        ended("upstream", "no answer to a request", &[first, idle]),
-        phantom(liveness),
-        ended("either", "said FIN, gone or silent", &[half_close, idle]),
-        ended("both", "silent, both alive", &[idle]),
-        ended("both", "session too old", &[duration]),
-        ended(
-            "upstream",
-            "no answer to connect",
-            &[limit(CloseReason::ConnectTimeout, connect)],
-        ),
-    ]);
-    rows
-}
-
-/// Data in flight keeps the limits waiting that count from the last byte, and the one that counts
-/// from the request begins only when it is known what the peer is.
-fn phantom(liveness: &Liveness) -> Row {
     let policy = liveness.policy();
     let dead = human(policy.detect_within + policy.grace());
-    row(
-        "upstream",
-        "got a request, never accepted",
-        "-",
-        CloseReason::UpstreamPhantom.into(),
-        &format!("{dead} from its last SYN-ACK"),
-    )
-}
-
-fn head() -> Row {
-    row(
-        "LEG",
-        "FAULT",
-        "EVIDENCE",
-        "CLOSED AS",
-        "AT THE LATEST AFTER",
-    )
-}
-
-/// The peer is gone without a word; only what the connection was doing differs. Limits that count
-/// from the last byte come first only where no byte moves: data in flight keeps them waiting.
-fn vanished(liveness: &Liveness, idle: Limit, half_close: Limit) -> Vec<Row> {
-    let policy = liveness.policy();
-    let dead = Duration::from(policy.detect_within + policy.grace());
-    let found = limit_of("*_dead", Some(dead));
-    let cases: [(&str, Evidence, &[Limit]); 4] = [
-        ("vanished, idle", Evidence::Keepalive, &[found, idle]),
-        ("vanished, data in flight", Evidence::Retransmit, &[found]),
-        ("vanished, window closed", Evidence::WindowProbe, &[found]),
-        (
+    let found = (DEAD, Some((policy.detect_within + policy.grace()).into()));
+    let idle = (CloseReason::IdleTimeout.into(), liveness.idle_timeout);
+    let half_close = (
+        CloseReason::HalfCloseTimeout.into(),
+        liveness.half_close_timeout,
+    );
+    let first = (
+        CloseReason::FirstResponseTimeout.into(),
+        liveness.first_response_timeout,
+    );
+    let stall = ("*_stalled", liveness.stall_timeout);
+    let delivery = ("*_undelivered", liveness.delivery_timeout);
+    let connect = Some(listener.upstream.connect_timeout);
+    let connect = (CloseReason::ConnectTimeout.into(), connect);
+    let duration = (
+        CloseReason::MaxDuration.into(),
+        liveness.max_connection_duration,
+    );
+    let keepalive = Evidence::Keepalive.into();
+    let forgot = format!("{} and a round trip", show(liveness.probe_interval));
+    vec![
+        row(
+            "LEG",
+            "FAULT",
+            "EVIDENCE",
+            "CLOSED AS",
+            "AT THE LATEST AFTER",
+        ),
+        // Limits that count from the last byte come first only where no byte moves: data in flight
+        // keeps them waiting.
+        ended("either", "vanished, idle", keepalive, &[found, idle]),
+        ended(
+            "either",
+            "vanished, data in flight",
+            Evidence::Retransmit.into(),
+            &[found],
+        ),
+        ended(
+            "either",
+            "vanished, window closed",
+            Evidence::WindowProbe.into(),
+            &[found],
+        ),
+        ended(
+            "either",
             "vanished, the other said FIN",
-            Evidence::Keepalive,
+            keepalive,
             &[found, half_close, idle],
         ),
-    ];
-    cases
-        .iter()
-        .map(|(fault, evidence, limits)| match first_of(limits) {
-            Some((reason, span)) if reason == "*_dead" => {
-                row("either", fault, (*evidence).into(), reason, &human_of(span))
-            }
-            _ => ended("either", fault, limits),
-        })
-        .collect()
+        row("either", "sent RST", "-", "*_reset", "at once"),
+        row(
+            "either",
+            "forgot the connection (restart)",
+            Evidence::Reset.into(),
+            DEAD,
+            &forgot,
+        ),
+        ended("either", "alive, takes no data", "-", &[stall, idle]),
+        ended("either", "heard, data does not arrive", "-", &[delivery]),
+        ended("upstream", "no answer to a request", "-", &[first, idle]),
+        // first_response_timeout begins only when it is known what the peer is.
+        row(
+            "upstream",
+            "got a request, never accepted",
+            "-",
+            CloseReason::UpstreamPhantom.into(),
+            &format!("{dead} from its last SYN-ACK"),
+        ),
+        ended(
+            "either",
+            "said FIN, gone or silent",
+            "-",
+            &[half_close, idle],
+        ),
+        ended("both", "silent, both alive", "-", &[idle]),
+        ended("both", "session too old", "-", &[duration]),
+        ended("upstream", "no answer to connect", "-", &[connect]),
+    ]
 }
+
+/// The reason with which a vanished peer is closed.
+const DEAD: &str = "*_dead";
 
 /// The reason a limit closes with, and the limit if it is on.
 type Limit = (&'static str, Option<Duration>);
 
-fn limit(reason: CloseReason, span: Option<Duration>) -> Limit {
-    limit_of(reason.into(), span)
-}
-
-fn limit_of(reason: &'static str, span: Option<Duration>) -> Limit {
-    (reason, span)
-}
-
-/// The limit that ends it first; of equal ones the first.
-fn first_of(limits: &[Limit]) -> Option<(&'static str, Duration)> {
+/// A fault with the limit that ends it first, of equal ones the first. `evidence` is what proves
+/// the peer dead.
+fn ended(leg: &str, fault: &str, evidence: &str, limits: &[Limit]) -> Row {
     let on = limits
         .iter()
         .filter_map(|(reason, span)| Some((*reason, (*span)?)));
-    on.min_by_key(|(_, span)| *span)
-}
-
-fn ended(leg: &str, fault: &str, limits: &[Limit]) -> Row {
-    match first_of(limits) {
-        Some((reason, span)) => row(leg, fault, "-", reason, &human_of(span)),
+    match on.min_by_key(|(_, span)| *span) {
+        Some((DEAD, span)) => row(leg, fault, evidence, DEAD, &human(span.into())),
+        Some((reason, span)) => row(leg, fault, "-", reason, &human(span.into())),
         None => row(leg, fault, "-", "-", "never (off)"),
     }
 }
@@ -268,16 +237,11 @@ fn row(leg: &str, fault: &str, evidence: &str, reason: &str, after: &str) -> Row
 
 fn table(rows: &[Row]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths = [0, 1, 2, 3].map(width);
-    let mut out = String::new();
-    for [leg, fault, evidence, reason, after] in rows {
-        let [a, b, c, d] = widths;
-        let _ = writeln!(
-            out,
-            "  {leg:a$}  {fault:b$}  {evidence:c$}  {reason:d$}  {after}"
-        );
-    }
-    out
+    let [a, b, c, d] = [0, 1, 2, 3].map(width);
+    let line = |[leg, fault, evidence, reason, after]: &Row| {
+        format!("  {leg:a$}  {fault:b$}  {evidence:c$}  {reason:d$}  {after}\n")
+    };
+    rows.iter().map(line).collect()
 }
 
 fn notes(liveness: &Liveness) -> String {
@@ -301,10 +265,6 @@ fn notes(liveness: &Liveness) -> String {
          window up to minutes later; and after an outage longer than about {half} the next question\n  \
          may come too late for a peer that is back, and it is closed as dead.\n"
     )
-}
-
-fn human_of(span: Duration) -> String {
-    human(span.into())
 }
 
 /// As [`show`], with fractions of a second where that is shorter.

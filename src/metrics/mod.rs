@@ -46,11 +46,11 @@ series! {
         queued: IntGauge = "pulsegate_connections_queued",
             "Clients that wait for a place (limits.on_full).";
         takeovers: By<Takeover, IntCounter> = "pulsegate_takeovers_total",
-            "Clients that found the listener full and waited, by what came of it.";
+            "Clients that found the listener full and waited, by the outcome.";
         closed: By<CloseReason, IntCounter> = "pulsegate_connections_closed_total",
             "Sessions ended, by who ended them and why.";
         shed: By<Shortage, IntCounter> = "pulsegate_shed_total",
-            "Sessions and waiting clients ended to make room, by what was short.";
+            "Sessions and waiting clients ended to make room, by the resource that was short.";
         duration: Histogram = "pulsegate_connection_duration_seconds",
             "Age of sessions when they ended.", DURATION_BUCKETS;
         received: By<Leg, IntCounter> = "pulsegate_received_bytes_total",
@@ -58,7 +58,7 @@ series! {
         sent: By<Leg, IntCounter> = "pulsegate_sent_bytes_total",
             "Bytes written to peers on this leg.";
         moved: IntCounter = "pulsegate_connections_moved_total",
-            "Sessions that went on at another worker.";
+            "Sessions that moved to another worker.";
         resets: By<Leg, IntCounter> = "pulsegate_resets_sent_total",
             "Connections ended with RST by pulsegate.";
         half_open: By<Leg, IntGauge> = "pulsegate_half_open_connections",
@@ -86,11 +86,11 @@ series! {
         queue_length: IntGauge = "pulsegate_listen_queue_length",
             "Connections the kernel has completed and pulsegate has not accepted yet.";
         queue_limit: IntGauge = "pulsegate_listen_queue_limit",
-            "Length of the accept queue beyond which the kernel drops newcomers.";
+            "Length of the accept queue from which on the kernel drops new connections.";
         upstream_queue_length: KnownGauge = "pulsegate_upstream_listen_queue_length",
             "Connections the service has not accepted yet, where it listens in this network namespace.";
         upstream_queue_limit: KnownGauge = "pulsegate_upstream_listen_queue_limit",
-            "Length of the service's accept queue beyond which the kernel drops newcomers.";
+            "Length of the service's accept queue from which on the kernel drops new connections.";
         option_errors: IntCounter = "pulsegate_socket_option_errors_total",
             "Socket options that could not be set.";
     }
@@ -100,7 +100,7 @@ series! {
     /// The series of the process.
     ProcessSeries {
         looks: IntCounter = "pulsegate_liveness_looks_total",
-            "Looks taken at sessions to judge their liveness.";
+            "Observations of sessions, to judge their liveness.";
         draining: IntGauge = "pulsegate_draining",
             "1 while the process drains, else 0.";
         workers_in_use: IntGauge = "pulsegate_workers_in_use",
@@ -121,9 +121,9 @@ series! {
     /// 0 would be a lie.
     HostMetrics {
         listen_overflows: KnownCounter = "pulsegate_netns_listen_overflows_total",
-            "Newcomers dropped by full accept queues, of the whole network namespace.";
+            "New connections dropped by full accept queues, of the whole network namespace.";
         listen_drops: KnownCounter = "pulsegate_netns_listen_drops_total",
-            "Newcomers dropped by listening sockets, of the whole network namespace.";
+            "New connections dropped by listening sockets, of the whole network namespace.";
         syncookies_sent: KnownCounter = "pulsegate_netns_syncookies_sent_total",
             "Handshakes answered with a SYN cookie, of the whole network namespace.";
         syncookies_received: KnownCounter = "pulsegate_netns_syncookies_received_total",
@@ -135,15 +135,15 @@ series! {
         time_wait: KnownGauge = "pulsegate_netns_time_wait",
             "Connections in TIME_WAIT, of the whole network namespace.";
         orphans: KnownGauge = "pulsegate_netns_orphans",
-            "Connections no process holds and the kernel still ends, of the whole network namespace.";
+            "Connections that no process holds and the kernel still closes, of the whole network namespace.";
         read_errors: By<HostSource, IntCounter> = "pulsegate_host_read_errors_total",
             "Reads of the host's state that failed while metrics were served.";
         on_demand_probe: KnownGauge = "pulsegate_on_demand_probe",
-            "1 if the kernel sends keepalive probes on demand, else 0; found out in the first seconds.";
+            "1 if the kernel sends keepalive probes on demand, else 0; tested in the first seconds.";
         memory_used: KnownGauge = "pulsegate_memory_used_bytes",
             "Memory in use, as it counts for the memory limit.";
         memory_limit: KnownGauge = "pulsegate_memory_limit_bytes",
-            "Memory that may be in use; sessions are shed from 95 % of it on.";
+            "Memory that may be used; sessions are shed at 95 % of it.";
     }
 }
 

@@ -8,6 +8,9 @@ mod resources;
 use std::fmt;
 use std::net::SocketAddr;
 
+use serde::Serialize;
+use strum::Display;
+
 use super::{Abilities, AcceptQueue, Counters, Limits, Sockets};
 
 /// What pulsegate is to do.
@@ -87,7 +90,9 @@ pub fn visible_queue(address: Option<SocketAddr>) -> Option<AcceptQueue> {
 }
 
 /// How a check ended, from good to bad.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Display, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 pub enum Status {
     /// Nothing to do.
     Ok,
@@ -101,24 +106,11 @@ pub enum Status {
     Fail,
 }
 
-impl Status {
-    /// The word that is printed.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Info => "info",
-            Self::Unknown => "unknown",
-            Self::Warn => "warn",
-            Self::Fail => "fail",
-        }
-    }
-}
-
 /// One line.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// What was looked at, one word.
+    #[serde(rename = "check")]
     pub name: &'static str,
     /// How it ended.
     pub status: Status,
@@ -134,11 +126,11 @@ impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             name,
+            status,
             found,
             meaning,
             ..
         } = self;
-        let status = self.status.as_str();
         write!(f, "{status:<8}{name:<20}{found}: {meaning}")?;
         match &self.setting {
             Some(setting) => write!(f, "; set: {setting}"),
