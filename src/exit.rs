@@ -31,11 +31,11 @@ const PATIENCE: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
-/// So much a pipe takes without blocking when poll(2) says that it is writable (`PIPE_BUF`).
+/// A pipe that poll(2) calls writable takes this many bytes without blocking (`PIPE_BUF`).
 const AT_ONCE: usize = 4096;
 
-/// Writes text and a line end to standard error, for a person. Nobody is left to tell where that
-/// fails, and a reader that does not read costs a second: the exit code says it as well.
+/// Writes text and a line end to standard error, for a person. Failures are ignored, because the exit
+/// code says the same. A reader that does not read delays the process by a second.
 pub fn complain(text: &str) {
     for part in format!("{text}\n").as_bytes().chunks(AT_ONCE) {
         if !can_complain() || stderr().write_all(part).is_err() {

@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
 
-/// A session that can be shown. Holding one holds up nothing: the session may end meanwhile.
+/// A session that can be shown. Holding one does not delay the end of the session.
 pub trait Shown: Send + Sync {
     /// Unique in the life of the process.
     fn id(&self) -> u64;
-    /// What it looks like now; `None` once it has ended.
+    /// Its state now; `None` once it has ended.
     fn view(&self) -> Option<ConnectionView>;
 }
 
@@ -143,7 +143,7 @@ pub struct VerifiedSession {
 /// What came of asking one peer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifiedLeg {
-    /// The short of it.
+    /// The result.
     pub answer: AnswerWord,
     /// Since the peer was last heard, ms; absent where the connection is over.
     pub silent_ms: Option<u64>,
@@ -154,7 +154,7 @@ pub struct VerifiedLeg {
     pub took_ms: u64,
 }
 
-/// What a peer says to being asked. In the order of gravity.
+/// The result of asking a peer. The worst is the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Display, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[strum(serialize_all = "snake_case")]
@@ -170,7 +170,7 @@ pub enum AnswerWord {
 }
 
 impl VerifiedSession {
-    /// The gravest answer of its legs.
+    /// The worst answer of its legs.
     #[must_use]
     pub fn worst(&self) -> AnswerWord {
         let upstream = self.upstream.as_ref().map(|leg| leg.answer);

@@ -1,5 +1,5 @@
-//! The body of an answer. What is large is made or handed over a piece at a time, as the client
-//! takes it, so that a client that does not read holds a piece and not the whole.
+//! The body of an answer. A large one is made and sent in pieces as the client reads, so a client
+//! that does not read holds one piece in memory.
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -18,13 +18,13 @@ use super::view::{ConnectionView, Shown};
 
 /// Bytes at a time.
 const PIECE: usize = 16 * 1024;
-/// Sessions at a time: some 45 KiB as JSON. As many are answered in one go.
+/// Sessions in a piece: some 45 KiB as JSON. An answer with no more than these is not chunked.
 const SESSIONS: usize = 64;
 
 /// What is sent behind the header.
 pub(super) struct Answer {
     content: Content,
-    /// Given back when the last piece has been taken, or the client is gone.
+    /// Released after the last piece was read, or when the client is gone.
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -34,7 +34,7 @@ enum Content {
 }
 
 impl Answer {
-    /// The same, with what it keeps others from until it is gone.
+    /// The same, which holds this place until it is gone.
     pub(super) fn keeping(self, place: OwnedSemaphorePermit) -> Self {
         Self {
             _place: Some(place),
@@ -95,7 +95,7 @@ impl Body for Answer {
     }
 }
 
-/// Sessions that are shown one after the other. Who has ended when its turn comes is left out.
+/// Sessions, described one piece after the other. One that has ended by then is left out.
 struct Listing {
     total: usize,
     matched: usize,

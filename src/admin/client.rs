@@ -81,11 +81,7 @@ pub fn healthcheck(addr: SocketAddr, timeout: Duration, health: Health) -> Resul
 /// # Errors
 /// In one line: the endpoint cannot be reached or refuses, or sessions are left after `wait`.
 pub fn drain(addr: SocketAddr, wait: Option<Duration>) -> Result<String, String> {
-    let (status, body) =
-        exchange(addr, &Method::POST, "/drain", TIMEOUT).map_err(|e| at(addr, &e))?;
-    if status != StatusCode::ACCEPTED {
-        return Err(format!("{addr}: {}", body.trim()));
-    }
+    let body = text(addr, &Method::POST, "/drain", StatusCode::ACCEPTED)?;
     let Some(wait) = wait else {
         return Ok(body);
     };

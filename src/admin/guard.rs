@@ -1,6 +1,6 @@
-//! Who may use the endpoint. It has no passwords: on a loopback address whoever is on this host may
-//! read and change, on another one whoever reaches it may read. What has to be kept out is the
-//! network, and web pages in the operator's browser.
+//! Who may use the endpoint. There are no passwords. On a loopback address, every process of this
+//! host may read and change. On another address, every client that reaches it may read. The network
+//! must not change anything, and web pages in the operator's browser must not do either.
 
 use std::net::IpAddr;
 

@@ -1,10 +1,8 @@
 //! The HTTP endpoint for metrics and administration.
 //!
-//! It is meant for operators, probes and Prometheus, so it bounds everything a stranger at the
-//! port could hold: connections, header size and time, request bodies, the age of a connection, and
-//! what an answer takes while it is written (`answer`).
-//! It runs on a thread of its own and never waits for the data plane longer than [`Control`]
-//! does.
+//! It serves operators, probes and Prometheus. It bounds what any client can hold: connections,
+//! header size and time, request bodies, the age of a connection, and the memory of an answer
+//! (`answer`). It runs on its own thread and waits for the data plane only in [`Control`].
 
 mod answer;
 pub mod client;

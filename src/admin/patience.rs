@@ -1,4 +1,4 @@
-//! A client that hardly reads is left: its answer takes memory, and perhaps one of few places.
+//! A client that reads too slowly is cut off: its answer takes memory, and perhaps one of few places.
 
 use std::io;
 use std::pin::Pin;

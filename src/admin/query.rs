@@ -13,7 +13,7 @@ use super::view::{ConnectionView, OnSilent, Phase, Shown};
 use crate::config;
 use crate::liveness::Condition;
 
-/// So many sessions are looked at in one go.
+/// After so many sessions other tasks of the thread have their turn.
 const TURN: usize = 64;
 
 const PARAMETERS: [&str; 8] = [
@@ -40,7 +40,7 @@ pub enum Format {
     Text,
 }
 
-/// What of the sessions is to be shown, and in which order.
+/// Which sessions to show, and in which order.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Query {
     listener: Option<String>,
@@ -146,11 +146,11 @@ impl Query {
         Ok(())
     }
 
-    /// Filters, sorts and cuts. Other tasks of the thread have their turn meanwhile.
+    /// Filters, sorts and truncates.
     pub(super) async fn choose(&self, mut sessions: Vec<Arc<dyn Shown>>) -> Chosen {
         let total = sessions.len();
         sessions.sort_unstable_by_key(|session| session.id());
-        if self.looks_inside() {
+        if self.needs_views() {
             let sort = self.sort.unwrap_or(Sort::Id);
             let mut found = Vec::new();
             for (i, session) in sessions.into_iter().enumerate() {
@@ -174,8 +174,8 @@ impl Query {
         }
     }
 
-    /// Whether an id is not enough to tell if a session is shown, and where.
-    fn looks_inside(&self) -> bool {
+    /// Whether the ids do not suffice to filter and sort.
+    fn needs_views(&self) -> bool {
         let only_form = Self {
             limit: self.limit,
             format: self.format,

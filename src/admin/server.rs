@@ -29,9 +29,9 @@ use super::routes::{Refusal, Reply, Router, is_probe};
 
 /// Connections at once. Each is a descriptor that the data plane cannot have.
 const MAX_CONNECTIONS: usize = 64;
-/// Of these, so many places are for those that have asked nothing yet, and the others for those that
-/// have: neither can keep the other out.
-const NEWCOMERS: usize = MAX_CONNECTIONS / 2;
+/// Of these, the places for connections without a request so far. The others are for those that have
+/// sent one. Neither kind can keep the other out.
+const SILENT_CONNECTIONS: usize = MAX_CONNECTIONS / 2;
 /// What the kernel may hold for a connection each way, so that a client that does not read cannot
 /// have it keep megabytes (tcp_wmem). The kernel doubles it for its own overhead.
 const SOCKET_BUFFER: usize = 32 * 1024;
@@ -159,15 +159,14 @@ impl Connections {
         );
     }
 
-    /// Makes room. Whoever asks nothing cannot keep out those who do, and whoever asks all the time
-    /// cannot keep out newcomers.
+    /// Closes the least active connection of the kind that has more than its places.
     fn evict(&mut self) {
         let asked = |slot: &Slot| slot.active.load(Relaxed) > 0;
-        let newcomers = self.open.values().filter(|slot| !asked(slot)).count();
+        let silent = self.open.values().filter(|slot| !asked(slot)).count();
         let least = self
             .open
             .iter()
-            .filter(|(_, slot)| asked(slot) == (newcomers <= NEWCOMERS))
+            .filter(|(_, slot)| asked(slot) == (silent <= SILENT_CONNECTIONS))
             .min_by_key(|(_, slot)| (slot.active.load(Relaxed), slot.born))
             .map(|(id, _)| *id);
         if let Some(slot) = least.and_then(|id| self.open.remove(&id)) {

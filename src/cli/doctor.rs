@@ -17,9 +17,9 @@ use crate::host::checks::{self, Demands, Facts, Memory, Status, Upstream};
 
 pub(super) const ABOUT: &str = "\
 With a configuration (--config, or the flags of run) the host is judged by it, else by the
-defaults. Each line: ok, info, unknown, warn or fail; what was looked at; what was read; what it
-means; the setting to change. unknown: a container or sandbox hides it. Takes about a second, for
-a connection to itself must become quiet.
+defaults. Each line: ok, info, unknown, warn or fail; the check; what was read; what it means; the
+setting to change. unknown: a container or sandbox hides it. Takes about a second, because a test
+connection must become quiet.
 
 Run it where pulsegate runs: same container, same user, same limits.
 

@@ -41,16 +41,17 @@ Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.
 SIGTERM and SIGINT drain, the second one ends every session. SIGHUP, SIGUSR1 and SIGUSR2 are ignored
 with one line in the log.
 
---takeover: once everything is ready, the running instance of the same user, network namespace and
-admin address hands its listening sockets over and drains. No client is refused. A listener with
-max_connections accepts only when the other instance has no session on it any more; its clients wait.
-Where nothing runs, the flag does nothing.";
+--takeover: once this instance is ready, the running instance of the same user, network namespace and
+admin address hands over its listening sockets and drains. No client is refused. A listener with
+max_connections waits until the other instance has no session on it; clients wait meanwhile. Without a
+running instance the flag has no effect.";
 
 const ABOUT_VERIFY: &str = "\
-Nothing is written into a connection. A live peer answers in a round trip; one that is silent is
-proven so in 0.8 to 2.2 s, with data in flight or a closed window after six questions of the kernel, a
-second apart. A peer that was heard within the last second is not asked. --quick risks a peer whose
-link is down for that long; of live peers behind 10 % loss each way it ends fewer than 1 in 10,000. Without --quick nothing is ended.
+Nothing is written into a connection. A live peer answers in a round trip. A silent peer is proven
+so in 0.8 to 2.2 s; with data in flight or a closed window it takes six retransmissions or window
+probes, a second apart. A peer that was heard within the last second is not asked. Without --quick
+nothing is ended. --quick may end a live peer whose link is down for that long; behind 10 % loss each
+way it ends fewer than 1 in 10,000 live peers.
 
 Exit codes: 0 every peer answered; 1 failed, or no such session; 2 wrong flags; 4 a peer did not answer, or could
 not be asked enough to tell.";

@@ -99,7 +99,7 @@ series! {
 series! {
     /// The series of the process.
     ProcessSeries {
-        looks: IntCounter = "pulsegate_liveness_looks_total",
+        observations: IntCounter = "pulsegate_liveness_looks_total",
             "Observations of sessions, to judge their liveness.";
         draining: IntGauge = "pulsegate_draining",
             "1 while the process drains, else 0.";
@@ -216,7 +216,7 @@ impl Metrics {
             let mut registration = Registration::new(&self.registry, &[("listener", name)]);
             let listener = ListenerMetrics {
                 series: ListenerSeries::register(&mut registration),
-                looks: self.process.looks.clone(),
+                observations: self.process.observations.clone(),
                 settled: Default::default(),
             };
             (Arc::new(listener), registration.into_collectors())
@@ -282,7 +282,7 @@ pub use prometheus::TEXT_FORMAT;
 pub struct ListenerMetrics {
     series: ListenerSeries,
     /// Of all listeners.
-    looks: IntCounter,
+    observations: IntCounter,
     /// Bytes received and sent by sessions that have ended, by leg.
     settled: [[AtomicU64; 2]; 2],
 }
@@ -415,9 +415,9 @@ impl ListenerMetrics {
         self.series.upstream_queue_limit.set(limit);
     }
 
-    /// The kernel was asked about a session, whoever wanted to know.
-    pub fn looked(&self) {
-        self.looks.inc();
+    /// The kernel was asked about a session, for whatever reason.
+    pub fn observed(&self) {
+        self.observations.inc();
     }
 
     /// A session went on at another worker.

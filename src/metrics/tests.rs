@@ -62,7 +62,7 @@ fn events_reach_their_series() {
     db.reset_sent(Leg::Downstream);
     db.probe_sent(Leg::Upstream);
     db.connected(Duration::from_millis(3));
-    (0..7).for_each(|_| db.looked());
+    (0..7).for_each(|_| db.observed());
     metrics.set_draining();
     metrics.set_descriptors(Some(12), u64::MAX);
     // Unknown for once: the last number stays.

@@ -152,7 +152,7 @@ impl Session {
     fn look_locked(&self, state: &mut State, now: Time) -> Time {
         let policy = &self.params.policy;
         let look = state.look(&self.counters);
-        self.params.metrics.looked();
+        self.params.metrics.observed();
         let before = state.machine.clone();
         let verdict = state.machine.look(now, policy, &look);
         self.report_conditions(&before, Some(&state.machine));
