@@ -102,7 +102,7 @@ fn derived(liveness: &Liveness) -> String {
         show(liveness.keepalive_idle()),
         human(policy.suspect_after()),
         human(detect - policy.final_phase()),
-        human(detect + policy.grace()),
+        human(dead_after(liveness)),
     )
 }
 
@@ -130,64 +130,24 @@ type Row = [String; 5];
 
 fn rows(listener: &ListenerConfig) -> Vec<Row> {
     let liveness = &listener.liveness;
-    let policy = liveness.policy();
-    let dead = human(policy.detect_within + policy.grace());
-    let found = (DEAD, Some((policy.detect_within + policy.grace()).into()));
-    let idle = (CloseReason::IdleTimeout.into(), liveness.idle_timeout);
-    let half_close = (
-        CloseReason::HalfCloseTimeout.into(),
-        liveness.half_close_timeout,
-    );
-    let first = (
-        CloseReason::FirstResponseTimeout.into(),
-        liveness.first_response_timeout,
-    );
+    let (idle, half_close) = (idle(liveness), half_close(liveness));
+    let first = CloseReason::FirstResponseTimeout.into();
+    let first = (first, liveness.first_response_timeout);
     let stall = ("*_stalled", liveness.stall_timeout);
     let delivery = ("*_undelivered", liveness.delivery_timeout);
     let connect = Some(listener.upstream.connect_timeout);
     let connect = (CloseReason::ConnectTimeout.into(), connect);
-    let duration = (
-        CloseReason::MaxDuration.into(),
-        liveness.max_connection_duration,
-    );
-    let keepalive = Evidence::Keepalive.into();
-    let forgot = format!("{} and a round trip", show(liveness.probe_interval));
-    vec![
-        row(
-            "LEG",
-            "FAULT",
-            "EVIDENCE",
-            "CLOSED AS",
-            "AT THE LATEST AFTER",
-        ),
-        // Limits that count from the last byte come first only where no byte moves: data in flight
-        // keeps them waiting.
-        ended("either", "vanished, idle", keepalive, &[found, idle]),
-        ended(
-            "either",
-            "vanished, data in flight",
-            Evidence::Retransmit.into(),
-            &[found],
-        ),
-        ended(
-            "either",
-            "vanished, window closed",
-            Evidence::WindowProbe.into(),
-            &[found],
-        ),
-        ended(
-            "either",
-            "vanished, the other said FIN",
-            keepalive,
-            &[found, half_close, idle],
-        ),
+    let duration = liveness.max_connection_duration;
+    let duration = (CloseReason::MaxDuration.into(), duration);
+    let mut rows = vanished(liveness);
+    rows.extend([
         row("either", "sent RST", "-", "*_reset", "at once"),
         row(
             "either",
             "forgot the connection (restart)",
             Evidence::Reset.into(),
             DEAD,
-            &forgot,
+            &format!("{} and a round trip", show(liveness.probe_interval)),
         ),
         ended("either", "alive, takes no data", "-", &[stall, idle]),
         ended("either", "heard, data does not arrive", "-", &[delivery]),
@@ -198,7 +158,7 @@ fn rows(listener: &ListenerConfig) -> Vec<Row> {
             "got a request, never accepted",
             "-",
             CloseReason::UpstreamPhantom.into(),
-            &format!("{dead} from its last SYN-ACK"),
+            &format!("{} from its last SYN-ACK", human(dead_after(liveness))),
         ),
         ended(
             "either",
@@ -209,7 +169,49 @@ fn rows(listener: &ListenerConfig) -> Vec<Row> {
         ended("both", "silent, both alive", "-", &[idle]),
         ended("both", "session too old", "-", &[duration]),
         ended("upstream", "no answer to connect", "-", &[connect]),
+    ]);
+    rows
+}
+
+/// The head of the table, and a vanished peer. Limits that count from the last byte come first only
+/// where no byte moves: data in flight keeps them waiting.
+fn vanished(liveness: &Liveness) -> Vec<Row> {
+    let (idle, half_close) = (idle(liveness), half_close(liveness));
+    let found = (DEAD, Some(dead_after(liveness).into()));
+    let ended = |fault, evidence: Evidence, limits: &[Limit]| {
+        ended("either", fault, evidence.into(), limits)
+    };
+    vec![
+        row(
+            "LEG",
+            "FAULT",
+            "EVIDENCE",
+            "CLOSED AS",
+            "AT THE LATEST AFTER",
+        ),
+        ended("vanished, idle", Evidence::Keepalive, &[found, idle]),
+        ended("vanished, data in flight", Evidence::Retransmit, &[found]),
+        ended("vanished, window closed", Evidence::WindowProbe, &[found]),
+        ended(
+            "vanished, the other said FIN",
+            Evidence::Keepalive,
+            &[found, half_close, idle],
+        ),
     ]
+}
+
+fn idle(liveness: &Liveness) -> Limit {
+    (CloseReason::IdleTimeout.into(), liveness.idle_timeout)
+}
+
+fn half_close(liveness: &Liveness) -> Limit {
+    let reason = CloseReason::HalfCloseTimeout.into();
+    (reason, liveness.half_close_timeout)
+}
+
+fn dead_after(liveness: &Liveness) -> Span {
+    let policy = liveness.policy();
+    policy.detect_within + policy.grace()
 }
 
 /// The reason with which a vanished peer is closed.
@@ -247,8 +249,8 @@ fn table(rows: &[Row]) -> String {
 fn notes(liveness: &Liveness) -> String {
     let policy = liveness.policy();
     let interval = show(liveness.probe_interval);
-    let dead = human(policy.detect_within + policy.grace());
-    let soonest = human(policy.detect_within + policy.grace() - policy.probe_interval);
+    let dead = human(dead_after(liveness));
+    let soonest = human(dead_after(liveness) - policy.probe_interval);
     let half = human(policy.detect_within / 2);
     format!(
         "  * is the leg at fault: downstream or upstream. A vanished peer is closed {dead} after its\n  \
