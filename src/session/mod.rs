@@ -158,7 +158,7 @@ struct State {
     /// latest time.
     due: Time,
     /// The monitor has yet to put a leg under watch.
-    young: bool,
+    watch_pending: bool,
     watch: Watch,
     /// The client said FIN while it waited.
     abandoned: bool,
@@ -204,7 +204,7 @@ impl Session {
                 fds: [-1; 2],
                 machine: Machine::accepted(now),
                 due: Time::ms(u64::MAX),
-                young: false,
+                watch_pending: false,
                 watch: Watch::None,
                 abandoned: false,
                 queued_ms: 0,
@@ -358,12 +358,12 @@ impl Entry {
         })?;
         self.settled = true;
         session.params.metrics.moved();
-        let (young, due) = {
+        let (watch_pending, due) = {
             let state = session.lock();
-            (state.young, state.due)
+            (state.watch_pending, state.due)
         };
-        if young {
-            worker.table().add_young(sys::now(), key, session.id);
+        if watch_pending {
+            worker.table().watch_later(sys::now(), key, session.id);
         } else {
             worker.table().schedule(due, key);
         }
@@ -382,12 +382,12 @@ impl Entry {
         self.watch_soon();
     }
 
-    /// Has the legs that are up put under watch once the session is no longer young.
+    /// Has the legs that are up put under watch once the session is old enough.
     fn watch_soon(&self) {
-        let was_young = std::mem::replace(&mut self.session.lock().young, true);
-        if !was_young {
+        let was_pending = std::mem::replace(&mut self.session.lock().watch_pending, true);
+        if !was_pending {
             let (key, id) = (self.key, self.session.id);
-            self.worker.table().add_young(sys::now(), key, id);
+            self.worker.table().watch_later(sys::now(), key, id);
         }
     }
 

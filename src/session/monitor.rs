@@ -29,8 +29,8 @@ pub async fn monitor(worker: Arc<Worker>) {
             sleep(table).await;
             continue;
         }
-        for (at, key, session, young) in due {
-            let next = if young {
+        for (at, key, session, unwatched) in due {
+            let next = if unwatched {
                 session.start_watch(now)
             } else {
                 session.look_if_due(at, now)
@@ -58,7 +58,7 @@ impl Session {
     /// Puts the legs under watch that are up; returns when the next look is due.
     fn start_watch(&self, now: Time) -> Option<Time> {
         let mut state = self.lock();
-        state.young = false;
+        state.watch_pending = false;
         self.watch(&mut state)?;
         // A look costs as much as the options: most sessions have nothing to tell yet.
         let mut first = state.machine.first_look(&self.params.policy);

@@ -12,11 +12,11 @@ use super::Session;
 use crate::liveness::{Span, Time};
 
 /// How old a session is before it is put under watch: a shorter one does not pay for it.
-const YOUNG: Span = Span::ms(250);
+const WATCH_AFTER: Span = Span::ms(250);
 /// So many entries of the queue beyond twice the sessions are not worth the work.
 const STALE: usize = 1024;
 /// Sessions that come one after the other are put under watch together, at a multiple of this, ms.
-const YOUNG_GRID: Span = Span::ms(50);
+const WATCH_GRID: Span = Span::ms(50);
 
 /// The sessions of one worker. Locked for moments only: at a session's begin and end, and by the
 /// monitor.
@@ -33,8 +33,8 @@ struct Inner {
     sessions: Slab<Arc<Session>>,
     /// When to look at which session. An entry whose time is not the session's `due` is stale.
     queue: BinaryHeap<Reverse<(Time, u32)>>,
-    /// Sessions that were opened lately, oldest first.
-    young: VecDeque<(Time, u32, u64)>,
+    /// Sessions that are not under watch yet, oldest first.
+    unwatched: VecDeque<(Time, u32, u64)>,
     /// When the monitor will wake up.
     wakes_at: Option<Time>,
 }
@@ -89,16 +89,16 @@ impl Table {
             inner.sessions.shrink_to_fit();
             inner.queue.clear();
             inner.queue.shrink_to_fit();
-            inner.young.clear();
-            inner.young.shrink_to_fit();
+            inner.unwatched.clear();
+            inner.unwatched.shrink_to_fit();
         }
     }
 
-    /// Has the monitor put the session under watch once it is no longer young.
-    pub(super) fn add_young(&self, now: Time, key: u32, id: u64) {
+    /// Has the monitor put the session under watch once it is old enough.
+    pub(super) fn watch_later(&self, now: Time, key: u32, id: u64) {
         let mut inner = self.lock();
-        let due = (now + YOUNG).next_multiple_of(YOUNG_GRID);
-        inner.young.push_back((due, key, id));
+        let due = (now + WATCH_AFTER).next_multiple_of(WATCH_GRID);
+        inner.unwatched.push_back((due, key, id));
         self.wake_for(&inner, due);
     }
 
@@ -109,15 +109,16 @@ impl Table {
         self.wake_for(&inner, due);
     }
 
-    /// Takes up to `most` sessions that are due; the flag says that it was young.
+    /// Takes up to `most` sessions that are due; the flag says that it is not under watch
+    /// yet.
     pub fn take_due(&self, now: Time, most: usize) -> Vec<(Time, u32, Arc<Session>, bool)> {
         let mut inner = self.lock();
         let mut due = Vec::new();
         while due.len() < most {
-            let Some(&(at, key, id)) = inner.young.front().filter(|(at, ..)| *at <= now) else {
+            let Some(&(at, key, id)) = inner.unwatched.front().filter(|(at, ..)| *at <= now) else {
                 break;
             };
-            inner.young.pop_front();
+            inner.unwatched.pop_front();
             if let Some(session) = inner.sessions.get(key as usize).filter(|s| s.id == id) {
                 due.push((at, key, session.clone(), true));
             }
@@ -159,13 +160,13 @@ impl Table {
     /// When something is due next; the monitor will sleep until then.
     pub(super) fn sleep_until(&self) -> Option<Time> {
         let mut inner = self.lock();
-        let young = inner.young.front().map(|(at, ..)| *at);
+        let unwatched = inner.unwatched.front().map(|(at, ..)| *at);
         let next = inner
             .queue
             .peek()
             .map(|e| e.0.0)
             .into_iter()
-            .chain(young)
+            .chain(unwatched)
             .min();
         inner.wakes_at = next;
         next
