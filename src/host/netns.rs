@@ -17,10 +17,6 @@ pub struct Counters {
     pub syncookies_received: Option<u64>,
     /// SYNs answered with a cookie because the queue was full (`TCPReqQFullDoCookies`).
     pub request_queue_full_cookies: Option<u64>,
-    /// SYNs dropped because the queue was full and cookies are off (`TCPReqQFullDrop`).
-    pub request_queue_full_drops: Option<u64>,
-    /// Connections ended because TCP had no memory left (`TCPAbortOnMemory`).
-    pub aborts_on_memory: Option<u64>,
 }
 
 impl Counters {
@@ -35,30 +31,22 @@ impl Counters {
     /// Finds the counters by name: their order and number differ between kernels.
     #[must_use]
     pub fn parse(text: &str) -> Self {
-        let mut lines = text.lines();
-        let mut counters = Self::default();
-        while let (Some(names), Some(values)) = (lines.next(), lines.next()) {
-            let values = values.split_ascii_whitespace();
-            for (name, value) in names.split_ascii_whitespace().zip(values) {
-                if let Some(counter) = counters.named(name) {
-                    *counter = value.parse().ok();
-                }
-            }
+        let lines: Vec<&str> = text.lines().collect();
+        // A line of names and a line of values for each group.
+        let value = |name| {
+            lines.chunks_exact(2).find_map(|group| {
+                let column = group[0].split_ascii_whitespace().position(|n| n == name)?;
+                let value = group[1].split_ascii_whitespace().nth(column)?;
+                value.parse().ok()
+            })
+        };
+        Self {
+            listen_overflows: value("ListenOverflows"),
+            listen_drops: value("ListenDrops"),
+            syncookies_sent: value("SyncookiesSent"),
+            syncookies_received: value("SyncookiesRecv"),
+            request_queue_full_cookies: value("TCPReqQFullDoCookies"),
         }
-        counters
-    }
-
-    fn named(&mut self, name: &str) -> Option<&mut Option<u64>> {
-        Some(match name {
-            "ListenOverflows" => &mut self.listen_overflows,
-            "ListenDrops" => &mut self.listen_drops,
-            "SyncookiesSent" => &mut self.syncookies_sent,
-            "SyncookiesRecv" => &mut self.syncookies_received,
-            "TCPReqQFullDoCookies" => &mut self.request_queue_full_cookies,
-            "TCPReqQFullDrop" => &mut self.request_queue_full_drops,
-            "TCPAbortOnMemory" => &mut self.aborts_on_memory,
-            _ => return None,
-        })
     }
 }
 
@@ -128,8 +116,6 @@ IpExt: 0 0 2
             syncookies_sent: Some(4),
             syncookies_received: Some(3),
             request_queue_full_cookies: Some(7),
-            request_queue_full_drops: Some(6),
-            aborts_on_memory: Some(8),
         };
         assert_eq!(Counters::parse(NETSTAT), expected);
     }

@@ -86,15 +86,7 @@ pub fn get_int(fd: RawFd, option: IntOption) -> io::Result<i32> {
 /// # Errors
 /// What setsockopt(2) says.
 pub fn arm_abort(fd: RawFd) -> io::Result<()> {
-    set(
-        fd,
-        libc::SOL_SOCKET,
-        libc::SO_LINGER,
-        &libc::linger {
-            l_onoff: 1,
-            l_linger: 0,
-        },
-    )
+    set_linger(fd, 1)
 }
 
 /// Makes close(2) orderly again.
@@ -102,15 +94,15 @@ pub fn arm_abort(fd: RawFd) -> io::Result<()> {
 /// # Errors
 /// What setsockopt(2) says.
 pub fn disarm_abort(fd: RawFd) -> io::Result<()> {
-    set(
-        fd,
-        libc::SOL_SOCKET,
-        libc::SO_LINGER,
-        &libc::linger {
-            l_onoff: 0,
-            l_linger: 0,
-        },
-    )
+    set_linger(fd, 0)
+}
+
+fn set_linger(fd: RawFd, l_onoff: libc::c_int) -> io::Result<()> {
+    let value = libc::linger {
+        l_onoff,
+        l_linger: 0,
+    };
+    set(fd, libc::SOL_SOCKET, libc::SO_LINGER, &value)
 }
 
 /// Takes the pending error of a socket (`SO_ERROR`), if there is one.
@@ -130,25 +122,15 @@ pub fn take_error(fd: RawFd) -> Option<io::Error> {
 /// # Errors
 /// What ioctl(2) says.
 pub fn send_queue_bytes(fd: RawFd) -> io::Result<u32> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: TIOCOUTQ (the same number as SIOCOUTQ) stores one int through the pointer, which
-    // is valid for the call.
-    let rc = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
-    if rc < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(bytes.unsigned_abs())
-    }
+    // The same number as SIOCOUTQ.
+    ask_int(fd, libc::TIOCOUTQ).map(i32::unsigned_abs)
 }
 
 /// Whether the next byte to be read is the urgent one (`SIOCATMARK`, tcp(7)).
 #[must_use]
 pub fn at_urgent_mark(fd: RawFd) -> bool {
     const SIOCATMARK: libc::Ioctl = 0x8905;
-    let mut at_mark: libc::c_int = 0;
-    // SAFETY: SIOCATMARK stores one int through the pointer, which is valid for the call.
-    let rc = unsafe { libc::ioctl(fd, SIOCATMARK, &raw mut at_mark) };
-    rc == 0 && at_mark != 0
+    ask_int(fd, SIOCATMARK).is_ok_and(|at_mark| at_mark != 0)
 }
 
 /// Bytes that were received and not read yet (`SIOCINQ`, tcp(7)).
@@ -156,15 +138,17 @@ pub fn at_urgent_mark(fd: RawFd) -> bool {
 /// # Errors
 /// What ioctl(2) says.
 pub fn receive_queue_bytes(fd: RawFd) -> io::Result<u32> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: FIONREAD (the same number as SIOCINQ) stores one int through the pointer, which is
-    // valid for the call.
-    let rc = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut bytes) };
-    if rc < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(bytes.unsigned_abs())
-    }
+    // The same number as SIOCINQ.
+    ask_int(fd, libc::FIONREAD).map(i32::unsigned_abs)
+}
+
+/// One of the requests above, each of which answers with an int.
+fn ask_int(fd: RawFd, request: libc::Ioctl) -> io::Result<i32> {
+    let mut value: libc::c_int = 0;
+    // SAFETY: each caller passes a request that stores one int through the pointer, which is valid
+    // for the call.
+    let rc = unsafe { libc::ioctl(fd, request, &raw mut value) };
+    answered(rc, value)
 }
 
 /// The own end of a connection.
@@ -214,11 +198,7 @@ fn set<T>(fd: RawFd, level: libc::c_int, name: libc::c_int, value: &T) -> io::Re
             size_of_len::<T>(),
         )
     };
-    if rc < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    answered(rc, ())
 }
 
 /// Reads an option into plain old data; returns the number of bytes the kernel filled in.
@@ -240,10 +220,15 @@ pub(super) fn get<T>(
             &raw mut len,
         )
     };
+    answered(rc, len as usize)
+}
+
+/// What a call gave, or why it failed: a negative result.
+fn answered<T>(rc: libc::c_int, value: T) -> io::Result<T> {
     if rc < 0 {
         Err(io::Error::last_os_error())
     } else {
-        Ok(len as usize)
+        Ok(value)
     }
 }
 

@@ -140,45 +140,64 @@ impl fmt::Display for Check {
 }
 
 impl Check {
-    fn new(name: &'static str, status: Status, found: String, meaning: &str) -> Self {
+    /// [`all`] gives it its name.
+    fn new(status: Status, found: impl Into<String>, meaning: impl Into<String>) -> Self {
         Self {
-            name,
+            name: "",
             status,
-            found,
-            meaning: meaning.to_owned(),
+            found: found.into(),
+            meaning: meaning.into(),
             setting: None,
         }
     }
 
-    fn set(mut self, setting: String) -> Self {
-        self.setting = Some(setting);
-        self
+    fn ok(found: impl Into<String>, meaning: impl Into<String>) -> Self {
+        Self::new(Status::Ok, found, meaning)
     }
 
-    fn unknown(name: &'static str, found: &str) -> Self {
-        let meaning = "cannot be read here";
-        Self::new(name, Status::Unknown, found.to_owned(), meaning)
+    fn info(found: impl Into<String>, meaning: impl Into<String>) -> Self {
+        Self::new(Status::Info, found, meaning)
+    }
+
+    fn warn(found: impl Into<String>, meaning: impl Into<String>) -> Self {
+        Self::new(Status::Warn, found, meaning)
+    }
+
+    fn fail(found: impl Into<String>, meaning: impl Into<String>) -> Self {
+        Self::new(Status::Fail, found, meaning)
+    }
+
+    /// What to change.
+    fn set(self, setting: impl Into<String>) -> Self {
+        let setting = Some(setting.into());
+        Self { setting, ..self }
     }
 }
+
+/// The name of a check, what it reads, and its judgement: `None` where that could not be read.
+type Row = (
+    &'static str,
+    &'static str,
+    fn(&Facts, &Demands) -> Option<Check>,
+);
 
 /// Every check, always in the same order.
 #[must_use]
 pub fn all(facts: &Facts, demands: &Demands) -> Vec<Check> {
-    let mut checks = kernel::abilities(&facts.abilities);
-    checks.extend(resources::all(facts, demands));
-    checks.extend(accepting::all(facts, demands));
-    checks.extend(kernel::settings(&facts.limits));
+    let judge = |rows: &'static [Row]| {
+        rows.iter().map(|(name, what, judge)| {
+            let unknown = || Check::new(Status::Unknown, *what, "cannot be read here");
+            let check = judge(facts, demands).unwrap_or_else(unknown);
+            Check { name, ..check }
+        })
+    };
+    let mut checks = Vec::new();
+    checks.extend(judge(kernel::ABILITIES));
+    checks.extend(judge(resources::CHECKS));
+    checks.extend(judge(accepting::CHECKS));
+    checks.extend(accepting::upstream_queues(demands));
+    checks.extend(judge(kernel::SETTINGS));
     checks
-}
-
-/// A check of one value, which may be unknown.
-fn of<T>(
-    name: &'static str,
-    what: &str,
-    value: Option<T>,
-    judge: impl FnOnce(T) -> Check,
-) -> Check {
-    value.map_or_else(|| Check::unknown(name, what), judge)
 }
 
 #[cfg(test)]
