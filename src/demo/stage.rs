@@ -20,25 +20,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Stage {
     pub proxy: Namespace,
-    office: Host,
-    field: Host,
+    /// Clients on a good link.
+    pub office: Host,
+    /// The client whose link will be cut.
+    pub field: Host,
     service: Host,
 }
 
 /// `10.N.0.2/24`, at the other end of a link from the proxy's `10.N.0.1`.
 #[derive(Debug)]
-struct Host {
+pub struct Host {
     number: u8,
     namespace: Namespace,
-}
-
-/// Who connects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
-    /// Clients on a good link.
-    Office,
-    /// The client whose link will be cut.
-    Field,
 }
 
 impl Stage {
@@ -62,23 +55,12 @@ impl Stage {
         self.service.namespace.run(|| TcpListener::bind(address))?
     }
 
-    /// Connects to the proxy.
-    pub fn connect(&self, from: From) -> io::Result<TcpStream> {
-        let host = self.host(from);
-        let to = (host.gateway(), PROXY_PORT).into();
-        host.namespace
-            .run(|| TcpStream::connect_timeout(&to, CONNECT_TIMEOUT))?
-    }
-
     /// Connects the field client straight to the service, over the same link. The proxy's host
     /// is only a router on this way; that cannot be had where /proc/sys is read-only.
     pub fn connect_directly(&self) -> io::Result<TcpStream> {
         let forward = "/proc/sys/net/ipv4/ip_forward";
         self.proxy.run(|| fs::write(forward, "1"))??;
-        let to = self.service_address();
-        self.field
-            .namespace
-            .run(|| TcpStream::connect_timeout(&to, CONNECT_TIMEOUT))?
+        self.field.connect_to(self.service_address())
     }
 
     /// The field's link swallows everything, silently.
@@ -104,13 +86,6 @@ impl Stage {
         };
         Ok(table.lines().filter(is_one).count())
     }
-
-    fn host(&self, from: From) -> &Host {
-        match from {
-            From::Office => &self.office,
-            From::Field => &self.field,
-        }
-    }
 }
 
 impl Host {
@@ -128,6 +103,16 @@ impl Host {
         there.set_up(INTERFACE)?;
         there.add_default_route(host.gateway().into())?;
         Ok(host)
+    }
+
+    /// Connects to the proxy.
+    pub fn connect(&self) -> io::Result<TcpStream> {
+        self.connect_to((self.gateway(), PROXY_PORT).into())
+    }
+
+    fn connect_to(&self, to: SocketAddr) -> io::Result<TcpStream> {
+        let connect = || TcpStream::connect_timeout(&to, CONNECT_TIMEOUT);
+        self.namespace.run(connect)?
     }
 
     /// Says which hardware addresses the proxy's end and the host's end are sent to.

@@ -11,7 +11,7 @@ use crate::sys;
 
 use super::cast::{Client, Crowd, Ending, Service};
 use super::narrator::{Narrator, seconds};
-use super::stage::{From, Stage};
+use super::stage::Stage;
 use super::watch;
 
 const OFFICE_CLIENTS: usize = 3;
@@ -35,12 +35,12 @@ pub fn tell(app: &App, narrator: &Narrator, stage: &Stage, duration: Duration) -
     let crowd = Arc::new(Crowd::default());
     for n in 0..OFFICE_CLIENTS {
         crowd.join(Client::login(
-            stage.connect(From::Office)?,
+            stage.office.connect()?,
             &format!("office-{n}"),
         )?);
     }
     narrator.say("office", "3 clients ask twice a second, through pulsegate");
-    let mut field = Client::login(stage.connect(From::Field)?, "field")?;
+    let mut field = Client::login(stage.field.connect()?, "field")?;
     field.ask("READ 7")?;
     narrator.say(
         "field",
