@@ -21,6 +21,16 @@ use std::sync::Arc;
 
 use view::{OnSilent, Shown, VerifiedSession};
 
+/// The status of the answer to a request at a loopback address, for the fuzz target.
+#[cfg(fuzzing)]
+pub async fn status(
+    control: Arc<dyn Control>,
+    request: hyper::Request<String>,
+) -> hyper::StatusCode {
+    let router = routes::Router::new(control, guard::Reach::Host);
+    router.answer(&request).await.status()
+}
+
 /// Whether the process takes new clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {

@@ -19,4 +19,13 @@ pub use memory::release_free_memory;
 pub use register::register;
 pub use signals::{hold_end_signals, release_end_signals};
 pub use sockopt::duplicate;
+/// Takes an answer of the kernel apart in each way that this module knows; how many messages it has.
+#[cfg(fuzzing)]
+pub fn parse_netlink(datagram: &[u8]) -> usize {
+    let _acknowledged = netlink::acknowledged(datagram, 1);
+    netlink::messages(datagram)
+        .inspect(|message| sock_diag::parse(message))
+        .count()
+}
+
 pub use tcp_info::{TcpInfo, UNKNOWN_WINDOW, state_name, tcp_info};

@@ -158,7 +158,7 @@ pub(super) fn open(protocol: i32) -> io::Result<Socket> {
 }
 
 /// Finds the answer to the request with that number in a datagram.
-fn acknowledged(datagram: &[u8], sequence: u32) -> Option<io::Result<()>> {
+pub(super) fn acknowledged(datagram: &[u8], sequence: u32) -> Option<io::Result<()>> {
     let mut answers = messages(datagram);
     let answer = answers.find(|m| m.kind == libc::NLMSG_ERROR && m.sequence == sequence)?;
     answer.error()
@@ -180,7 +180,7 @@ impl Received<'_> {
         let code = self.payload.get(..4)?;
         Some(match u32_at(code, 0).cast_signed() {
             0 => Ok(()),
-            errno => Err(io::Error::from_raw_os_error(-errno)),
+            errno => Err(io::Error::from_raw_os_error(errno.saturating_neg())),
         })
     }
 }
@@ -302,7 +302,7 @@ mod tests {
     fn an_answer_is_found_by_its_number_and_carries_the_error() {
         let answer = |sequence: u32, errno: i32| {
             let mut m = Message::new(u16::try_from(libc::NLMSG_ERROR).expect("small"), 0);
-            m.bytes(&(-errno).to_ne_bytes());
+            m.bytes(&errno.wrapping_neg().to_ne_bytes());
             m.finish(sequence)
         };
         let datagram = [answer(1, 0), answer(2, libc::EPERM)].concat();
@@ -311,6 +311,8 @@ mod tests {
         assert_eq!(error.raw_os_error(), Some(libc::EPERM));
         assert!(acknowledged(&datagram, 3).is_none());
         assert!(acknowledged(&datagram[..10], 1).is_none());
+        let nonsense = answer(1, i32::MIN);
+        assert!(acknowledged(&nonsense, 1).expect("found").is_err());
     }
 
     #[test]

@@ -121,6 +121,13 @@ fn local_port(message: &[u8]) -> Option<u16> {
     Some(u16::from_be_bytes([port[0], port[1]]))
 }
 
+/// For the fuzz target.
+#[cfg(fuzzing)]
+pub(super) fn parse(message: &Received<'_>) {
+    let _end = ends(message);
+    let _socket = read_listening(message.payload);
+}
+
 fn read_listening(message: &[u8]) -> Option<Listening> {
     let (fixed, attributes) = message.split_at_checked(FIXED)?;
     let v6 = i32::from(fixed[0]) == libc::AF_INET6;

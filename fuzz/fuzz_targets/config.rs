@@ -1,0 +1,38 @@
+//! Text of a configuration. Reading never panics, the position of an error lies in the text, and
+//! what is accepted is accepted again as it is printed.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use pulsegate::config;
+
+const NAME: &str = "fuzz.yaml";
+
+fuzz_target!(|bytes: &[u8]| match config::load(NAME, bytes) {
+    Ok(config) => {
+        let printed = config::to_yaml(&config);
+        let again = config::load(NAME, printed.as_bytes());
+        assert_eq!(again.as_ref(), Ok(&config), "{printed}");
+    }
+    Err(errors) => {
+        assert!(!errors.lines().is_empty());
+        for error in errors.lines() {
+            check_position(error, &String::from_utf8_lossy(bytes));
+        }
+    }
+});
+
+fn check_position(error: &str, text: &str) {
+    let place = error.strip_prefix(NAME).expect("the name of the file");
+    let mut numbers = place.split(':').skip(1).map_while(|n| n.parse().ok());
+    let (Some(line), Some(column)) = (numbers.next(), numbers.next()) else {
+        return;
+    };
+    // What YAML takes for the end of a line.
+    let text = text.replace("\r\n", "\n");
+    let lines: Vec<&str> = text
+        .split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'])
+        .collect();
+    assert!((1..=lines.len()).contains(&line), "{error}");
+    let columns = lines[line - 1].chars().count() + 1;
+    assert!((1..=columns).contains(&column), "{error}");
+}
