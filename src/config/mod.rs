@@ -36,8 +36,8 @@ use yaml::{Node, Position};
 
 /// The table of keys.
 pub mod keys {
-    pub use super::section::{Accepted, Default, Form, Key};
-    pub use super::table::{KEYS, parent};
+    pub use crate::config::section::{Accepted, Default, Form, Key};
+    pub use crate::config::table::{KEYS, parent};
 }
 
 /// No configuration is larger; reading stops there, even on a device that never ends.
