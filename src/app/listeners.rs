@@ -22,15 +22,16 @@ pub(super) fn apply(
 ) -> Result<Vec<Arc<Listener>>, StartError> {
     let (mut wanted, mut outgoing) = (Vec::new(), Vec::new());
     let _one_at_a_time = registry.change();
-    let before = registry.configured();
+    let serving = registry.serving();
+    let before: Vec<_> = serving.iter().map(|l| l.config.clone()).collect();
     for change in config::diff(&before, after) {
         let (old, new) = match change {
             Change::Added(new) => (None, Some(new)),
-            Change::Removed(old) => (registry.serving(&old.name), None),
-            Change::Changed(new, _) => (registry.serving(&new.name), Some(new)),
+            Change::Removed(old) => (Some(old), None),
+            Change::Changed(old, new, _) => (Some(old), Some(new)),
         };
         wanted.extend(new);
-        outgoing.extend(old);
+        outgoing.extend(serving.iter().filter(|l| Some(&l.config) == old));
     }
     for listener in &outgoing {
         inherited.extend(listener.duplicates()?);

@@ -105,9 +105,8 @@ impl Predecessor {
             match handover::receive(&self.talk) {
                 Ok(Some((text, _))) => {
                     let address = text.strip_prefix("free ").and_then(|a| a.parse().ok());
-                    waiting.retain(|listener| {
-                        address != Some(listener.config.address) || !open_late(listener)
-                    });
+                    let is_its = |l: &mut Arc<Listener>| address == Some(l.config.address);
+                    waiting.extract_if(.., is_its).for_each(|l| open_late(&l));
                 }
                 // It drains on.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -118,27 +117,21 @@ impl Predecessor {
         waiting.sort_by_key(|listener| listener.config.limits.reconnect_delay);
         let mut waited = Duration::ZERO;
         for listener in waiting {
-            thread::sleep(
-                listener
-                    .config
-                    .limits
-                    .reconnect_delay
-                    .saturating_sub(waited),
-            );
-            waited = listener.config.limits.reconnect_delay;
+            let delay = listener.config.limits.reconnect_delay;
+            thread::sleep(delay.saturating_sub(waited));
+            waited = delay;
             open_late(&listener);
         }
     }
 }
 
-fn open_late(listener: &Listener) -> bool {
+fn open_late(listener: &Listener) {
     let name = &*listener.params.name;
     tracing::info!(
         listener = name,
         "the instance before this one has left: accepting"
     );
     listener.open();
-    true
 }
 
 /// The admin's socket, which listens; with the instance that it was got from, if it was.

@@ -10,8 +10,8 @@ pub enum Change<'a> {
     Added(&'a ListenerConfig),
     /// It is not wanted any more.
     Removed(&'a ListenerConfig),
-    /// It is wanted otherwise: the keys, or sections, that differ.
-    Changed(&'a ListenerConfig, Vec<&'static str>),
+    /// It is wanted otherwise: before, after, and the keys, or sections, that differ.
+    Changed(&'a ListenerConfig, &'a ListenerConfig, Vec<&'static str>),
 }
 
 /// The removed first, so that an address may go from one listener to another.
@@ -27,7 +27,7 @@ pub fn diff<'a>(before: &'a [ListenerConfig], after: &'a [ListenerConfig]) -> Ve
             None => Some(Change::Added(new)),
             Some(old) => {
                 let keys = old.changed(new);
-                (!keys.is_empty()).then_some(Change::Changed(new, keys))
+                (!keys.is_empty()).then_some(Change::Changed(old, new, keys))
             }
         });
     removed.map(Change::Removed).chain(others).collect()
@@ -64,7 +64,7 @@ mod tests {
             [
                 Change::Removed(&before[0]),
                 Change::Added(&after[0]),
-                Change::Changed(&after[2], vec!["address", "limits"]),
+                Change::Changed(&before[2], &after[2], vec!["address", "limits"]),
             ]
         );
         assert_eq!(diff(&after, &after), []);

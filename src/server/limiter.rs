@@ -12,7 +12,8 @@ pub struct Limiter {
     limit: AtomicUsize,
     /// Permits beyond the limit that are held: it was lowered.
     excess: AtomicUsize,
-    queued: AtomicUsize,
+    /// One clone for each that queues.
+    queued: Arc<()>,
 }
 
 /// The right to be one of them; given back on drop.
@@ -28,7 +29,7 @@ impl Limiter {
             permits: Semaphore::new(limit),
             limit: AtomicUsize::new(limit),
             excess: AtomicUsize::new(0),
-            queued: AtomicUsize::new(0),
+            queued: Arc::default(),
         }
     }
 
@@ -71,15 +72,16 @@ impl Limiter {
         Some(Permit::new(self, permit))
     }
 
-    /// Counts one that queues, until it is dropped.
-    pub fn count_queued(&self) -> impl Drop + use<'_> {
-        Queued::new(&self.queued)
+    /// Counts one that queues, until the result is dropped.
+    #[must_use]
+    pub fn count_queued(&self) -> Arc<()> {
+        self.queued.clone()
     }
 
     /// How many were counted.
     #[must_use]
     pub fn queued(&self) -> usize {
-        self.queued.load(Ordering::Relaxed)
+        Arc::strong_count(&self.queued) - 1
     }
 
     /// Queues for a permit.
@@ -110,22 +112,6 @@ impl Drop for Permit {
 
 fn permits(limit: Option<usize>) -> usize {
     limit.map_or(Semaphore::MAX_PERMITS, |n| n.min(Semaphore::MAX_PERMITS))
-}
-
-/// Counts one that queues, until it is dropped.
-struct Queued<'a>(&'a AtomicUsize);
-
-impl<'a> Queued<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-}
-
-impl Drop for Queued<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]

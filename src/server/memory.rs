@@ -110,27 +110,21 @@ impl Watch {
 }
 
 fn report(before: Option<Pressure>, after: Pressure, now: Reading) {
+    use Pressure::{Calm, Short, Vain};
     let (used, limit) = (now.used, now.limit);
-    match (before, after) {
-        (Some(Pressure::Short { .. } | Pressure::Calm), Pressure::Vain { up_to: u64::MAX }) => {
-            tracing::warn!(used, limit, "memory is short without any session");
+    let what = match (before, after) {
+        (Some(Short { .. } | Calm), Vain { up_to: u64::MAX }) => {
+            "memory is short without any session"
         }
-        (None, Pressure::Vain { .. }) => tracing::warn!(
-            used,
-            limit,
-            "the memory limit leaves no room for sessions: none is ended for it"
-        ),
-        (Some(Pressure::Calm | Pressure::Vain { .. }), Pressure::Short { .. }) => {
-            tracing::warn!(used, limit, "memory is short: shedding");
-        }
-        (Some(Pressure::Short { .. } | Pressure::Calm), Pressure::Vain { .. }) => tracing::warn!(
-            used,
-            limit,
+        (None, Vain { .. }) => "the memory limit leaves no room for sessions: none is ended for it",
+        (Some(Calm | Vain { .. }), Short { .. }) => "memory is short: shedding",
+        (Some(Short { .. } | Calm), Vain { .. }) => {
             "memory stays short although sessions were ended: no more are until it rises"
-        ),
-        (Some(Pressure::Short { .. } | Pressure::Vain { .. }), Pressure::Calm) => {
-            tracing::info!(used, limit, "memory is not short any more");
         }
-        _ => {}
-    }
+        (Some(Short { .. } | Vain { .. }), Calm) => {
+            return tracing::info!(used, limit, "memory is not short any more");
+        }
+        _ => return,
+    };
+    tracing::warn!(used, limit, "{what}");
 }

@@ -49,12 +49,14 @@ impl Registry {
         mut inherited: Vec<OwnedFd>,
     ) -> Result<Vec<Arc<Listener>>, StartError> {
         let workers = self.workers.pool().balancer.workers();
+        let before = self.serving();
         let bind = || {
             if let Some(on_start) = &self.hooks.on_start {
                 on_start()?;
             }
             let bind = |(config, params): (ListenerConfig, _)| {
-                let limiter = match self.serving(&config.name) {
+                let replaced = before.iter().find(|old| old.config.name == config.name);
+                let limiter = match replaced {
                     Some(replaced) => replaced.limiter.clone(),
                     None => Arc::new(Limiter::new(limit(&config))),
                 };
@@ -106,20 +108,12 @@ impl Registry {
         listeners.clone()
     }
 
-    /// What those that serve were made of.
+    /// Those that serve.
     #[must_use]
-    pub fn configured(&self) -> Vec<ListenerConfig> {
+    pub fn serving(&self) -> Vec<Arc<Listener>> {
         let listeners = self.lock();
         let serving = listeners.iter().filter(|l| !*l.is_stopped().borrow());
-        serving.map(|listener| listener.config.clone()).collect()
-    }
-
-    /// The one of this name that serves.
-    #[must_use]
-    pub fn serving(&self, name: &str) -> Option<Arc<Listener>> {
-        let listeners = self.lock();
-        let mut serving = listeners.iter().filter(|l| !*l.is_stopped().borrow());
-        serving.find(|l| l.config.name == name).cloned()
+        serving.cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Listener>>> {
