@@ -13,7 +13,7 @@ use std::time::Duration;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use pulsegate::config::{Abandoned, OnDead, OnEnd, Upstream, UpstreamAddress};
-use pulsegate::liveness::{LegSample, Look, Machine, Policy, Span, TcpState, Time, Traffic};
+use pulsegate::liveness::{LegSample, Machine, Observation, Policy, Span, TcpState, Time, Traffic};
 use pulsegate::metrics::Metrics;
 use pulsegate::net::leg::LegStream;
 use pulsegate::net::stream::TcpStream as Socket;
@@ -33,6 +33,7 @@ fn main() {
 fn policy() -> Policy {
     Policy {
         delivery_timeout: None,
+        receive_timeout: [None; 2],
         probes: [true; 2],
         detect_within: Span::ms(30_000),
         probe_interval: Span::ms(6_000),
@@ -59,12 +60,12 @@ fn quiet(age: u64) -> LegSample {
     }
 }
 
-fn look_at(legs: [LegSample; 2]) -> Look {
+fn look_at(legs: [LegSample; 2]) -> Observation {
     let carried = Traffic {
         received: [64; 2],
         sent: [64; 2],
     };
-    Look {
+    Observation {
         legs: legs.map(Some),
         traffic: carried,
         answers_before: 64,
@@ -78,8 +79,8 @@ fn look_idle(bencher: Bencher) {
     let mut machine = Machine::new(Time::default());
     let mut now = Time::ms(10_000);
     bencher.bench_local(|| {
-        now += Span::ms(20_000);
-        divan::black_box(machine.look(now, &policy, &look))
+        now = now + Span::ms(20_000);
+        divan::black_box(machine.observe(now, &policy, &look))
     });
 }
 
@@ -96,7 +97,7 @@ fn look_suspect(bencher: Bencher) {
     bencher
         .with_inputs(|| suspect.clone())
         .bench_local_refs(|machine| {
-            divan::black_box(machine.look(Time::ms(12_000), &policy, &look))
+            divan::black_box(machine.observe(Time::ms(12_000), &policy, &look))
         });
 }
 
@@ -114,7 +115,7 @@ fn schedule_64_of_10k(bencher: Bencher) {
     }
     let mut now = Time::default();
     bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
-        now += Span::ms(BATCH as u64);
+        now = now + Span::ms(BATCH as u64);
         for (_, key, session, _) in table.take_due(now, BATCH) {
             divan::black_box(&session);
             table.schedule(now + Span::ms(SESSIONS as u64), key);

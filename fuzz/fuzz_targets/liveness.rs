@@ -6,7 +6,7 @@
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use pulsegate::liveness::{
-    Fault, LEGS, Leg, LegSample, Look, Machine, Policy, Span, TcpState, Time, Traffic,
+    Fault, LEGS, Leg, LegSample, Machine, Observation, Policy, Span, TcpState, Time, Traffic,
 };
 
 /// Ages are rounded by the kernel: a sign of life that seems this much newer is the same one.
@@ -63,7 +63,7 @@ fuzz_target!(|input: Input| {
     let mut now = start;
     let mut machine = Machine::accepted(start);
     let mut heard = [start; 2];
-    assert!(machine.first_look(&policy) > start);
+    assert!(machine.first_observation(&policy) > start);
     for (wait, event) in &input.events {
         now = now + Span::ms((*wait).into());
         match event {
@@ -77,7 +77,7 @@ fuzz_target!(|input: Input| {
                     legs[leg].filter(|_| up).map(|sample| sample.into())
                 });
                 hear(&mut heard, &legs, now, start);
-                let look = Look {
+                let observation = Observation {
                     legs,
                     traffic: Traffic {
                         received: received.map(u64::from),
@@ -85,7 +85,7 @@ fuzz_target!(|input: Input| {
                     },
                     answers_before: received[1].into(),
                 };
-                let verdict = machine.look(now, &policy, &look);
+                let verdict = machine.observe(now, &policy, &observation);
                 assert!(verdict.next > now, "{verdict:?}");
                 if let Some(close) = verdict.close {
                     if close.evidence.is_some() {
@@ -114,7 +114,7 @@ fuzz_target!(|input: Input| {
                 heard[1] = now;
             }
             Event::GiveUp => machine.give_up(leg(*wait as u8)),
-            Event::Asked => machine.is_asked(leg(*wait as u8)),
+            Event::Asked => machine.probes_resumed(leg(*wait as u8)),
             Event::Hasten(sample) => {
                 let _gap = machine.hasten(leg(sample.state), &(*sample).into());
             }
@@ -122,7 +122,7 @@ fuzz_target!(|input: Input| {
         let _timer = machine.next_timer(&policy);
         for leg in LEGS {
             let _timer = machine.leg_timer(&policy, leg);
-            assert!(machine.leg(leg).last_life <= now);
+            assert!(machine.leg(leg).last_heard <= now);
         }
     }
 });
@@ -156,6 +156,7 @@ fn policy(input: &Input) -> Policy {
         half_close_timeout: half_close,
         stall_timeout: stall,
         delivery_timeout: delivery,
+        receive_timeout: [idle, stall],
         first_response_timeout: first_response,
         max_duration: max,
     }

@@ -371,6 +371,7 @@ impl Liveness {
             half_close_timeout: self.half_close_timeout.map(Span::from),
             stall_timeout: self.stall_timeout.map(Span::from),
             delivery_timeout: self.delivery_timeout.map(Span::from),
+            receive_timeout: [None; 2],
             first_response_timeout: self.first_response_timeout.map(Span::from),
             max_duration: self.max_connection_duration.map(Span::from),
         }

@@ -4,7 +4,6 @@
 //! leg has been quiet for a second and nothing of ours is in flight; in flight the kernel's own
 //! retransmissions are the question. The answer proves the kernel of the next hop, nothing more.
 
-use super::leg::kind;
 use super::proof::{APART, PROBE_EVERY, Proof, VOLLEY_PROBES};
 use super::reason::Evidence;
 use super::sample::{AGE_JITTER, LegSample, TcpState};
@@ -12,7 +11,7 @@ use super::time::{Span, Time};
 
 /// Silence shorter than this is an answer in itself: the kernel asks nobody more often.
 const RECENT: Span = Span::ms(1000);
-/// Between two looks at most: a live peer's answer is not to lie about unseen, ms.
+/// Between two observations at most, so that a live peer's answer is soon seen.
 const LONGEST_PAUSE: Span = Span::ms(8);
 
 /// How an inquiry is made.
@@ -85,12 +84,12 @@ pub struct Inquiry {
     unanswered_since: Option<Time>,
 }
 
-/// What to do after a look.
+/// What to do after an observation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Have the kernel send a probe, then look again after the pause (ms).
+    /// Have the kernel send a probe, then observe again after the pause.
     Ask(Span),
-    /// Look again after the pause (ms).
+    /// Observe again after the pause.
     Wait(Span),
     /// Done.
     Done(Answer),
@@ -106,15 +105,15 @@ impl Inquiry {
             segs_in: sample.segs_in,
             volley: None,
             requested: false,
-            proof: Proof::of_the_past(sample.last_life_age(), sample),
-            old_questions: questions(sample),
+            proof: Proof::of_the_past(sample.last_heard_age(), sample),
+            old_questions: sample.unanswered(),
             unanswered_since: None,
         }
     }
 
     /// Takes in what the kernel says now.
-    pub fn look(&mut self, now: Time, sample: &LegSample) -> Step {
-        let silent_for = sample.last_life_age();
+    pub fn observe(&mut self, now: Time, sample: &LegSample) -> Step {
+        let silent_for = sample.last_heard_age();
         let since_begin = now - self.began;
         if sample.state == TcpState::Closed {
             return Step::Done(Answer::Over);
@@ -135,7 +134,9 @@ impl Inquiry {
                 answered: spoke,
             });
         }
-        if questions(sample) != self.old_questions {
+        // Retransmissions to a shrunk window are not counted; of the last one the time is known.
+        let retransmitted = sample.is_shrunk() && sample.last_sent_age < since_begin;
+        if sample.unanswered() != self.old_questions || retransmitted {
             self.unanswered_since.get_or_insert(now);
         }
         self.proof.take(silent_for, sample);
@@ -187,18 +188,8 @@ impl Inquiry {
         let asked = self
             .unanswered_since
             .is_some_and(|at| now >= at + sample.answer_takes());
-        (asked && self.proof.is_complete() && silent_for >= RECENT).then(|| kind(sample))
+        (asked && self.proof.is_complete() && silent_for >= RECENT).then(|| sample.question())
     }
-}
-
-/// What the kernel has asked in vain; an answer sets it to 0.
-fn questions(sample: &LegSample) -> u32 {
-    let retransmits = if sample.unacked > 0 {
-        sample.retransmits
-    } else {
-        0
-    };
-    sample.probes.saturating_add(retransmits)
 }
 
 #[cfg(test)]
@@ -225,7 +216,7 @@ mod tests {
                 probes,
                 ..idle(age + now)
             };
-            match inquiry.look(Time::ms(now), &sample) {
+            match inquiry.observe(Time::ms(now), &sample) {
                 Step::Done(answer) => return (now, answer),
                 Step::Ask(pause) => {
                     probes += u32::from(age + now + 1 >= 1000);
@@ -260,21 +251,24 @@ mod tests {
         let recent = idle(300);
         let mut check = Inquiry::new(Time::ms(0), Method::CHECK, &recent);
         assert_eq!(
-            check.look(Time::ms(0), &recent),
+            check.observe(Time::ms(0), &recent),
             Step::Done(Answer::Alive {
                 silent_for: ms(300),
                 answered: false
             })
         );
         let mut takeover = Inquiry::new(Time::ms(0), Method::TAKEOVER, &recent);
-        assert!(matches!(takeover.look(Time::ms(0), &recent), Step::Ask(_)));
+        assert!(matches!(
+            takeover.observe(Time::ms(0), &recent),
+            Step::Ask(_)
+        ));
     }
 
     #[test]
     fn any_segment_is_an_answer() {
         let mut inquiry = Inquiry::new(Time::ms(0), Method::TAKEOVER, &idle(5000));
         assert!(matches!(
-            inquiry.look(Time::ms(0), &idle(5000)),
+            inquiry.observe(Time::ms(0), &idle(5000)),
             Step::Ask(_)
         ));
         let answered = LegSample {
@@ -282,7 +276,7 @@ mod tests {
             ..idle(5004)
         };
         assert_eq!(
-            inquiry.look(Time::ms(4), &answered),
+            inquiry.observe(Time::ms(4), &answered),
             Step::Done(Answer::Alive {
                 silent_for: ms(4),
                 answered: true
@@ -304,12 +298,15 @@ mod tests {
     fn without_enough_questions_there_is_no_judgement() {
         let mut inquiry = Inquiry::new(Time::ms(0), Method::CHECK, &in_flight(2000, 0));
         assert!(matches!(
-            inquiry.look(Time::ms(0), &in_flight(2000, 0)),
+            inquiry.observe(Time::ms(0), &in_flight(2000, 0)),
             Step::Wait(_)
         ));
-        assert_eq!(inquiry.look(Time::ms(800), &in_flight(2800, 1)), UNPROVEN);
         assert_eq!(
-            inquiry.look(Time::ms(2500), &in_flight(4500, 1)),
+            inquiry.observe(Time::ms(800), &in_flight(2800, 1)),
+            UNPROVEN
+        );
+        assert_eq!(
+            inquiry.observe(Time::ms(2500), &in_flight(4500, 1)),
             Step::Done(Answer::Unknown(ms(4500)))
         );
     }
@@ -317,20 +314,26 @@ mod tests {
     #[test]
     fn old_questions_prove_nothing_until_one_is_asked_again() {
         let mut inquiry = Inquiry::new(Time::ms(0), Method::CHECK, &in_flight(3000, 5));
-        assert_eq!(inquiry.look(Time::ms(800), &in_flight(3800, 5)), UNPROVEN);
-        assert_eq!(inquiry.look(Time::ms(900), &in_flight(3900, 6)), UNPROVEN);
+        assert_eq!(
+            inquiry.observe(Time::ms(800), &in_flight(3800, 5)),
+            UNPROVEN
+        );
+        assert_eq!(
+            inquiry.observe(Time::ms(900), &in_flight(3900, 6)),
+            UNPROVEN
+        );
         let silent = Step::Done(Answer::Silent {
             silent_for: ms(3950),
             evidence: Evidence::Retransmit,
         });
-        assert_eq!(inquiry.look(Time::ms(950), &in_flight(3950, 6)), silent);
+        assert_eq!(inquiry.observe(Time::ms(950), &in_flight(3950, 6)), silent);
     }
 
     #[test]
     fn a_late_write_adds_its_questions_to_the_probes() {
         let mut inquiry = Inquiry::new(Time::ms(0), Method::TAKEOVER, &idle(3000));
         assert!(matches!(
-            inquiry.look(Time::ms(0), &idle(3000)),
+            inquiry.observe(Time::ms(0), &idle(3000)),
             Step::Ask(_)
         ));
         let written = |age, retransmits| LegSample {
@@ -340,12 +343,12 @@ mod tests {
         // One volley, the first transmission, and three more.
         for (at, retransmits) in [(60, 0), (500, 1), (900, 2), (1800, 3)] {
             assert!(matches!(
-                inquiry.look(Time::ms(at), &written(3000 + at, retransmits)),
+                inquiry.observe(Time::ms(at), &written(3000 + at, retransmits)),
                 Step::Wait(_)
             ));
         }
         assert!(matches!(
-            inquiry.look(Time::ms(2700), &written(5700, 4)),
+            inquiry.observe(Time::ms(2700), &written(5700, 4)),
             Step::Done(Answer::Silent { .. })
         ));
     }
@@ -359,15 +362,15 @@ mod tests {
         };
         let mut inquiry = Inquiry::new(Time::ms(0), Method::TAKEOVER, &far(5000, 6));
         assert!(matches!(
-            inquiry.look(Time::ms(1450), &far(6450, 8)),
+            inquiry.observe(Time::ms(1450), &far(6450, 8)),
             Step::Ask(_)
         ));
         assert!(matches!(
-            inquiry.look(Time::ms(2350), &far(7350, 9)),
+            inquiry.observe(Time::ms(2350), &far(7350, 9)),
             Step::Ask(_)
         ));
         assert_eq!(
-            inquiry.look(Time::ms(2400), &far(7400, 9)),
+            inquiry.observe(Time::ms(2400), &far(7400, 9)),
             Step::Done(Answer::Silent {
                 silent_for: ms(7400),
                 evidence: Evidence::Keepalive
@@ -382,7 +385,10 @@ mod tests {
             ..idle(10)
         };
         let mut inquiry = Inquiry::new(Time::ms(0), Method::CHECK, &over);
-        assert_eq!(inquiry.look(Time::ms(0), &over), Step::Done(Answer::Over));
+        assert_eq!(
+            inquiry.observe(Time::ms(0), &over),
+            Step::Done(Answer::Over)
+        );
         // Of one that has said FIN there is nothing to ask, unless it is owed something.
         let complete = LegSample {
             state: TcpState::CloseWait,
@@ -390,13 +396,13 @@ mod tests {
         };
         let mut inquiry = Inquiry::new(Time::ms(0), Method::CHECK, &complete);
         assert_eq!(
-            inquiry.look(Time::ms(0), &complete),
+            inquiry.observe(Time::ms(0), &complete),
             Step::Done(Answer::Complete)
         );
         let owed = LegSample {
             unacked: 1,
             ..complete
         };
-        assert!(matches!(inquiry.look(Time::ms(0), &owed), Step::Wait(_)));
+        assert!(matches!(inquiry.observe(Time::ms(0), &owed), Step::Wait(_)));
     }
 }

@@ -1,6 +1,6 @@
 //! Decides whether the two peers of a session live. **Pure**: no I/O, no clock, no tokio, no
 //! serialisation; what the kernel says about each leg comes in as [`LegSample`]s together with
-//! the time, and a [`Verdict`] with the time of the next look comes out.
+//! the time, and a [`Verdict`] with the time of the next observation comes out.
 //!
 //! # The promise
 //!
@@ -15,45 +15,35 @@
 //! * a peer whose kernel answers but which takes no data is *stalled*: another word, another
 //!   clock (`stall_timeout`), never dead.
 //!
-//! # What it costs
+//! An outage ends nothing if it is shorter than D - I, or D - 2 s where I is below 2 s
+//! ([`Policy::survives`]), less a round trip and the lateness of the kernel's timers (an eighth of I):
+//! under suspicion the kernel's own questions are a second apart. There are two exceptions:
 //!
-//! * An outage kills nothing if it is shorter than D - I, or D - 2 s where I is below 2 s
-//!   ([`Policy::survives`]): under suspicion the kernel's own questions are a second apart. Off that
-//!   goes a round trip, and the lateness of the kernel's timers (up to an eighth of I).
-//! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the
-//!   peer's own keepalive or window probes); only their count moves. Such a segment is a sign of
-//!   life *as of the previous look*, the earliest time it can have come: later would find a peer
-//!   that vanished right after it up to D too late. The price is paid in a one-way cut (ours is
-//!   lost, theirs arrives): there a peer can be closed up to one look interval sooner than D after
-//!   its last segment, though never sooner than D after its last *answer*. Under suspicion, looks
-//!   are at most a second apart.
-//! * Without TCP_RTO_MAX_MS (Linux < 6.15) the kernel backs off: an outage with data in flight is
-//!   survived if it is shorter than about (D - I) / 2; a peer that vanished while stalled is found
-//!   at the second unanswered window probe, and one that spoke without acknowledging at the next
-//!   retransmission, up to minutes later.
-//! * Behind a closed window our kernel would give up a silent peer by itself, after 15 probes, or
-//!   after 2 s where the window was taken back. So its questions become rarer, and come often again
-//!   before the verdict only (`window.rs`): an inquiry in between may not find out, and a peer that
-//!   was away for some 10 s or more (2 s, if it took its window back) is heard late when it is back,
-//!   by up to half of D. If it goes away again before the next question, the two outages may count as
-//!   one. With D above some 120 s, or where the driver comes late, the kernel's end may come first;
-//!   so it does where keepalive probes were unanswered before something was written into a closed
-//!   window, since they count as well.
-//! * Where 1.5 round trips are longer than 50 ms, the last answer is awaited that long (at most
-//!   1 s).
+//! * Where the kernel asks more rarely, less is survived: 4/5 D - 1 s behind a closed window and
+//!   3/5 D - 1 s behind a shrunk one (`window.rs`), and (D - I) / 2 with data in flight on a
+//!   kernel without `TCP_RTO_MAX_MS` (Linux < 6.15). On such a kernel a peer that vanished while it was
+//!   stalled is found at the second unanswered window probe, up to minutes later.
+//! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the peer's
+//!   own probes): it counts as of the observation before. So where our segments are lost and such
+//!   segments of the peer still arrive, the verdict comes up to one interval of observation sooner than
+//!   D after the last of them, but never sooner than D after the last answer.
 //!
 //! # How it is driven
 //!
-//! The machine is not called for each packet. The monitor calls [`Machine::look`] when the time
-//! that the previous look asked for has come (or when somebody wants fresh figures); every clock
-//! here is reconstructed from the ages the kernel keeps (`tcpi_last_ack_recv` and friends), so a
-//! late look loses no precision and the byte path needs no timestamps. One thing has no age: the
-//! half-close clock starts at the look that first sees a FIN, so whoever passes a FIN on should
-//! look at once. And whoever gives data to a leg that was quiet should look within
-//! [`Policy::busy_look_every`]: its window may close, or its peer vanish.
+//! The machine is not called for each packet. The monitor calls [`Machine::observe`] when the time
+//! that the previous observation asked for has come (or when somebody wants fresh figures). Every
+//! clock here is reconstructed from the ages that the kernel keeps (`tcpi_last_ack_recv` and the like):
+//! a late observation loses no precision, and the byte path needs no timestamps. One thing has no age:
+//! the half-close clock starts at the observation that first sees a FIN, so whoever passes a FIN on
+//! should observe at once. And whoever gives data to a leg that was quiet should observe within
+//! [`Policy::busy_interval`]: its window may close, or its peer vanish.
+//!
+//! [`Machine`] decides about a session; it is two [`Judge`]s, one for each leg, and what belongs to the
+//! pair. A judge alone decides about any one TCP connection, also one that pulsegate did not make
+//! ([`Judge::adopt`]).
 
 mod inquiry;
-mod leg;
+mod judge;
 mod machine;
 mod policy;
 mod pressure;
@@ -64,14 +54,16 @@ mod shed;
 #[cfg(test)]
 mod tests;
 mod time;
+mod verdict;
 mod window;
 
 pub use inquiry::{Answer, Inquiry, Method, Step};
-pub use leg::Condition;
-pub use machine::{Ask, Close, Fault, LegView, Machine, Timer, Verdict};
+pub use judge::Judge;
+pub use machine::Machine;
 pub use policy::Policy;
 pub use pressure::{Pressure, Reading};
 pub use reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
-pub use sample::{LegSample, Look, TcpState, Traffic};
+pub use sample::{LegSample, Observation, TcpState, Traffic};
 pub use shed::{Candidate, Rank};
 pub use time::{Span, Time};
+pub use verdict::{Action, Close, Condition, Fault, LegVerdict, LegView, Timer, Verdict};

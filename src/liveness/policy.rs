@@ -34,6 +34,8 @@ pub struct Policy {
     /// Data that stays unacknowledged for this long, although the peer is heard and its window is
     /// open, ends the session.
     pub delivery_timeout: Option<Span>,
+    /// A live peer that sends no payload for this long is ended, by [`super::Leg`].
+    pub receive_timeout: [Option<Span>; 2],
     /// A request without an answer byte for this long ends the session.
     pub first_response_timeout: Option<Span>,
     /// A session is ended at this age.
@@ -41,9 +43,9 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Only the promise.
-    #[cfg(test)]
-    pub(super) const fn without_limits(detect_within: Span, probe_interval: Span) -> Self {
+    /// Only the promise, without any other limit.
+    #[must_use]
+    pub const fn without_limits(detect_within: Span, probe_interval: Span) -> Self {
         Self {
             detect_within,
             probe_interval,
@@ -52,6 +54,7 @@ impl Policy {
             half_close_timeout: None,
             stall_timeout: None,
             delivery_timeout: None,
+            receive_timeout: [None; 2],
             first_response_timeout: None,
             max_duration: None,
         }
@@ -97,10 +100,10 @@ impl Policy {
         (self.detect_within / 20).max(Span::ms(300)) / 2
     }
 
-    /// The promise allows the verdict until then, on a peer with this last sign of life; the rest of
-    /// the tolerance is for the monitor.
-    pub(super) fn latest(&self, life: Time) -> Time {
-        life + self.detect_within + self.grace() * 2 - MONITOR
+    /// The latest time for the verdict on a silent peer: the rest of the tolerance that the promise
+    /// allows is for the monitor.
+    pub(super) fn latest(&self, last_heard: Time) -> Time {
+        last_heard + self.detect_within + self.grace() * 2 - MONITOR
     }
 
     /// An outage shorter than this ends nothing, ms. Under suspicion the kernel's questions are up to
@@ -111,15 +114,14 @@ impl Policy {
         self.detect_within - self.probe_interval.max(SLOWEST_QUESTION * 2)
     }
 
-    /// A leg that carries data is looked at this often, and so it is to be soon after it begins to, ms:
-    /// its peer may take the window back, or vanish while the kernel still doubles the gaps between its
-    /// questions.
+    /// A leg that carries data is observed this often, and so soon after it begins to: its peer may
+    /// shrink the window, or vanish while the kernel still doubles the gaps between its questions.
     #[must_use]
-    pub fn busy_look_every(&self) -> Span {
+    pub fn busy_interval(&self) -> Span {
         (self.detect_within / 3).min(Span::ms(1500))
     }
 
-    /// How long before D a silent leg is looked at for the last questions. The keepalive answer
+    /// How long before D a silent leg is observed for the last questions. The keepalive answer
     /// of a live quiet peer has come by then.
     #[must_use]
     pub fn final_phase(&self) -> Span {

@@ -67,7 +67,7 @@ impl Proof {
         }
     }
 
-    /// What the kernel has asked on its own, where nobody has looked: its probes are a second apart at
+    /// What the kernel has asked on its own, where nobody has observed it: its probes are a second apart at
     /// least, its retransmissions further and further.
     pub fn of_the_past(silent: Span, sample: &LegSample) -> Self {
         let mut proof = Self::after_life(silent, true, sample);
@@ -86,7 +86,7 @@ impl Proof {
         proof
     }
 
-    /// A probe is requested now. Should the first look after it be late, its whole volley is one
+    /// A probe is requested now. Should the first observation after it be late, its whole volley is one
     /// question all the same.
     pub fn begin(&mut self, silent: Span) {
         if self.counted == 0 {
@@ -97,8 +97,8 @@ impl Proof {
     /// Takes in what the kernel says after so much silence.
     pub fn take(&mut self, silent: Span, sample: &LegSample) {
         self.take_probes(silent, sample);
-        if sample.is_withdrawn() {
-            self.take_withdrawn(silent, sample);
+        if sample.is_shrunk() {
+            self.take_shrunk(silent, sample);
         } else if sample.unacked > 0 {
             let now = byte(sample.retransmits).wrapping_add(1);
             let new = now.wrapping_sub(self.transmissions);
@@ -136,7 +136,7 @@ impl Proof {
 
     /// Retransmissions to a window that was taken back are not counted by the kernel; of each the
     /// time is known.
-    fn take_withdrawn(&mut self, silent: Span, sample: &LegSample) {
+    fn take_shrunk(&mut self, silent: Span, sample: &LegSample) {
         let sent = silent - sample.last_sent_age;
         if sent > Span::ms(self.counted.into()) + APART / 2
             && sample.last_sent_age < sample.last_ack_age

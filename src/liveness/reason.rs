@@ -5,11 +5,23 @@ use strum::{Display, FromRepr, IntoStaticStr, VariantArray};
 
 /// One of the two TCP connections of a session.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Display, IntoStaticStr, VariantArray,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Default,
+    Display,
+    IntoStaticStr,
+    VariantArray,
 )]
 #[strum(serialize_all = "snake_case")]
 pub enum Leg {
     /// Client to pulsegate.
+    #[default]
     Downstream = 0,
     /// Pulsegate to the legacy service.
     Upstream = 1,
@@ -73,6 +85,10 @@ pub enum CloseReason {
     DownstreamUndelivered,
     /// The service was heard, but data sent to it stayed unacknowledged for `delivery_timeout`.
     UpstreamUndelivered,
+    /// The client lives, but it sent no payload for its `receive_timeout`.
+    DownstreamSilent,
+    /// The service lives, but it sent no payload for its `receive_timeout`.
+    UpstreamSilent,
     /// No byte passed for `idle_timeout`.
     IdleTimeout,
     /// One side had said FIN and no byte passed for `half_close_timeout`.
@@ -114,37 +130,31 @@ impl CloseReason {
     /// The reason for a leg proven dead.
     #[must_use]
     pub const fn dead(leg: Leg) -> Self {
-        match leg {
-            Leg::Downstream => Self::DownstreamDead,
-            Leg::Upstream => Self::UpstreamDead,
-        }
+        [Self::DownstreamDead, Self::UpstreamDead][leg as usize]
     }
 
     /// The reason for a leg that was reset by its peer.
     #[must_use]
     pub const fn reset(leg: Leg) -> Self {
-        match leg {
-            Leg::Downstream => Self::DownstreamReset,
-            Leg::Upstream => Self::UpstreamReset,
-        }
+        [Self::DownstreamReset, Self::UpstreamReset][leg as usize]
     }
 
     /// The reason for a leg that stalled for too long.
     #[must_use]
     pub const fn stalled(leg: Leg) -> Self {
-        match leg {
-            Leg::Downstream => Self::DownstreamStalled,
-            Leg::Upstream => Self::UpstreamStalled,
-        }
+        [Self::DownstreamStalled, Self::UpstreamStalled][leg as usize]
     }
 
     /// The reason for a leg on which data was not delivered for too long.
     #[must_use]
     pub const fn undelivered(leg: Leg) -> Self {
-        match leg {
-            Leg::Downstream => Self::DownstreamUndelivered,
-            Leg::Upstream => Self::UpstreamUndelivered,
-        }
+        [Self::DownstreamUndelivered, Self::UpstreamUndelivered][leg as usize]
+    }
+
+    /// The reason for a leg whose live peer sent no payload for too long.
+    #[must_use]
+    pub const fn silent(leg: Leg) -> Self {
+        [Self::DownstreamSilent, Self::UpstreamSilent][leg as usize]
     }
 
     /// The leg that was proven dead, if that is the reason.

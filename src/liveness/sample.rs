@@ -1,6 +1,7 @@
-//! What a look sees: plain data, translated from the kernel by `net`.
+//! What is observed: plain data, translated from the kernel by `net`.
 
 use super::policy::SLOWEST_QUESTION;
+use super::reason::Evidence;
 use super::time::Span;
 
 /// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
@@ -37,7 +38,7 @@ impl TcpState {
 }
 
 /// The `TCP_INFO` fields of one leg that a verdict is made of (tcp(7), `include/uapi/linux/tcp.h`).
-/// Ages are those at the look.
+/// The age of what never happened may be that of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct LegSample {
     /// Connection state.
@@ -79,7 +80,7 @@ pub struct LegSample {
 impl LegSample {
     /// Since the last acknowledgement or data.
     #[must_use]
-    pub fn last_life_age(&self) -> Span {
+    pub fn last_heard_age(&self) -> Span {
         self.last_ack_age.min(self.last_data_age)
     }
 
@@ -101,22 +102,40 @@ impl LegSample {
         self.state == TcpState::CloseWait && self.is_silent()
     }
 
-    /// The peer has taken back the window that data of ours was on its way to. The kernel repeats that
+    /// The peer has shrunk the window that data of ours was on its way to. The kernel retransmits that
     /// data and does not count it (`tcp_retransmit_timer`, net/ipv4/tcp_timer.c).
-    pub(super) fn is_withdrawn(&self) -> bool {
+    pub(super) fn is_shrunk(&self) -> bool {
         self.unacked > 0 && self.zero_window
     }
 
-    /// Unanswered repetitions of the oldest segment, as far as they are counted: where they are not,
+    /// Unanswered retransmissions of the oldest segment, as far as they are counted: where they are not,
     /// one that came after the last acknowledgement.
-    pub(super) fn unanswered_repetitions(&self) -> u32 {
-        let uncounted = self.is_withdrawn() && self.last_sent_age < self.last_ack_age;
+    pub(super) fn unanswered_retransmissions(&self) -> u32 {
+        let uncounted = self.is_shrunk() && self.last_sent_age < self.last_ack_age;
         let counted = if self.unacked > 0 {
             self.retransmits
         } else {
             0
         };
         counted.max(uncounted.into())
+    }
+
+    /// The questions of the kernel that are unanswered, as far as it counts them; an answer sets them
+    /// to 0. The first transmission is none of them: its answer may be on the way.
+    pub(super) fn unanswered(&self) -> u32 {
+        self.probes
+            .saturating_add(self.unanswered_retransmissions())
+    }
+
+    /// What the kernel asks by.
+    pub(super) fn question(&self) -> Evidence {
+        if self.unacked > 0 {
+            Evidence::Retransmit
+        } else if self.notsent > 0 {
+            Evidence::WindowProbe
+        } else {
+            Evidence::Keepalive
+        }
     }
 
     /// From a transmission to the first retransmission, ms (`tcp_set_rto`, net/ipv4/tcp_input.c).
@@ -150,7 +169,7 @@ impl LegSample {
         may_answer && self.is_silent() && no_answer
     }
 
-    /// The first segments of ours are being repeated, and none was ever acknowledged. If the
+    /// The first segments of ours are retransmitted, and none was ever acknowledged. If the
     /// peer's kernel speaks all the same, it repeats its SYN-ACK: it dropped our last word of the
     /// handshake because the accept queue was full (`tcp_check_req`, net/ipv4/tcp_minisocks.c).
     pub(super) fn took_nothing(&self) -> bool {
@@ -160,17 +179,6 @@ impl LegSample {
     /// The peer has acknowledged or sent a byte at some time; the SYN counts as one.
     pub(super) fn anything_taken(&self) -> bool {
         self.bytes_acked > 1 || self.bytes_received > 0
-    }
-
-    /// Ages of things that never happened count from boot; nothing is older than the session.
-    pub(super) fn clamped(&self, oldest: Span) -> Self {
-        Self {
-            last_ack_age: self.last_ack_age.min(oldest),
-            last_data_age: self.last_data_age.min(oldest),
-            last_sent_age: self.last_sent_age.min(oldest),
-            busy: self.busy.min(oldest),
-            ..*self
-        }
     }
 }
 
@@ -192,9 +200,9 @@ impl std::ops::AddAssign for Traffic {
     }
 }
 
-/// One look at a session.
+/// One observation of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Look {
+pub struct Observation {
     /// Indexed by [`super::Leg`]; `None` when the kernel could not be asked or the leg is closed.
     pub legs: [Option<LegSample>; 2],
     /// The relay's counters.

@@ -95,12 +95,12 @@ impl Session {
     }
 
     fn both(&mut self, after: u64, down: Option<LegSample>, up: Option<LegSample>) -> Verdict {
-        let look = Look {
+        let look = Observation {
             legs: [down, up],
             traffic: self.traffic,
             answers_before: self.answers_before,
         };
-        self.machine.look(T0 + ms(after), &self.policy, &look)
+        self.machine.observe(T0 + ms(after), &self.policy, &look)
     }
 
     /// Looks whenever one is due, from `from` on, at a leg that stays as it is but for its ages,
@@ -125,7 +125,7 @@ fn reason(verdict: &Verdict) -> Option<CloseReason> {
 #[test]
 fn a_machine_is_small() {
     assert!(
-        size_of::<Machine>() <= 160,
+        size_of::<Machine>() <= 168,
         "{} bytes for each session",
         size_of::<Machine>()
     );
@@ -144,7 +144,7 @@ fn a_client_that_waits_is_judged_alone() {
     let mut session = Session::new(limits);
     session.machine = Machine::accepted(T0);
     assert_eq!(
-        session.machine.first_look(&session.policy),
+        session.machine.first_observation(&session.policy),
         T0 + ms(28_800),
         "a leg that is not up is not looked for"
     );
@@ -197,9 +197,9 @@ fn an_upstream_that_comes_up_says_nothing_about_the_client() {
     assert_eq!(down(&session.machine), Condition::Suspect);
     session.machine.open(T0 + ms(20_000));
     assert_eq!(down(&session.machine), Condition::Suspect);
-    let timers = session.machine.timers(&session.policy);
+    let timers: Vec<_> = session.machine.timers(&session.policy).collect();
     let at = |reason| {
-        let timer = timers.iter().flatten().find(|t| t.reason == reason);
+        let timer = timers.iter().find(|t| t.reason == reason);
         timer.map(|t| t.at - T0)
     };
     assert_eq!(at(CloseReason::DownstreamDead), Some(ms(30_750)));
@@ -268,8 +268,8 @@ fn any_sign_of_life_restarts_the_clock() {
         session.look(1, heard(0, 1));
         session.look(28_999, probed(28_998, 20));
         session.look(29_000, sign);
-        let last_life = session.machine.leg(Leg::Downstream).last_life;
-        assert!(last_life >= T0 + ms(28_996), "{name}: {last_life:?}");
+        let last_heard = session.machine.leg(Leg::Downstream).last_heard;
+        assert!(last_heard >= T0 + ms(28_996), "{name}: {last_heard:?}");
         assert_eq!(
             reason(&session.look(31_000, probed(31_000, 20))),
             None,
@@ -281,7 +281,7 @@ fn any_sign_of_life_restarts_the_clock() {
 /// An undated segment came at some time since the last look. To believe "just now" would find a
 /// peer that vanished right after it a whole look interval too late.
 #[test]
-fn an_undated_segment_counts_from_the_last_look() {
+fn an_undated_segment_counts_from_the_last_observation() {
     let mut session = Session::new(policy());
     session.look(100, heard(100, 1));
     session.look(28_000, probed(28_000, 20));
@@ -291,7 +291,7 @@ fn an_undated_segment_counts_from_the_last_look() {
     };
     session.look(28_900, moved);
     assert_eq!(
-        session.machine.leg(Leg::Downstream).last_life,
+        session.machine.leg(Leg::Downstream).last_heard,
         T0 + ms(28_000)
     );
 }
@@ -303,7 +303,7 @@ fn no_verdict_without_an_unanswered_question() {
     for at in [28_900, 30_000, 30_800, 40_000, 90_000] {
         let verdict = session.look(at, heard(at - 1, 1));
         assert_eq!(verdict.close, None, "at {at}");
-        assert_eq!(verdict.ask[0], Some(Ask::Probe), "at {at}");
+        assert_eq!(verdict.actions[0], Some(Action::ProbeNow), "at {at}");
     }
 }
 
@@ -324,13 +324,13 @@ fn the_last_question_is_asked_at_d_and_has_its_time() {
     let mut session = Session::new(policy());
     session.look(1, heard(0, 1));
     assert_eq!(
-        session.look(29_900, probed(29_899, 13)).ask[0],
-        Some(Ask::Probe)
+        session.look(29_900, probed(29_899, 13)).actions[0],
+        Some(Action::ProbeNow)
     );
     let at_d = session.look(30_001, probed(30_000, 14));
     assert_eq!(
-        at_d.ask[0],
-        Some(Ask::Probe),
+        at_d.actions[0],
+        Some(Action::ProbeNow),
         "100 ms after the one before, but the last"
     );
     let late = session.look(30_001 + 50, probed(30_050, 15));
@@ -339,7 +339,10 @@ fn the_last_question_is_asked_at_d_and_has_its_time() {
     let mut session = Session::new(policy());
     session.look(1, heard(0, 1));
     let late = session.look(50_000, probed(49_999, 20));
-    assert_eq!((late.close, late.ask[0]), (None, Some(Ask::Probe)));
+    assert_eq!(
+        (late.close, late.actions[0]),
+        (None, Some(Action::ProbeNow))
+    );
     let (at, close) = session.until_closed((late.next - T0).as_millis(), |at| probed(at - 1, 21));
     assert_eq!(close.reason, CloseReason::DownstreamDead);
     assert!(at <= 50_100, "{at}");
@@ -554,11 +557,11 @@ fn data_that_does_not_arrive_at_a_peer_that_talks_has_its_own_clock() {
         let mut looks = |at: u64, sample| {
             let mut legs = [Some(heard(0, at as u32)); 2];
             legs[leg as usize] = Some(sample);
-            let look = Look {
+            let look = Observation {
                 legs,
-                ..Look::default()
+                ..Observation::default()
             };
-            let close = machine.look(T0 + ms(at), &policy, &look).close;
+            let close = machine.observe(T0 + ms(at), &policy, &look).close;
             (machine.leg(leg).condition, close)
         };
         // Its first bytes were taken.
@@ -629,7 +632,7 @@ fn without_probes_a_peer_is_judged_by_data_only() {
     session.look(1, heard(0, 1));
     for at in (30_000..600_000).step_by(5000) {
         let verdict = session.look(at, heard(at, 1));
-        assert_eq!((verdict.close, verdict.ask), (None, [None; 2]), "{at}");
+        assert_eq!((verdict.close, verdict.actions), (None, [None; 2]), "{at}");
         assert!(verdict.next >= T0 + ms(at + 5000), "looked at without need");
         let view = session.machine.leg(Leg::Downstream);
         assert_eq!(view.condition, Condition::Quiet);
@@ -736,11 +739,14 @@ fn rest_follows_the_answer_once() {
     let mut session = Session::new(policy());
     session.look(1, heard(0, 1));
     assert_eq!(
-        session.look(29_000, heard(28_999, 1)).ask[0],
-        Some(Ask::Probe)
+        session.look(29_000, heard(28_999, 1)).actions[0],
+        Some(Action::ProbeNow)
     );
-    assert_eq!(session.look(29_100, heard(90, 2)).ask[0], Some(Ask::Rest));
-    assert_eq!(session.look(29_200, heard(190, 2)).ask[0], None);
+    assert_eq!(
+        session.look(29_100, heard(90, 2)).actions[0],
+        Some(Action::ProbeNormally)
+    );
+    assert_eq!(session.look(29_200, heard(190, 2)).actions[0], None);
 }
 
 /// A leg whose peer has said FIN and is owed nothing.
@@ -755,8 +761,8 @@ fn complete(age: u64) -> LegSample {
 fn a_peer_that_said_fin_and_is_owed_nothing_is_neither_asked_nor_judged() {
     let mut session = Session::new(policy());
     assert_eq!(
-        session.look(1000, complete(1000)).ask[0],
-        Some(Ask::Nothing)
+        session.look(1000, complete(1000)).actions[0],
+        Some(Action::StopProbes)
     );
     for second in 2..200 {
         let after = second * 1000;
@@ -765,7 +771,11 @@ fn a_peer_that_said_fin_and_is_owed_nothing_is_neither_asked_nor_judged() {
             ..complete(after)
         };
         let verdict = session.look(after, unanswered);
-        assert_eq!((verdict.ask[0], verdict.close), (None, None), "{second}");
+        assert_eq!(
+            (verdict.actions[0], verdict.close),
+            (None, None),
+            "{second}"
+        );
         assert!(verdict.next <= T0 + ms(after + 1500), "{second}");
         let condition = session.machine.leg(Leg::Downstream).condition;
         assert_ne!(condition, Condition::Suspect, "{second}");
@@ -784,7 +794,10 @@ fn it_is_judged_from_when_it_is_seen_to_be_owed_something() {
         retransmits: (after / 1000) as u32 - 60,
         ..retransmitting(after)
     };
-    assert_eq!(session.look(61_000, owed(61_000)).ask[0], Some(Ask::Again));
+    assert_eq!(
+        session.look(61_000, owed(61_000)).actions[0],
+        Some(Action::ResumeProbes)
+    );
     let (after, close) = session.until_closed(62_000, owed);
     assert_eq!(close.reason, CloseReason::DownstreamDead);
     assert!((91_750..93_000).contains(&after), "{after}");
@@ -875,6 +888,76 @@ fn idle_counts_from_the_last_byte() {
         (close.reason, close.how),
         (CloseReason::IdleTimeout, CloseHow::Flush)
     );
+}
+
+/// Each leg has its own clock: it counts from the last payload of its peer, whatever goes the other way.
+#[test]
+fn a_live_peer_that_sends_nothing_is_silent() {
+    for leg in LEGS {
+        let mut policy = policy();
+        policy.receive_timeout[leg as usize] = Some(ms(20_000));
+        let mut session = Session::new(policy);
+        let mut quiet_leg = |at: u64, age, unread: u64| {
+            session.traffic.received[leg as usize] = 9;
+            let quiet = LegSample {
+                last_data_age: ms(age),
+                bytes_received: 9 + unread,
+                ..heard(0, at as u32)
+            };
+            let mut legs = [Some(heard(0, at as u32)); 2];
+            legs[leg as usize] = Some(quiet);
+            let verdict = session.both(at, legs[0], legs[1]);
+            let timer = session.machine.leg_timer(&session.policy, leg);
+            let timer = timer.filter(|t| t.reason == CloseReason::silent(leg));
+            (verdict, timer.map(|t| t.at))
+        };
+        let (verdict, timer) = quiet_leg(15_000, 5000, 0);
+        assert_eq!((verdict.close, timer), (None, Some(T0 + ms(30_000))));
+        assert!(verdict.next <= T0 + ms(30_000));
+        // What we do not read because the other peer takes nothing was sent all the same.
+        assert_eq!(quiet_leg(29_000, 19_000, 4).0.close, None);
+        assert_eq!(quiet_leg(48_999, 38_999, 0).0.close, None);
+        let close = quiet_leg(49_000, 39_000, 0).0.close.expect("in time");
+        assert_eq!(close.reason, CloseReason::silent(leg));
+        assert_eq!(close.how, CloseHow::AbortAfterFlush(leg));
+        assert_eq!(close.evidence, None);
+        assert_eq!(close.reason.initiator(), "proxy");
+    }
+}
+
+/// Nor is one that has said FIN, or whose upstream is being dialled.
+#[test]
+fn a_peer_that_may_send_nothing_yet_or_any_more_is_not_called_silent() {
+    let policy = Policy {
+        receive_timeout: [Some(ms(10_000)); 2],
+        ..policy()
+    };
+    let mut session = Session::new(policy);
+    session.machine = Machine::accepted(T0);
+    assert_eq!(session.both(15_000, Some(heard(0, 2)), None).close, None);
+    session.machine.open(T0 + ms(15_000));
+    let talks = |at| {
+        Some(LegSample {
+            last_data_age: ms(0),
+            ..heard(0, at)
+        })
+    };
+    let silent = Some(LegSample {
+        last_data_age: ms(24_999),
+        ..heard(0, 3)
+    });
+    assert_eq!(session.both(24_999, silent, talks(2)).close, None);
+    let fin = Some(LegSample {
+        state: TcpState::CloseWait,
+        ..heard(0, 4)
+    });
+    for at in 25..60 {
+        assert_eq!(
+            session.both(at * 1000, fin, talks(at as u32)).close,
+            None,
+            "{at}"
+        );
+    }
 }
 
 #[test]
@@ -1010,7 +1093,7 @@ fn time_that_runs_backwards_stands_still() {
     assert_eq!(verdict.close, None);
     assert!(verdict.next > T0 + ms(20_000));
     assert_eq!(
-        session.machine.leg(Leg::Downstream).last_life,
+        session.machine.leg(Leg::Downstream).last_heard,
         T0 + ms(20_000)
     );
 }
@@ -1026,7 +1109,7 @@ fn ages_reach_back_to_the_start_at_most() {
     let verdict = session.look(100, heard(u64::MAX, 1));
     assert_eq!(verdict.close, None);
     assert_eq!(session.machine.last_activity(), T0);
-    assert_eq!(session.machine.leg(Leg::Downstream).last_life, T0);
+    assert_eq!(session.machine.leg(Leg::Downstream).last_heard, T0);
 }
 
 #[test]
@@ -1035,7 +1118,7 @@ fn a_session_may_live_for_years() {
     let mut session = Session::new(policy());
     session.look(2 * year, heard(0, 2));
     assert_eq!(
-        session.machine.leg(Leg::Downstream).last_life,
+        session.machine.leg(Leg::Downstream).last_heard,
         T0 + ms(2 * year)
     );
     // Even a leg that gives no sign of life and is never asked.
@@ -1198,13 +1281,14 @@ fn any_policy() -> impl Strategy<Value = Policy> {
             half_close_timeout: spans[1].map(ms),
             stall_timeout: spans[2].map(ms),
             delivery_timeout: spans[5].map(ms),
+            receive_timeout: [spans[0].map(ms), spans[2].map(ms)],
             probes: [spans[5].is_some(), true],
             first_response_timeout: spans[3].map(ms),
             max_duration: spans[4].map(ms),
         })
 }
 
-fn any_look() -> impl Strategy<Value = (Time, Look)> {
+fn any_look() -> impl Strategy<Value = (Time, Observation)> {
     let leg = || prop::option::weighted(0.9, any_sample());
     let start = T0.as_millis();
     let time = prop_oneof![
@@ -1219,10 +1303,10 @@ fn any_look() -> impl Strategy<Value = (Time, Look)> {
         };
         (
             Time::ms(now),
-            Look {
+            Observation {
                 legs,
                 traffic,
-                ..Look::default()
+                ..Observation::default()
             },
         )
     })
@@ -1235,22 +1319,22 @@ proptest! {
     fn survives_any_samples(policy in any_policy(), looks in prop::collection::vec(any_look(), 1..60)) {
         let mut machine = Machine::new(T0);
         let mut last = T0;
-        prop_assert!(machine.first_look(&policy) > T0);
+        prop_assert!(machine.first_observation(&policy) > T0);
         for (now, look) in looks {
-            last = last.max(now);
             let mut twin = machine.clone();
-            let verdict = machine.look(now, &policy, &look);
-            prop_assert_eq!(verdict, twin.look(now, &policy, &look));
-            prop_assert!(verdict.next > last);
+            let verdict = machine.observe(now, &policy, &look);
+            prop_assert_eq!(verdict, twin.observe(now, &policy, &look));
+            last = last.max(machine.last_observed());
+            prop_assert!(verdict.next > last && verdict.next > now);
             if let Some(close) = verdict.close {
                 let dead = LEGS.map(CloseReason::dead).contains(&close.reason);
                 prop_assert_eq!(dead, close.evidence.is_some());
                 prop_assert!(!dead || close.silent_for >= policy.detect_within);
             }
             for leg in LEGS {
-                prop_assert!(machine.leg(leg).last_life <= last);
+                prop_assert!(machine.leg(leg).last_heard <= last);
                 let fault = machine.fault(now, leg, Fault::Reset, look.legs[leg as usize].as_ref());
-                prop_assert!(fault.silent_for <= last - Time::default());
+                prop_assert!(fault.silent_for <= last.max(now) - Time::default());
             }
         }
     }
@@ -1260,10 +1344,10 @@ proptest! {
     fn a_heard_peer_lives(policy in any_policy(), ages in prop::collection::vec(0..500u64, 1..100)) {
         let policy = Policy { max_duration: None, ..policy };
         let mut machine = Machine::new(T0);
-        let mut now = machine.first_look(&policy);
+        let mut now = machine.first_observation(&policy);
         for (count, age) in ages.into_iter().enumerate() {
-            let look = Look { legs: [Some(heard(age, 2 + count as u32)); 2], ..Look::default() };
-            let verdict = machine.look(now, &policy, &look);
+            let look = Observation { legs: [Some(heard(age, 2 + count as u32)); 2], ..Observation::default() };
+            let verdict = machine.observe(now, &policy, &look);
             prop_assert!(verdict.close.is_none_or(|c| c.evidence.is_none()));
             prop_assert_eq!(machine.leg(Leg::Upstream).condition, Condition::Alive);
             now = verdict.next;
@@ -1307,12 +1391,12 @@ fn a_service_that_never_accepted_is_a_phantom() {
         ..LegSample::default()
     };
     for at in [2500, 3500, 4500, 5400] {
-        let look = Look {
+        let look = Observation {
             legs: [Some(client), Some(phantom(at))],
             traffic,
-            ..Look::default()
+            ..Observation::default()
         };
-        let verdict = machine.look(Time::ms(at), &policy, &look);
+        let verdict = machine.observe(Time::ms(at), &policy, &look);
         assert_eq!(verdict.close, None, "at {at}");
         assert_eq!(
             machine.leg(Leg::Upstream).condition,
@@ -1342,13 +1426,13 @@ fn a_service_that_never_accepted_is_a_phantom() {
         ..over
     };
     assert_eq!(reset(&accepted), (CloseReason::UpstreamReset, None));
-    let look = Look {
+    let look = Observation {
         legs: [Some(client), Some(phantom(5500))],
         traffic,
-        ..Look::default()
+        ..Observation::default()
     };
     let close = machine
-        .look(Time::ms(5500), &policy, &look)
+        .observe(Time::ms(5500), &policy, &look)
         .close
         .expect("in time");
     assert_eq!(
@@ -1363,13 +1447,13 @@ fn a_service_that_never_accepted_is_a_phantom() {
         ..phantom(3000)
     };
     let mut machine = Machine::new(Time::default());
-    machine.look(
+    machine.observe(
         Time::ms(3000),
         &policy,
-        &Look {
+        &Observation {
             legs: [Some(client), Some(vanished)],
             traffic,
-            ..Look::default()
+            ..Observation::default()
         },
     );
     assert_ne!(machine.leg(Leg::Upstream).condition, Condition::Phantom);

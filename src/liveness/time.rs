@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::num::NonZeroU64;
-use std::ops::{Add, AddAssign, Div, Mul, Sub};
+use std::ops::{Add, Div, Mul, Sub};
 use std::time::Duration;
 
 /// A point of a monotonic clock, milliseconds since an arbitrary epoch. `Option<Time>` takes no more
@@ -74,12 +74,6 @@ impl Add<Span> for Time {
 
     fn add(self, span: Span) -> Self {
         Self(self.0.saturating_add(span.0))
-    }
-}
-
-impl AddAssign<Span> for Time {
-    fn add_assign(&mut self, span: Span) {
-        *self = *self + span;
     }
 }
 

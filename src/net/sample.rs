@@ -41,3 +41,64 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         rttvar_us: info.rttvar_us,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::liveness::{Action, Condition, Judge, Leg, LegVerdict, Policy};
+    use crate::net::options;
+    use crate::sys::sockopt;
+
+    /// Observes when it is due, or a little sooner, until `done`.
+    fn until(
+        judge: &mut Judge,
+        stream: &TcpStream,
+        done: impl Fn(&Judge, &LegVerdict) -> bool,
+    ) -> LegVerdict {
+        let policy = Policy::without_limits(Span::ms(2000), Span::ms(1000));
+        let end = sys::now() + Span::ms(20_000);
+        loop {
+            let now = sys::now();
+            let sample = sample(stream.as_raw_fd()).expect("it is open");
+            let verdict = judge.observe(now, &policy, &sample);
+            assert_eq!(verdict.gone, None, "the peer lives");
+            if done(judge, &verdict) {
+                return verdict;
+            }
+            assert!(now < end, "{judge:?}, {sample:?}");
+            let pause = verdict.next.expect("it is open") - now;
+            std::thread::sleep(Duration::from(pause.min(Span::ms(100))));
+        }
+    }
+
+    /// The judge of one leg needs no session, and no connection that pulsegate made.
+    #[test]
+    fn a_foreign_connection_is_judged() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bound");
+        let address = listener.local_addr().expect("bound");
+        let mut near = TcpStream::connect(address).expect("connected");
+        let _reads_nothing = listener.accept().expect("accepted");
+        let fd = near.as_raw_fd();
+        sockopt::set_int(fd, sockopt::KEEPALIVE, 1).expect("set");
+        std::thread::sleep(Duration::from_millis(300));
+        let before = sample(fd).expect("open");
+        let mut judge = Judge::adopt(sys::now(), Leg::Upstream, &before);
+        let adopted = judge.last_heard();
+        assert!(sys::now() - adopted >= Span::ms(280), "its past counts");
+        until(&mut judge, &near, |_, v| v.action == Some(Action::ProbeNow));
+        assert_eq!(judge.last_heard(), adopted);
+        options::probe_now(fd).expect("set");
+        let answered = until(&mut judge, &near, |judge, _| judge.last_heard() > adopted);
+        assert_eq!(answered.action, Some(Action::ProbeNormally));
+        assert_eq!(judge.condition(), Condition::Alive);
+        near.set_nonblocking(true).expect("set");
+        while near.write(&[0; 65_536]).is_ok() {}
+        let stalled = |judge: &Judge, _: &LegVerdict| judge.condition() == Condition::Stalled;
+        until(&mut judge, &near, stalled);
+    }
+}

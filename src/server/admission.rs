@@ -297,7 +297,7 @@ fn first<K: Ord>(
         if here.is_none_or(|params| Arc::ptr_eq(params, &session.params))
             && session.known_candidate(now).is_some()
         {
-            holders.push((session.last_look(), session.clone()));
+            holders.push((session.last_observed(), session.clone()));
         }
     });
     holders.sort_by_key(|(looked_at, _)| *looked_at);
@@ -387,7 +387,7 @@ mod tests {
     }
 
     fn looks(sessions: &[(Arc<Session>, TcpStream)], since: Time) -> usize {
-        let looked_at = |(session, _): &&(Arc<Session>, _)| session.last_look() >= since;
+        let looked_at = |(session, _): &&(Arc<Session>, _)| session.last_observed() >= since;
         sessions.iter().filter(looked_at).count()
     }
 
@@ -416,7 +416,7 @@ mod tests {
             let all = || others.iter().chain(&holders);
             all().for_each(|(session, _)| session.refresh(now));
             let is_ready = |session: &Session| {
-                session.last_look() >= now && session.known_candidate(now).is_some()
+                session.last_observed() >= now && session.known_candidate(now).is_some()
             };
             if all().all(|(session, _)| is_ready(session)) {
                 break;

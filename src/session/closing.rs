@@ -98,6 +98,8 @@ fn is_own_decision(reason: CloseReason) -> bool {
             | CloseReason::UpstreamStalled
             | CloseReason::DownstreamUndelivered
             | CloseReason::UpstreamUndelivered
+            | CloseReason::DownstreamSilent
+            | CloseReason::UpstreamSilent
             | CloseReason::FirstResponseTimeout
     )
 }

@@ -24,7 +24,8 @@ use strum::VariantArray;
 
 use crate::config::{Abandoned, OnDead, OnEnd};
 use crate::liveness::{
-    Close, CloseHow, CloseReason, Evidence, Fault, Leg, Look, Machine, Policy, Span, Time, Traffic,
+    Close, CloseHow, CloseReason, Evidence, Fault, Leg, Machine, Observation, Policy, Span, Time,
+    Traffic,
 };
 use crate::metrics::{ConnectFailure, ListenerMetrics};
 use crate::net::leg::LegStream;
@@ -303,13 +304,13 @@ impl State {
         self.machine.started() + Span::ms(self.queued_ms.into())
     }
 
-    fn look(&self, counters: &Counters) -> Look {
+    fn look(&self, counters: &Counters) -> Observation {
         // Before the kernel is asked: a request that is written meanwhile, on another thread, must
         // not be taken for the older one of which the kernel told.
         let (traffic, answers_before) = (counters.traffic(), counters.answers_before());
         let legs = self.fds;
         let legs = legs.map(|fd| if fd < 0 { None } else { sample::sample(fd) });
-        Look {
+        Observation {
             legs,
             traffic,
             answers_before,

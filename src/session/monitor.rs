@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Phase, Session, State, Table, Watch, Worker};
-use crate::liveness::{Ask, Condition, LEGS, Leg, Machine, Span, Time};
+use crate::liveness::{Action, Condition, LEGS, Leg, Machine, Span, Time};
 use crate::net::options;
 use crate::sys;
 
@@ -61,9 +61,9 @@ impl Session {
         state.watch_pending = false;
         self.watch(&mut state)?;
         // A look costs as much as the options: most sessions have nothing to tell yet.
-        let mut first = state.machine.first_look(&self.params.policy);
+        let mut first = state.machine.first_observation(&self.params.policy);
         if self.counters.sent() > 0 {
-            first = first.min(now + self.params.policy.busy_look_every());
+            first = first.min(now + self.params.policy.busy_interval());
         }
         let first = first.min(state.due).max(now + Span::ms(1));
         let first = state.put_off(now, first);
@@ -83,7 +83,7 @@ impl Session {
             let fd = state.fds[leg as usize];
             if fd >= 0 && !state.watch.covers(leg) && up.covers(leg) {
                 options::watch(fd, leg, &self.params.policy, |set| self.check_option(set));
-                state.machine.is_asked(leg);
+                state.machine.probes_resumed(leg);
             }
         }
         state.watch = up;
@@ -116,7 +116,7 @@ impl Session {
     }
 
     fn will_be_looked_at(&self, now: Time, at: Time) {
-        let soon = at < now + self.params.policy.busy_look_every() + GRID;
+        let soon = at < now + self.params.policy.busy_interval() + GRID;
         self.looked_at.store(soon, Ordering::Relaxed);
     }
 
@@ -129,7 +129,7 @@ impl Session {
             return;
         }
         let known = state.due;
-        let due = state.put_off(now, known.min(now + self.params.policy.busy_look_every()));
+        let due = state.put_off(now, known.min(now + self.params.policy.busy_interval()));
         self.will_be_looked_at(now, due);
         if due != known {
             table.schedule(due, key);
@@ -154,7 +154,7 @@ impl Session {
         let look = state.look(&self.counters);
         self.params.metrics.observed();
         let before = state.machine.clone();
-        let verdict = state.machine.look(now, policy, &look);
+        let verdict = state.machine.observe(now, policy, &look);
         self.report_conditions(&before, Some(&state.machine));
         for (probes, answered) in self
             .params
@@ -166,14 +166,14 @@ impl Session {
         }
         for leg in LEGS {
             let fd = state.fds[leg as usize];
-            match verdict.ask[leg as usize] {
-                Some(Ask::Nothing) => self.check_option(options::leave_alone(fd)),
-                Some(Ask::Again) => self.check_option(options::ask_again(fd, policy)),
-                Some(Ask::Probe) => {
+            match verdict.actions[leg as usize] {
+                Some(Action::StopProbes) => self.check_option(options::leave_alone(fd)),
+                Some(Action::ResumeProbes) => self.check_option(options::ask_again(fd, policy)),
+                Some(Action::ProbeNow) => {
                     self.params.metrics.probe_sent(leg);
                     self.check_option(options::probe_now(fd));
                 }
-                Some(Ask::Rest) => self.check_option(options::probe_later(fd, policy)),
+                Some(Action::ProbeNormally) => self.check_option(options::probe_later(fd, policy)),
                 None => {}
             }
             if let Some(gap) = verdict.longest_gap[leg as usize] {

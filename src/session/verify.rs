@@ -78,8 +78,8 @@ impl Session {
             } => {
                 // The other leg may have taken its time, and this peer have come back.
                 let silent_for = silent_for + (now - at);
-                let age = self.sample(leg)?.last_life_age();
-                let reason = self.lock().machine.silent(leg);
+                let age = self.sample(leg)?.last_heard_age();
+                let reason = self.lock().machine.dead(leg);
                 (age + AGE_JITTER >= silent_for).then_some(Close {
                     reason,
                     how: how.unwrap_or(CloseHow::AbortAfterFlush(leg)),
@@ -117,7 +117,7 @@ impl Session {
     /// Waits until a client that did not answer is heard; whoever ends the session ends this.
     pub async fn until_client_is_heard(&self) {
         while let Some(sample) = self.sample(Leg::Downstream) {
-            if sample.last_life_age() < HEARD {
+            if sample.last_heard_age() < HEARD {
                 return;
             }
             tokio::time::sleep((HEARD / 4).into()).await;
@@ -164,11 +164,11 @@ impl Session {
                 break Answer::Over;
             };
             self.hasten(leg, &sample);
-            let pause = match inquiry.look(sys::now(), &sample) {
+            let pause = match inquiry.observe(sys::now(), &sample) {
                 Step::Done(answer) => break answer,
                 Step::Wait(pause) => pause,
                 Step::Ask(_) if !self.params.policy.probes[leg as usize] => {
-                    break Answer::Unknown(sample.last_life_age());
+                    break Answer::Unknown(sample.last_heard_age());
                 }
                 Step::Ask(pause) => {
                     asking.ask();
@@ -226,8 +226,8 @@ impl Session {
 
     /// When it was last looked at.
     #[must_use]
-    pub fn last_look(&self) -> Time {
-        self.lock().machine.last_look()
+    pub fn last_observed(&self) -> Time {
+        self.lock().machine.last_observed()
     }
 
     /// The same by what the last look found out, at the cost of no system call. It was active no

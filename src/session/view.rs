@@ -77,7 +77,7 @@ impl Session {
             },
             state: sys::state_name(info.state),
             condition: known.condition.into(),
-            last_life_ms: (now - known.last_life).as_millis(),
+            last_life_ms: (now - known.last_heard).as_millis(),
             received_bytes: received[leg as usize],
             sent_bytes: sent[leg as usize],
             unacked: info.unacked,

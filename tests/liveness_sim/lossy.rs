@@ -75,7 +75,7 @@ impl Asked {
     fn inquire(&mut self, method: Method) -> Answer {
         let mut inquiry = Inquiry::new(Time::ms(self.now), method, &self.sample());
         loop {
-            let pause = match inquiry.look(Time::ms(self.now), &self.sample()) {
+            let pause = match inquiry.observe(Time::ms(self.now), &self.sample()) {
                 Step::Done(answer) => break answer,
                 Step::Wait(pause) => pause,
                 Step::Ask(pause) => {

@@ -136,8 +136,8 @@ fn an_outage_of_a_stalled_peer_kills_nobody() {
 
 /// The same, where the kernel would give it up much sooner.
 #[test]
-fn an_outage_of_a_peer_that_took_its_window_back_kills_nobody() {
-    (0..30_000).for_each(|seed| kills_nobody(seed, Session::withdrawn_window(seed)));
+fn an_outage_of_a_peer_that_shrank_its_window_kills_nobody() {
+    (0..30_000).for_each(|seed| kills_nobody(seed, Session::shrunk_window(seed)));
 }
 
 fn kills_nobody(seed: u64, mut session: Session) {

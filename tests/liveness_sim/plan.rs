@@ -17,7 +17,7 @@ const LATENESS: Ms = 100;
 
 /// Something that happens to one leg, or to the monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum Event {
     /// The peer sends.
     Write(u64),
     /// Both directions, or one, are cut for so long.
@@ -77,7 +77,16 @@ pub struct Plan {
 impl Plan {
     pub fn new(seed: u64, rng: &mut Rng) -> Self {
         let marathon = seed.is_multiple_of(MARATHON_EVERY);
-        let policy = policy(rng, marathon);
+        let mut policy = policy(rng, marathon);
+        if !marathon {
+            // Of their own dice, so that a seed means the same run as without them.
+            let mut dice = Rng::new(!seed);
+            let mut timeout = || {
+                dice.one_in(2)
+                    .then(|| Span::ms(dice.spread(MINUTE, 4 * HOUR)))
+            };
+            policy.receive_timeout = [timeout(), timeout()];
+        }
         let rough = [0, 0, 0, 30, 4][rng.index(5)];
         let mut weights = [30, 8, 2, 6, 5, 6, 1, 1, 1, 2, 1, 1, 0, 0, 4, 2];
         if rough > 0 {
@@ -130,6 +139,7 @@ impl Plan {
             stall_timeout: None,
             probes: [true; 2],
             delivery_timeout: None,
+            receive_timeout: [None; 2],
             first_response_timeout: None,
             max_duration: None,
         };
@@ -140,11 +150,11 @@ impl Plan {
 
     /// Both peers live, the monitor is on time, and data goes to the first leg while it is away for
     /// nearly as long as is promised to be survived: the actions, each with its leg.
-    pub fn late_writes(&mut self, rng: &mut Rng) -> [(Ms, usize, Action); 3] {
+    pub fn late_writes(&mut self, rng: &mut Rng) -> [(Ms, usize, Event); 3] {
         self.late_writes_within(rng, 12_000)
     }
 
-    fn late_writes_within(&mut self, rng: &mut Rng, most: Ms) -> [(Ms, usize, Action); 3] {
+    fn late_writes_within(&mut self, rng: &mut Rng, most: Ms) -> [(Ms, usize, Event); 3] {
         self.make_idle();
         let d = rng.range(2000, most);
         self.policy.detect_within = Span::ms(d);
@@ -155,59 +165,64 @@ impl Plan {
         let begin = rng.range(d, 3 * d);
         let span = rng.range(span / 2, span.max(2));
         let write = match rng.index(3) {
-            0 => Action::Fin,
+            0 => Event::Fin,
             // Both fit into the smallest buffer.
-            _ => Action::Write(rng.spread(1, 1900)),
+            _ => Event::Write(rng.spread(1, 1900)),
         };
         let mut writes = [rng.range(0, span), rng.range(0, span)];
         writes.sort_unstable();
         let cut = [true; 2];
         [
-            (begin, 0, Action::Outage { cut, span }),
+            (begin, 0, Event::Outage { cut, span }),
             (begin + writes[0], 1, write),
             (begin + writes[1], 1, write),
         ]
     }
 
     /// A live peer that takes no data is away for nearly as long as is promised to be survived.
-    pub fn shut_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Action); 3] {
-        let [(begin, _, outage), ..] = self.late_writes_within(rng, 60_000);
+    pub fn shut_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Event); 3] {
+        let [(begin, ..), ..] = self.late_writes_within(rng, 60_000);
         let d = self.policy.detect_within.as_millis();
         self.memory = None;
         [
-            (rng.range(0, begin), 0, Action::Stall),
-            (begin, 1, Action::Write(2 * self.buffer + 1000)),
-            (begin + rng.range(20, 3 * d), 0, outage),
+            (rng.range(0, begin), 0, Event::Stall),
+            (begin, 1, Event::Write(2 * self.buffer + 1000)),
+            (
+                begin + rng.range(20, 3 * d),
+                0,
+                outage(survives_closed(d), rng),
+            ),
         ]
     }
 
-    /// The same, of a peer that has taken its window back while data was on the way to it.
-    pub fn withdrawn_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Action); 4] {
-        let [stall, (begin, to, _), (at, from, outage)] = self.shut_window(rng);
+    /// The same, of a peer that has shrunk its window while data was on the way to it.
+    pub fn shrunk_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Event); 4] {
+        let [stall, (begin, to, _), (at, from, _)] = self.shut_window(rng);
+        let d = self.policy.detect_within.as_millis();
         let memory = rng.range(100, 4000);
         self.memory = Some(memory);
         [
             stall,
-            (begin, to, Action::Write(memory)),
-            (begin + 300, to, Action::Write(rng.range(1, 3000))),
+            (begin, to, Event::Write(memory)),
+            (begin + 300, to, Event::Write(rng.range(1, 3000))),
             (
-                at + 300 + self.policy.busy_look_every().as_millis(),
+                at + 300 + self.policy.busy_interval().as_millis(),
                 from,
-                outage,
+                outage(survives_shrunk(d), rng),
             ),
         ]
     }
 
     /// One outage after the other, and data for the peer all the while, so that parts of it arrive.
-    pub fn flapping(&mut self, rng: &mut Rng) -> Vec<(Ms, usize, Action)> {
+    pub fn flapping(&mut self, rng: &mut Rng) -> Vec<(Ms, usize, Event)> {
         self.late_writes(rng);
         let d = self.policy.detect_within.as_millis();
-        let outage = |span| Action::Outage {
+        let outage = |span| Event::Outage {
             cut: [true; 2],
             span,
         };
         let begin = rng.range(d, 3 * d);
-        let write = |at, rng: &mut Rng| (at, 1, Action::Write(rng.spread(1, 300)));
+        let write = |at, rng: &mut Rng| (at, 1, Event::Write(rng.spread(1, 300)));
         if rng.one_in(2) {
             // The first repetition arrives, and what follows it does not.
             if !rng.one_in(4) {
@@ -244,30 +259,30 @@ impl Plan {
         rng.spread(1, self.max_gap)
     }
 
-    pub fn action(&self, rng: &mut Rng) -> Action {
+    pub fn action(&self, rng: &mut Rng) -> Event {
         let d = self.policy.detect_within.as_millis();
         let directions = [[true, true], [true, true], [true, false], [false, true]];
         let cut = directions[rng.index(4)];
         match rng.weighted(&self.weights) {
-            0 => Action::Write(rng.spread(1, 150_000)),
-            1 => Action::Outage {
+            0 => Event::Write(rng.spread(1, 150_000)),
+            1 => Event::Outage {
                 cut,
                 span: rng.range(1, self.survivable().max(2)),
             },
-            2 => Action::Cut(cut),
-            3 => Action::Restore,
-            4 => Action::Stall,
-            5 => Action::Resume,
-            6 => Action::Fin,
-            7 => Action::Rst,
-            8 => Action::Die,
-            9 => Action::Vanish,
-            10 => Action::Reboot(rng.range(10, 2 * d)),
-            11 => Action::Drain,
-            12 => Action::Pause(rng.range(100, 2 * d)),
-            13 => Action::StepBack(rng.range(1, 20 * SECOND)),
-            14 => Action::Scrape,
-            _ => Action::Narrow(rng.range(1, 2000)),
+            2 => Event::Cut(cut),
+            3 => Event::Restore,
+            4 => Event::Stall,
+            5 => Event::Resume,
+            6 => Event::Fin,
+            7 => Event::Rst,
+            8 => Event::Die,
+            9 => Event::Vanish,
+            10 => Event::Reboot(rng.range(10, 2 * d)),
+            11 => Event::Drain,
+            12 => Event::Pause(rng.range(100, 2 * d)),
+            13 => Event::StepBack(rng.range(1, 20 * SECOND)),
+            14 => Event::Scrape,
+            _ => Event::Narrow(rng.range(1, 2000)),
         }
     }
 
@@ -275,6 +290,25 @@ impl Plan {
     fn survivable(&self) -> Ms {
         self.policy.survives().as_millis() + 200
     }
+}
+
+/// Most of what is survived.
+fn outage(survived: Ms, rng: &mut Rng) -> Event {
+    Event::Outage {
+        cut: [true; 2],
+        span: rng.range(survived / 2, survived.max(2)),
+    }
+}
+
+/// An outage that a peer behind a closed window survives for certain: it was heard up to a second
+/// before, and is asked a fifth of D after, by timers that are late by up to an eighth.
+pub fn survives_closed(d: Ms) -> Ms {
+    d.saturating_sub(1300 + (d / 5).max(SECOND) * 9 / 8)
+}
+
+/// The same behind a shrunk window, where each question comes after half as much silence again.
+pub fn survives_shrunk(d: Ms) -> Ms {
+    (d * 16 / 25).saturating_sub(1300)
 }
 
 fn kernel(rng: &mut Rng) -> Kernel {
@@ -298,6 +332,7 @@ fn policy(rng: &mut Rng, marathon: bool) -> Policy {
             stall_timeout: None,
             probes: [true; 2],
             delivery_timeout: None,
+            receive_timeout: [None; 2],
             first_response_timeout: None,
             max_duration: None,
         };
@@ -323,6 +358,7 @@ fn policy(rng: &mut Rng, marathon: bool) -> Policy {
         stall_timeout: timeout(rng, SECOND, 10 * MINUTE),
         first_response_timeout: timeout(rng, SECOND, 10 * MINUTE),
         delivery_timeout: timeout(rng, 5 * SECOND, 10 * MINUTE),
+        receive_timeout: [None; 2],
         max_duration: rng
             .one_in(4)
             .then(|| Span::ms(rng.spread(MINUTE, 4 * HOUR))),

@@ -2,11 +2,11 @@
 //! machine, on a virtual clock that jumps from event to event.
 
 use pulsegate::liveness::{
-    Ask, Close, CloseReason, Fault, LEGS, Leg, Look, Machine, Span, Time, Traffic,
+    Action, Close, CloseReason, Fault, LEGS, Leg, Machine, Observation, Span, Time, Traffic,
 };
 
 use crate::leg::{Fate, Leg as SimLeg};
-use crate::plan::{Action, HOUR, Plan};
+use crate::plan::{Event, HOUR, Plan};
 use crate::rng::Rng;
 use crate::tcp::{Endpoint, Ms};
 use crate::truth::{GRID, Slack, Truth, slowest_keepalive};
@@ -42,7 +42,7 @@ pub struct Session {
     act_at: Ms,
     restore_at: [Option<Ms>; 2],
     /// What is still to happen instead of something by chance, the last first.
-    script: Vec<(Ms, usize, Action)>,
+    script: Vec<(Ms, usize, Event)>,
     slack: Slack,
     fin_seen: bool,
     outcome: Outcome,
@@ -81,11 +81,11 @@ impl Session {
         Self::scripted(plan, rng, script.to_vec())
     }
 
-    /// The same, of one that has taken its window back while data was on the way to it.
-    pub fn withdrawn_window(seed: u64) -> Self {
+    /// The same, of one that has shrunk its window while data was on the way to it.
+    pub fn shrunk_window(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let mut plan = Plan::new(seed, &mut rng);
-        let script = plan.withdrawn_window(&mut rng);
+        let script = plan.shrunk_window(&mut rng);
         Self::scripted(plan, rng, script.to_vec())
     }
 
@@ -97,7 +97,7 @@ impl Session {
         Self::scripted(plan, rng, script)
     }
 
-    fn scripted(plan: Plan, rng: Rng, script: Vec<(Ms, usize, Action)>) -> Self {
+    fn scripted(plan: Plan, rng: Rng, script: Vec<(Ms, usize, Event)>) -> Self {
         let mut session = Self::with(plan, rng);
         session.script = script;
         session.script.reverse();
@@ -131,7 +131,7 @@ impl Session {
         let legs = [leg(0), leg(1)];
         let offset = rng.range(1_000_000, 1_000_000_000);
         let machine = Machine::new(Time::ms(start + offset));
-        let look_at = machine.first_look(&plan.policy).as_millis() - offset;
+        let look_at = machine.first_observation(&plan.policy).as_millis() - offset;
         Self {
             truth: Truth::new(&plan, start),
             now: start,
@@ -260,45 +260,45 @@ impl Session {
         None
     }
 
-    fn act(&mut self, action: Action, index: usize) {
+    fn act(&mut self, action: Event, index: usize) {
         let now = self.now;
         let leg = &mut self.legs[index];
         match action {
-            Action::Write(bytes) => leg.peer_writes(now, bytes),
-            Action::Outage { cut, span } => {
+            Event::Write(bytes) => leg.peer_writes(now, bytes),
+            Event::Outage { cut, span } => {
                 leg.up = cut.map(|c| !c);
                 self.restore_at[index] = Some(now + span);
             }
-            Action::Cut(cut) => {
+            Event::Cut(cut) => {
                 leg.up = cut.map(|c| !c);
                 self.restore_at[index] = None;
             }
-            Action::Narrow(widest) => leg.widest = widest,
-            Action::Restore => {
+            Event::Narrow(widest) => leg.widest = widest,
+            Event::Restore => {
                 leg.up = [true; 2];
                 leg.widest = u64::MAX;
             }
-            Action::Stall => leg.set_reads(now, false),
-            Action::Resume => leg.set_reads(now, true),
-            Action::Fin => leg.peer_finishes(now),
-            Action::Rst => leg.peer_resets(now),
-            Action::Die => leg.peer_dies(now),
-            Action::Vanish => leg.fate = Fate::Gone,
-            Action::Reboot(span) => leg.fate = Fate::Forgot(now + span),
-            Action::Drain => self.drain(),
-            Action::Pause(span) => {
+            Event::Stall => leg.set_reads(now, false),
+            Event::Resume => leg.set_reads(now, true),
+            Event::Fin => leg.peer_finishes(now),
+            Event::Rst => leg.peer_resets(now),
+            Event::Die => leg.peer_dies(now),
+            Event::Vanish => leg.fate = Fate::Gone,
+            Event::Reboot(span) => leg.fate = Fate::Forgot(now + span),
+            Event::Drain => self.drain(),
+            Event::Pause(span) => {
                 self.slack.total += span;
                 self.slack.paused_until = self.slack.paused_until.max(now + span);
                 self.look_at = self.look_at.max(now + span);
             }
-            Action::StepBack(span) => {
+            Event::StepBack(span) => {
                 let span = span.min(self.offset - 1);
                 self.offset -= span;
                 self.look_at += span;
                 self.slack.total += span;
                 self.slack.steps += span;
             }
-            Action::Scrape => self.look_at = self.look_at.min(now.max(self.slack.paused_until)),
+            Event::Scrape => self.look_at = self.look_at.min(now.max(self.slack.paused_until)),
         }
     }
 
@@ -350,13 +350,13 @@ impl Session {
     /// real one does so from some kilobytes on.)
     fn look_soon(&mut self) {
         let soon =
-            self.now + self.plan.policy.busy_look_every().as_millis() + self.rng.range(0, GRID);
+            self.now + self.plan.policy.busy_interval().as_millis() + self.rng.range(0, GRID);
         self.look_at = self.look_at.min(soon.max(self.slack.paused_until));
     }
 
     fn look(&mut self) -> Option<Close> {
         let lag = self.rng.range(0, 2);
-        let mut look = Look {
+        let mut look = Observation {
             legs: [None; 2],
             traffic: self.traffic,
             answers_before: self.answers_before,
@@ -373,12 +373,12 @@ impl Session {
         }
         // The monitor reads its clock once for a batch of looks, just before it asks the kernel.
         let clock = Time::ms(self.now + self.offset - lag);
-        let verdict = self.machine.look(clock, &self.plan.policy, &look);
+        let verdict = self.machine.observe(clock, &self.plan.policy, &look);
         self.outcome.looks += 1;
         self.note(verdict.next.as_millis() - self.offset);
         assert!(verdict.next > clock, "the next look is not later");
         for leg in LEGS {
-            self.ask(leg, verdict.ask[leg as usize]);
+            self.ask(leg, verdict.actions[leg as usize]);
             // An older kernel does not know the option.
             if let Some(gap) = verdict.longest_gap[leg as usize].filter(|_| self.modern()) {
                 self.legs[leg as usize].near.kernel.rto_max = gap.as_millis();
@@ -401,14 +401,14 @@ impl Session {
         None
     }
 
-    fn ask(&mut self, leg: Leg, ask: Option<Ask>) {
+    fn ask(&mut self, leg: Leg, action: Option<Action>) {
         let normal = self.plan.policy.keepalive_idle().as_millis();
         let near = &mut self.legs[leg as usize].near;
-        match ask {
-            Some(Ask::Probe) => near.set_idle(self.now, 1000),
-            Some(Ask::Rest) => near.set_idle(self.now, normal),
-            Some(Ask::Nothing) => near.keepalive_at = None,
-            Some(Ask::Again) => near.set_idle(self.now, normal),
+        match action {
+            Some(Action::ProbeNow) => near.set_idle(self.now, 1000),
+            Some(Action::ProbeNormally) => near.set_idle(self.now, normal),
+            Some(Action::StopProbes) => near.keepalive_at = None,
+            Some(Action::ResumeProbes) => near.set_idle(self.now, normal),
             None => {}
         }
     }

@@ -266,7 +266,7 @@ impl Endpoint {
     }
 
     /// It has done so while data was on its way.
-    pub fn is_withdrawn(&self) -> bool {
+    pub fn is_shrunk(&self) -> bool {
         self.in_flight() && self.zero_window_told()
     }
 
@@ -497,7 +497,7 @@ impl Endpoint {
             self.busy_since.get_or_insert(now);
         }
         let shut = self.unsent() > 0 && self.zero_window() && !self.in_flight();
-        let shut = shut || self.is_withdrawn();
+        let shut = shut || self.is_shrunk();
         self.shut_since = shut.then(|| self.shut_since.unwrap_or(now));
     }
 
@@ -514,7 +514,7 @@ impl Endpoint {
     }
 
     fn retransmit(&mut self, now: Ms) {
-        let withdrawn = self.is_withdrawn();
+        let withdrawn = self.is_shrunk();
         let heard = self.last_ack.unwrap_or(self.start);
         if withdrawn && self.rto_due > heard + 2 * self.kernel.rto_max {
             self.timed_out = true;

@@ -4,7 +4,7 @@
 use pulsegate::liveness::{Close, CloseReason, Condition, Evidence, LEGS, Leg, Policy, Span};
 
 use crate::leg::{Fate, Leg as SimLeg};
-use crate::plan::Plan;
+use crate::plan::{Plan, survives_closed, survives_shrunk};
 use crate::tcp::{Kernel, Ms};
 
 /// A look comes this late at most, where the monitor is on time.
@@ -60,6 +60,8 @@ pub struct Truth {
     /// When a byte was last received or acknowledged.
     last_byte: (Ms, Ms),
     last_sent_up: Option<(Ms, Ms)>,
+    /// When payload last came from each peer, or waited to be read.
+    received: [(Ms, Ms); 2],
     stalled: [Option<(Ms, Ms)>; 2],
     /// Since when bytes in flight have not been acknowledged although the window is open.
     undelivered: [Option<(Ms, Ms)>; 2],
@@ -84,6 +86,7 @@ impl Truth {
             fin_since: None,
             last_byte: (start, 0),
             last_sent_up: None,
+            received: [(start, 0); 2],
             stalled: [None; 2],
             undelivered: [None; 2],
         }
@@ -154,7 +157,15 @@ impl Truth {
             (Some(_), _) => Some((now, slack.total)),
         };
         let near = &sim.near;
-        let open = near.in_flight() && !near.is_withdrawn() && !near.zero_window();
+        let received = if near.unread() > 0 {
+            Some(now)
+        } else {
+            near.last_data
+        };
+        if received.is_some_and(|at| at > self.received[leg as usize].0) {
+            self.received[leg as usize] = (received.unwrap_or(now), slack.total);
+        }
+        let open = near.in_flight() && !near.is_shrunk() && !near.zero_window();
         let since = near.last_taken.max(near.busy_since).unwrap_or(now);
         let known = self.undelivered[leg as usize].filter(|(at, _)| *at >= since);
         self.undelivered[leg as usize] = open.then(|| known.unwrap_or((now, slack.total)));
@@ -206,6 +217,16 @@ impl Truth {
             {
                 let late = heard - since - span;
                 self.check_timer(now, "delivery", since, known, span + late + 2000, slack);
+            }
+        }
+        for leg in LEGS {
+            let near = &legs[leg as usize].near;
+            let (since, known) = self.received[leg as usize];
+            if let Some(span) = self.policy.receive_timeout[leg as usize]
+                && near.is_open()
+                && !near.fin_received
+            {
+                self.check_timer(now, "receive", since, known, span.as_millis(), slack);
             }
         }
         let (at, known) = self.last_byte;
@@ -291,7 +312,7 @@ impl Truth {
             }
             if close.reason == CloseReason::stalled(leg) {
                 let span = self.policy.stall_timeout.expect("is off").as_millis();
-                let sent = if sim.near.is_withdrawn() {
+                let sent = if sim.near.is_shrunk() {
                     sim.near.last_new_sent
                 } else {
                     sim.near.last_sent
@@ -317,6 +338,19 @@ impl Truth {
                 assert!(now + self.rounding() >= since + span, "too early");
                 let heard = near.last_dated().max(near.last_undated.unwrap_or(0));
                 assert!(heard > since, "a silent peer is called undelivered");
+            }
+        }
+        for leg in LEGS {
+            if close.reason == CloseReason::silent(leg) {
+                let near = &legs[leg as usize].near;
+                let span = self.policy.receive_timeout[leg as usize].expect("is off");
+                assert!(!near.fin_received, "it has said that it says no more");
+                assert_eq!(near.unread(), 0, "it has sent what nobody reads");
+                let since = near.last_data.unwrap_or(self.start);
+                assert!(
+                    now + self.rounding() >= since + span.as_millis(),
+                    "too early"
+                );
             }
         }
         let not_before = |since: Ms, span: Option<Ms>| {
@@ -413,17 +447,29 @@ impl Truth {
             return;
         }
         if let Some(since) = truth.reachable {
-            // Nobody was there to have a closed window probed more often towards the end.
-            let unattended = u64::from(self.rough && sim.near.zero_window()) * d;
-            let answered_by = since + next_answer(sim, self.rough, self.rounding()) + unattended;
+            // Behind a closed window the next question may be far away.
+            let spread = match sim.near.zero_window() {
+                true if self.rough => d,
+                true => d / 2,
+                false => 0,
+            };
+            let answered_by = since + next_answer(sim, self.rough, self.rounding()) + spread;
             assert!(
                 now <= answered_by,
                 "a peer that answers since {since} is dead at {now}"
             );
         }
         let disturbed = truth.disturbed.expect("nothing ever disturbed this leg");
-        let survives = (disturbed + d).saturating_sub(slowest_keepalive(&self.policy, sim.rtt));
-        assert!(now >= survives, "an outage of {} killed", now - disturbed);
+        let survives = if sim.near.is_shrunk() {
+            survives_shrunk(d)
+        } else if sim.near.zero_window() {
+            survives_closed(d)
+        } else {
+            Ms::MAX
+        };
+        let survives = survives.min(d.saturating_sub(slowest_keepalive(&self.policy, sim.rtt)));
+        let outage = now - disturbed;
+        assert!(outage >= survives, "an outage of {outage} killed");
     }
 
     /// Suspicion is not raised against a peer that answers.
