@@ -113,6 +113,8 @@ fn the_defaults_are_those_that_are_promised() {
     assert_eq!(liveness.first_response_timeout, None);
     assert_eq!(liveness.max_connection_duration, None);
     assert_eq!(liveness.nat_timeout, None);
+    assert_eq!(liveness.receive_timeout.downstream, None);
+    assert_eq!(liveness.receive_timeout.upstream, None);
     assert_eq!(listener.liveness.on_dead, OnDead::Reset);
     assert_eq!(listener.liveness.on_end, OnEnd::Reset);
     assert_eq!(listener.limits.max_connections, None);
@@ -202,6 +204,37 @@ fn probes_outpace_a_nat() {
 }
 
 #[test]
+fn explain_has_a_row_for_each_receive_timeout() {
+    let explain = |further: &[&str]| {
+        let args = [
+            "explain",
+            "--listen",
+            "127.0.0.1:1",
+            "--upstream",
+            "127.0.0.1:2",
+        ];
+        out(&pulsegate(&[&args, further].concat()))
+    };
+    assert!(!explain(&[]).contains("_silent"));
+    let both = explain(&[
+        "--receive-timeout-downstream",
+        "90s",
+        "--receive-timeout-upstream",
+        "2m",
+    ]);
+    for row in [
+        ["downstream", "downstream_silent", "90s"],
+        ["upstream", "upstream_silent", "2m"],
+    ] {
+        let is = |line: &str| {
+            row.iter()
+                .all(|part| line.split_whitespace().any(|word| word == *part))
+        };
+        assert!(both.lines().any(is), "{row:?}\n{both}");
+    }
+}
+
+#[test]
 fn explain_says_which_legs_a_nat_does_not_forget() {
     let explain = |further: &[&str]| {
         let args = [
@@ -247,6 +280,7 @@ listeners:
       half_close_timeout: 8s
       stall_timeout: 9s
       delivery_timeout: 90s
+      receive_timeout: { downstream: 91s, upstream: 92s }
       first_response_timeout: 10s
       max_connection_duration: 110s
       on_dead: close
@@ -274,6 +308,8 @@ workers: 15
         ("half-close-timeout", "8s"),
         ("stall-timeout", "9s"),
         ("delivery-timeout", "90s"),
+        ("receive-timeout-downstream", "91s"),
+        ("receive-timeout-upstream", "92s"),
         ("first-response-timeout", "10s"),
         ("max-connection-duration", "110s"),
         ("on-dead", "close"),

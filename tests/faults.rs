@@ -37,6 +37,8 @@ mod names;
 mod phantom;
 #[path = "faults/pressure.rs"]
 mod pressure;
+#[path = "faults/silent.rs"]
+mod silent;
 #[path = "faults/takeover.rs"]
 mod takeover;
 #[path = "faults/vanished.rs"]
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
         names::TESTS,
         phantom::TESTS,
         pressure::TESTS,
+        silent::TESTS,
         takeover::TESTS,
         verify::TESTS,
         waiting::TESTS,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::config::{Config, ListenerConfig, Liveness, show};
-use crate::liveness::{CloseReason, Evidence, Span};
+use crate::liveness::{CloseReason, Evidence, LEGS, Span};
 
 /// What `check` prints.
 pub(super) fn summary(source: &str, config: &Config) -> String {
@@ -170,6 +170,13 @@ fn rows(listener: &ListenerConfig) -> Vec<Row> {
         ended("both", "session too old", "-", &[duration]),
         ended("upstream", "no answer to connect", "-", &[connect]),
     ]);
+    let receive = &liveness.receive_timeout;
+    for (leg, span) in LEGS.into_iter().zip([receive.downstream, receive.upstream]) {
+        if span.is_some() {
+            let silent = (CloseReason::silent(leg).into(), span);
+            rows.push(ended(leg.into(), "alive, sends no payload", "-", &[silent]));
+        }
+    }
     rows
 }
 

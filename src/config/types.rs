@@ -136,6 +136,9 @@ section! {
         /// Ends a session whose peer is heard and acknowledges no data for this long, although its
         /// window is open.
         delivery_timeout: Option<Duration> = timeout().default("2m").flag("delivery-timeout");
+        /// How long a peer may send no payload although it is alive, for protocols in which it must
+        /// send.
+        receive_timeout: ReceiveTimeout = section_of();
         /// Ends a session whose service got a request and sent no byte for this long.
         first_response_timeout: Option<Duration> =
             timeout().default("0s").flag("first-response-timeout");
@@ -159,6 +162,16 @@ section! {
         ];
         let outer = [inner[2], ("max_connection_duration", max_connection_duration)];
         check::shadowed(at, reader, &inner, &outer);
+    }
+}
+
+section! {
+    /// How long a peer may send no payload although it is alive.
+    ReceiveTimeout {
+        /// Ends a session whose client is alive and sent no payload for this long.
+        downstream: Option<Duration> = timeout().default("0s").flag("receive-timeout-downstream");
+        /// Ends a session whose service is alive and sent no payload for this long.
+        upstream: Option<Duration> = timeout().default("0s").flag("receive-timeout-upstream");
     }
 }
 
@@ -371,7 +384,10 @@ impl Liveness {
             half_close_timeout: self.half_close_timeout.map(Span::from),
             stall_timeout: self.stall_timeout.map(Span::from),
             delivery_timeout: self.delivery_timeout.map(Span::from),
-            receive_timeout: [None; 2],
+            receive_timeout: [
+                self.receive_timeout.downstream.map(Span::from),
+                self.receive_timeout.upstream.map(Span::from),
+            ],
             first_response_timeout: self.first_response_timeout.map(Span::from),
             max_duration: self.max_connection_duration.map(Span::from),
         }

@@ -1,0 +1,60 @@
+//! A peer that lives and sends no payload: each leg has a clock for it, whatever the other one sends.
+
+use std::time::{Duration, Instant};
+
+use crate::case::{Case, SLACK};
+use crate::support::{End, Endpoint, Options, Test, eventually, ms};
+use crate::tests;
+
+pub const TESTS: &[Test] = tests![
+    silent_client_is_ended_in_time,
+    silent_service_is_ended_in_time,
+    peers_that_send_are_kept,
+];
+
+const TIMEOUT: Duration = ms(2000);
+const BOTH: [&str; 4] = [
+    "--receive-timeout-downstream",
+    "2s",
+    "--receive-timeout-upstream",
+    "2s",
+];
+
+fn silent_client_is_ended_in_time() {
+    let case = Case::with(&BOTH[..2], Options::default());
+    let (client, service) = case.session();
+    ends_for_silence(&case, "downstream_silent", &service, &client);
+}
+
+fn silent_service_is_ended_in_time() {
+    let case = Case::with(&BOTH[2..], Options::default());
+    let (client, service) = case.session();
+    ends_for_silence(&case, "upstream_silent", &client, &service);
+}
+
+/// One end speaks all the time, and the other one takes it without a word.
+#[track_caller]
+fn ends_for_silence(case: &Case, reason: &str, speaker: &Endpoint, silent: &Endpoint) {
+    let since = Instant::now();
+    speaker.send_every(100, ms(200));
+    for end in [speaker, silent] {
+        let (at, end) = end.wait_end(TIMEOUT + ms(1500) + SLACK);
+        assert_eq!(end, End::Reset);
+        let after = at.duration_since(since);
+        // The greeting came before.
+        assert!(after >= TIMEOUT - ms(500), "ended after only {after:?}");
+    }
+    case.expect_closed(reason);
+}
+
+fn peers_that_send_are_kept() {
+    let case = Case::with(&BOTH, Options::default());
+    let (client, service) = case.session();
+    client.send_every(1, ms(500));
+    service.send_every(1, ms(500));
+    let ended = || !client.is_open() || !service.is_open();
+    assert!(!eventually(TIMEOUT * 3, ended), "{client:?} {service:?}");
+    client.stop_sending();
+    service.stop_sending();
+    case.expect_intact(&client, &service);
+}
