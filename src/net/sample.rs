@@ -43,6 +43,7 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "waits in a thread of its own")]
 mod tests {
     use std::io::Write;
     use std::net::{Ipv4Addr, TcpListener, TcpStream};
