@@ -28,7 +28,7 @@ pub async fn status(
     request: hyper::Request<String>,
 ) -> hyper::StatusCode {
     let router = routes::Router::new(control, guard::Reach::Host);
-    router.answer(&request).await.status()
+    router.answer(request).await.status()
 }
 
 /// Whether the process takes new clients.
