@@ -32,7 +32,8 @@ fn check_position(error: &str, text: &str) {
     let lines: Vec<&str> = text
         .split(['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'])
         .collect();
-    assert!((1..=lines.len()).contains(&line), "{error}");
-    let columns = lines[line - 1].chars().count() + 1;
-    assert!((1..=columns).contains(&column), "{error}");
+    // The end of a text without a last line break is told as the line after it.
+    assert!((1..=lines.len() + 1).contains(&line), "{error}");
+    let columns = lines.get(line - 1).map_or(0, |line| line.chars().count());
+    assert!((1..=columns + 1).contains(&column), "{error}");
 }
