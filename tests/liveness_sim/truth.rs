@@ -453,7 +453,9 @@ impl Truth {
                 true => d / 2,
                 false => 0,
             };
-            let answered_by = since + next_answer(sim, self.rough, self.rounding()) + spread;
+            let grace = self.policy.grace().as_millis();
+            let asked = next_answer(sim, grace, self.rough, self.rounding());
+            let answered_by = since + asked + spread;
             assert!(
                 now <= answered_by,
                 "a peer that answers since {since} is dead at {now}"
@@ -518,10 +520,10 @@ pub fn slowest_keepalive(policy: &Policy, rtt: Ms) -> Ms {
 }
 
 /// How soon after a link came back the next question is answered at the latest.
-fn next_answer(sim: &SimLeg, rough: bool, rounding: Ms) -> Ms {
+fn next_answer(sim: &SimLeg, grace: Ms, rough: bool, rounding: Ms) -> Ms {
     if sim.near.is_silent() && !rough {
-        // Questions are half a second apart, the last one is asked at D and has its time.
-        560 + 200 + GRID + rounding + sim.rtt
+        // Questions are half a second apart; the last one is asked at D, and the verdict comes after the grace.
+        760.max(grace) + GRID + rounding + sim.rtt
     } else {
         // The kernel's own pace. So it is too where the monitor lost the samples after it had
         // asked for the last time, and judges late.
