@@ -10,7 +10,7 @@ use hyper::header::{ACCEPT, HOST, ORIGIN};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use pulsegate::admin::{self, Control, Readiness};
-use pulsegate::view::{Shown, VerifiedSession};
+use pulsegate::view::{OnSilent, Shown, VerifiedSession};
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
@@ -58,7 +58,7 @@ impl Control for Process {
     fn verify(
         &self,
         _ids: &[u64],
-        _quick: bool,
+        _on_silent: OnSilent,
     ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
         self.changed.store(true, Relaxed);
         Box::pin(std::future::ready(Vec::new()))
