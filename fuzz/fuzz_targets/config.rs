@@ -35,5 +35,6 @@ fn check_position(error: &str, text: &str) {
     // The end of a text without a last line break is told as the line after it.
     assert!((1..=lines.len() + 1).contains(&line), "{error}");
     let columns = lines.get(line - 1).map_or(0, |line| line.chars().count());
-    assert!((1..=columns + 1).contains(&column), "{error}");
+    // A value that is missing is told behind the place where it would begin.
+    assert!((1..=columns + 2).contains(&column), "{error}");
 }
