@@ -134,7 +134,8 @@ fn leg(number: u8) -> Leg {
 /// Notes when each peer was last heard, as the samples tell it.
 fn hear(heard: &mut [Time; 2], legs: &[Option<LegSample>; 2], now: Time, start: Time) {
     for (heard, sample) in heard.iter_mut().zip(legs) {
-        if let Some(sample) = sample {
+        // A closed connection is not judged, so its ages are not taken.
+        if let Some(sample) = sample.filter(|s| s.state != TcpState::Closed) {
             let age = sample.last_ack_age.min(sample.last_data_age);
             *heard = (*heard).max(now - age.min(now - start));
         }
