@@ -563,13 +563,19 @@ impl Judge {
         // A retransmission is data sent.
         let asked = now - sample.last_sent_age;
         let latest = policy.latest(self.silent_since(policy));
+        if sample.is_shrunk() && asked < window::back_by(self.deadline(policy), policy) {
+            // These are rare: the last one is still to come.
+            return latest;
+        }
         latest.min(asked + sample.answer_takes())
     }
 
     /// The longest gap that the kernel is to leave between two of its questions, where that changes.
     fn longest_gap(&mut self, now: Time, policy: &Policy, sample: &LegSample) -> Option<Span> {
-        let gap = if sample.zero_window && !sample.is_silent() {
+        let gap = if sample.is_shrunk() {
             window::longest_gap(now, self.silent_since(policy), policy, sample)
+        } else if sample.notsent > 0 && sample.zero_window {
+            window::longest_probe_gap(now, self.silent_since(policy), policy, sample.probes)
         } else {
             self.gap_in_flight(now, policy, sample)
         };

@@ -19,10 +19,11 @@
 //! ([`Policy::survives`]), less a round trip and the lateness of the kernel's timers (an eighth of I):
 //! under suspicion the kernel's own questions are a second apart. There are two exceptions:
 //!
-//! * Where the kernel asks more rarely, less is survived: 4/5 D - 1 s behind a closed window and
-//!   3/5 D - 1 s behind a shrunk one (`window.rs`), and (D - I) / 2 with data in flight on a
-//!   kernel without `TCP_RTO_MAX_MS` (Linux < 6.15). On such a kernel a peer that vanished while it was
-//!   stalled is found at the second unanswered window probe, up to minutes later.
+//! * Where the kernel asks more rarely, a peer that is back is heard late, by up to half of D, and two
+//!   outages may count as one: behind a closed window after 9 s of silence, behind a shrunk one at once
+//!   (`window.rs`; with D above 120 s the kernel's own end may come first). On a kernel without
+//!   `TCP_RTO_MAX_MS` (Linux < 6.15) only (D - I) / 2 is survived with data in flight, and a peer that
+//!   vanished while it was stalled is found at the second unanswered window probe, up to minutes later.
 //! * The kernel keeps no time for a segment that is neither data nor a valid acknowledgement (the peer's
 //!   own probes): it counts as of the observation before. So where our segments are lost and such
 //!   segments of the peer still arrive, the verdict comes up to one interval of observation sooner than

@@ -15,7 +15,7 @@ mod view;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -144,6 +144,8 @@ pub struct Session {
     ordered: AtomicBool,
     /// The monitor will look soon enough for a session that carries data.
     looked_at: AtomicBool,
+    /// How long it waited for a place, ms; 0 if it did not have to. Here it fills a gap of the record.
+    queued_ms: AtomicU32,
     state: Mutex<State>,
 }
 
@@ -163,8 +165,6 @@ struct State {
     watch: Watch,
     /// The client said FIN while it waited.
     abandoned: bool,
-    /// How long it waited for a place, ms; 0 if it did not have to.
-    queued_ms: u32,
     order: Option<Close>,
     waker: Option<Waker>,
     /// The endpoint that was dialled last.
@@ -199,6 +199,7 @@ impl Session {
             counters: Counters::default(),
             ordered: AtomicBool::new(false),
             looked_at: AtomicBool::new(false),
+            queued_ms: AtomicU32::new(0),
             state: Mutex::new(State {
                 phase: Phase::Connecting,
                 client: (client.ip(), client.port()),
@@ -208,7 +209,6 @@ impl Session {
                 watch_pending: false,
                 watch: Watch::None,
                 abandoned: false,
-                queued_ms: 0,
                 order: None,
                 waker: None,
                 endpoint: None,
@@ -268,9 +268,19 @@ impl Session {
         state.fds[Leg::Upstream as usize] = upstream;
         state.machine.open(now);
         state.phase = Phase::Open;
-        let took = now - state.dialled();
+        let took = now - self.dialled(&state);
         drop(state);
         self.params.metrics.connected(took.into());
+    }
+
+    /// How long it waited for a place.
+    fn queued(&self) -> Span {
+        Span::ms(self.queued_ms.load(Ordering::Relaxed).into())
+    }
+
+    /// When it had its place.
+    fn dialled(&self, state: &State) -> Time {
+        state.machine.started() + self.queued()
     }
 
     /// The client.
@@ -299,11 +309,6 @@ impl Session {
 }
 
 impl State {
-    /// When it had its place.
-    fn dialled(&self) -> Time {
-        self.machine.started() + Span::ms(self.queued_ms.into())
-    }
-
     fn look(&self, counters: &Counters) -> Observation {
         // Before the kernel is asked: a request that is written meanwhile, on another thread, must
         // not be taken for the older one of which the kernel told.
@@ -430,10 +435,10 @@ impl Session {
             self.report_conditions(&state.machine, None);
             let queued = match state.phase {
                 Phase::Queued => now - state.machine.started(),
-                _ => Span::ms(state.queued_ms.into()),
+                _ => self.queued(),
             };
             let opened = state.machine.opened();
-            let connect = opened.map(|at| at - state.dialled());
+            let connect = opened.map(|at| at - self.dialled(&state));
             let answered = state.machine.probes_answered();
             let endpoint = state.endpoint.take();
             let started = state.machine.started();

@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Phase, Session, Watch, aborted};
@@ -110,9 +111,9 @@ async fn queue<P>(
         return cancelled();
     }
     if place.is_ok() {
-        let mut state = session.lock();
-        let waited = (sys::now() - state.machine.started()).as_millis().max(1);
-        state.queued_ms = u32::try_from(waited).unwrap_or(u32::MAX);
+        let waited = sys::now() - session.lock().machine.started();
+        let waited = u32::try_from(waited.as_millis().max(1)).unwrap_or(u32::MAX);
+        session.queued_ms.store(waited, Ordering::Relaxed);
     }
     place
 }

@@ -49,7 +49,7 @@ impl Session {
             }
             Phase::Connecting => {
                 let span = self.params.cluster.upstream().connect_timeout;
-                Some((CloseReason::ConnectTimeout, state.dialled(), span))
+                Some((CloseReason::ConnectTimeout, self.dialled(state), span))
             }
             Phase::Preamble | Phase::Open => None,
             Phase::Closing => return None,

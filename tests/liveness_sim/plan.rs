@@ -181,24 +181,19 @@ impl Plan {
 
     /// A live peer that takes no data is away for nearly as long as is promised to be survived.
     pub fn shut_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Event); 3] {
-        let [(begin, ..), ..] = self.late_writes_within(rng, 60_000);
+        let [(begin, _, outage), ..] = self.late_writes_within(rng, 60_000);
         let d = self.policy.detect_within.as_millis();
         self.memory = None;
         [
             (rng.range(0, begin), 0, Event::Stall),
             (begin, 1, Event::Write(2 * self.buffer + 1000)),
-            (
-                begin + rng.range(20, 3 * d),
-                0,
-                outage(survives_closed(d), rng),
-            ),
+            (begin + rng.range(20, 3 * d), 0, outage),
         ]
     }
 
     /// The same, of a peer that has shrunk its window while data was on the way to it.
     pub fn shrunk_window(&mut self, rng: &mut Rng) -> [(Ms, usize, Event); 4] {
-        let [stall, (begin, to, _), (at, from, _)] = self.shut_window(rng);
-        let d = self.policy.detect_within.as_millis();
+        let [stall, (begin, to, _), (at, from, outage)] = self.shut_window(rng);
         let memory = rng.range(100, 4000);
         self.memory = Some(memory);
         [
@@ -208,7 +203,7 @@ impl Plan {
             (
                 at + 300 + self.policy.busy_interval().as_millis(),
                 from,
-                outage(survives_shrunk(d), rng),
+                outage,
             ),
         ]
     }
@@ -290,25 +285,6 @@ impl Plan {
     fn survivable(&self) -> Ms {
         self.policy.survives().as_millis() + 200
     }
-}
-
-/// Most of what is survived.
-fn outage(survived: Ms, rng: &mut Rng) -> Event {
-    Event::Outage {
-        cut: [true; 2],
-        span: rng.range(survived / 2, survived.max(2)),
-    }
-}
-
-/// An outage that a peer behind a closed window survives for certain: it was heard up to a second
-/// before, and is asked a fifth of D after, by timers that are late by up to an eighth.
-pub fn survives_closed(d: Ms) -> Ms {
-    d.saturating_sub(1300 + (d / 5).max(SECOND) * 9 / 8)
-}
-
-/// The same behind a shrunk window, where each question comes after half as much silence again.
-pub fn survives_shrunk(d: Ms) -> Ms {
-    (d * 16 / 25).saturating_sub(1300)
 }
 
 fn kernel(rng: &mut Rng) -> Kernel {
