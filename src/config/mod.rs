@@ -32,7 +32,7 @@ use keys::{Form, KEYS, Key};
 use read::Reader;
 use section::Section;
 use table::Table;
-use yaml::{Node, Position};
+use yaml::{Lines, Node};
 
 /// The table of keys.
 pub mod keys {
@@ -42,8 +42,6 @@ pub mod keys {
 
 /// No configuration is larger; reading stops there, even on a device that never ends.
 const MOST_BYTES: u64 = 1 << 20;
-/// The ends of a line in YAML, after `\r\n` was made one of them (YAML 1.1, 5.4).
-const LINE_BREAKS: [char; 5] = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'];
 
 /// Reads and checks a file. Its path is the `file` of every error.
 ///
@@ -83,11 +81,7 @@ pub fn load_file(path: &Path) -> Result<Config, ConfigErrors> {
 pub fn load(name: &str, text: &[u8]) -> Result<Config, ConfigErrors> {
     let root = std::str::from_utf8(text).map_err(|error| {
         let good = String::from_utf8_lossy(&text[..error.valid_up_to()]);
-        let good = good.replace("\r\n", "\n");
-        let line = good.split(LINE_BREAKS).count();
-        let last = good.rsplit(LINE_BREAKS).next().unwrap_or_default();
-        let column = 1 + last.chars().count();
-        Problem::of_file(Some(Position { line, column }), "is not UTF-8 text")
+        Problem::of_file(Some(Lines::of(&good).end()), "is not UTF-8 text")
     });
     let root = root.and_then(yaml::parse);
     let file = Source::File(name);

@@ -114,34 +114,72 @@ pub(super) struct Position {
     pub column: usize,
 }
 
-impl Position {
-    fn of(marker: &Marker) -> Self {
-        let (line, column) = (marker.line(), marker.col() + 1);
-        Self { line, column }
-    }
-}
+/// The text line by line, where the parser sees lines.
+pub(super) struct Lines(Vec<Vec<char>>);
 
-fn broken(error: &ScanError) -> Problem {
-    let message = match error.info() {
-        "recursion limit exceeded" => TOO_DEEP.to_owned(),
-        info => format!("is not valid YAML: {info}"),
-    };
-    Problem::of_file(Some(Position::of(error.marker())), message)
+impl Lines {
+    pub fn of(text: &str) -> Self {
+        let text = text.replace("\r\n", "\n");
+        let lines = text.split(['\n', '\r']);
+        Self(lines.map(|line| line.chars().collect()).collect())
+    }
+
+    /// Where the text ends.
+    pub fn end(&self) -> Position {
+        let column = self.0.last().map_or(0, Vec::len) + 1;
+        let line = self.0.len();
+        Position { line, column }
+    }
+
+    /// The place of a marker. The parser may have gone beyond the end of the line or of the text.
+    fn place(&self, marker: &Marker) -> Position {
+        let line = marker.line();
+        let Some(chars) = line.checked_sub(1).and_then(|i| self.0.get(i)) else {
+            return self.end();
+        };
+        let column = marker.col().min(chars.len()) + 1;
+        Position { line, column }
+    }
+
+    /// The parser puts a value that is left out on the colon before it, or behind that.
+    fn left_out(&self, at: Position) -> Position {
+        let colon = self.0[at.line - 1].get(at.column - 1) == Some(&':');
+        let column = at.column + usize::from(colon);
+        Position { column, ..at }
+    }
+
+    fn broken(&self, error: &ScanError) -> Problem {
+        let message = match error.info() {
+            "recursion limit exceeded" => TOO_DEEP.to_owned(),
+            info => format!("is not valid YAML: {info}"),
+        };
+        Problem::of_file(Some(self.place(error.marker())), message)
+    }
 }
 
 /// Reads exactly one document.
 pub(super) fn parse(text: &str) -> Result<Node, Problem> {
+    let lines = Lines::of(text);
     let mut tree = Tree::default();
     let mut documents = 0;
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|error| broken(&error))?;
+        let (event, span) = event.map_err(|error| lines.broken(&error))?;
         match event {
             Event::DocumentStart(_) if documents == 1 => {
                 let message = "holds more than one YAML document; exactly one is accepted";
                 return Err(Problem::of_file(None, message));
             }
             Event::DocumentStart(_) => documents += 1,
-            event => tree.event(event, Position::of(&span.start))?,
+            event => {
+                let at = lines.place(&span.start);
+                let at = match &event {
+                    Event::Scalar(text, ScalarStyle::Plain, ..) if text.is_empty() => {
+                        lines.left_out(at)
+                    }
+                    _ => at,
+                };
+                tree.event(event, at)?;
+            }
         }
     }
     match tree.root {
@@ -201,13 +239,7 @@ impl Tree {
                     ScalarStyle::Plain if !is_text => Content::of_plain(&text),
                     _ => Content::Text(text.to_string()),
                 };
-                // The parser puts a value that is left out on the colon before it.
-                let left_out = style == ScalarStyle::Plain && text.is_empty();
-                let column = at.column + usize::from(left_out);
-                self.add(
-                    Rc::new(Node::new(Some(Position { column, ..at }), content)),
-                    anchor,
-                );
+                self.add(Rc::new(Node::new(Some(at), content)), anchor);
             }
             _ => {}
         }
@@ -304,6 +336,32 @@ mod tests {
             "7:4 Null",
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_value_that_is_left_out_has_a_place_in_the_text() {
+        for (text, place) in [
+            ("a:", "1:3 Null"),
+            ("a:\r\n", "1:3 Null"),
+            ("a: ", "1:3 Null"),
+            ("b: 1\ra:\r\rc: 1", "2:3 Null"),
+            ("{a}", "1:3 Null"),
+            ("[? a]", "1:5 Null"),
+            ("? a", "1:4 Null"),
+            ("- a\n-", "2:2 Null"),
+            ("a: &x", "1:4 Null"),
+        ] {
+            let mut found = Vec::new();
+            placed(&parse(text).unwrap(), &mut found);
+            assert!(
+                found.iter().any(|found| found == place),
+                "{text:?} {found:?}"
+            );
+        }
+        for (text, line, column) in [("a: b\0c", 1, 5), ("a: |\n  x\0", 2, 4), ("\0", 1, 1)] {
+            let at = parse(text).unwrap_err().at;
+            assert_eq!(at, Some(Position { line, column }), "{text:?}");
+        }
     }
 
     #[test]
