@@ -32,12 +32,9 @@ impl EndSignals {
                 "SIGHUP: the configuration is not read again; to change it, restart pulsegate"
             );
         })?;
-        note(SignalKind::user_defined1(), || {
-            tracing::info!("SIGUSR1 is ignored");
-        })?;
-        note(SignalKind::user_defined2(), || {
-            tracing::info!("SIGUSR2 is ignored");
-        })?;
+        let ignored = |name| move || tracing::info!("{name} is ignored");
+        note(SignalKind::user_defined1(), ignored("SIGUSR1"))?;
+        note(SignalKind::user_defined2(), ignored("SIGUSR2"))?;
         Ok(signals)
     }
 

@@ -17,6 +17,7 @@ use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio::time::timeout_at;
 
@@ -61,7 +62,6 @@ pub fn healthcheck(addr: SocketAddr, timeout: Duration, health: Health) -> Resul
     loop {
         match exchange_once(addr, &Method::GET, path, deadline) {
             Ok((StatusCode::OK, _)) => return Ok(()),
-            Ok((_, body)) => return Err(format!("{addr}: {}", body.trim())),
             // Of many connections it closes the least active ones. A process that has ended would
             // refuse.
             Err(error)
@@ -71,7 +71,7 @@ pub fn healthcheck(addr: SocketAddr, timeout: Duration, health: Health) -> Resul
             {
                 sleep(EVICTED_PAUSE);
             }
-            Err(error) => return Err(at(addr, &error)),
+            other => return Err(why(addr, other)),
         }
     }
 }
@@ -104,7 +104,7 @@ pub fn drain(addr: SocketAddr, wait: Option<Duration>) -> Result<String, String>
             Ok(_) => sleep(POLL_EVERY.min(deadline.saturating_duration_since(Instant::now()))),
             // It drained and exited, which ends the answer that was under way.
             Err(error) if is_gone(&error) => return Ok("drained, the process has ended\n".into()),
-            Err(error) => return Err(at(addr, &error)),
+            Err(error) => return Err(why(addr, Err(error))),
         }
     }
 }
@@ -166,16 +166,15 @@ pub fn verify(
     let list = match which {
         Which::All(filters) => {
             let path = format!("/verify?quick={quick}&{}", encoded(filters));
-            let body = post(addr, &path)??;
-            serde_json::from_str(&body).map_err(|e| format!("{addr}: {e}"))?
+            parsed(addr, exchange(addr, &Method::POST, &path, VERIFY_TIMEOUT))?
         }
         Which::Ids(ids) => {
             let mut sessions = Vec::<VerifiedSession>::new();
             for id in ids {
-                match post(addr, &format!("/connections/{id}/verify?quick={quick}"))? {
-                    Ok(body) => sessions
-                        .push(serde_json::from_str(&body).map_err(|e| format!("{addr}: {e}"))?),
-                    Err(error) => errors.push(error),
+                let path = format!("/connections/{id}/verify?quick={quick}");
+                match exchange(addr, &Method::POST, &path, VERIFY_TIMEOUT) {
+                    unknown @ Ok((StatusCode::NOT_FOUND, _)) => errors.push(why(addr, unknown)),
+                    answer => sessions.push(parsed(addr, answer)?),
                 }
             }
             let asked = sessions.len();
@@ -212,8 +211,7 @@ fn text(
 ) -> Result<String, String> {
     match exchange(addr, method, path, TIMEOUT) {
         Ok((status, body)) if status == expected => Ok(body),
-        Ok((_, body)) => Err(format!("{addr}: {}", body.trim())),
-        Err(error) => Err(at(addr, &error)),
+        other => Err(why(addr, other)),
     }
 }
 
@@ -223,13 +221,24 @@ fn encoded(query: &[(&str, &str)]) -> String {
         .finish()
 }
 
-/// The outer error is the endpoint's, the inner one this request's.
-fn post(addr: SocketAddr, path: &str) -> Result<Result<String, String>, String> {
-    match exchange(addr, &Method::POST, path, VERIFY_TIMEOUT) {
-        Ok((StatusCode::OK, body)) => Ok(Ok(body)),
-        Ok((StatusCode::NOT_FOUND, body)) => Ok(Err(format!("{addr}: {}", body.trim()))),
-        Ok((_, body)) => Err(format!("{addr}: {}", body.trim())),
-        Err(error) => Err(at(addr, &error)),
+/// What the endpoint says with status 200.
+fn parsed<T: DeserializeOwned>(addr: SocketAddr, answer: Answer) -> Result<T, String> {
+    match answer {
+        Ok((StatusCode::OK, body)) => {
+            serde_json::from_str(&body).map_err(|error| format!("{addr}: {error}"))
+        }
+        other => Err(why(addr, other)),
+    }
+}
+
+/// Why an answer is not the one that was asked for.
+fn why(addr: SocketAddr, answer: Answer) -> String {
+    match answer {
+        Ok((_, body)) => format!("{addr}: {}", body.trim()),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+            format!("{addr}: no answer in time")
+        }
+        Err(error) => format!("{addr}: {error}"),
     }
 }
 
@@ -250,20 +259,11 @@ fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-fn at(addr: SocketAddr, error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::TimedOut => format!("{addr}: no answer in time"),
-        _ => format!("{addr}: {error}"),
-    }
-}
+/// Status and body.
+type Answer = io::Result<(StatusCode, String)>;
 
 /// One request: status and body. Where the endpoint has no place for it, it is asked again.
-fn exchange(
-    addr: SocketAddr,
-    method: &Method,
-    path: &str,
-    timeout: Duration,
-) -> io::Result<(StatusCode, String)> {
+fn exchange(addr: SocketAddr, method: &Method, path: &str, timeout: Duration) -> Answer {
     let deadline = Instant::now() + timeout;
     loop {
         match exchange_once(addr, method, path, deadline) {
@@ -279,12 +279,7 @@ fn exchange(
 }
 
 /// The same on one connection.
-fn exchange_once(
-    addr: SocketAddr,
-    method: &Method,
-    path: &str,
-    deadline: Instant,
-) -> io::Result<(StatusCode, String)> {
+fn exchange_once(addr: SocketAddr, method: &Method, path: &str, deadline: Instant) -> Answer {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -293,7 +288,7 @@ fn exchange_once(
     answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn ask(addr: SocketAddr, method: &Method, path: &str) -> io::Result<(StatusCode, String)> {
+async fn ask(addr: SocketAddr, method: &Method, path: &str) -> Answer {
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -361,7 +356,7 @@ mod tests {
     use super::*;
 
     /// What is made of an answer of these bytes, which ends the connection.
-    fn answered(bytes: &'static [u8]) -> io::Result<(StatusCode, String)> {
+    fn answered(bytes: &'static [u8]) -> Answer {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let addr = listener.local_addr().expect("bound");
         let server = thread::spawn(move || {

@@ -6,83 +6,60 @@ use std::net::SocketAddr;
 
 use super::view::{ConnectionView, LegView, TimerView, VerifiedLeg, VerifiedSession, VerifyList};
 
-const COLUMNS: usize = 17;
-const HEAD: [&str; COLUMNS] = [
-    "ID",
-    "LISTENER",
-    "PHASE",
-    "AGE",
-    "IDLE",
-    "LEG",
-    "LOCAL",
-    "PEER",
-    "STATE",
-    "CONDITION",
-    "LIFE",
-    "RECEIVED",
-    "SENT",
-    "UNACKED",
-    "NOTSENT",
-    "RETR/PROBE",
-    "RTT",
-];
+const HEAD: &str = "ID LISTENER PHASE AGE IDLE \
+    LEG LOCAL PEER STATE CONDITION LIFE RECEIVED SENT UNACKED NOTSENT RETR/PROBE RTT";
+const VERIFIED_HEAD: &str = "ID LISTENER CLOSED LEG ANSWER SILENT EVIDENCE TOOK";
 
-type Row<const N: usize> = [String; N];
-
-/// The table of sessions, made a part at a time. Columns only become wider.
+/// A table, made a part at a time. Columns only become wider.
 #[derive(Default)]
 pub(super) struct Table {
-    widths: Option<[usize; COLUMNS]>,
+    widths: Vec<usize>,
 }
+
+type Row = Vec<String>;
 
 impl Table {
     /// The lines of these sessions; the first time, below a line that names the columns.
     pub(super) fn rows(&mut self, connections: &[ConnectionView]) -> String {
-        let mut table = Vec::new();
-        if self.widths.is_none() {
-            table.push((HEAD.map(str::to_owned), String::new()));
+        self.lines(HEAD, connections.iter().flat_map(pair))
+    }
+
+    fn lines(&mut self, head: &str, rows: impl Iterator<Item = Row>) -> String {
+        let head = self.widths.is_empty().then(|| cells(head.split(' ')));
+        let rows: Vec<Row> = head.into_iter().chain(rows).collect();
+        for row in &rows {
+            self.widths.resize(self.widths.len().max(row.len()), 0);
+            for (width, cell) in self.widths.iter_mut().zip(row) {
+                *width = cell.len().max(*width);
+            }
         }
-        for c in connections {
-            let (first, second) = pair(c);
-            let word = |name, t: Option<&TimerView>| {
-                t.map(|t| format!("{name}:({},{})", t.reason, age(t.in_ms)))
-            };
-            let upstream = c.upstream.as_ref().and_then(|leg| leg.timer.as_ref());
-            let end = [
-                word("timer", c.downstream.timer.as_ref()),
-                word("next", c.timer.as_ref()),
-                c.verdict.map(|reason| format!("verdict:({reason})")),
-            ];
-            table.push((
-                first,
-                end.into_iter().flatten().collect::<Vec<_>>().join(" "),
-            ));
-            table.push((second, word("timer", upstream).unwrap_or_default()));
+        let mut text = String::new();
+        for row in &rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(&self.widths) {
+                let _ = write!(line, "{cell:width$}  ");
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
         }
-        aligned(&table, self.widths.get_or_insert_default())
+        text
     }
 }
 
-/// What asking the peers of these sessions found.
+fn cells<'a>(words: impl IntoIterator<Item = &'a str>) -> Row {
+    words.into_iter().map(str::to_owned).collect()
+}
+
+/// What verifying found.
 pub(super) fn verified(sessions: &[VerifiedSession]) -> String {
-    let head = [
-        "ID", "LISTENER", "CLOSED", "LEG", "ANSWER", "SILENT", "EVIDENCE", "TOOK",
-    ];
-    let mut table = vec![(head.map(str::to_owned), String::new())];
-    for session in sessions {
+    let rows = sessions.iter().flat_map(|session| {
         let closed = if session.closed { "yes" } else { "no" };
-        let own = [
-            session.id.to_string(),
-            session.listener.clone(),
-            closed.to_owned(),
-        ];
-        let blank = [const { String::new() }; 3];
+        let (id, listener) = (session.id.to_string(), session.listener.as_str());
         let downstream = verified_leg("downstream", Some(&session.downstream));
         let upstream = verified_leg("upstream", session.upstream.as_ref());
-        table.push((row(own, downstream), String::new()));
-        table.push((row(blank, upstream), String::new()));
-    }
-    aligned(&table, &mut [0; 8])
+        below(cells([&id, listener, closed]), downstream, upstream)
+    });
+    Table::default().lines(VERIFIED_HEAD, rows)
 }
 
 /// The same, and a last line that counts.
@@ -96,73 +73,55 @@ pub(super) fn verify_list(list: &VerifyList) -> String {
     text
 }
 
-fn verified_leg(name: &str, leg: Option<&VerifiedLeg>) -> [String; 5] {
-    let cells = leg.map(|leg| {
-        [
-            leg.answer.to_string(),
-            leg.silent_ms.map_or_else(|| "-".to_owned(), age),
-            leg.evidence.clone().unwrap_or_else(|| "-".to_owned()),
-            format!("{}ms", leg.took_ms),
-        ]
-    });
-    let [answer, silent, evidence, took] =
-        cells.unwrap_or_else(|| [const { String::new() }; 4].map(|_| "-".to_owned()));
-    [name.to_owned(), answer, silent, evidence, took]
-}
-
-/// Columns as wide as they must be, at least as wide as before, and what stands behind the last one.
-fn aligned<const N: usize>(table: &[(Row<N>, String)], widths: &mut [usize; N]) -> String {
-    for (i, width) in widths.iter_mut().enumerate() {
-        *width = table
-            .iter()
-            .map(|(row, _)| row[i].len())
-            .fold(*width, usize::max);
-    }
-    let mut text = String::new();
-    for (row, end) in table {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths.iter()) {
-            let _ = write!(line, "{cell:width$}  ");
-        }
-        line.push_str(end);
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
+fn verified_leg(name: &str, leg: Option<&VerifiedLeg>) -> Row {
+    let Some(leg) = leg else {
+        return cells([name, "-", "-", "-", "-"]);
+    };
+    vec![
+        name.to_owned(),
+        leg.answer.to_string(),
+        leg.silent_ms.map_or_else(|| "-".to_owned(), age),
+        leg.evidence.clone().unwrap_or_else(|| "-".to_owned()),
+        format!("{}ms", leg.took_ms),
+    ]
 }
 
 /// The session's own cells stand on the first line only.
-fn pair(c: &ConnectionView) -> (Row<COLUMNS>, Row<COLUMNS>) {
-    let session = [
+fn below(session: Row, downstream: Row, upstream: Row) -> [Row; 2] {
+    let blank = vec![String::new(); session.len()];
+    [[session, downstream].concat(), [blank, upstream].concat()]
+}
+
+fn pair(c: &ConnectionView) -> [Row; 2] {
+    let word = |name, timer: Option<&TimerView>| {
+        timer.map(|t| format!("{name}:({},{})", t.reason, age(t.in_ms)))
+    };
+    let of_session = [
+        word("timer", c.downstream.timer.as_ref()),
+        word("next", c.timer.as_ref()),
+        c.verdict.map(|reason| format!("verdict:({reason})")),
+    ];
+    let of_upstream = c.upstream.as_ref().and_then(|leg| leg.timer.as_ref());
+    let session = vec![
         c.id.to_string(),
         c.listener.clone(),
         c.phase.to_string(),
         age(c.age_ms),
         age(c.idle_ms),
     ];
-    let blank = [const { String::new() }; 5];
-    (
-        row(session, leg("downstream", Some(&c.downstream))),
-        row(blank, leg("upstream", c.upstream.as_ref())),
-    )
+    let mut downstream = leg("downstream", Some(&c.downstream));
+    downstream.push(of_session.into_iter().flatten().collect::<Row>().join(" "));
+    let mut upstream = leg("upstream", c.upstream.as_ref());
+    upstream.extend(word("timer", of_upstream));
+    below(session, downstream, upstream)
 }
 
-fn row<const A: usize, const B: usize, const N: usize>(
-    session: [String; A],
-    leg: [String; B],
-) -> Row<N> {
-    let mut cells = session.into_iter().chain(leg);
-    std::array::from_fn(|_| cells.next().unwrap_or_default())
-}
-
-fn leg(name: &str, leg: Option<&LegView>) -> [String; 12] {
+fn leg(name: &str, leg: Option<&LegView>) -> Row {
     let Some(leg) = leg else {
-        let mut cells = [(); 12].map(|()| "-".to_owned());
-        name.clone_into(&mut cells[0]);
-        return cells;
+        return cells([name].into_iter().chain(["-"; 11]));
     };
     let address = |a: Option<SocketAddr>| a.map_or_else(|| "-".to_owned(), |a| a.to_string());
-    [
+    vec![
         name.to_owned(),
         address(leg.local),
         address(leg.peer),

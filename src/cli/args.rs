@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::address::Address;
+use super::address;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
 
 use crate::config::keys::{Default, Form, KEYS, Key};
-use crate::config::{self, Config, ConfigErrors};
+use crate::config::{self, Config, ConfigErrors, UpstreamAddress};
 
 /// The configuration of `run`, `check`, `explain` and `doctor`.
 #[derive(Args, Clone, Debug)]
@@ -70,8 +70,8 @@ impl Flags {
     fn resolved(&self) -> Result<Vec<(&'static str, String)>, ConfigErrors> {
         let mut flags = self.0.clone();
         for (_, text) in flags.iter_mut().filter(|(flag, _)| *flag == "admin") {
-            if let Ok(address @ Address::Name { .. }) = text.parse::<Address>() {
-                let found = address.resolve();
+            if let Ok(address @ UpstreamAddress::Name { .. }) = address::parse(text) {
+                let found = address::resolve(&address);
                 let found = found.map_err(|why| ConfigErrors::one(format!("--admin: {why}")))?;
                 *text = found[0].to_string();
             }

@@ -11,10 +11,10 @@ use std::time::Duration;
 use clap::Args;
 use strum::VariantNames;
 
-use super::address::Address;
+use super::address;
 use super::{Output, RunArgs, started_with, write_out};
 use crate::admin::client::{self, Health, Sort, Which};
-use crate::config;
+use crate::config::{self, UpstreamAddress};
 use crate::exit::{self, Exit};
 use crate::liveness::Condition;
 use crate::view::{OnSilent, Phase};
@@ -25,8 +25,14 @@ const DEFAULT_ADMIN: &str = "127.0.0.1:9900";
 #[derive(Args)]
 struct Endpoint {
     /// Admin address of the running pulsegate
-    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN)]
-    admin: Address,
+    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN, value_parser = address::parse)]
+    admin: UpstreamAddress,
+}
+
+impl Endpoint {
+    fn reach(&self) -> Result<SocketAddr, String> {
+        address::reach(&self.admin)
+    }
 }
 
 /// `pulsegate healthcheck`.
@@ -152,7 +158,7 @@ impl Healthcheck {
         let config = match (&self.config, self.pid) {
             (Some(file), _) => config::load_file(file),
             (None, Some(pid)) => configuration_of(pid)?.load(),
-            (None, None) => return self.endpoint.admin.reach().map(Some),
+            (None, None) => return self.endpoint.reach().map(Some),
         };
         let admin = config.map_err(|errors| errors.to_string())?.admin;
         Ok(admin.map(|admin| admin.address))
@@ -174,7 +180,7 @@ fn configuration_of(pid: u32) -> Result<RunArgs, String> {
 pub(super) fn drain(args: &Drain) -> ExitCode {
     let wait = args.wait.then_some(args.timeout);
     let drain = |admin| client::drain(admin, wait);
-    report(args.endpoint.admin.reach().and_then(drain))
+    report(args.endpoint.reach().and_then(drain))
 }
 
 impl Filters {
@@ -202,7 +208,7 @@ pub(super) fn conns(args: &Conns) -> ExitCode {
         return misused(&why);
     }
     let connections = |admin| client::connections(admin, &query, args.output.format());
-    report(args.endpoint.admin.reach().and_then(connections))
+    report(args.endpoint.reach().and_then(connections))
 }
 
 pub(super) fn verify(args: &Verify) -> ExitCode {
@@ -224,7 +230,7 @@ pub(super) fn verify(args: &Verify) -> ExitCode {
         OnSilent::Report
     };
     let verify = |admin| client::verify(admin, which, on_silent, args.output.format());
-    let found = match args.endpoint.admin.reach().and_then(verify) {
+    let found = match args.endpoint.reach().and_then(verify) {
         Ok(found) => found,
         Err(error) => return report(Err(error)),
     };
@@ -240,7 +246,7 @@ pub(super) fn verify(args: &Verify) -> ExitCode {
 }
 
 pub(super) fn kill(args: &Kill) -> ExitCode {
-    let admin = match args.endpoint.admin.reach() {
+    let admin = match args.endpoint.reach() {
         Ok(admin) => admin,
         Err(why) => return report(Err(why)),
     };

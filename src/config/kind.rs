@@ -217,7 +217,7 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-fn parse_dial(text: &str) -> Result<UpstreamAddress, String> {
+pub(super) fn parse_dial(text: &str) -> Result<UpstreamAddress, String> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         if address.port() == 0 {
             return Err("has port 0".to_owned());

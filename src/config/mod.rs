@@ -118,6 +118,15 @@ pub fn to_yaml(config: &Config) -> String {
     serde_yaml::to_string(&config.show()).unwrap_or_default()
 }
 
+/// Reads `host:port` of one host, an IP address or a DNS name.
+///
+/// # Errors
+///
+/// What is wrong with the text.
+pub fn host_and_port(text: &str) -> Result<UpstreamAddress, String> {
+    kind::parse_dial(text)
+}
+
 /// Reads a duration as the configuration has it: `500ms`, `10s`, `5m`, `1h`.
 ///
 /// # Errors

@@ -10,7 +10,7 @@ use crate::app::App;
 
 use super::cast::{Client, Service};
 use super::narrator::Narrator;
-use super::watch::{self, Closed};
+use super::watch;
 
 const AT_MOST: Duration = Duration::from_secs(30);
 
@@ -38,42 +38,32 @@ pub fn tell(
          clients that misbehave.\n"
     ));
     let login = |name: &str| Client::login(TcpStream::connect(proxy)?, name);
+    let told = |client: SocketAddr| -> io::Result<()> {
+        let closed = watch::follow(app, narrator, client, AT_MOST)?;
+        narrator.say("pulsegate", &format!("closed both legs: {}", closed.reason));
+        Ok(())
+    };
 
     let aborting = login("aborting")?;
     narrator.say("client", "aborts its connection (RST)");
     SockRef::from(aborting.stream()).set_linger(Some(Duration::ZERO))?;
     let address = aborting.stream().local_addr()?;
     drop(aborting);
-    told(narrator, &watch::follow(app, narrator, address, AT_MOST)?);
+    told(address)?;
     if let Some(ending) = service.ending_of("aborting") {
-        narrator.say(
-            "service",
-            &format!("saw: {ending:?}; an abort stays an abort"),
-        );
+        let saw = format!("saw: {ending:?}; an abort stays an abort");
+        narrator.say("service", &saw);
     }
 
     let mut half = login("half-closed")?;
     half.ask("LEAK")?;
     half.stream().shutdown(Shutdown::Write)?;
-    narrator.say(
-        "client",
-        "finishes its side (FIN); the service never closes the other",
-    );
-    told(
-        narrator,
-        &watch::follow(app, narrator, half.stream().local_addr()?, AT_MOST)?,
-    );
+    let half_closed = "finishes its side (FIN); the service never closes the other";
+    narrator.say("client", half_closed);
+    told(half.stream().local_addr()?)?;
 
     let mut stalled = login("stalled")?;
     stalled.tell("DUMP")?;
     narrator.say("client", "asks for 64 MiB and does not read them");
-    told(
-        narrator,
-        &watch::follow(app, narrator, stalled.stream().local_addr()?, AT_MOST)?,
-    );
-    Ok(())
-}
-
-fn told(narrator: &Narrator, closed: &Closed) {
-    narrator.say("pulsegate", &format!("closed both legs: {}", closed.reason));
+    told(stalled.stream().local_addr()?)
 }

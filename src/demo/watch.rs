@@ -65,18 +65,9 @@ pub fn follow(
 
 /// What the metrics counted between two scrapes.
 fn closed(before: &str, after: &str) -> Closed {
-    let reason = grown(
-        before,
-        after,
-        "pulsegate_connections_closed_total",
-        "reason",
-    );
-    let evidence = grown(
-        before,
-        after,
-        "pulsegate_half_open_detected_total",
-        "evidence",
-    );
+    let grown = |family, label| grown(before, after, family, label);
+    let reason = grown("pulsegate_connections_closed_total", "reason");
+    let evidence = grown("pulsegate_half_open_detected_total", "evidence");
     let delay = "pulsegate_half_open_detection_delay_seconds_sum";
     let silent = after
         .lines()
