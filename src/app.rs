@@ -35,7 +35,7 @@ pub use resources::{default_workers, reserved_descriptors};
 use takeover::Estate;
 pub use takeover::Succession;
 
-/// Sessions whose peers are asked at a time, over all requests: each is looked at some hundred
+/// Sessions whose peers are asked at a time, over all requests: each is observed some hundred
 /// times in a second until it answers.
 const VERIFIED_AT_ONCE: usize = 512;
 

@@ -103,7 +103,6 @@ impl Control for App {
         ids: &[u64],
         on_silent: OnSilent,
     ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
-        let quick = on_silent == OnSilent::End;
         let ids: HashSet<u64> = ids.iter().copied().collect();
         let mut sessions = Vec::new();
         self.balancer().for_each(|session| {
@@ -111,7 +110,11 @@ impl Control for App {
                 sessions.push(session.clone());
             }
         });
-        Box::pin(session::verify_all(sessions, quick, self.verifying.clone()))
+        Box::pin(session::verify_all(
+            sessions,
+            on_silent,
+            self.verifying.clone(),
+        ))
     }
 
     fn config(&self) -> String {

@@ -89,7 +89,7 @@ impl Session {
         }
     }
 
-    fn look(&mut self, after: u64, down: LegSample) -> Verdict {
+    fn observe(&mut self, after: u64, down: LegSample) -> Verdict {
         self.segs += 1;
         self.both(after, Some(down), Some(heard(0, self.segs)))
     }
@@ -108,7 +108,7 @@ impl Session {
     fn until_closed(&mut self, from: u64, at: impl Fn(u64) -> LegSample) -> (u64, Close) {
         let mut after = from;
         for _ in 0..1000 {
-            let verdict = self.look(after, at(after));
+            let verdict = self.observe(after, at(after));
             if let Some(close) = verdict.close {
                 return (after, close);
             }
@@ -223,7 +223,7 @@ fn a_silent_peer_is_dead_d_after_its_last_sign_of_life() {
     ];
     for (expected, sample) in evidence {
         let mut session = Session::new(policy());
-        session.look(1, heard(0, 1));
+        session.observe(1, heard(0, 1));
         let (at, close) = session.until_closed(10_000, |at| sample(at - 1));
         assert!(
             (30_000..=30_850).contains(&at),
@@ -239,8 +239,8 @@ fn a_silent_peer_is_dead_d_after_its_last_sign_of_life() {
 #[test]
 fn a_late_write_does_not_restart_the_clock() {
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
-    session.look(29_000, probed(28_999, 20));
+    session.observe(1, heard(0, 1));
+    session.observe(29_000, probed(28_999, 20));
     let (at, _) = session.until_closed(29_500, |at| LegSample {
         last_sent_age: ms(at - 29_400),
         unacked: 1,
@@ -265,13 +265,13 @@ fn any_sign_of_life_restarts_the_clock() {
     ];
     for (name, sign) in signs {
         let mut session = Session::new(policy());
-        session.look(1, heard(0, 1));
-        session.look(28_999, probed(28_998, 20));
-        session.look(29_000, sign);
+        session.observe(1, heard(0, 1));
+        session.observe(28_999, probed(28_998, 20));
+        session.observe(29_000, sign);
         let last_heard = session.machine.leg(Leg::Downstream).last_heard;
         assert!(last_heard >= T0 + ms(28_996), "{name}: {last_heard:?}");
         assert_eq!(
-            reason(&session.look(31_000, probed(31_000, 20))),
+            reason(&session.observe(31_000, probed(31_000, 20))),
             None,
             "{name}"
         );
@@ -283,13 +283,13 @@ fn any_sign_of_life_restarts_the_clock() {
 #[test]
 fn an_undated_segment_counts_from_the_last_observation() {
     let mut session = Session::new(policy());
-    session.look(100, heard(100, 1));
-    session.look(28_000, probed(28_000, 20));
+    session.observe(100, heard(100, 1));
+    session.observe(28_000, probed(28_000, 20));
     let moved = LegSample {
         segs_in: 2,
         ..probed(28_900, 21)
     };
-    session.look(28_900, moved);
+    session.observe(28_900, moved);
     assert_eq!(
         session.machine.leg(Leg::Downstream).last_heard,
         T0 + ms(28_000)
@@ -299,9 +299,9 @@ fn an_undated_segment_counts_from_the_last_observation() {
 #[test]
 fn no_verdict_without_an_unanswered_question() {
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     for at in [28_900, 30_000, 30_800, 40_000, 90_000] {
-        let verdict = session.look(at, heard(at - 1, 1));
+        let verdict = session.observe(at, heard(at - 1, 1));
         assert_eq!(verdict.close, None, "at {at}");
         assert_eq!(verdict.actions[0], Some(Action::ProbeNow), "at {at}");
     }
@@ -310,35 +310,35 @@ fn no_verdict_without_an_unanswered_question() {
 #[test]
 fn no_verdict_without_a_sample_of_that_moment() {
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
-    session.look(29_900, probed(29_899, 20));
-    session.look(30_000, probed(29_999, 20));
+    session.observe(1, heard(0, 1));
+    session.observe(29_900, probed(29_899, 20));
+    session.observe(30_000, probed(29_999, 20));
     let verdict = session.both(30_800, None, Some(heard(0, 99)));
     assert_eq!(verdict.close, None);
     assert!(verdict.next <= T0 + ms(31_800));
-    assert_eq!(reason(&session.look(31_000, heard(900, 2))), None);
+    assert_eq!(reason(&session.observe(31_000, heard(900, 2))), None);
 }
 
 #[test]
 fn the_last_question_is_asked_at_d_and_has_its_time() {
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     assert_eq!(
-        session.look(29_900, probed(29_899, 13)).actions[0],
+        session.observe(29_900, probed(29_899, 13)).actions[0],
         Some(Action::ProbeNow)
     );
-    let at_d = session.look(30_001, probed(30_000, 14));
+    let at_d = session.observe(30_001, probed(30_000, 14));
     assert_eq!(
         at_d.actions[0],
         Some(Action::ProbeNow),
         "100 ms after the one before, but the last"
     );
-    let late = session.look(30_001 + 50, probed(30_050, 15));
+    let late = session.observe(30_001 + 50, probed(30_050, 15));
     assert_eq!(late.close, None);
     // The paused monitor has asked nothing: its first look asks, it does not judge.
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
-    let late = session.look(50_000, probed(49_999, 20));
+    session.observe(1, heard(0, 1));
+    let late = session.observe(50_000, probed(49_999, 20));
     assert_eq!(
         (late.close, late.actions[0]),
         (None, Some(Action::ProbeNow))
@@ -355,18 +355,18 @@ fn a_slow_path_has_one_and_a_half_round_trips_for_its_answer() {
         ..probed(age, probes)
     };
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
-    session.look(30_001, slow(30_000, 14));
-    assert_eq!(session.look(30_500, slow(30_499, 15)).close, None);
-    assert!(session.look(30_800, slow(30_799, 16)).close.is_some());
+    session.observe(1, heard(0, 1));
+    session.observe(30_001, slow(30_000, 14));
+    assert_eq!(session.observe(30_500, slow(30_499, 15)).close, None);
+    assert!(session.observe(30_800, slow(30_799, 16)).close.is_some());
 }
 
 #[test]
 fn one_lost_window_probe_proves_nothing() {
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     for at in [30_000, 40_000, 60_000] {
-        let verdict = session.look(at, shut(at, at, 1));
+        let verdict = session.observe(at, shut(at, at, 1));
         assert_eq!(verdict.close, None, "at {at}");
         assert_eq!(
             session.machine.leg(Leg::Downstream).condition,
@@ -374,7 +374,7 @@ fn one_lost_window_probe_proves_nothing() {
         );
     }
     assert_eq!(
-        reason(&session.look(90_000, shut(90_000, 90_000, 2))),
+        reason(&session.observe(90_000, shut(90_000, 90_000, 2))),
         Some(CloseReason::DownstreamDead)
     );
 }
@@ -382,21 +382,21 @@ fn one_lost_window_probe_proves_nothing() {
 #[test]
 fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     let old = |at: u64| LegSample {
         last_sent_age: ms(at),
         ..retransmitting(at - 500)
     };
     for at in [10_000, 30_000, 31_000, 60_000] {
-        assert_eq!(session.look(at, old(at)).close, None, "at {at}");
+        assert_eq!(session.observe(at, old(at)).close, None, "at {at}");
     }
     let asked = |at: u64| LegSample {
         last_sent_age: ms(at - 69_800),
         retransmits: 7,
         ..old(at)
     };
-    assert_eq!(session.look(70_000, asked(70_000)).close, None);
-    let verdict = session.look(70_100, asked(70_100));
+    assert_eq!(session.observe(70_000, asked(70_000)).close, None);
+    let verdict = session.observe(70_100, asked(70_100));
     assert_eq!(reason(&verdict), Some(CloseReason::DownstreamDead));
     // Of a bare FIN only the count tells.
     let fin = |at: u64, retransmits| LegSample {
@@ -406,12 +406,12 @@ fn a_retransmission_from_before_the_last_sign_of_life_is_no_question() {
         ..retransmitting(at - 500)
     };
     let mut session = Session::new(policy());
-    session.look(600, fin(600, 8));
-    session.look(30_700, fin(30_700, 8));
-    assert_eq!(session.look(30_900, fin(30_900, 8)).close, None);
+    session.observe(600, fin(600, 8));
+    session.observe(30_700, fin(30_700, 8));
+    assert_eq!(session.observe(30_900, fin(30_900, 8)).close, None);
     // It has its time.
-    assert_eq!(session.look(31_500, fin(31_500, 9)).close, None);
-    assert!(session.look(32_000, fin(32_000, 9)).close.is_some());
+    assert_eq!(session.observe(31_500, fin(31_500, 9)).close, None);
+    assert!(session.observe(32_000, fin(32_000, 9)).close.is_some());
 }
 
 /// It has taken everything, and both FINs are through.
@@ -421,8 +421,8 @@ fn a_leg_that_is_closed_is_not_stalled() {
         stall_timeout: Some(ms(10_000)),
         ..policy()
     });
-    session.look(1, heard(0, 1));
-    session.look(5000, shut(20, 5000, 0));
+    session.observe(1, heard(0, 1));
+    session.observe(5000, shut(20, 5000, 0));
     assert_eq!(
         session.machine.leg(Leg::Downstream).condition,
         Condition::Stalled
@@ -431,12 +431,12 @@ fn a_leg_that_is_closed_is_not_stalled() {
         state: TcpState::Closed,
         ..heard(5900, 2)
     };
-    assert_eq!(session.look(6000, closed).close, None);
+    assert_eq!(session.observe(6000, closed).close, None);
     assert_eq!(
         session.machine.leg(Leg::Downstream).condition,
         Condition::Alive
     );
-    assert_eq!(session.look(20_000, closed).close, None);
+    assert_eq!(session.observe(20_000, closed).close, None);
 }
 
 #[test]
@@ -446,7 +446,7 @@ fn stalled_is_not_dead_and_has_its_own_clock() {
         stall_timeout,
         ..policy()
     });
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     let answering = |at: u64| LegSample {
         segs_in: 1 + at as u32 / 1000,
         ..shut(at % 1000, at, 0)
@@ -457,7 +457,7 @@ fn stalled_is_not_dead_and_has_its_own_clock() {
     assert!((60_000..=60_010).contains(&at), "closed after {at}");
     let mut session = Session::new(policy());
     for at in 1..200 {
-        let verdict = session.look(at * 1000, shut(0, at * 1000, 0));
+        let verdict = session.observe(at * 1000, shut(0, at * 1000, 0));
         assert_eq!(
             verdict.close, None,
             "without stall_timeout it may stall for ever"
@@ -477,17 +477,17 @@ fn a_window_that_was_closed_while_nothing_waited_is_no_stall() {
         notsent: 0,
         ..heard(0, 2)
     };
-    session.look(
+    session.observe(
         299_000,
         LegSample {
             last_sent_age: ms(299_000),
             ..idle
         },
     );
-    assert_eq!(reason(&session.look(300_000, shut(0, 300_000, 0))), None);
-    assert_eq!(reason(&session.look(358_900, shut(0, 358_900, 0))), None);
+    assert_eq!(reason(&session.observe(300_000, shut(0, 300_000, 0))), None);
+    assert_eq!(reason(&session.observe(358_900, shut(0, 358_900, 0))), None);
     assert_eq!(
-        reason(&session.look(359_001, shut(0, 359_001, 0))),
+        reason(&session.observe(359_001, shut(0, 359_001, 0))),
         Some(CloseReason::DownstreamStalled)
     );
 }
@@ -514,7 +514,7 @@ fn retransmissions_to_a_stalled_peer_are_no_activity() {
     ] {
         let span = policy.idle_timeout.or(policy.stall_timeout).unwrap();
         let mut session = Session::new(policy);
-        session.look(1, heard(0, 1));
+        session.observe(1, heard(0, 1));
         // It says something valid, but no new byte.
         let quiet = |at| LegSample {
             last_data_age: Span::MAX,
@@ -536,7 +536,7 @@ fn a_window_too_small_for_a_segment_is_a_stall() {
         stall_timeout: Some(ms(10_000)),
         ..policy()
     });
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     let (at, close) = session.until_closed(500, |at| LegSample {
         zero_window: false,
         segs_in: 1 + at as u32 / 1000,
@@ -593,13 +593,13 @@ fn a_slow_link_is_not_undelivered() {
         delivery_timeout: Some(ms(10_000)),
         ..policy()
     });
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     for at in (1000..200_000).step_by(1000) {
         let slow = LegSample {
             bytes_acked: 1 + at / 9000,
             ..undelivered(0, at % 9000)
         };
-        assert_eq!(session.look(at, slow).close, None, "{at}");
+        assert_eq!(session.observe(at, slow).close, None, "{at}");
     }
     let shut = LegSample {
         notsent: 1000,
@@ -608,15 +608,15 @@ fn a_slow_link_is_not_undelivered() {
         ..heard(0, 2)
     };
     for at in (200_000..400_000).step_by(1000) {
-        assert_eq!(session.look(at, shut).close, None, "{at}");
+        assert_eq!(session.observe(at, shut).close, None, "{at}");
     }
     let opened = LegSample {
         bytes_acked: 50,
         ..undelivered(0, 9000)
     };
-    assert_eq!(session.look(401_000, opened).close, None);
+    assert_eq!(session.observe(401_000, opened).close, None);
     assert_eq!(
-        reason(&session.look(411_001, opened)),
+        reason(&session.observe(411_001, opened)),
         Some(CloseReason::DownstreamUndelivered)
     );
 }
@@ -629,9 +629,9 @@ fn without_probes_a_peer_is_judged_by_data_only() {
         probes: [false, true],
         ..policy()
     });
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     for at in (30_000..600_000).step_by(5000) {
-        let verdict = session.look(at, heard(at, 1));
+        let verdict = session.observe(at, heard(at, 1));
         assert_eq!((verdict.close, verdict.actions), (None, [None; 2]), "{at}");
         assert!(verdict.next >= T0 + ms(at + 5000), "looked at without need");
         let view = session.machine.leg(Leg::Downstream);
@@ -664,8 +664,8 @@ fn answers_to_probes_are_counted_where_a_look_sees_them() {
         last_sent_age: ms(ack),
         ..heard(ack, segs_in)
     };
-    session.look(1000, sample(10, 10, 2));
-    session.look(9000, sample(8000, 10, 3));
+    session.observe(1000, sample(10, 10, 2));
+    session.observe(9000, sample(8000, 10, 3));
     assert_eq!(answered(&session), 0);
     for n in 1..300 {
         let at = 9000 + n * 6000;
@@ -673,8 +673,8 @@ fn answers_to_probes_are_counted_where_a_look_sees_them() {
             last_sent_age: ms(at),
             ..sample(500, at, 3 + n as u32)
         };
-        session.look(at, alone);
-        session.look(
+        session.observe(at, alone);
+        session.observe(
             at + 1,
             LegSample {
                 last_ack_age: ms(501),
@@ -692,7 +692,7 @@ fn a_silent_peer_is_dead_and_not_undelivered() {
         delivery_timeout: Some(ms(5000)),
         ..policy()
     });
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     let (at, close) = session.until_closed(500, |at| undelivered(at, at));
     assert_eq!(close.reason, CloseReason::DownstreamDead);
     assert!(at >= 30_000, "closed after {at}");
@@ -705,7 +705,7 @@ fn a_suspect_is_not_called_stalled() {
         stall_timeout,
         ..policy()
     });
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     let (at, close) = session.until_closed(6000, |at| shut(at, at, 6));
     assert_eq!(close.reason, CloseReason::DownstreamDead);
     assert!((30_000..=30_850).contains(&at), "closed after {at}");
@@ -727,8 +727,8 @@ fn conditions() {
     ];
     for (at, sample, expected) in table {
         let mut session = Session::new(policy());
-        session.look(1, heard(0, 1));
-        session.look(at, sample);
+        session.observe(1, heard(0, 1));
+        session.observe(at, sample);
         let condition = session.machine.leg(Leg::Downstream).condition;
         assert_eq!(condition, expected, "{sample:?}");
     }
@@ -737,16 +737,16 @@ fn conditions() {
 #[test]
 fn rest_follows_the_answer_once() {
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     assert_eq!(
-        session.look(29_000, heard(28_999, 1)).actions[0],
+        session.observe(29_000, heard(28_999, 1)).actions[0],
         Some(Action::ProbeNow)
     );
     assert_eq!(
-        session.look(29_100, heard(90, 2)).actions[0],
+        session.observe(29_100, heard(90, 2)).actions[0],
         Some(Action::ProbeNormally)
     );
-    assert_eq!(session.look(29_200, heard(190, 2)).actions[0], None);
+    assert_eq!(session.observe(29_200, heard(190, 2)).actions[0], None);
 }
 
 /// A leg whose peer has said FIN and is owed nothing.
@@ -761,7 +761,7 @@ fn complete(age: u64) -> LegSample {
 fn a_peer_that_said_fin_and_is_owed_nothing_is_neither_asked_nor_judged() {
     let mut session = Session::new(policy());
     assert_eq!(
-        session.look(1000, complete(1000)).actions[0],
+        session.observe(1000, complete(1000)).actions[0],
         Some(Action::StopProbes)
     );
     for second in 2..200 {
@@ -770,7 +770,7 @@ fn a_peer_that_said_fin_and_is_owed_nothing_is_neither_asked_nor_judged() {
             probes: 9,
             ..complete(after)
         };
-        let verdict = session.look(after, unanswered);
+        let verdict = session.observe(after, unanswered);
         assert_eq!(
             (verdict.actions[0], verdict.close),
             (None, None),
@@ -787,15 +787,15 @@ fn a_peer_that_said_fin_and_is_owed_nothing_is_neither_asked_nor_judged() {
 #[test]
 fn it_is_judged_from_when_it_is_seen_to_be_owed_something() {
     let mut session = Session::new(policy());
-    session.look(1000, complete(1000));
-    session.look(60_000, complete(60_000));
+    session.observe(1000, complete(1000));
+    session.observe(60_000, complete(60_000));
     let owed = |after: u64| LegSample {
         state: TcpState::CloseWait,
         retransmits: (after / 1000) as u32 - 60,
         ..retransmitting(after)
     };
     assert_eq!(
-        session.look(61_000, owed(61_000)).actions[0],
+        session.observe(61_000, owed(61_000)).actions[0],
         Some(Action::ResumeProbes)
     );
     let (after, close) = session.until_closed(62_000, owed);
@@ -804,7 +804,7 @@ fn it_is_judged_from_when_it_is_seen_to_be_owed_something() {
     // What it had sent is delivered: it is not judged twice.
     assert!(session.machine.said_fin(Leg::Downstream));
     session.machine.give_up(Leg::Downstream);
-    assert_eq!(session.look(200_000, owed(200_000)).close, None);
+    assert_eq!(session.observe(200_000, owed(200_000)).close, None);
 }
 
 #[test]
@@ -854,11 +854,11 @@ fn half_close_is_rearmed_by_bytes() {
         ..heard(0, segs)
     };
     assert!(!session.machine.is_half_closed());
-    session.look(5000, fin(5000, 2));
+    session.observe(5000, fin(5000, 2));
     assert!(session.machine.is_half_closed());
-    assert_eq!(session.look(14_999, fin(1000, 3)).close, None);
-    assert_eq!(session.look(23_998, fin(9999, 4)).close, None);
-    let close = session.look(23_999, fin(10_000, 5)).close.unwrap();
+    assert_eq!(session.observe(14_999, fin(1000, 3)).close, None);
+    assert_eq!(session.observe(23_998, fin(9999, 4)).close, None);
+    let close = session.observe(23_999, fin(10_000, 5)).close.unwrap();
     assert_eq!(
         (close.reason, close.how),
         (CloseReason::HalfCloseTimeout, CloseHow::Flush)
@@ -876,14 +876,14 @@ fn idle_counts_from_the_last_byte() {
         last_data_age: ms(data),
         ..heard(0, segs)
     };
-    assert_eq!(session.look(19_999, last(19_999, 2)).close, None);
-    let verdict = session.look(20_000, last(5000, 3));
+    assert_eq!(session.observe(19_999, last(19_999, 2)).close, None);
+    let verdict = session.observe(20_000, last(5000, 3));
     assert_eq!((verdict.close, verdict.next), (None, T0 + ms(35_000)));
     assert_eq!(session.machine.last_activity(), T0 + ms(15_000));
     // Bytes may have passed on a leg that could not be asked.
     let blind = session.both(35_000, None, Some(heard(0, 99)));
     assert_eq!(blind.close, None);
-    let close = session.look(35_001, last(20_001, 5)).close.unwrap();
+    let close = session.observe(35_001, last(20_001, 5)).close.unwrap();
     assert_eq!(
         (close.reason, close.how),
         (CloseReason::IdleTimeout, CloseHow::Flush)
@@ -1050,7 +1050,7 @@ fn a_session_ends_at_its_greatest_age_whatever_it_does() {
         max_duration,
         ..policy()
     });
-    assert_eq!(session.look(59_999, heard(0, 2)).close, None);
+    assert_eq!(session.observe(59_999, heard(0, 2)).close, None);
     let close = session.both(60_000, None, None).close.unwrap();
     assert_eq!(
         (close.reason, close.how),
@@ -1067,7 +1067,7 @@ fn ties_go_to_the_gravest_and_the_longest_silent() {
         ..policy()
     };
     let mut session = Session::new(all);
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     let dead = |age| probed(age, 20);
     session.both(29_000, Some(dead(28_999)), Some(dead(28_500)));
     session.both(29_999, Some(dead(29_998)), Some(dead(29_499)));
@@ -1080,7 +1080,7 @@ fn ties_go_to_the_gravest_and_the_longest_silent() {
         ..policy()
     });
     assert_eq!(
-        reason(&session.look(60_000, heard(0, 2))),
+        reason(&session.observe(60_000, heard(0, 2))),
         Some(CloseReason::IdleTimeout)
     );
 }
@@ -1088,8 +1088,8 @@ fn ties_go_to_the_gravest_and_the_longest_silent() {
 #[test]
 fn time_that_runs_backwards_stands_still() {
     let mut session = Session::new(policy());
-    session.look(20_000, heard(0, 2));
-    let verdict = session.look(5000, heard(15_000, 2));
+    session.observe(20_000, heard(0, 2));
+    let verdict = session.observe(5000, heard(15_000, 2));
     assert_eq!(verdict.close, None);
     assert!(verdict.next > T0 + ms(20_000));
     assert_eq!(
@@ -1106,7 +1106,7 @@ fn ages_reach_back_to_the_start_at_most() {
         idle_timeout,
         ..policy()
     });
-    let verdict = session.look(100, heard(u64::MAX, 1));
+    let verdict = session.observe(100, heard(u64::MAX, 1));
     assert_eq!(verdict.close, None);
     assert_eq!(session.machine.last_activity(), T0);
     assert_eq!(session.machine.leg(Leg::Downstream).last_heard, T0);
@@ -1116,14 +1116,14 @@ fn ages_reach_back_to_the_start_at_most() {
 fn a_session_may_live_for_years() {
     let year = 365 * 24 * 3_600_000;
     let mut session = Session::new(policy());
-    session.look(2 * year, heard(0, 2));
+    session.observe(2 * year, heard(0, 2));
     assert_eq!(
         session.machine.leg(Leg::Downstream).last_heard,
         T0 + ms(2 * year)
     );
     // Even a leg that gives no sign of life and is never asked.
-    session.look(3 * year, heard(year, 2));
-    session.look(4 * year, heard(2 * year, 2));
+    session.observe(3 * year, heard(year, 2));
+    session.observe(4 * year, heard(2 * year, 2));
     let (at, close) = session.until_closed(4 * year + 1000, |at| LegSample {
         segs_in: 2,
         ..probed(at - 2 * year, 20)
@@ -1180,13 +1180,13 @@ fn faults() {
 #[test]
 fn a_closed_socket_keeps_what_was_known() {
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
-    session.look(8000, retransmitting(7999));
+    session.observe(1, heard(0, 1));
+    session.observe(8000, retransmitting(7999));
     let closed = LegSample {
         state: TcpState::Closed,
         ..heard(8000, 2)
     };
-    session.look(8001, closed);
+    session.observe(8001, closed);
     let close = session
         .machine
         .fault(T0 + ms(8002), Leg::Downstream, Fault::Reset, Some(&closed));
@@ -1462,12 +1462,12 @@ fn a_service_that_never_accepted_is_a_phantom() {
 /// What the kernel is told of its questions in flight: `(seconds of silence, milliseconds)`.
 fn gaps_told(rtt_us: u32, retransmits: fn(u64) -> u32, until: u64) -> Vec<(u64, u64)> {
     let mut session = Session::new(policy());
-    session.look(1, heard(0, 1));
+    session.observe(1, heard(0, 1));
     let mut told = Vec::new();
     let mut after = 100;
     while after < until {
         let silent = after - 1;
-        let verdict = session.look(
+        let verdict = session.observe(
             after,
             LegSample {
                 unacked: 9,
@@ -1500,7 +1500,7 @@ fn a_leg_whose_acknowledgements_come_keeps_the_pace_of_its_kernel() {
             rttvar_us: 1_000_000,
             ..heard(2000, 1 + round as u32)
         };
-        let verdict = session.look(round * 2500, acknowledged);
+        let verdict = session.observe(round * 2500, acknowledged);
         assert_eq!(verdict.longest_gap[0], None, "round {round}");
     }
 }

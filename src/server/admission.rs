@@ -18,7 +18,7 @@ use crate::sys;
 /// Holders that are asked at once, the longest quiet first.
 const ASKED_AT_ONCE: usize = 64;
 /// About so many sessions the kernel is asked in one round of making room.
-const LOOKED_AT: usize = 512;
+const OBSERVED: usize = 512;
 /// While a client waits, the holders are asked again this often.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a client waits for descriptors and memory.
@@ -284,7 +284,7 @@ fn open_holders(pool: &Pool, here: &Arc<SessionParams>) -> usize {
 
 /// The first ones of the sessions that hold a place, of one listener or of all, in an order. It is made
 /// of what the kernel says now where they are few. Of many thousands it is asked about some in each
-/// round, those that were looked at longest ago, and about the first ones.
+/// round, those that were observed longest ago, and about the first ones.
 fn first<K: Ord>(
     pool: &Pool,
     here: Option<&Arc<SessionParams>>,
@@ -300,8 +300,8 @@ fn first<K: Ord>(
             holders.push((session.last_observed(), session.clone()));
         }
     });
-    holders.sort_by_key(|(looked_at, _)| *looked_at);
-    let longest_ago = holders.iter().take(LOOKED_AT);
+    holders.sort_by_key(|(observed, _)| *observed);
+    let longest_ago = holders.iter().take(OBSERVED);
     longest_ago.for_each(|(_, session)| session.refresh(now));
     let holders = holders.into_iter().map(|(_, session)| session);
     let known = holders.filter_map(|s| Some((order(&s.known_candidate(now)?)?, s)));
@@ -386,16 +386,16 @@ mod tests {
         (0..count).map(start).collect()
     }
 
-    fn looks(sessions: &[(Arc<Session>, TcpStream)], since: Time) -> usize {
-        let looked_at = |(session, _): &&(Arc<Session>, _)| session.last_observed() >= since;
-        sessions.iter().filter(looked_at).count()
+    fn observed(sessions: &[(Arc<Session>, TcpStream)], since: Time) -> usize {
+        let is_observed = |(session, _): &&(Arc<Session>, _)| session.last_observed() >= since;
+        sessions.iter().filter(is_observed).count()
     }
 
-    /// Whoever waits for a place of one listener has nobody looked at of another, and of its own as
+    /// Whoever waits for a place of one listener has nobody observed of another, and of its own as
     /// many as are bounded, but all in their turn.
     #[tokio::test]
-    async fn few_are_looked_at_for_one_who_waits() {
-        const MANY: u64 = LOOKED_AT as u64 + 50;
+    async fn few_are_observed_for_one_who_waits() {
+        const MANY: u64 = OBSERVED as u64 + 50;
         let upstream = TcpListener::bind("127.0.0.1:0").expect("bound");
         let address = upstream.local_addr().expect("bound");
         let serve = move || upstream.incoming().collect::<Vec<_>>();
@@ -408,7 +408,7 @@ mod tests {
         let [here, elsewhere] = [params(address, &metrics), params(address, &metrics)];
         let others = start(&worker, &elsewhere, 3);
         let holders = start(&worker, &here, MANY);
-        // A look finds out about them once they are open and under watch.
+        // An observation finds out about them once they are open and under watch.
         let deadline = sys::now() + Span::ms(30_000);
         loop {
             sleep(Duration::from_millis(50)).await;
@@ -428,15 +428,12 @@ mod tests {
         let order = |holder: &Candidate| Some(Reverse(holder.idle));
         let since = sys::now();
         assert_eq!(first(&pool, Some(&here), 1, order).len(), 1);
-        assert_eq!(looks(&others, since), 0);
-        let looked_at = looks(&holders, since);
-        assert!(
-            (LOOKED_AT..=LOOKED_AT + 1).contains(&looked_at),
-            "{looked_at}"
-        );
+        assert_eq!(observed(&others, since), 0);
+        let count = observed(&holders, since);
+        assert!((OBSERVED..=OBSERVED + 1).contains(&count), "{count}");
         // The next round.
         first(&pool, Some(&here), 1, order);
-        assert_eq!(looks(&holders, since), holders.len());
-        assert_eq!(looks(&others, since), 0);
+        assert_eq!(observed(&holders, since), holders.len());
+        assert_eq!(observed(&others, since), 0);
     }
 }

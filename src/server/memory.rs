@@ -17,7 +17,7 @@ use crate::sys;
 
 /// Between two readings.
 const TICK: Duration = Duration::from_secs(1);
-/// Readings without a round after one that found nobody to end: it asks many and looks at all.
+/// Readings without a round after one that found nobody to end: it asks many and observes all.
 const REST: u32 = 5;
 
 /// What watches.

@@ -43,7 +43,7 @@ pub struct Balancer {
     workers: Vec<Arc<Worker>>,
     in_use: AtomicUsize,
     plan: Mutex<Plan>,
-    /// Written by a session while it changes tables, read by who looks at all of them.
+    /// Written by a session while it changes tables, read by whoever lists them.
     moves: RwLock<()>,
     /// See [`Coming`].
     coming: AtomicUsize,
@@ -57,7 +57,7 @@ pub struct Worker {
     index: usize,
     runtime: Handle,
     table: Table,
-    /// An [`Advice`]: the only thing that a session looks at on each wake-up.
+    /// An [`Advice`]: the only thing that a session reads on each wake-up.
     advice: AtomicU32,
     all: Weak<Balancer>,
 }
@@ -246,9 +246,9 @@ impl Worker {
         all.workers.get(usize::from(advice.to)).cloned()
     }
 
-    /// Has a session change tables by `change`, unless somebody looks at all of them, or another
+    /// Has a session change tables by `change`, unless somebody lists them, or another
     /// one migrates: it can as well do so the next time.
-    pub(super) fn unless_looked_at<T>(&self, change: impl FnOnce() -> T) -> Option<T> {
+    pub(super) fn unless_listed<T>(&self, change: impl FnOnce() -> T) -> Option<T> {
         let all = self.all.upgrade()?;
         let _moving = all.moves.try_write().ok()?;
         Some(change())

@@ -140,10 +140,10 @@ pub struct Session {
     /// What it has in common with others.
     pub params: Arc<SessionParams>,
     counters: Counters,
-    /// An order waits in the state: the only thing the task looks at on each wake-up.
+    /// An order waits in the state: the only thing the task reads on each wake-up.
     ordered: AtomicBool,
-    /// The monitor will look soon enough for a session that carries data.
-    looked_at: AtomicBool,
+    /// The monitor will observe it soon enough for a session that carries data.
+    observed_soon: AtomicBool,
     /// How long it waited for a place, ms; 0 if it did not have to. Here it fills a gap of the record.
     queued_ms: AtomicU32,
     state: Mutex<State>,
@@ -157,7 +157,7 @@ struct State {
     /// Descriptors of the legs while they are open; -1 otherwise.
     fds: [RawFd; 2],
     machine: Machine,
-    /// When to look next: the only valid entry of the monitor's queue. Before the first look, its
+    /// When to observe next: the only valid entry of the monitor's queue. Before the first observation, its
     /// latest time.
     due: Time,
     /// The monitor has yet to put a leg under watch.
@@ -198,7 +198,7 @@ impl Session {
             params,
             counters: Counters::default(),
             ordered: AtomicBool::new(false),
-            looked_at: AtomicBool::new(false),
+            observed_soon: AtomicBool::new(false),
             queued_ms: AtomicU32::new(0),
             state: Mutex::new(State {
                 phase: Phase::Connecting,
@@ -309,7 +309,7 @@ impl Session {
 }
 
 impl State {
-    fn look(&self, counters: &Counters) -> Observation {
+    fn observe(&self, counters: &Counters) -> Observation {
         // Before the kernel is asked: a request that is written meanwhile, on another thread, must
         // not be taken for the older one of which the kernel told.
         let (traffic, answers_before) = (counters.traffic(), counters.answers_before());
@@ -358,7 +358,7 @@ impl Entry {
     /// `None`: not now.
     fn move_to(&mut self, worker: Arc<Worker>) -> Option<Self> {
         let session = self.session.clone();
-        let key = self.worker.unless_looked_at(|| {
+        let key = self.worker.unless_listed(|| {
             self.leave_table();
             worker.table().insert(session.clone())
         })?;

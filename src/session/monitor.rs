@@ -12,7 +12,7 @@ use crate::sys;
 /// Looks between two turns of the other tasks of the worker: where all end their sessions, these wait
 /// for so many ends at most.
 const BATCH: usize = 16;
-/// A look that is not urgent is put off to the next multiple of this, so that many share one
+/// An observation that is not urgent is put off to the next multiple of this, so that many share one
 /// wake-up, ms.
 const GRID: Span = Span::ms(100);
 /// What is due so much later than now, or more, is not urgent, ms.
@@ -33,7 +33,7 @@ pub async fn monitor(worker: Arc<Worker>) {
             let next = if unwatched {
                 session.start_watch(now)
             } else {
-                session.look_if_due(at, now)
+                session.observe_if_due(at, now)
             };
             if let Some(next) = next {
                 table.schedule(next, key);
@@ -55,19 +55,19 @@ async fn sleep(table: &Table) {
 }
 
 impl Session {
-    /// Puts the legs under watch that are up; returns when the next look is due.
+    /// Puts the legs under watch that are up; returns when the next observation is due.
     fn start_watch(&self, now: Time) -> Option<Time> {
         let mut state = self.lock();
         state.watch_pending = false;
         self.watch(&mut state)?;
-        // A look costs as much as the options: most sessions have nothing to tell yet.
+        // An observation costs as much as the options: most sessions have nothing to tell yet.
         let mut first = state.machine.first_observation(&self.params.policy);
         if self.counters.sent() > 0 {
             first = first.min(now + self.params.policy.busy_interval());
         }
         let first = first.min(state.due).max(now + Span::ms(1));
         let first = state.put_off(now, first);
-        self.will_be_looked_at(now, first);
+        self.will_be_observed(now, first);
         Some(first)
     }
 
@@ -90,9 +90,9 @@ impl Session {
         Some(())
     }
 
-    /// Has the monitor look at once: a clock has started to run. A session that is not under watch
-    /// yet is looked at when it is.
-    pub(super) fn look_now(&self, table: &Table, key: u32) {
+    /// Has the monitor observe at once: a clock has started to run. A session that is not under watch
+    /// yet is observed when it is.
+    pub(super) fn observe_now(&self, table: &Table, key: u32) {
         let now = sys::now();
         let mut state = self.lock();
         state.due = now;
@@ -105,24 +105,24 @@ impl Session {
         self.lock().due == at
     }
 
-    fn look_if_due(&self, at: Time, now: Time) -> Option<Time> {
+    fn observe_if_due(&self, at: Time, now: Time) -> Option<Time> {
         let mut state = self.lock();
         if !state.is_watched() || state.due != at {
             return None;
         }
-        let next = self.look_locked(&mut state, now);
-        self.will_be_looked_at(now, next);
+        let next = self.observe_locked(&mut state, now);
+        self.will_be_observed(now, next);
         Some(next)
     }
 
-    fn will_be_looked_at(&self, now: Time, at: Time) {
+    fn will_be_observed(&self, now: Time, at: Time) {
         let soon = at < now + self.params.policy.busy_interval() + GRID;
-        self.looked_at.store(soon, Ordering::Relaxed);
+        self.observed_soon.store(soon, Ordering::Relaxed);
     }
 
-    /// Data flows, and the next look may be far away: brings it forward to when one is due for a
+    /// Data flows, and the next observation may be far away: brings it forward to when one is due for a
     /// session that carries data.
-    pub(super) fn look_soon(&self, table: &Table, key: u32) {
+    pub(super) fn observe_soon(&self, table: &Table, key: u32) {
         let now = sys::now();
         let mut state = self.lock();
         if state.phase != Phase::Open || state.watch != Watch::Both {
@@ -130,31 +130,31 @@ impl Session {
         }
         let known = state.due;
         let due = state.put_off(now, known.min(now + self.params.policy.busy_interval()));
-        self.will_be_looked_at(now, due);
+        self.will_be_observed(now, due);
         if due != known {
             table.schedule(due, key);
         }
     }
 
-    /// Looks now, for fresh figures. The next look stays where it is.
+    /// Observes now, for fresh figures. The next observation stays where it is.
     pub fn refresh(&self, now: Time) {
         let mut state = self.lock();
         if state.is_watched() {
             let due = state.due;
-            let next = self.look_locked(&mut state, now);
-            // An earlier time cannot be queued from here; the look that is due finds out more.
+            let next = self.observe_locked(&mut state, now);
+            // An earlier time cannot be queued from here; the observation that is due finds out more.
             state.due = due;
             debug_assert!(next > now);
         }
     }
 
-    /// One look; returns when the next one is due.
-    fn look_locked(&self, state: &mut State, now: Time) -> Time {
+    /// One observation; returns when the next one is due.
+    fn observe_locked(&self, state: &mut State, now: Time) -> Time {
         let policy = &self.params.policy;
-        let look = state.look(&self.counters);
+        let observation = state.observe(&self.counters);
         self.params.metrics.observed();
         let before = state.machine.clone();
-        let verdict = state.machine.observe(now, policy, &look);
+        let verdict = state.machine.observe(now, policy, &observation);
         self.report_conditions(&before, Some(&state.machine));
         for (probes, answered) in self
             .params
@@ -219,7 +219,7 @@ impl Watch {
 }
 
 impl State {
-    /// Whether looks find out about its peers, or about its client, which is all there is yet.
+    /// Whether observations find out about its peers, or about its client, which is all there is yet.
     fn is_watched(&self) -> bool {
         self.phase != Phase::Closing && self.watch != Watch::None
     }

@@ -1,4 +1,4 @@
-//! The sessions of one worker, and when each is to be looked at.
+//! The sessions of one worker, and when each is to be observed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, BinaryHeap, VecDeque};
@@ -31,7 +31,7 @@ pub struct Table {
 #[derive(Debug, Default)]
 struct Inner {
     sessions: Slab<Arc<Session>>,
-    /// When to look at which session. An entry whose time is not the session's `due` is stale.
+    /// When to observe which session. An entry whose time is not the session's `due` is stale.
     queue: BinaryHeap<Reverse<(Time, u32)>>,
     /// Sessions that are not under watch yet, oldest first.
     unwatched: VecDeque<(Time, u32, u64)>,
@@ -102,7 +102,7 @@ impl Table {
         self.wake_for(&inner, due);
     }
 
-    /// Has the monitor look at the session at `due`.
+    /// Has the monitor observe the session at `due`.
     pub fn schedule(&self, due: Time, key: u32) {
         let mut inner = self.lock();
         inner.queue.push(Reverse((due, key)));
@@ -135,7 +135,7 @@ impl Table {
         due
     }
 
-    /// Keeps the queue from growing with entries of sessions that have ended, or were looked at
+    /// Keeps the queue from growing with entries of sessions that have ended, or were observed
     /// sooner: where these are most of it, it is made anew of those that hold.
     pub(super) fn drop_stale(&self, holds: impl Fn(Time, &Session) -> bool) {
         let old: Vec<_> = {
@@ -187,7 +187,7 @@ impl Table {
 mod tests {
     use super::*;
 
-    /// With a long D their looks are due in a day, and sessions come and go.
+    /// With a long D their observations are due in a day, and sessions come and go.
     #[test]
     fn sessions_that_have_ended_leave_nothing_in_the_queue() {
         let table = Table::default();

@@ -301,14 +301,14 @@ impl Session {
         }
         let (sent, half_closed) = (self.counters.sent(), relay.is_half_closed());
         let end = relay.poll(legs, &self.counters, cx);
-        if self.counters.sent() != sent && !self.looked_at.load(Ordering::Relaxed) {
-            self.look_soon(table, key);
+        if self.counters.sent() != sent && !self.observed_soon.load(Ordering::Relaxed) {
+            self.observe_soon(table, key);
         }
         if let Poll::Ready(end) = end {
             return Poll::Ready(Ended::Relay(end));
         }
         if relay.is_half_closed() && !half_closed {
-            self.look_now(table, key);
+            self.observe_now(table, key);
         }
         self.poll_unread(relay, legs, cx).map(Ended::Relay)
     }

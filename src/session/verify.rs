@@ -13,7 +13,7 @@ use crate::liveness::{
 };
 use crate::net::{options, sample};
 use crate::sys;
-use crate::view::{AnswerWord, VerifiedLeg, VerifiedSession};
+use crate::view::{AnswerWord, OnSilent, VerifiedLeg, VerifiedSession};
 
 /// Of many sessions, those whose turn has not come after this are not asked.
 const TURN_WITHIN: Duration = Duration::from_secs(7);
@@ -34,10 +34,10 @@ pub struct Asked {
 }
 
 /// Asks the peers of these sessions, as many at a time as `at_once` allows, and returns the
-/// sessions whose turn came. With `quick`, a session whose peer was proven gone is ended.
+/// sessions whose turn came.
 pub async fn verify_all(
     sessions: Vec<Arc<Session>>,
-    quick: bool,
+    on_silent: OnSilent,
     at_once: Arc<Semaphore>,
 ) -> Vec<VerifiedSession> {
     let mut asking = JoinSet::new();
@@ -46,7 +46,7 @@ pub async fn verify_all(
         asking.spawn(async move {
             let turn = tokio::time::timeout(TURN_WITHIN, at_once.acquire_owned());
             let _turn = turn.await.ok()?.ok()?;
-            Some(session.verified(quick).await)
+            Some(session.verified(on_silent).await)
         });
     }
     asking.join_all().await.into_iter().flatten().collect()
@@ -132,9 +132,9 @@ impl Session {
         }
     }
 
-    async fn verified(&self, quick: bool) -> VerifiedSession {
+    async fn verified(&self, on_silent: OnSilent) -> VerifiedSession {
         let asked = self.verify(Method::CHECK).await;
-        let ended = quick && self.end_if_silent(&asked, None);
+        let ended = on_silent == OnSilent::End && self.end_if_silent(&asked, None);
         let over = |leg: &Option<Asked>| leg.is_some_and(|a| a.answer == Answer::Over);
         let closing = {
             let state = self.lock();
@@ -191,7 +191,7 @@ impl Session {
         if fd < 0 { None } else { sample::sample(fd) }
     }
 
-    /// Has the kernel ask more often what is in flight on a silent leg; the next look after an answer
+    /// Has the kernel ask more often what is in flight on a silent leg; the next observation after an answer
     /// takes that back.
     fn hasten(&self, leg: Leg, sample: &LegSample) {
         if sample.unacked == 0 {
@@ -224,13 +224,13 @@ impl Session {
         self.known_candidate(now)
     }
 
-    /// When it was last looked at.
+    /// When it was last observed.
     #[must_use]
     pub fn last_observed(&self) -> Time {
         self.lock().machine.last_observed()
     }
 
-    /// The same by what the last look found out, at the cost of no system call. It was active no
+    /// The same by what the last observation found out, at the cost of no system call. It was active no
     /// earlier than that says.
     #[must_use]
     pub fn known_candidate(&self, now: Time) -> Option<Candidate> {
