@@ -32,12 +32,12 @@ static ACCEPT_LINES: [Repeated; AcceptErrorClass::VARIANTS.len()] =
     [const { Repeated::new() }; AcceptErrorClass::VARIANTS.len()];
 static DESCRIPTOR_LINES: Repeated = Repeated::new();
 
-/// One worker at one listener.
+/// Accepts at the socket of one worker at one listener.
 pub(super) struct Acceptor {
     pool: Arc<Pool>,
     worker: Arc<Worker>,
     listener: Arc<Listener>,
-    /// Its own among the listener's.
+    /// The worker's own among the listener's.
     socket: Arc<OwnedFd>,
     _coming: Option<Coming>,
 }
@@ -49,12 +49,21 @@ impl Drop for Acceptor {
 }
 
 /// Accepts from the opening of the listener until it is told to stop; clients that are queued then
-/// are still taken.
-pub(super) async fn accept(acceptor: Acceptor) {
-    let socket = match sys::register(acceptor.socket.clone(), Interest::READABLE) {
-        Ok(socket) => socket,
-        Err(error) => return tracing::error!("cannot watch a listening socket: {error}"),
-    };
+/// are still taken. Follows its worker as that is taken into use and given up.
+pub(super) fn start(acceptor: Acceptor) {
+    let here = acceptor.pool.balancer.acceptor(&acceptor.worker).clone();
+    here.clone().spawn(async move {
+        if let Some(acceptor) = accept(acceptor, &here).await {
+            start(acceptor);
+        }
+    });
+}
+
+/// Returns what another worker is to go on with.
+async fn accept(acceptor: Acceptor, here: &Arc<Worker>) -> Option<Acceptor> {
+    let registered = sys::register(acceptor.socket.clone(), Interest::READABLE);
+    let failed = |error| tracing::error!("cannot watch a listening socket: {error}");
+    let socket = registered.map_err(failed).ok()?;
     let listener = &acceptor.listener;
     let (mut open, mut stop) = (listener.is_open(), listener.is_stopped());
     tokio::select! {
@@ -62,13 +71,16 @@ pub(super) async fn accept(acceptor: Acceptor) {
         // The senders are the listener's own.
         _ = open.wait_for(|open| *open) => {}
         // These clients were never ours.
-        _ = stop.wait_for(|stop| *stop) => return,
+        _ = stop.wait_for(|stop| *stop) => return None,
     }
     let mut pause = Duration::ZERO;
     loop {
+        if !Arc::ptr_eq(acceptor.pool.balancer.acceptor(&acceptor.worker), here) {
+            return Some(acceptor);
+        }
         let stopping = *stop.borrow();
         match acceptor.take_some(&socket) {
-            Batch::Empty if stopping => return,
+            Batch::Empty | Batch::Failed if stopping => return None,
             Batch::Full => tokio::task::yield_now().await,
             Batch::Empty => {
                 pause = Duration::ZERO;
@@ -77,7 +89,6 @@ pub(super) async fn accept(acceptor: Acceptor) {
                     _ = readable(&socket) => {}
                 }
             }
-            Batch::Failed if stopping => return,
             Batch::Failed => {
                 pause = (pause * 2).clamp(Duration::from_millis(5), LONGEST_PAUSE);
                 tokio::select! {
@@ -166,7 +177,7 @@ impl Acceptor {
     }
 
     fn start(&self, fd: OwnedFd, client: SocketAddr, place: Option<Permit>, resources: Resources) {
-        let worker = self.worker.for_incoming();
+        let worker = self.pool.balancer.place(&self.worker);
         let registered = {
             let _there = worker.enter();
             TcpStream::new(fd)

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{io, thread};
 
-use super::accept::{Acceptor, accept};
+use super::accept::{self, Acceptor};
 use super::workers::Workers;
 use super::{Hooks, Limiter, Listener, StartError};
 use crate::config::ListenerConfig;
@@ -78,7 +78,7 @@ impl Registry {
             for (worker, socket) in workers.iter().cycle().zip(sockets) {
                 let pool = self.workers.pool().clone();
                 let acceptor = Acceptor::new(pool, worker.clone(), listener.clone(), socket);
-                worker.spawn(accept(acceptor));
+                accept::start(acceptor);
             }
         }
         self.lock().extend(added.iter().cloned());

@@ -165,9 +165,17 @@ impl Balancer {
         self.workers.iter().map(tasks).sum()
     }
 
-    /// The worker that a client accepted by worker `own` belongs to: one in use that has clearly
-    /// fewer sessions.
-    fn place(&self, own: usize) -> usize {
+    /// The worker that accepts clients at the socket of `own`: another one while `own` is not in
+    /// use, so that its thread is not woken up only to hand clients over.
+    #[must_use]
+    pub fn acceptor(&self, own: &Worker) -> &Arc<Worker> {
+        &self.workers[own.index % self.in_use()]
+    }
+
+    /// The worker that a client at the socket of `own` belongs to: `own`, or one in use that has
+    /// clearly fewer sessions.
+    #[must_use]
+    pub fn place(&self, own: &Worker) -> &Arc<Worker> {
         if self.in_use() > 1 && self.sessions() == 0 {
             // The next load begins on one.
             self.plan().in_use = 1;
@@ -177,11 +185,11 @@ impl Balancer {
         let in_use = self.in_use();
         let least = (0..in_use).min_by_key(|index| sessions(*index));
         let least = least.unwrap_or_default();
-        let clearly = || sessions(own) * MORE.1 > (sessions(least) + 1) * MORE.0;
-        if own >= in_use || clearly() {
-            least
+        let clearly = || sessions(own.index) * MORE.1 > (sessions(least) + 1) * MORE.0;
+        if own.index >= in_use || clearly() {
+            &self.workers[least]
         } else {
-            own
+            &self.workers[own.index]
         }
     }
 
@@ -226,14 +234,6 @@ impl Worker {
         let all = self.all.upgrade()?;
         all.coming.fetch_add(1, Ordering::Relaxed);
         Some(Coming(all))
-    }
-
-    /// The worker that a client accepted here is to be handed to; often this one.
-    #[must_use]
-    pub fn for_incoming(self: &Arc<Self>) -> Arc<Self> {
-        let all = self.all.upgrade();
-        let other = all.map(|all| all.workers[all.place(self.index)].clone());
-        other.unwrap_or_else(|| self.clone())
     }
 
     /// Where a session is to migrate to, if anywhere. Asked at each wake-up.

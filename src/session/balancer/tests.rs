@@ -122,10 +122,12 @@ fn advice_survives_its_packing_and_concerns_its_share() {
 #[tokio::test]
 async fn without_a_session_the_next_load_begins_on_one_worker() {
     let all = Balancer::new([Handle::current(), Handle::current()]);
-    assert_eq!(all.place(1), 0, "the second one is not in use");
+    let second = &all.workers()[1];
+    let carries = || [all.acceptor(second).index, all.place(second).index];
+    assert_eq!(carries(), [0, 0], "the second one is not in use");
     all.report(Time::ms(1000), 0, busy(1000));
     assert_eq!(all.in_use(), 2);
-    assert_eq!(all.place(1), 0);
+    assert_eq!(carries(), [1, 0]);
     assert_eq!(all.in_use(), 1);
 }
 
