@@ -105,6 +105,14 @@ fn wait_acknowledged(case: &Case, host: Host, sender: &Endpoint) {
     assert!(eventually(DELIVERED, acknowledged), "it is not taken");
 }
 
+/// A host throws away what is left to send when data comes for an application that has closed.
+fn close_and_wait_acknowledged(case: &Case, host: Host, sender: Endpoint) {
+    let (local, peer) = (sender.local, sender.peer);
+    sender.close();
+    let left = || case.net.unacknowledged_between(host, local, peer);
+    assert!(eventually(DELIVERED, || left() == 0), "it is not taken");
+}
+
 fn answer_of_a_service_whose_host_went_off_is_delivered() {
     let case = Case::new();
     let (client, service) = case.session_with(Host::Client, SLOW);
@@ -153,7 +161,7 @@ fn answer_is_whole_although_the_client_still_sends() {
     let (client, service) = case.session_with(Host::Client, SLOW);
     service.send(STREAM);
     assert!(service.wait_sent(PROMPT));
-    service.close();
+    close_and_wait_acknowledged(&case, Host::Service, service);
     thread::sleep(ms(500));
     client.send_every(10, ms(300));
     assert!(
@@ -173,7 +181,7 @@ fn job_is_whole_although_the_device_still_sends() {
     let (client, service) = case.session();
     client.send(STREAM);
     assert!(client.wait_sent(PROMPT));
-    client.close();
+    close_and_wait_acknowledged(&case, Host::Client, client);
     thread::sleep(ms(500));
     service.send_every(10, ms(300));
     assert!(

@@ -176,8 +176,13 @@ impl Net {
 
     /// Bytes that the kernel of a host has not got acknowledged on a connection.
     pub fn unacknowledged(&self, host: Host, connection: &Endpoint) -> u64 {
-        let table = tcp_table(self.host(host), connection.local);
-        let ports = (connection.local.port(), connection.peer.port());
+        self.unacknowledged_between(host, connection.local, connection.peer)
+    }
+
+    /// The same of one that its application has closed; its FIN counts as a byte.
+    pub fn unacknowledged_between(&self, host: Host, local: SocketAddr, peer: SocketAddr) -> u64 {
+        let table = tcp_table(self.host(host), local);
+        let ports = (local.port(), peer.port());
         let line = table.lines().find(|l| ports_of(l) == Some(ports));
         let queues = line.and_then(|l| l.split_whitespace().nth(4)?.split_once(':'));
         queues.map_or(0, |(sent, _)| u64::from_str_radix(sent, 16).unwrap_or(0))
