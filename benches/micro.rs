@@ -130,6 +130,7 @@ fn service() -> Arc<SessionParams> {
         cluster: Arc::new(Cluster::new(Upstream {
             address: UpstreamAddress::Socket(address),
             connect_timeout: Duration::from_secs(5),
+            connect_retry: None,
             resolve_interval: Duration::from_secs(10),
         })),
         connect_lines: Default::default(),

@@ -270,7 +270,7 @@ listeners:
   - name: default
     address: 127.0.0.1:1
     backlog: 2
-    upstream: { address: db:3, connect_timeout: 4s, resolve_interval: 6s }
+    upstream: { address: db:3, connect_timeout: 4s, connect_retry: 300ms, resolve_interval: 6s }
     liveness:
       detect_within: 5s
       probe_interval: 2s
@@ -298,6 +298,7 @@ workers: 15
         ("backlog", "2"),
         ("upstream", "db:3"),
         ("connect-timeout", "4s"),
+        ("connect-retry", "300ms"),
         ("resolve-interval", "6s"),
         ("detect-within", "5s"),
         ("probe-interval", "2s"),

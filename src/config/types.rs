@@ -88,6 +88,10 @@ section! {
         address: UpstreamAddress = dial().flag("upstream").own();
         /// How long the service may take to accept a connection.
         connect_timeout: Duration = span(MS..=300 * SECOND).default("5s").flag("connect-timeout");
+        /// A connect that was refused is tried again after this pause, within connect_timeout: clients wait
+        /// while the service restarts. 0s: not at all.
+        connect_retry: Option<Duration> =
+            span(10 * MS..=60 * SECOND).or_off().default("0s").flag("connect-retry");
         /// How often a DNS name is looked up; the last answer is used while DNS is out.
         resolve_interval: Duration = span(SECOND..=HOUR).default("10s").flag("resolve-interval");
     }

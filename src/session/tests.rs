@@ -23,6 +23,7 @@ pub(super) fn params(upstream: SocketAddr) -> SessionParams {
         cluster: Arc::new(Cluster::new(Upstream {
             address: UpstreamAddress::Socket(upstream),
             connect_timeout: Duration::from_secs(5),
+            connect_retry: None,
             resolve_interval: Duration::from_secs(10),
         })),
         connect_lines: Default::default(),

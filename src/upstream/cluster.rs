@@ -98,11 +98,20 @@ impl Cluster {
             return Ok(Connect::Pending(None));
         };
         assign(ActiveSession::new(endpoint.clone()));
-        let attempt = Attempt::begin(endpoint)?;
-        Ok(match attempt.try_early(early)? {
-            true => Connect::Connected(attempt.stream),
-            false => Connect::Pending(Some(attempt)),
-        })
+        let begun =
+            Attempt::begin(endpoint).and_then(|attempt| Ok((attempt.try_early(early)?, attempt)));
+        match begun {
+            Ok((true, attempt)) => Ok(Connect::Connected(attempt.stream)),
+            Ok((false, attempt)) => Ok(Connect::Pending(Some(attempt))),
+            Err(error) if self.retry_after(&error).is_some() => Ok(Connect::Pending(None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The pause before another connect, where the service refused this one and may be restarting.
+    fn retry_after(&self, error: &io::Error) -> Option<Duration> {
+        let is_refused = error.kind() == io::ErrorKind::ConnectionRefused;
+        self.upstream.connect_retry.filter(|_| is_refused)
     }
 
     /// Goes on with a connect for `connect_timeout`. `assign` gets each endpoint that is dialled,
@@ -112,21 +121,36 @@ impl Cluster {
     /// Why it cannot be connected, or that the time is over.
     pub async fn finish(
         &self,
-        begun: Option<Attempt>,
+        mut begun: Option<Attempt>,
         assign: impl Fn(ActiveSession),
     ) -> io::Result<TcpStream> {
-        let within = self.upstream.connect_timeout;
-        if let Some(attempt) = begun {
-            return attempt.connected(within).await;
+        let until = sys::now() + self.upstream.connect_timeout.into();
+        let left = || Duration::from(until - sys::now());
+        loop {
+            let connected = match begun.take() {
+                Some(attempt) => attempt.connected(left()).await,
+                None => self.dial(left, &assign).await,
+            };
+            let retry = connected.as_ref().err().and_then(|e| self.retry_after(e));
+            match retry.filter(|pause| *pause < left()) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return connected,
+            }
         }
-        let began = sys::now();
-        let Ok(endpoints) = tokio::time::timeout(within, self.resolved()).await else {
+    }
+
+    /// Dials the endpoints that are known, or will be.
+    async fn dial(
+        &self,
+        left: impl Fn() -> Duration,
+        assign: &impl Fn(ActiveSession),
+    ) -> io::Result<TcpStream> {
+        let Ok(endpoints) = tokio::time::timeout(left(), self.resolved()).await else {
             let host = self.upstream.address.name().unwrap_or_default();
             let late = format!("{host} is not resolved within connect_timeout");
             return Err(io::Error::other(late));
         };
-        let waited = Duration::from(sys::now() - began);
-        let left = within.saturating_sub(waited);
+        let left = left();
         dial::first_of(Pick::new(endpoints?, left), left, assign).await
     }
 
@@ -178,6 +202,7 @@ impl Cluster {
 #[cfg(test)]
 pub(super) mod tests {
     use std::net::TcpListener;
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -193,6 +218,7 @@ pub(super) mod tests {
         Arc::new(Cluster::new(Upstream {
             address,
             connect_timeout: Duration::from_secs(5),
+            connect_retry: None,
             resolve_interval: Duration::from_secs(60),
         }))
     }
@@ -255,14 +281,36 @@ pub(super) mod tests {
 
     /// Connects without an early write; returns the stream and where it counts as active.
     async fn connect(cluster: &Cluster) -> (io::Result<TcpStream>, Option<ActiveSession>) {
-        let active = std::cell::RefCell::default();
-        let assign = |endpoint| *active.borrow_mut() = Some(endpoint);
+        let active = Mutex::default();
+        let assign = |endpoint| *active.lock().unwrap() = Some(endpoint);
         let stream = match cluster.connect(assign, |_| Ok(false)) {
             Ok(Connect::Connected(stream)) => Ok(stream),
             Ok(Connect::Pending(begun)) => cluster.finish(begun, assign).await,
             Err(error) => Err(error),
         };
-        (stream, active.into_inner())
+        (stream, active.into_inner().unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_refused_connect_is_tried_again_until_the_service_is_back() {
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let mut upstream = of(UpstreamAddress::Socket(address)).upstream().clone();
+        upstream.connect_retry = Some(Duration::from_millis(10));
+        let patient = Arc::new(Cluster::new(upstream.clone()));
+        let waiting = tokio::spawn(async move { connect(&patient).await.0 });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!waiting.is_finished());
+        let back = TcpListener::bind(address).unwrap();
+        assert!(waiting.await.unwrap().is_ok());
+
+        drop(back);
+        upstream.connect_timeout = Duration::from_millis(50);
+        let (stream, _) = connect(&Cluster::new(upstream)).await;
+        let error = stream.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]
