@@ -25,6 +25,7 @@ use tokio::sync::oneshot;
 struct Fake {
     readiness: AtomicU8,
     closed: Mutex<Vec<u64>>,
+    reasons: Mutex<Vec<Option<String>>>,
     verified: Mutex<Vec<(Vec<u64>, bool)>>,
     drains: AtomicUsize,
     sessions: AtomicUsize,
@@ -55,9 +56,12 @@ impl Control for Fake {
             .collect()
     }
 
-    fn close(&self, id: u64) -> bool {
-        self.closed.lock().expect("not poisoned").push(id);
-        id == 1
+    /// Session 2 has just ended.
+    fn close(&self, ids: &[u64], reason: Option<&str>) -> usize {
+        self.closed.lock().expect("not poisoned").extend(ids);
+        let reason = reason.map(str::to_owned);
+        self.reasons.lock().expect("not poisoned").push(reason);
+        ids.iter().filter(|id| **id != 2).count()
     }
 
     /// Session 2 is silent.
@@ -368,6 +372,27 @@ fn changes() {
 }
 
 #[test]
+fn ending_many() {
+    let e = Endpoint::start();
+    e.ask("DELETE", "/connections").expect(400, "all=true");
+    e.ask("DELETE", "/connections?all=false&sort=age&limit=9&reason=x")
+        .expect(400, "all=true");
+    e.ask("DELETE", "/connections?all=maybe").expect(400, "all");
+    let long = format!("/connections?all&reason={}", "x".repeat(201));
+    e.ask("DELETE", &long).expect(400, "200 bytes");
+    e.ask("GET", "/connections?all=true").expect(400, "all");
+    assert!(e.fake.closed.lock().expect("not poisoned").is_empty());
+
+    e.ask("DELETE", "/connections?condition=suspect&reason=a+b")
+        .expect(202, "0 sessions are being ended");
+    let ended = client::kill_all(e.addr, &[("sort", "age"), ("limit", "2")]);
+    assert!(ended.expect("ended").contains("1 session is being ended"));
+    assert_eq!(*e.fake.closed.lock().expect("not poisoned"), [2, 3, 2]);
+    let reasons = e.fake.reasons.lock().expect("not poisoned").clone();
+    assert_eq!(reasons, [Some("a b".to_owned()), None]);
+}
+
+#[test]
 fn verifying_one() {
     let e = Endpoint::start();
     let one = e.ask("POST", "/connections/2/verify").expect(200, "silent");
@@ -427,9 +452,9 @@ fn verifying_by_the_client() {
     assert!(!all.answered && all.text.contains("1 closed"), "{all:?}");
     let bad = text(Which::All(&[("sort", "size")]), OnSilent::End).expect_err("refused");
     assert!(bad.contains("sort: expected"), "{bad}");
-    let killed = client::kill(e.addr, 1).expect("ended");
+    let killed = client::kill(e.addr, 1, &[("reason", "why")]).expect("ended");
     assert!(killed.contains("session 1 is being ended"), "{killed}");
-    assert!(client::kill(e.addr, 2).is_err());
+    assert!(client::kill(e.addr, 2, &[]).is_err());
 }
 
 #[test]
@@ -439,7 +464,7 @@ fn wrong_methods_change_nothing() {
         ("GET", "/drain", "POST"),
         ("HEAD", "/drain", "POST"),
         ("POST", "/metrics", "GET, HEAD"),
-        ("DELETE", "/connections", "GET, HEAD"),
+        ("POST", "/connections", "GET, HEAD, DELETE"),
         ("PUT", "/connections/1", "GET, HEAD, DELETE"),
         ("GET", "/connections/1/verify", "POST"),
         ("OPTIONS", "/livez", "GET, HEAD"),

@@ -50,9 +50,9 @@ impl Control for Process {
         Vec::new()
     }
 
-    fn close(&self, id: u64) -> bool {
+    fn close(&self, ids: &[u64], _reason: Option<&str>) -> usize {
         self.changed.store(true, Relaxed);
-        id == 7
+        ids.iter().filter(|id| **id == 7).count()
     }
 
     fn verify(

@@ -193,12 +193,21 @@ pub fn verify(
     })
 }
 
-/// Ends a session.
+/// Ends a session. The query has the `reason` for the log, or nothing.
 ///
 /// # Errors
 /// In one line: the endpoint cannot be reached, refuses, or knows no such session.
-pub fn kill(addr: SocketAddr, id: u64) -> Result<String, String> {
-    let path = format!("/connections/{id}");
+pub fn kill(addr: SocketAddr, id: u64, query: &[(&str, &str)]) -> Result<String, String> {
+    let path = format!("/connections/{id}?{}", encoded(query));
+    text(addr, &Method::DELETE, &path, StatusCode::ACCEPTED)
+}
+
+/// Ends all sessions, or those that the filters of the query leave; it may have a `reason`, too.
+///
+/// # Errors
+/// In one line: the endpoint cannot be reached, or refuses.
+pub fn kill_all(addr: SocketAddr, query: &[(&str, &str)]) -> Result<String, String> {
+    let path = format!("/connections?all=true&{}", encoded(query));
     text(addr, &Method::DELETE, &path, StatusCode::ACCEPTED)
 }
 

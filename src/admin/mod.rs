@@ -49,8 +49,9 @@ pub trait Control: Send + Sync + 'static {
     fn readiness(&self) -> Readiness;
     /// Every session, in no order.
     fn sessions(&self) -> Vec<Arc<dyn Shown>>;
-    /// Ends a session; false if there is none with this id.
-    fn close(&self, id: u64) -> bool;
+    /// Ends these sessions for an operator, who may have given a `reason` for the log. Returns how many of
+    /// them there are.
+    fn close(&self, ids: &[u64], reason: Option<&str>) -> usize;
     /// Asks the peers of these sessions. Ids that no session has, and sessions whose turn did not come in time, are left out.
     /// The order is not that of `ids`. Takes some seconds at most.
     fn verify(

@@ -28,6 +28,10 @@ const PARAMETERS: [&str; 8] = [
 ];
 /// Further ones of `POST /verify`.
 const VERIFY_PARAMETERS: [&str; 1] = ["quick"];
+/// Further ones of `DELETE /connections`, and of one session.
+const CLOSE_PARAMETERS: [&str; 2] = ["all", "reason"];
+/// No reason for the log is longer, in bytes.
+const LONGEST_REASON: usize = 200;
 
 /// JSON or a table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, EnumString, VariantNames)]
@@ -54,6 +58,9 @@ pub(super) struct Query {
     pub(super) format: Option<Format>,
     /// What `quick` asks for.
     pub(super) on_silent: OnSilent,
+    /// Why an operator ends sessions, for the log.
+    pub(super) reason: Option<String>,
+    all: bool,
 }
 
 /// What a query leaves.
@@ -101,6 +108,16 @@ impl Query {
         Self::parse_with(query, &VERIFY_PARAMETERS)
     }
 
+    /// The same for ending sessions, with `all` and `reason`.
+    pub(super) fn parse_close(query: &str) -> Result<Self, String> {
+        Self::parse_with(query, &CLOSE_PARAMETERS)
+    }
+
+    /// Whether `all` or a filter says which sessions; without one, a slip would end them all.
+    pub(super) fn names_sessions(&self) -> bool {
+        self.all || self.filters()
+    }
+
     fn parse_with(query: &str, further: &[&str]) -> Result<Self, String> {
         let accepted = [&PARAMETERS, further].concat();
         let mut parsed = Self::default();
@@ -137,10 +154,12 @@ impl Query {
             "sort" => self.sort = Some(word(name, value)?),
             "limit" => self.limit = Some(parsed(name, value, "a whole number")?),
             "format" => self.format = Some(word(name, value)?),
-            // `quick` is as good as `quick=true`.
-            _ if value.is_empty() || parsed(name, value, "true or false")? => {
-                self.on_silent = OnSilent::End;
+            "reason" if value.len() > LONGEST_REASON => {
+                return Err(format!("{name}: longer than {LONGEST_REASON} bytes"));
             }
+            "reason" => self.reason = Some(value.to_owned()),
+            "all" => self.all = switch(name, value)?,
+            _ if switch(name, value)? => self.on_silent = OnSilent::End,
             _ => self.on_silent = OnSilent::Report,
         }
         Ok(())
@@ -150,7 +169,7 @@ impl Query {
     pub(super) async fn choose(&self, mut sessions: Vec<Arc<dyn Shown>>) -> Chosen {
         let total = sessions.len();
         sessions.sort_unstable_by_key(|session| session.id());
-        if self.needs_views() {
+        if self.filters() || self.sort.is_some() {
             let sort = self.sort.unwrap_or(Sort::Id);
             let mut found = Vec::new();
             for (i, session) in sessions.into_iter().enumerate() {
@@ -174,15 +193,12 @@ impl Query {
         }
     }
 
-    /// Whether the ids do not suffice to filter and sort.
-    fn needs_views(&self) -> bool {
-        let only_form = Self {
-            limit: self.limit,
-            format: self.format,
-            on_silent: self.on_silent,
-            ..Self::default()
-        };
-        *self != only_form
+    fn filters(&self) -> bool {
+        self.listener.is_some()
+            || self.condition.is_some()
+            || self.phase.is_some()
+            || self.peer.is_some()
+            || self.min_idle.is_some()
     }
 
     fn matches(&self, c: &ConnectionView) -> bool {
@@ -195,6 +211,11 @@ impl Query {
             && self.peer.as_ref().is_none_or(peer)
             && self.min_idle.as_ref().is_none_or(idle)
     }
+}
+
+/// `quick` is as good as `quick=true`.
+fn switch(name: &str, value: &str) -> Result<bool, String> {
+    Ok(value.is_empty() || parsed(name, value, "true or false")?)
 }
 
 impl Peer {

@@ -51,6 +51,7 @@ GET     /readyz            200 if new clients are taken, else 503 and why
 GET     /connections       sessions; ?format=text for a table
                            filters: listener, condition, phase, peer, min_idle; sort, limit
 GET     /connections/ID    one session
+DELETE  /connections       end those that the filters leave, or ?all=true; &reason=TEXT for the log
 DELETE  /connections/ID    end a session
 POST    /connections/ID/verify   ask both peers now; ?quick=true ends the session if one is gone
 POST    /verify            the same for all sessions, or those that the filters leave
@@ -93,7 +94,7 @@ impl<'a> Route<'a> {
 
     const fn allowed(self) -> &'static str {
         match self {
-            Self::Connection(_) => "GET, HEAD, DELETE",
+            Self::Connections | Self::Connection(_) => "GET, HEAD, DELETE",
             Self::Drain | Self::Verify(_) | Self::VerifyAll => "POST",
             _ => "GET, HEAD",
         }
@@ -291,8 +292,9 @@ impl Router {
                 Ok(place.keep(reply(TEXT_FORMAT, self.control.metrics())))
             }
             Route::Config => Ok(reply("application/yaml", self.control.config())),
+            Route::Connections if *method == Method::DELETE => self.close_all(head).await,
             Route::Connections => self.connections(head).await,
-            Route::Connection(id) if *method == Method::DELETE => self.close(number(id)?),
+            Route::Connection(id) if *method == Method::DELETE => self.close(number(id)?, head),
             Route::Connection(id) => self.connection(number(id)?, head),
             Route::Verify(id) => self.verify(number(id)?, head).await,
             Route::VerifyAll => self.verify_all(head).await,
@@ -325,12 +327,29 @@ impl Router {
         })
     }
 
-    fn close(&self, id: u64) -> Result<Reply, Refusal> {
-        if self.control.close(id) {
-            Ok(accepted(format!("session {id} is being ended\n")))
-        } else {
-            Err(Refusal::unknown(id))
+    fn close(&self, id: u64, head: &Parts) -> Result<Reply, Refusal> {
+        let query = Query::parse_close(query(head)).map_err(Refusal::bad_request)?;
+        match self.control.close(&[id], query.reason.as_deref()) {
+            0 => Err(Refusal::unknown(id)),
+            _ => Ok(accepted(format!("session {id} is being ended\n"))),
         }
+    }
+
+    async fn close_all(&self, head: &Parts) -> Result<Reply, Refusal> {
+        let query = Query::parse_close(query(head)).map_err(Refusal::bad_request)?;
+        if !query.names_sessions() {
+            let why = "name the sessions by a filter, or say all=true";
+            return Err(Refusal::bad_request(why.to_owned()));
+        }
+        let place = self.listings.get().await?;
+        let chosen = query.choose(self.control.sessions()).await.sessions;
+        let ids: Vec<u64> = chosen.iter().map(|session| session.id()).collect();
+        drop(chosen);
+        let ended = match self.control.close(&ids, query.reason.as_deref()) {
+            1 => "1 session is being ended\n".to_owned(),
+            ended => format!("{ended} sessions are being ended\n"),
+        };
+        Ok(place.keep(accepted(ended)))
     }
 
     async fn verify(&self, id: u64, head: &Parts) -> Result<Reply, Refusal> {

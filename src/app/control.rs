@@ -77,25 +77,33 @@ impl Control for App {
         sessions
     }
 
-    fn close(&self, id: u64) -> bool {
-        let mut found = false;
+    fn close(&self, ids: &[u64], reason: Option<&str>) -> usize {
+        let wanted: HashSet<u64> = ids.iter().copied().collect();
+        let mut ended = 0;
         self.balancer().for_each(|session| {
-            if session.id == id {
-                session.order(Close {
-                    reason: CloseReason::Admin,
-                    // Who asks twice does not want to wait.
-                    how: if session.is_ending() {
-                        CloseHow::Abort
-                    } else {
-                        CloseHow::Flush
-                    },
-                    evidence: None,
-                    silent_for: Span::ZERO,
-                });
-                found = true;
+            if !wanted.contains(&session.id) {
+                return;
             }
+            ended += 1;
+            session.order(Close {
+                reason: CloseReason::Admin,
+                // Who asks twice does not want to wait.
+                how: if session.is_ending() {
+                    CloseHow::Abort
+                } else {
+                    CloseHow::Flush
+                },
+                evidence: None,
+                silent_for: Span::ZERO,
+            });
         });
-        found
+        tracing::info!(
+            sessions = ended,
+            id = (ids.len() == 1).then(|| ids[0]),
+            reason,
+            "an operator ends sessions"
+        );
+        ended
     }
 
     fn verify(

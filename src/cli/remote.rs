@@ -106,10 +106,22 @@ pub(super) struct Verify {
 #[derive(Args)]
 pub(super) struct Kill {
     /// Sessions by the number that `conns` prints
-    #[arg(value_name = "ID", required = true)]
+    #[arg(
+        value_name = "ID",
+        required_unless_present = "all",
+        conflicts_with = "all"
+    )]
     ids: Vec<u64>,
+    /// All sessions, or those that the filters leave
+    #[arg(long)]
+    all: bool,
+    /// Why, for the log
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
     #[command(flatten)]
     endpoint: Endpoint,
+    #[command(flatten)]
+    filters: Filters,
 }
 
 /// Which sessions, and in which order.
@@ -246,13 +258,24 @@ pub(super) fn verify(args: &Verify) -> ExitCode {
 }
 
 pub(super) fn kill(args: &Kill) -> ExitCode {
+    let mut query = args.filters.query();
+    if !args.all && !query.is_empty() {
+        return misused("filters go with --all");
+    }
+    if let Err(why) = client::check(&query) {
+        return misused(&why);
+    }
+    query.extend(args.reason.as_deref().map(|reason| ("reason", reason)));
     let admin = match args.endpoint.reach() {
         Ok(admin) => admin,
         Err(why) => return report(Err(why)),
     };
+    if args.all {
+        return report(client::kill_all(admin, &query));
+    }
     let mut exit = Exit::Ok.into();
     for id in &args.ids {
-        match client::kill(admin, *id) {
+        match client::kill(admin, *id, &query) {
             Ok(text) => drop(write_out(&text)),
             Err(error) => exit = report(Err(error)),
         }
