@@ -61,10 +61,12 @@ impl<'a> Table<'a> {
                  accepted: {accepted}"
             );
         }
-        if let Some(near) = nearest(name, self.children(section).map(Key::name)) {
+        let elsewhere = self.0.iter().find(|key| key.name() == name);
+        if elsewhere.is_none()
+            && let Some(near) = nearest(name, self.children(section).map(Key::name))
+        {
             return format!("unknown key, did you mean {near}? accepted: {accepted}");
         }
-        let elsewhere = self.0.iter().find(|key| key.name() == name);
         match elsewhere.map(|key| parent(&key.path)) {
             Some("") => {
                 format!("unknown key; it belongs to the top level; accepted here: {accepted}")

@@ -316,7 +316,7 @@ impl Judge {
             ),
         };
         let undelivered = self.open().filter(|_| is_undelivered);
-        let may_send = self.stream == Stream::Open;
+        let may_send = self.stream == Stream::Open && condition != Condition::Suspect;
         let silent = may_send.then_some(self.last_received);
         [
             Timer::new(CloseReason::stalled(leg), stalled, policy.stall_timeout),

@@ -292,12 +292,11 @@ impl Machine {
             .limits(policy)
             .find(|t| t.at <= now && (whole || t.reason == CloseReason::MaxDuration))?;
         let how = match timer.reason {
-            CloseReason::DownstreamStalled
-            | CloseReason::DownstreamUndelivered
-            | CloseReason::DownstreamSilent => CloseHow::AbortAfterFlush(Leg::Downstream),
+            CloseReason::DownstreamStalled | CloseReason::DownstreamUndelivered => {
+                CloseHow::AbortAfterFlush(Leg::Downstream)
+            }
             CloseReason::UpstreamStalled
             | CloseReason::UpstreamUndelivered
-            | CloseReason::UpstreamSilent
             | CloseReason::FirstResponseTimeout
             | CloseReason::UpstreamPhantom => CloseHow::AbortAfterFlush(Leg::Upstream),
             _ => CloseHow::Flush,

@@ -919,7 +919,7 @@ fn a_live_peer_that_sends_nothing_is_silent() {
         assert_eq!(quiet_leg(48_999, 38_999, 0).0.close, None);
         let close = quiet_leg(49_000, 39_000, 0).0.close.expect("in time");
         assert_eq!(close.reason, CloseReason::silent(leg));
-        assert_eq!(close.how, CloseHow::AbortAfterFlush(leg));
+        assert_eq!(close.how, CloseHow::Flush);
         assert_eq!(close.evidence, None);
         assert_eq!(close.reason.initiator(), "proxy");
     }

@@ -98,8 +98,6 @@ fn is_own_decision(reason: CloseReason) -> bool {
             | CloseReason::UpstreamStalled
             | CloseReason::DownstreamUndelivered
             | CloseReason::UpstreamUndelivered
-            | CloseReason::DownstreamSilent
-            | CloseReason::UpstreamSilent
             | CloseReason::FirstResponseTimeout
     )
 }

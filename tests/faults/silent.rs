@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use crate::case::{Case, SLACK};
-use crate::support::{End, Endpoint, Options, Test, eventually, ms};
+use crate::case::{Case, DETECT, HELLO, PROMPT, SLACK};
+use crate::support::{End, Endpoint, Host, Options, Test, eventually, ms};
 use crate::tests;
 
 pub const TESTS: &[Test] = tests![
     silent_client_is_ended_in_time,
     silent_service_is_ended_in_time,
     peers_that_send_are_kept,
+    vanished_client_is_dead_and_not_silent,
+    what_was_received_is_delivered_before_the_end,
 ];
 
 const TIMEOUT: Duration = ms(2000);
@@ -57,4 +59,37 @@ fn peers_that_send_are_kept() {
     client.stop_sending();
     service.stop_sending();
     case.expect_intact(&client, &service);
+}
+
+/// The timeout passes while nobody knows whether it lives.
+fn vanished_client_is_dead_and_not_silent() {
+    let case = Case::with(&BOTH[..2], Options::default());
+    let (_client, service) = case.session();
+    case.cut(Host::Client);
+    assert_eq!(service.wait_end(DETECT + ms(1500) + SLACK).1, End::Reset);
+    case.expect_counted_dead("downstream", "keepalive");
+}
+
+/// It lives and reads: as with every end that pulsegate decides, nothing is thrown away.
+fn what_was_received_is_delivered_before_the_end() {
+    const ANSWER: u64 = 400_000;
+    let slow = Options {
+        polite: true,
+        read_rate: Some(1024),
+        receive_buffer: Some(32 << 10),
+        ..Options::default()
+    };
+    let case = Case::with(&[BOTH[0], "5s"], Options::default());
+    let (client, service) = case.session_with(Host::Client, slow);
+    service.send(ANSWER);
+    let taken =
+        || service.sent() >= ANSWER && case.net.unacknowledged(Host::Service, &service) == 0;
+    assert!(eventually(ms(4500), taken), "{service:?}");
+    // What is in the receive buffer of its kernel then is not for pulsegate to deliver.
+    assert!(client.wait_reset(ms(30_000)));
+    case.expect_closed("downstream_silent");
+    let to_client = [("leg", "downstream")];
+    let metrics = case.proxy.metrics();
+    let sent = metrics.value("pulsegate_sent_bytes_total", &to_client);
+    assert_eq!(sent, (HELLO + ANSWER) as f64);
 }

@@ -226,7 +226,10 @@ impl Truth {
                 && near.is_open()
                 && !near.fin_received
             {
-                self.check_timer(now, "receive", since, known, span.as_millis(), slack);
+                // Whether one that owes an answer lives has to be known first.
+                let was_away = self.legs[leg as usize].disturbed.is_some();
+                let next = 2000 + u64::from(was_away) * self.detect_within();
+                self.check_timer(now, "receive", since, known, span.as_millis() + next, slack);
             }
         }
         let (at, known) = self.last_byte;
