@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::case::{Case, DETECT, HELLO, PROMPT, SLACK};
+use crate::case::{Case, DETECT, HELLO, SLACK};
 use crate::support::{End, Endpoint, Host, Options, Test, eventually, ms};
 use crate::tests;
 
