@@ -1,7 +1,7 @@
 //! What nobody should send or ask for: a clear error or a clean close, and nothing lost for
 //! others.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -43,11 +43,6 @@ pub const CASES: &[Case] = &[
         "an_upstream_that_refuses_is_a_closed_client",
         &[],
         an_upstream_that_refuses_is_a_closed_client,
-    ),
-    Case::new(
-        "a_service_that_restarts_is_waited_for",
-        &[],
-        a_service_that_restarts_is_waited_for,
     ),
 ];
 
@@ -260,22 +255,4 @@ fn a_name_is_resolved_where_no_thread_can_be_had() {
 fn an_upstream_that_refuses_is_a_closed_client() {
     let proxy = Pulsegate::start(free_address(), &["--detect-within", "5s"]);
     expect_clients_closed(&proxy, "connect_refused", "refused");
-}
-
-fn a_service_that_restarts_is_waited_for() {
-    let address = free_address();
-    let flags = ["--connect-retry", "50ms", "--connect-timeout", "60s"];
-    let proxy = Pulsegate::start(address, &flags);
-    let mut client = proxy.connect();
-    client.write_all(b"?").expect("send");
-    thread::sleep(ms(500));
-    let service = TcpListener::bind(address).expect("bind");
-    let (mut taken, _) = service.accept().expect("the client that has waited");
-    let mut request = [0];
-    taken.read_exact(&mut request).expect("its request");
-    assert_eq!(&request, b"?");
-    drop(client);
-    assert_eq!(taken.read(&mut request).expect("the end"), 0);
-    drop(taken);
-    proxy.expect_all_closed("finished", 1);
 }
