@@ -160,7 +160,7 @@ impl Direction {
     }
 
     /// Reads once without waiting to be told that there is something, and writes it. True if
-    /// the destination took anything, an error if it cannot.
+    /// the destination took anything, an error if it cannot; what was read is kept for another one then.
     pub fn try_early(
         &mut self,
         [from, to]: [&TcpStream; 2],
@@ -174,16 +174,16 @@ impl Direction {
             };
             Counters::add(received, n);
             self.count_to_nodelay(to);
-            let written = match to.try_write(&scratch[..n]) {
-                Ok(written) => written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-                Err(error) => return Err(error),
+            let result = match to.try_write(&scratch[..n]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+                result => result,
             };
+            let written = *result.as_ref().unwrap_or(&0);
             Counters::add(sent, written);
             if written < n {
                 self.keep(to, &scratch[written..n]);
             }
-            Ok(written > 0)
+            result.map(|written| written > 0)
         })
     }
 

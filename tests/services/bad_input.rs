@@ -1,7 +1,7 @@
 //! What nobody should send or ask for: a clear error or a clean close, and nothing lost for
 //! others.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -43,6 +43,11 @@ pub const CASES: &[Case] = &[
         "an_upstream_that_refuses_is_a_closed_client",
         &[],
         an_upstream_that_refuses_is_a_closed_client,
+    ),
+    Case::new(
+        "a_service_that_restarts_is_waited_for",
+        &[],
+        a_service_that_restarts_is_waited_for,
     ),
 ];
 
@@ -255,4 +260,33 @@ fn a_name_is_resolved_where_no_thread_can_be_had() {
 fn an_upstream_that_refuses_is_a_closed_client() {
     let proxy = Pulsegate::start(free_address(), &["--detect-within", "5s"]);
     expect_clients_closed(&proxy, "connect_refused", "refused");
+}
+
+/// What a client has sent is read before the first connect is refused, or after it.
+fn a_service_that_restarts_is_waited_for() {
+    const CLIENTS: usize = 20;
+    let address = free_address();
+    let flags = ["--connect-retry", "50ms", "--connect-timeout", "60s"];
+    let proxy = Pulsegate::start(address, &flags);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| {
+            let mut client = proxy.connect();
+            client.write_all(&[number as u8]).expect("send");
+            client
+        })
+        .collect();
+    thread::sleep(ms(500));
+    let service = TcpListener::bind(address).expect("bind");
+    let mut told: Vec<u8> = (0..CLIENTS)
+        .map(|_| {
+            let (mut taken, _) = service.accept().expect("a client that has waited");
+            taken.set_read_timeout(Some(PROMPT)).expect("an option");
+            let mut request = [0];
+            taken.read_exact(&mut request).expect("its request");
+            request[0]
+        })
+        .collect();
+    told.sort_unstable();
+    assert!(told.into_iter().eq(0..CLIENTS as u8));
+    drop(clients);
 }
