@@ -82,7 +82,11 @@ impl Client {
 fn serve(listener: TcpListener, shell: String) -> JoinHandle<io::Result<bool>> {
     thread::spawn(move || {
         let socket = OwnedFd::from(listener.accept()?.0);
-        let status = tool("telnetd")
+        // A shell cannot trap a signal that was ignored when it started, as it is for a test run in the
+        // background of a script.
+        let status = tool("env")
+            .arg("--default-signal=INT")
+            .arg(tool("telnetd").get_program())
             .args(["-E", &shell])
             .stdin(socket.try_clone()?)
             .stdout(socket)
