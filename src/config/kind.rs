@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use strum::VariantNames;
 
+use super::network::Network;
 use super::section::{Accepted, Form};
-use super::setting::{Setting, Type, value};
+use super::setting::{Items, Setting, Type, list, value};
 use super::types::{MemoryLimit, UpstreamAddress};
 use super::units::{self, show, show_size};
 
@@ -157,6 +158,25 @@ pub(super) fn dial() -> Setting<UpstreamAddress> {
         "host:port, such as 127.0.0.1:8080 or db.internal:5432",
         parse_dial,
     )
+}
+
+/// Networks, such as `10.0.0.0/8`; of single addresses the prefix may be left out.
+pub(super) fn networks() -> Setting<Vec<Network>> {
+    let schema = json!({ "type": "string", "pattern": "^[0-9a-fA-F.:]+(/[0-9]{1,3})?$" });
+    let form = form(
+        "a network, such as 10.0.0.0/8 or fd00::/8",
+        "CIDR,...",
+        schema,
+    );
+    let of = value(Type::Text, form, str::parse, |network: &Network| {
+        network.to_string().into()
+    });
+    let (needed, template) = (None, None);
+    list(Items {
+        of,
+        needed,
+        template,
+    })
 }
 
 fn address<T>(accepted: &str, parse: fn(&str) -> Result<T, String>) -> Setting<T>

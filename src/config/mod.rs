@@ -9,6 +9,7 @@ mod diff;
 pub mod docs;
 mod errors;
 mod kind;
+mod network;
 mod read;
 pub mod schema;
 mod section;
@@ -24,6 +25,7 @@ use std::path::Path;
 
 pub use diff::{Change, diff};
 pub use errors::ConfigErrors;
+pub use network::Network;
 pub use types::*;
 pub use units::show;
 
