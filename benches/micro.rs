@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
-use pulsegate::config::{Abandoned, OnDead, OnEnd, Upstream, UpstreamAddress};
+use pulsegate::config::{self, Abandoned, OnDead, OnEnd};
 use pulsegate::liveness::{LegSample, Machine, Observation, Policy, Span, TcpState, Time, Traffic};
 use pulsegate::metrics::Metrics;
 use pulsegate::net::leg::LegStream;
@@ -124,15 +124,12 @@ fn schedule_64_of_10k(bencher: Bencher) {
 }
 
 fn service() -> Arc<SessionParams> {
-    let address = (Ipv4Addr::LOCALHOST, 1).into();
+    let flags = [("listen", "127.0.0.1:0"), ("upstream", "127.0.0.1:1")];
+    let config = config::from_flags(&flags.map(|(flag, value)| (flag, value.to_owned())));
+    let upstream = config.unwrap().listeners.remove(0).upstream;
     Arc::new(SessionParams {
         name: "bench".into(),
-        cluster: Arc::new(Cluster::new(Upstream {
-            address: UpstreamAddress::Socket(address),
-            connect_timeout: Duration::from_secs(5),
-            connect_retry: None,
-            resolve_interval: Duration::from_secs(10),
-        })),
+        cluster: Arc::new(Cluster::new(upstream)),
         connect_lines: Default::default(),
         policy: policy(),
         on_dead: OnDead::Reset,

@@ -258,7 +258,7 @@ fn announce(listeners: &[Arc<Listener>], admin: Option<SocketAddr>, workers: usi
         tracing::info!(
             listener = config.name,
             address = %bound,
-            upstream = %config.upstream.address,
+            upstream = %config.upstream,
             detect_within_ms = config.liveness.detect_within.as_millis() as u64,
             probe_interval_ms = config.liveness.probe_interval.as_millis() as u64,
             workers,

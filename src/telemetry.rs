@@ -13,7 +13,6 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use tracing::field::display;
 use tracing::level_filters::LevelFilter;
 use tracing::{Subscriber, info};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
@@ -23,7 +22,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry};
 
-use crate::config::{Log, LogFormat, LogLevel, UpstreamAddress};
+use crate::config::{Log, LogFormat, LogLevel};
 use crate::liveness::{CloseReason, Evidence, Leg};
 
 /// Target of the lines about sessions, so that they have a switch of their own.
@@ -195,10 +194,10 @@ pub struct AccessRecord<'a> {
     pub dead_leg: Option<Leg>,
     /// The client.
     pub downstream: SocketAddr,
-    /// The legacy service, as it is configured.
-    pub upstream: &'a UpstreamAddress,
-    /// The address that was dialled last, if it got that far.
-    pub dialled: Option<SocketAddr>,
+    /// The address that was dialled last, or would have been.
+    pub upstream: Option<SocketAddr>,
+    /// The name that it comes from; what is configured, if nothing was dialled.
+    pub upstream_name: Option<&'a str>,
     /// Bytes read from each leg, by [`Leg`].
     pub received: [u64; 2],
     /// Bytes written to each leg, by [`Leg`].
@@ -220,8 +219,6 @@ pub struct AccessRecord<'a> {
 /// Writes the line of a session. Fields that do not apply are left out.
 pub fn access_log(record: &AccessRecord<'_>) {
     let [down, up] = [Leg::Downstream as usize, Leg::Upstream as usize];
-    let upstream = record.dialled.or(record.upstream.literal());
-    let upstream_name = record.upstream.name().map(|_| display(record.upstream));
     info!(
         target: ACCESS,
         id = record.id,
@@ -231,8 +228,8 @@ pub fn access_log(record: &AccessRecord<'_>) {
         evidence = record.evidence.map(<&str>::from),
         dead_leg = record.dead_leg.map(<&str>::from),
         downstream = %record.downstream,
-        upstream = upstream.map(display),
-        upstream_name,
+        upstream = record.upstream.map(display),
+        upstream_name = record.upstream_name,
         downstream_received = record.received[down],
         downstream_sent = record.sent[down],
         upstream_received = record.received[up],
@@ -255,7 +252,6 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::io::{self, Write};
-    use std::sync::LazyLock;
     use std::sync::{Arc, Mutex, PoisonError};
 
     use serde_json::{Value, json};
@@ -285,9 +281,6 @@ mod tests {
         String::from_utf8(bytes.clone()).expect("UTF-8")
     }
 
-    static UPSTREAM: LazyLock<UpstreamAddress> =
-        LazyLock::new(|| UpstreamAddress::Socket("10.0.0.9:5432".parse().expect("valid")));
-
     fn record() -> AccessRecord<'static> {
         AccessRecord {
             id: 7,
@@ -296,8 +289,8 @@ mod tests {
             evidence: Some(Evidence::Retransmit),
             dead_leg: Some(Leg::Upstream),
             downstream: "192.0.2.7:51234".parse().expect("valid"),
-            upstream: &UPSTREAM,
-            dialled: None,
+            upstream: Some("10.0.0.9:5432".parse().expect("valid")),
+            upstream_name: None,
             received: [1, 2],
             sent: [3, 4],
             duration: Duration::from_secs(90),
@@ -350,23 +343,17 @@ mod tests {
 
     #[test]
     fn the_address_dialled_stands_beside_the_name() {
-        let name = UpstreamAddress::Name {
-            host: "db.example".to_owned(),
-            port: 5432,
-        };
-        let line = |dialled: Option<&str>| {
-            let record = AccessRecord {
-                upstream: &name,
-                dialled: dialled.map(|address| address.parse().expect("valid")),
-                ..record()
-            };
-            let text = written(&JSON, || access_log(&record));
+        let line = |dialled: AccessRecord<'_>| {
+            let text = written(&JSON, || access_log(&dialled));
             serde_json::from_str::<Value>(&text).expect("JSON")
         };
-        let dialled = line(Some("10.0.0.9:5432"));
+        let mut record = record();
+        record.upstream_name = Some("db.example:5432");
+        let dialled = line(record.clone());
         assert_eq!(dialled["upstream"], "10.0.0.9:5432");
         assert_eq!(dialled["upstream_name"], "db.example:5432");
-        let not_yet = line(None);
+        record.upstream = None;
+        let not_yet = line(record);
         assert_eq!(not_yet.get("upstream"), None);
         assert_eq!(not_yet["upstream_name"], "db.example:5432");
     }

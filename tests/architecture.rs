@@ -95,13 +95,14 @@ const LONG_FUNCTIONS: usize = 2;
 const FILE_LINES: usize = 600;
 
 /// Documents that the code and the messages refer to.
-const DOCUMENTS: [&str; 7] = [
+const DOCUMENTS: [&str; 8] = [
     "README.md",
     "ARCHITECTURE.md",
     "docs/CONFIGURATION.md",
     "docs/METRICS.md",
     "docs/ADMIN.md",
     "docs/SINGLE-SESSION.md",
+    "docs/UPSTREAMS.md",
     "docs/KERNEL-NOTES.md",
 ];
 

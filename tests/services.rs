@@ -30,6 +30,8 @@ mod pulsegate;
 mod redis;
 #[path = "services/telnet.rs"]
 mod telnet;
+#[path = "services/upstreams.rs"]
+mod upstreams;
 
 use std::process::ExitCode;
 
@@ -120,6 +122,7 @@ fn main() -> ExitCode {
         ftp::CASES,
         telnet::CASES,
         redis::CASES,
+        upstreams::CASES,
         bad_input::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {

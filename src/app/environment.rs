@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
+use crate::config::UpstreamAddress;
 use crate::host::{self, Counters, Sockets};
 use crate::metrics::{HostMetrics, HostSource, Metrics};
 use crate::server::Listener;
@@ -33,11 +34,14 @@ fn refresh_queues(listener: &Listener, host: &HostMetrics) {
     let params = &listener.params;
     let (length, limit) = listener.queue();
     params.metrics.set_listen_queue(length, limit);
-    let literal = params.cluster.upstream().address.literal();
-    let queue = |address| known(host, HostSource::SockDiag, host::accept_queue(address));
-    let upstream = literal.and_then(queue).flatten();
-    let pair = upstream.map(|queue| (queue.length, queue.limit));
-    params.metrics.set_upstream_queue(pair);
+    let queue = |address| known(host, HostSource::SockDiag, host::accept_queue(address)).flatten();
+    let upstream = params.cluster.upstream();
+    let literals = upstream.addresses().filter_map(UpstreamAddress::literal);
+    let queues = literals
+        .filter_map(queue)
+        .map(|queue| (queue.length, queue.limit));
+    let sum = queues.reduce(|(length, limit), more| (length + more.0, limit + more.1));
+    params.metrics.set_upstream_queue(sum);
 }
 
 fn known<T>(host: &HostMetrics, source: HostSource, read: io::Result<T>) -> Option<T> {

@@ -36,20 +36,48 @@ pub(super) fn apply(
     for listener in &outgoing {
         inherited.extend(listener.duplicates()?);
     }
-    let wanted: Vec<_> = wanted
-        .into_iter()
-        .map(|config| (config.clone(), Arc::new(params(config, low_water, metrics))))
+    let clusters: Vec<_> = wanted
+        .iter()
+        .map(|config| cluster(config, &outgoing))
         .collect();
-    upstream::start_resolving(wanted.iter().map(|(_, params)| &params.cluster))?;
-    let added = registry.add(wanted, inherited)?;
-    outgoing.iter().for_each(|listener| listener.stop());
+    // The others are resolved already.
+    let new_clusters = clusters.iter().filter(|c| Arc::strong_count(c) == 1);
+    upstream::start_resolving(new_clusters)?;
+    let wanted = wanted.into_iter().zip(&clusters).map(|(config, cluster)| {
+        let params = params(config, cluster.clone(), low_water, metrics);
+        (config.clone(), Arc::new(params))
+    });
+    let added = registry.add(wanted.collect(), inherited)?;
+    for listener in &outgoing {
+        listener.stop();
+        let cluster = &listener.params.cluster;
+        if !clusters.iter().any(|kept| Arc::ptr_eq(kept, cluster)) {
+            cluster.retire();
+        }
+    }
     Ok(added)
 }
 
-fn params(config: &ListenerConfig, low_water: bool, metrics: &Metrics) -> SessionParams {
+/// What is known of the endpoints of a listener that changes stays, unless its upstream does.
+fn cluster(config: &ListenerConfig, outgoing: &[&Arc<Listener>]) -> Arc<Cluster> {
+    let is_same = |old: &&&Arc<Listener>| {
+        old.config.name == config.name && old.config.upstream == config.upstream
+    };
+    match outgoing.iter().find(is_same) {
+        Some(old) => old.params.cluster.clone(),
+        None => Arc::new(Cluster::new(config.upstream.clone())),
+    }
+}
+
+fn params(
+    config: &ListenerConfig,
+    cluster: Arc<Cluster>,
+    low_water: bool,
+    metrics: &Metrics,
+) -> SessionParams {
     SessionParams {
         name: config.name.as_str().into(),
-        cluster: Arc::new(Cluster::new(config.upstream.clone())),
+        cluster,
         connect_lines: Default::default(),
         policy: config.liveness.policy(),
         on_dead: config.liveness.on_dead,

@@ -268,7 +268,7 @@ fn an_endpoint_is_swapped_under_live_sessions() {
     let mut before = greeted(to);
     let old = cluster.endpoints();
     assert_eq!((old[0].address(), old[0].active()), (old_address, 1));
-    cluster.replace([new_address]);
+    cluster.replace(&[new_address]);
     let new = cluster.endpoints();
     let after = greeted(to);
     assert_eq!((new[0].address(), new[0].active()), (new_address, 1));

@@ -97,8 +97,11 @@ fn default_backlog() -> u64 {
 /// Each service once, with the sessions of all listeners that lead there.
 fn upstreams(listeners: &[config::ListenerConfig]) -> Vec<Upstream> {
     let mut upstreams = BTreeMap::new();
-    for listener in listeners {
-        let address = &listener.upstream.address;
+    let places = listeners.iter().flat_map(|listener| {
+        let addresses = listener.upstream.addresses();
+        addresses.map(move |address| (listener, address))
+    });
+    for (listener, address) in places {
         let sessions = listener.limits.max_connections.map(u64::from);
         upstreams
             .entry(address.to_string())

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use super::read::{Reader, Scope};
-use super::types::{Admin, ListenerConfig, UpstreamAddress, listeners};
+use super::read::{Reader, Role, Scope};
+use super::types::{Admin, ListenerConfig, UpstreamAddress, UpstreamEndpoint, listeners};
 use super::units::show;
 
 /// A limit: its key and its value.
@@ -89,6 +89,39 @@ fn blame_one(
     reader.contradict(&at.child(name), message);
 }
 
+/// A service is at one address or at several endpoints, each of them once.
+pub(super) fn endpoints(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    address: Option<&Option<UpstreamAddress>>,
+    endpoints: Option<&Vec<UpstreamEndpoint>>,
+) {
+    let (one, several) = (at.child("address"), at.child("endpoints"));
+    let (Some(address), Some(endpoints)) = (address, endpoints) else {
+        return;
+    };
+    match address {
+        // What listeners inherit names no service.
+        _ if reader.role == Role::Template => {}
+        Some(address) if !endpoints.is_empty() => {
+            let message = format!("excludes address, {address}: name it as one of the endpoints");
+            reader.contradict(&several, message);
+        }
+        None if endpoints.is_empty() => {
+            let accepted = "host:port, such as 127.0.0.1:8080 or db.internal:5432; or endpoints, \
+                            a list of several";
+            reader.missing::<()>(&one, accepted);
+        }
+        _ => {}
+    }
+    for (i, endpoint) in endpoints.iter().enumerate() {
+        if let Some(j) = endpoints[..i].iter().position(|other| other == endpoint) {
+            let message = format!("{} is also endpoints[{j}]", endpoint.address);
+            reader.contradict(&several.nth(i).child("address"), message);
+        }
+    }
+}
+
 /// Refuses names and addresses that two listeners have, and upstreams that lead back.
 pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&Option<Admin>>) {
     let list = at.child("listeners");
@@ -113,29 +146,31 @@ pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&
                 reader.contradict(&address, message);
             }
         }
-        let upstream = place.child("upstream").child("address");
-        let to = &listener.upstream.address;
-        if let Some((admin, name)) = &admin {
-            if clash(listener.address, *admin) {
-                reader.contradict(&address, clash_message(listener.address, name, *admin));
-            }
-            if reaches(to, *admin) {
+        if let Some((admin, name)) = &admin
+            && clash(listener.address, *admin)
+        {
+            reader.contradict(&address, clash_message(listener.address, name, *admin));
+        }
+        let upstream = place.child("upstream");
+        for (n, to) in listener.upstream.addresses().enumerate() {
+            let upstream = match listener.upstream.address {
+                Some(_) => upstream.child("address"),
+                None => upstream.child("endpoints").nth(n).child("address"),
+            };
+            if let Some((admin, name)) = &admin
+                && reaches(to, *admin)
+            {
                 reader.contradict(&upstream, format!("{to} is {name}"));
             }
-        }
-        match way_back(&all, i) {
-            Some(j) if j == i => {
-                let message = format!(
+            let message = match way_back(&all, i, to) {
+                Some(j) if j == i => format!(
                     "{to} is this listener itself ({}): a loop",
                     listener.address
-                );
-                reader.contradict(&upstream, message);
-            }
-            Some(j) => {
-                let message = format!("{to} leads to listeners[{j}], and back here: a loop");
-                reader.contradict(&upstream, message);
-            }
-            None => {}
+                ),
+                Some(j) => format!("{to} leads to listeners[{j}], and back here: a loop"),
+                None => continue,
+            };
+            reader.contradict(&upstream, message);
         }
     }
 }
@@ -198,26 +233,27 @@ fn reaches(to: &UpstreamAddress, listening: SocketAddr) -> bool {
     }
 }
 
-/// The listener that the upstream of listener `i` is, if the upstreams lead back to `i` from there.
-fn way_back(listeners: &[Option<ListenerConfig>], i: usize) -> Option<usize> {
-    let next = |i: usize| {
-        let upstream = &listeners[i].as_ref()?.upstream.address;
-        let reached = |to: &Option<ListenerConfig>| {
-            let to = to.as_ref();
-            to.is_some_and(|to| reaches(upstream, to.address))
+/// The listener that an upstream of listener `i` is, if the upstreams lead back to `i` from there.
+fn way_back(listeners: &[Option<ListenerConfig>], i: usize, to: &UpstreamAddress) -> Option<usize> {
+    let reached = |to: &UpstreamAddress| {
+        let is_there = |n: &usize| {
+            let listener = listeners[*n].as_ref();
+            listener.is_some_and(|listener| reaches(to, listener.address))
         };
-        if reached(&listeners[i]) {
-            return Some(i);
-        }
-        listeners.iter().position(reached)
+        // A listener that reaches itself is the nearest loop.
+        let itself = std::iter::once(i);
+        itself.chain(0..listeners.len()).find(is_there)
     };
-    let first = next(i)?;
-    let mut at = first;
-    for _ in 0..listeners.len() {
+    let first = reached(to)?;
+    let (mut seen, mut next) = (vec![false; listeners.len()], vec![first]);
+    while let Some(at) = next.pop() {
         if at == i {
             return Some(first);
         }
-        at = next(at)?;
+        if !std::mem::replace(&mut seen[at], true) {
+            let upstream = listeners[at].iter().flat_map(|l| l.upstream.addresses());
+            next.extend(upstream.filter_map(reached));
+        }
     }
     None
 }

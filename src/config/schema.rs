@@ -54,8 +54,9 @@ fn property(path: &str, key: &Key) -> Value {
         Form::Section(Some(word)) => {
             json!({ "anyOf": [section(path), enumeration(&[word])] })
         }
-        Form::List(_) => {
-            json!({ "type": "array", "minItems": 1, "items": section(&format!("{path}[]")) })
+        Form::List(noun) => {
+            let least = usize::from(noun.is_some());
+            json!({ "type": "array", "minItems": least, "items": section(&format!("{path}[]")) })
         }
         Form::Value(value) => value.schema.clone(),
     };

@@ -264,6 +264,19 @@ impl<T: 'static> Setting<T> {
         self.optional(form, is_none, word)
     }
 
+    /// May be left out, which then is no value. To be said before default and flag.
+    pub fn maybe(self) -> Setting<Option<T>> {
+        let (inner, show, form) = (self.read, self.show, self.key.form);
+        let read = move |at: &Scope<'_>, reader: &mut Reader<'_>, accepted: &str| {
+            inner(at, reader, accepted).map(Some)
+        };
+        let show = move |value: &Option<T>| value.as_ref().map_or(Yaml::Null, &show);
+        Setting {
+            inside: self.inside,
+            ..Setting::new(form, read, show)
+        }
+    }
+
     fn optional(
         self,
         form: Form,

@@ -85,8 +85,17 @@ section! {
     /// The legacy service.
     Upstream {
         /// Where the service is. Every address of a DNS name is tried.
-        address: UpstreamAddress = dial().flag("upstream").own();
-        /// How long the service may take to accept a connection.
+        address: Option<UpstreamAddress> =
+            dial().maybe().derived("required, or `endpoints`").flag("upstream").own(),
+            else |_| Some(None);
+        /// Where the service is, if it is at several places.
+        endpoints: Vec<UpstreamEndpoint> = list(endpoints()).own();
+        /// Which endpoint, or address of a name, a new session gets. least_connections: the one with the
+        /// fewest sessions; round_robin: one after the other; first_available: the first one that accepts,
+        /// in the order of the list and of the resolver; source_hash: always the same one for a client's
+        /// address. The others are tried where it fails.
+        balance: Balance = choice().default("least_connections").flag("balance");
+        /// How long the service may take to accept a connection, over all endpoints that are tried.
         connect_timeout: Duration = span(MS..=300 * SECOND).default("5s").flag("connect-timeout");
         /// A connect that was refused is tried again after this pause, within connect_timeout: clients wait
         /// while the service restarts. 0s: not at all.
@@ -95,6 +104,38 @@ section! {
         /// How often a DNS name is looked up; the last answer is used while DNS is out.
         resolve_interval: Duration = span(SECOND..=HOUR).default("10s").flag("resolve-interval");
     }
+    check |at, reader| check::endpoints(at, reader, address.as_ref(), endpoints.as_ref())
+}
+
+section! {
+    /// One of the places where the service is.
+    UpstreamEndpoint {
+        /// An address. A DNS name stands for all its addresses.
+        address: UpstreamAddress = dial().own();
+    }
+}
+
+fn endpoints() -> Items<UpstreamEndpoint> {
+    let (of, needed, template) = (section_of(), None, None);
+    Items {
+        of,
+        needed,
+        template,
+    }
+}
+
+/// Which endpoint a new session gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum Balance {
+    /// The one with the fewest sessions; of several, one after the other.
+    LeastConnections,
+    /// One after the other.
+    RoundRobin,
+    /// The first one that accepts.
+    FirstAvailable,
+    /// By the client's address (rendezvous hashing).
+    SourceHash,
 }
 
 /// `host:port`; the host is an IP address or a DNS name.
@@ -394,6 +435,47 @@ impl Liveness {
             ],
             first_response_timeout: self.first_response_timeout.map(Span::from),
             max_duration: self.max_connection_duration.map(Span::from),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Upstream {
+    /// With defaults.
+    pub fn of(address: UpstreamAddress) -> Self {
+        let flags = [
+            ("listen", "127.0.0.1:1".to_owned()),
+            ("upstream", "127.0.0.1:2".to_owned()),
+        ];
+        let config = super::from_flags(&flags);
+        Self {
+            address: Some(address),
+            ..config.unwrap().listeners.remove(0).upstream
+        }
+    }
+}
+
+impl Upstream {
+    /// Where the service is: at least one place.
+    pub fn addresses(&self) -> impl Iterator<Item = &UpstreamAddress> {
+        let several = self.endpoints.iter().map(|endpoint| &endpoint.address);
+        self.address.iter().chain(several)
+    }
+}
+
+/// The first few addresses.
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const SHOWN: usize = 4;
+        let shown: Vec<_> = self
+            .addresses()
+            .take(SHOWN)
+            .map(ToString::to_string)
+            .collect();
+        f.write_str(&shown.join(", "))?;
+        match self.addresses().count().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
         }
     }
 }

@@ -342,12 +342,9 @@ mod tests {
     fn params(upstream: SocketAddr, metrics: &Metrics) -> Arc<SessionParams> {
         Arc::new(SessionParams {
             name: "db".into(),
-            cluster: Arc::new(Cluster::new(Upstream {
-                address: UpstreamAddress::Socket(upstream),
-                connect_timeout: Duration::from_secs(5),
-                connect_retry: None,
-                resolve_interval: Duration::from_secs(10),
-            })),
+            cluster: Arc::new(Cluster::new(Upstream::of(UpstreamAddress::Socket(
+                upstream,
+            )))),
             connect_lines: Default::default(),
             policy: Liveness::default().policy(),
             on_dead: OnDead::Reset,

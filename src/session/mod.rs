@@ -462,6 +462,7 @@ impl Session {
                 self.doubt_probes(leg);
             }
         }
+        let (upstream, upstream_name) = self.params.cluster.described(endpoint.as_deref());
         // Whoever sees an end counted sees why.
         metrics.closed(close.reason, duration, &traffic);
         telemetry::access_log(&telemetry::AccessRecord {
@@ -471,8 +472,8 @@ impl Session {
             evidence: close.evidence,
             dead_leg: found_dead.map(|(leg, _)| leg),
             downstream: self.client(),
-            upstream: &self.params.cluster.upstream().address,
-            dialled: endpoint.as_ref().map(|endpoint| endpoint.address()),
+            upstream,
+            upstream_name: upstream_name.as_deref(),
             received: traffic.received,
             sent: traffic.sent,
             duration,

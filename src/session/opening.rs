@@ -21,7 +21,7 @@ use crate::net::options;
 use crate::net::stream::TcpStream;
 use crate::relay::Relay;
 use crate::sys;
-use crate::upstream::{ActiveSession, Attempt};
+use crate::upstream::{ActiveSession, Dialling};
 
 /// A future in a box of its own.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -153,10 +153,10 @@ pub(super) async fn connect(
     session: Arc<Session>,
     relay: Relay,
     downstream: LegStream,
-    begun: Option<Attempt>,
+    dialling: Dialling,
 ) -> Result<(Relay, [LegStream; 2]), Close> {
     let cluster = &session.params.cluster;
-    let connect = cluster.finish(begun, |endpoint| session.assign(endpoint));
+    let connect = cluster.finish(dialling, |endpoint| session.assign(endpoint));
     match while_wanted(&session, &downstream, connect).await {
         Ok(upstream) => Ok((relay, [downstream, upstream.into()])),
         Err(close) => {
@@ -236,7 +236,7 @@ impl Session {
             let advice = advice(error);
             let upstream = match &self.lock().endpoint {
                 Some(endpoint) => endpoint.address().to_string(),
-                None => params.cluster.upstream().address.to_string(),
+                None => params.cluster.upstream().to_string(),
             };
             tracing::warn!(
                 listener = &*params.name,
@@ -247,7 +247,7 @@ impl Session {
             let params = params.clone();
             tokio::spawn(async move {
                 let lines = &params.connect_lines[failure as usize];
-                let upstream = &params.cluster.upstream().address;
+                let upstream = params.cluster.upstream();
                 let write = |more| {
                     tracing::warn!(
                         listener = &*params.name,

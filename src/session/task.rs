@@ -159,7 +159,11 @@ impl<P: Send + Unpin + 'static> Task<P> {
     /// upstream takes it at once.
     fn connect(&mut self, client: Client) -> Stage<P> {
         let session = &self.entry.session;
-        session.lock().phase = Phase::Connecting;
+        let address = {
+            let mut state = session.lock();
+            state.phase = Phase::Connecting;
+            state.client.0
+        };
         let mut relay = Relay::new(session.params.low_water);
         let Client {
             stream: downstream,
@@ -169,16 +173,16 @@ impl<P: Send + Unpin + 'static> Task<P> {
         let early =
             |upstream: &TcpStream| relay.try_early(&downstream, upstream, &session.counters);
         let cluster = &session.params.cluster;
-        match cluster.connect(|endpoint| session.assign(endpoint), early) {
+        match cluster.connect(address, |endpoint| session.assign(endpoint), early) {
             Ok(Connect::Connected(upstream)) => {
                 let legs = [downstream, upstream.into()];
                 self.entry.open(&legs[1]);
                 Stage::Relaying(relay, legs)
             }
-            Ok(Connect::Pending(begun)) => {
+            Ok(Connect::Pending(dialling)) => {
                 self.entry.watch_soon();
                 let session = session.clone();
-                let connect = opening::connect(session, relay, downstream, begun);
+                let connect = opening::connect(session, relay, downstream, dialling);
                 Stage::Connecting(Box::pin(connect))
             }
             Err(error) => {

@@ -1,31 +1,48 @@
 //! The endpoints of one listener.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::dial::{self, Attempt};
+use super::dial::{self, Attempt, Begun};
 use super::endpoint::{ActiveSession, Endpoint};
-use super::pick::{self, Pick};
-use crate::config::{Upstream, UpstreamAddress};
+use super::pick::{Pick, Turn};
+use crate::config::{Balance, Upstream, UpstreamAddress};
 use crate::net::stream::TcpStream;
 use crate::sys;
 
-/// The endpoints of one listener: a literal address, or the addresses of a DNS name. They can be
-/// replaced at any time. A session keeps the endpoint that it has dialled.
+/// The endpoints of one listener: literal addresses, and the addresses of DNS names. They change as
+/// names are looked up. A session keeps the endpoint that it has dialled.
 #[derive(Debug)]
 pub struct Cluster {
     upstream: Upstream,
+    /// Sessions that had a choice.
+    turns: AtomicUsize,
     known: watch::Sender<Known>,
+    /// The threads that look up its names, which end with it.
+    pub(super) resolvers: Mutex<Vec<Thread>>,
+    retired: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
-    /// The last good answer of the resolver. Empty: there was none yet.
+    /// What is known of each address that is configured, in their order.
+    answers: Vec<Answer>,
+    /// All of theirs, each once.
     endpoints: Arc<[Arc<Endpoint>]>,
+}
+
+/// What an address that is configured stands for.
+#[derive(Clone, Debug)]
+struct Answer {
+    /// The last good answer of the resolver; empty: there was none yet. Of a literal, itself.
+    addresses: Vec<SocketAddr>,
     /// Why the last look-up failed, until the next begins.
     failure: Option<Arc<str>>,
 }
@@ -35,20 +52,36 @@ struct Known {
 pub enum Connect {
     /// It is over.
     Connected(TcpStream),
-    /// [`Cluster::finish`] goes on with it; with the choice of an endpoint if none is dialled yet.
-    Pending(Option<Attempt>),
+    /// [`Cluster::finish`] goes on with it.
+    Pending(Dialling),
+}
+
+/// A connect that is not over.
+#[derive(Debug)]
+pub struct Dialling {
+    turn: Turn,
+    /// `None`: no endpoint is known yet.
+    begun: Option<Begun>,
 }
 
 impl Cluster {
     /// A cluster as it is configured. A DNS name has no endpoint until it is resolved.
     #[must_use]
     pub fn new(upstream: Upstream) -> Self {
-        let literal = upstream.address.literal();
+        let answer = |address: &UpstreamAddress| Answer {
+            addresses: address.literal().into_iter().collect(),
+            failure: None,
+        };
+        let answers = upstream.addresses().map(answer).collect();
+        let endpoints = Arc::default();
         let cluster = Self {
             upstream,
-            known: watch::Sender::default(),
+            turns: AtomicUsize::new(0),
+            known: watch::Sender::new(Known { answers, endpoints }),
+            resolvers: Mutex::default(),
+            retired: AtomicBool::new(false),
         };
-        cluster.replace(literal);
+        cluster.known.send_modify(|known| cluster.unite(known));
         cluster
     }
 
@@ -58,53 +91,92 @@ impl Cluster {
         &self.upstream
     }
 
-    /// Replaces the endpoints. Those whose address stays are the same ones.
-    pub fn replace(&self, addresses: impl IntoIterator<Item = SocketAddr>) {
-        self.known.send_modify(|known| {
-            let endpoint = |address| {
-                let mut old = known.endpoints.iter();
-                let same = old.find(|endpoint| endpoint.address() == address);
-                same.map_or_else(|| Endpoint::new(address), Arc::clone)
-            };
-            let new: Arc<[_]> = addresses.into_iter().map(endpoint).collect();
-            for old in known.endpoints.iter() {
-                if !new.iter().any(|endpoint| Arc::ptr_eq(endpoint, old)) {
-                    tracing::debug!(
-                        upstream = %self.upstream.address,
-                        address = %old.address(),
-                        sessions = old.active(),
-                        connects = old.connects(),
-                        failures = old.failures(),
-                        "an address of the upstream is no longer used for new sessions"
-                    );
-                }
-            }
-            known.endpoints = new;
-        });
+    /// No new session will come: its names are looked up no longer.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+        let resolvers = self.resolvers.lock();
+        let resolvers = resolvers.unwrap_or_else(PoisonError::into_inner);
+        resolvers.iter().for_each(Thread::unpark);
     }
 
-    /// Begins to connect. If there is one endpoint only, it is dialled at once, and `early` finds
-    /// out whether it is connected already. `assign` gets the endpoint that is dialled.
+    /// Whether no new session will come.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Makes the endpoints of the answers. Those whose address stays are the same ones.
+    fn unite(&self, known: &mut Known) {
+        let old = known.endpoints.iter().map(|e| (e.address(), e));
+        let mut old: BTreeMap<_, _> = old.collect();
+        let (mut new, mut seen) = (Vec::new(), BTreeSet::new());
+        for (configured, answer) in self.upstream.addresses().zip(&known.answers) {
+            let name = configured.name().map(|_| configured.to_string().into());
+            for address in &answer.addresses {
+                if seen.insert(*address) {
+                    let same = old.remove(address).map(Arc::clone);
+                    new.push(same.unwrap_or_else(|| Endpoint::new(*address, name.clone())));
+                }
+            }
+        }
+        for gone in old.into_values() {
+            tracing::debug!(
+                upstream = %self.upstream,
+                address = %gone.address(),
+                sessions = gone.active(),
+                connects = gone.connects(),
+                failures = gone.failures(),
+                "an address of the upstream is no longer used for new sessions"
+            );
+        }
+        known.endpoints = new.into();
+    }
+
+    /// Begins to connect a client: the endpoint whose turn it is is dialled at once, and `early` finds out
+    /// whether it is connected already. `assign` gets the endpoint that is dialled.
     ///
     /// # Errors
-    /// Why it cannot be connected.
+    /// Why it cannot be connected, where there is no other endpoint.
     pub fn connect(
         &self,
+        client: IpAddr,
         assign: impl FnOnce(ActiveSession),
         early: impl FnOnce(&TcpStream) -> io::Result<bool>,
     ) -> io::Result<Connect> {
-        let only = pick::only(&self.known.borrow().endpoints);
-        let Some(endpoint) = only else {
-            return Ok(Connect::Pending(None));
+        let (turn, first, has_others) = {
+            let endpoints = &self.known.borrow().endpoints;
+            let turn = self.turn(client, endpoints.len());
+            let first = turn.first(endpoints).cloned();
+            (turn, first, endpoints.len() > 1)
+        };
+        let pending = |begun| Ok(Connect::Pending(Dialling { turn, begun }));
+        let Some(endpoint) = first else {
+            return pending(None);
         };
         assign(ActiveSession::new(endpoint.clone()));
-        let begun =
-            Attempt::begin(endpoint).and_then(|attempt| Ok((attempt.try_early(early)?, attempt)));
+        let begun = Attempt::begin(endpoint.clone())
+            .and_then(|attempt| Ok((attempt.try_early(early)?, attempt)));
         match begun {
             Ok((true, attempt)) => Ok(Connect::Connected(attempt.stream)),
-            Ok((false, attempt)) => Ok(Connect::Pending(Some(attempt))),
-            Err(error) if self.retry_after(&error).is_some() => Ok(Connect::Pending(None)),
+            Ok((false, attempt)) => pending(Some(Begun::Attempt(attempt))),
+            Err(error) if has_others || self.retry_after(&error).is_some() => {
+                pending(Some(Begun::Failed(endpoint, error)))
+            }
             Err(error) => Err(error),
+        }
+    }
+
+    fn turn(&self, source: IpAddr, endpoints: usize) -> Turn {
+        let balance = self.upstream.balance;
+        let takes_turns = matches!(balance, Balance::RoundRobin | Balance::LeastConnections);
+        let number = match takes_turns && endpoints > 1 {
+            true => self.turns.fetch_add(1, Ordering::Relaxed),
+            false => 0,
+        };
+        Turn {
+            balance,
+            number,
+            source,
         }
     }
 
@@ -121,16 +193,14 @@ impl Cluster {
     /// Why it cannot be connected, or that the time is over.
     pub async fn finish(
         &self,
-        mut begun: Option<Attempt>,
+        dialling: Dialling,
         assign: impl Fn(ActiveSession),
     ) -> io::Result<TcpStream> {
         let until = sys::now() + self.upstream.connect_timeout.into();
         let left = || Duration::from(until - sys::now());
+        let Dialling { turn, mut begun } = dialling;
         loop {
-            let connected = match begun.take() {
-                Some(attempt) => attempt.connected(left()).await,
-                None => self.dial(left, &assign).await,
-            };
+            let connected = self.dial(turn, begun.take(), left, &assign).await;
             let retry = connected.as_ref().err().and_then(|e| self.retry_after(e));
             match retry.filter(|pause| *pause < left()) {
                 Some(pause) => tokio::time::sleep(pause).await,
@@ -139,19 +209,24 @@ impl Cluster {
         }
     }
 
-    /// Dials the endpoints that are known, or will be.
+    /// Dials the endpoints that are known, or will be, one of which may have been dialled.
     async fn dial(
         &self,
+        turn: Turn,
+        begun: Option<Begun>,
         left: impl Fn() -> Duration,
         assign: &impl Fn(ActiveSession),
     ) -> io::Result<TcpStream> {
         let Ok(endpoints) = tokio::time::timeout(left(), self.resolved()).await else {
-            let host = self.upstream.address.name().unwrap_or_default();
-            let late = format!("{host} is not resolved within connect_timeout");
+            let late = format!("{} is not resolved within connect_timeout", self.upstream);
             return Err(io::Error::other(late));
         };
         let left = left();
-        dial::first_of(Pick::new(endpoints?, left), left, assign).await
+        let mut order = turn.order(&endpoints?);
+        if let Some(begun) = &begun {
+            order.retain(|endpoint| !Arc::ptr_eq(endpoint, begun.endpoint()));
+        }
+        dial::first_of(Pick::new(order, left), begun, left, assign).await
     }
 
     /// The endpoints that new sessions may dial; none before a name is resolved.
@@ -160,67 +235,124 @@ impl Cluster {
         self.known.borrow().endpoints.clone()
     }
 
+    /// What a session that dialled this endpoint, or none yet, is said to be connected to: an address, and
+    /// the name that it comes from.
+    #[must_use]
+    pub fn described(&self, dialled: Option<&Endpoint>) -> (Option<SocketAddr>, Option<Arc<str>>) {
+        let mut configured = self.upstream.addresses().map(UpstreamAddress::literal);
+        match (dialled, configured.next(), configured.next()) {
+            (Some(endpoint), ..) => (Some(endpoint.address()), endpoint.name().cloned()),
+            (None, Some(Some(only)), None) => (Some(only), None),
+            _ => (None, Some(self.upstream.to_string().into())),
+        }
+    }
+
     /// Waits for the first good answer of the resolver.
     ///
     /// # Errors
     /// Why the look-up that was going on has failed, or the one before if it was a moment ago.
     async fn resolved(&self) -> io::Result<Arc<[Arc<Endpoint>]>> {
         let mut known = self.known.subscribe();
+        let have_failed = |known: &Known| known.answers.iter().all(|a| a.failure.is_some());
         let known = known
-            .wait_for(|known| !known.endpoints.is_empty() || known.failure.is_some())
+            .wait_for(|known| !known.endpoints.is_empty() || have_failed(known))
             .await
             .map_err(io::Error::other)?;
-        match &known.failure {
-            Some(failure) if known.endpoints.is_empty() => Err(io::Error::other(&**failure)),
-            _ => Ok(known.endpoints.clone()),
+        let failure = known.answers.iter().find_map(|a| a.failure.clone());
+        match failure.filter(|_| known.endpoints.is_empty()) {
+            Some(failure) => Err(io::Error::other(&*failure)),
+            None => Ok(known.endpoints.clone()),
         }
     }
 
+    /// Whether there was never an answer for this name.
+    pub(super) fn is_unknown(&self, host: &str) -> bool {
+        let known = self.known.borrow();
+        self.named(host)
+            .all(|n| known.answers[n].addresses.is_empty())
+    }
+
+    /// The places of a name among the addresses that are configured.
+    fn named<'a>(&'a self, host: &'a str) -> impl Iterator<Item = usize> + 'a {
+        let addresses = self.upstream.addresses().enumerate();
+        let named = addresses.filter(move |(_, address)| address.name() == Some(host));
+        named.map(|(n, _)| n)
+    }
+
     /// A look-up begins: whoever comes from now on waits for its answer.
-    pub(super) fn looking_up(&self) {
+    pub(super) fn looking_up(&self, host: &str) {
         self.known.send_if_modified(|known| {
-            known.failure = None;
+            self.named(host)
+                .for_each(|n| known.answers[n].failure = None);
             false
         });
     }
 
+    /// Has the first address that is configured stand for others.
+    #[cfg(test)]
+    pub fn replace(&self, addresses: &[SocketAddr]) {
+        self.known.send_modify(|known| {
+            known.answers[0].addresses = addresses.to_vec();
+            self.unite(known);
+        });
+    }
+
     /// The answer of a look-up. If it failed, the last good one is kept.
-    pub(super) fn looked_up(&self, found: &io::Result<Vec<IpAddr>>) {
-        match (found, &self.upstream.address) {
-            (Ok(found), UpstreamAddress::Name { port, .. }) => {
-                self.replace(found.iter().map(|ip| (*ip, *port).into()));
+    pub(super) fn looked_up(&self, host: &str, found: &io::Result<Vec<IpAddr>>) {
+        self.known.send_modify(|known| {
+            for (n, address) in self.upstream.addresses().enumerate() {
+                match (found, address) {
+                    (Ok(found), UpstreamAddress::Name { host: its, port }) if its == host => {
+                        let found = found.iter().map(|ip| (*ip, *port).into());
+                        known.answers[n].addresses = found.collect();
+                    }
+                    (Err(error), UpstreamAddress::Name { host: its, .. }) if its == host => {
+                        known.answers[n].failure = Some(error.to_string().into());
+                    }
+                    _ => {}
+                }
             }
-            (Err(error), _) => {
-                let failure = Some(error.to_string().into());
-                self.known.send_modify(|known| known.failure = failure);
-            }
-            (Ok(_), UpstreamAddress::Socket(_)) => {}
-        }
+            self.unite(known);
+        });
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.retire();
     }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use std::net::TcpListener;
-    use std::sync::Mutex;
 
     use super::*;
+    use crate::config::UpstreamEndpoint;
+
+    fn named(host: &str, port: u16) -> UpstreamAddress {
+        let host = host.to_owned();
+        UpstreamAddress::Name { host, port }
+    }
 
     /// Port 80 of a name.
     pub(in crate::upstream) fn cluster(host: &str) -> Arc<Cluster> {
-        of(UpstreamAddress::Name {
-            host: host.to_owned(),
-            port: 80,
-        })
+        of(&[named(host, 80)])
     }
 
-    fn of(address: UpstreamAddress) -> Arc<Cluster> {
-        Arc::new(Cluster::new(Upstream {
-            address,
-            connect_timeout: Duration::from_secs(5),
-            connect_retry: None,
-            resolve_interval: Duration::from_secs(60),
-        }))
+    /// In the order of the list.
+    fn of(addresses: &[UpstreamAddress]) -> Arc<Cluster> {
+        let mut upstream = Upstream::of(addresses[0].clone());
+        upstream.resolve_interval = Duration::from_secs(60);
+        upstream.balance = Balance::FirstAvailable;
+        if addresses.len() > 1 {
+            let endpoint = |address: &UpstreamAddress| UpstreamEndpoint {
+                address: address.clone(),
+            };
+            upstream.address = None;
+            upstream.endpoints = addresses.iter().map(endpoint).collect();
+        }
+        Arc::new(Cluster::new(upstream))
     }
 
     /// The addresses that the next session may dial.
@@ -229,12 +361,16 @@ pub(super) mod tests {
         Ok(endpoints.iter().map(|e| e.address()).collect())
     }
 
-    fn answer(last: u8) -> io::Result<Vec<IpAddr>> {
-        Ok(vec![IpAddr::from([192, 0, 2, last])])
+    fn answer<const N: usize>(last: [u8; N]) -> io::Result<Vec<IpAddr>> {
+        Ok(last.map(|last| [192, 0, 2, last].into()).to_vec())
     }
 
-    fn address(last: u8) -> Vec<SocketAddr> {
-        vec![([192, 0, 2, last], 80).into()]
+    fn addresses<const N: usize>(last: [u8; N]) -> Vec<SocketAddr> {
+        last.map(|last| ([192, 0, 2, last], 80).into()).to_vec()
+    }
+
+    fn out() -> io::Result<Vec<IpAddr>> {
+        Err(io::Error::other("out"))
     }
 
     #[tokio::test]
@@ -248,44 +384,85 @@ pub(super) mod tests {
             .collect();
         tokio::task::yield_now().await;
         assert!(waiting.iter().all(|task| !task.is_finished()));
-        cluster.looked_up(&answer(1));
+        cluster.looked_up("db.example", &answer([1]));
         for task in waiting {
-            assert_eq!(task.await.unwrap().unwrap(), address(1));
+            assert_eq!(task.await.unwrap().unwrap(), addresses([1]));
         }
     }
 
     #[tokio::test]
     async fn the_last_good_answer_is_kept_while_dns_is_out() {
         let cluster = cluster("db.example");
-        let out = || Err(io::Error::other("out"));
-        cluster.looked_up(&out());
+        let looked_up = |found| cluster.looked_up("db.example", &found);
+        looked_up(out());
         assert_eq!(next(&cluster).await.unwrap_err().to_string(), "out");
-        cluster.looked_up(&answer(1));
-        cluster.looked_up(&out());
-        assert_eq!(next(&cluster).await.unwrap(), address(1));
-        cluster.looked_up(&answer(2));
-        assert_eq!(next(&cluster).await.unwrap(), address(2));
+        looked_up(answer([1]));
+        looked_up(out());
+        assert_eq!(next(&cluster).await.unwrap(), addresses([1]));
+        looked_up(answer([2]));
+        assert_eq!(next(&cluster).await.unwrap(), addresses([2]));
     }
 
     #[tokio::test]
     async fn an_endpoint_stays_the_same_while_its_address_stays() {
         let cluster = cluster("db.example");
-        cluster.looked_up(&answer(1));
+        cluster.looked_up("db.example", &answer([1]));
         let before = cluster.endpoints()[0].clone();
-        let both = [answer(2).unwrap(), answer(1).unwrap()].concat();
-        cluster.looked_up(&Ok(both));
+        cluster.looked_up("db.example", &answer([2, 1]));
         let after = cluster.endpoints();
         assert_eq!(after.len(), 2);
         assert!(Arc::ptr_eq(&before, &after[1]));
+    }
+
+    #[tokio::test]
+    async fn endpoints_are_those_of_all_names_each_once() {
+        let literal = UpstreamAddress::Socket(([192, 0, 2, 9], 80).into());
+        let (a, b) = (named("a.example", 80), named("b.example", 80));
+        let cluster = of(&[a, literal, b, named("b.example", 81)]);
+        assert_eq!(next(&cluster).await.unwrap(), addresses([9]), "at once");
+        cluster.looked_up("a.example", &answer([1, 2]));
+        cluster.looked_up("b.example", &answer([2, 3]));
+        let all = next(&cluster).await.unwrap();
+        assert_eq!(all[..4], addresses([1, 2, 9, 3]));
+        assert_eq!(
+            all[4..].iter().map(|a| a.port()).collect::<Vec<_>>(),
+            [81, 81]
+        );
+        let shared = cluster.endpoints()[1].clone();
+        assert_eq!(shared.name().map(|name| &**name), Some("a.example:80"));
+        cluster.looked_up("a.example", &answer([1]));
+        assert!(cluster.endpoints().iter().any(|e| Arc::ptr_eq(e, &shared)));
+        cluster.looked_up("b.example", &out());
+        assert_eq!(
+            next(&cluster).await.unwrap().len(),
+            6,
+            "the last good answer"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_client_waits_until_a_name_is_known_or_all_have_failed() {
+        let cluster = of(&[named("a.example", 80), named("b.example", 80)]);
+        cluster.looked_up("a.example", &out());
+        let waiting = {
+            let cluster = cluster.clone();
+            tokio::spawn(async move { next(&cluster).await })
+        };
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        cluster.looked_up("b.example", &answer([4]));
+        assert_eq!(waiting.await.unwrap().unwrap(), addresses([4]));
+        assert!(cluster.is_unknown("a.example") && !cluster.is_unknown("b.example"));
     }
 
     /// Connects without an early write; returns the stream and where it counts as active.
     async fn connect(cluster: &Cluster) -> (io::Result<TcpStream>, Option<ActiveSession>) {
         let active = Mutex::default();
         let assign = |endpoint| *active.lock().unwrap() = Some(endpoint);
-        let stream = match cluster.connect(assign, |_| Ok(false)) {
+        let client = [192, 0, 2, 77].into();
+        let stream = match cluster.connect(client, assign, |_| Ok(false)) {
             Ok(Connect::Connected(stream)) => Ok(stream),
-            Ok(Connect::Pending(begun)) => cluster.finish(begun, assign).await,
+            Ok(Connect::Pending(dialling)) => cluster.finish(dialling, assign).await,
             Err(error) => Err(error),
         };
         (stream, active.into_inner().unwrap())
@@ -297,7 +474,7 @@ pub(super) mod tests {
             .unwrap()
             .local_addr()
             .unwrap();
-        let mut upstream = of(UpstreamAddress::Socket(address)).upstream().clone();
+        let mut upstream = Upstream::of(UpstreamAddress::Socket(address));
         upstream.connect_retry = Some(Duration::from_millis(10));
         let patient = Arc::new(Cluster::new(upstream.clone()));
         let waiting = tokio::spawn(async move { connect(&patient).await.0 });
@@ -315,25 +492,36 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn outcomes_are_counted_at_the_endpoint_that_had_them() {
-        let (alive, dead) = {
-            let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
-            (bind(), bind().local_addr().unwrap())
-        };
-        let cluster = of(UpstreamAddress::Socket(dead));
-        let (stream, active) = connect(&cluster).await;
-        assert!(stream.is_err());
-        let dead_endpoint = cluster.endpoints()[0].clone();
-        assert_eq!(dead_endpoint.active(), 1);
-        drop(active);
-        assert_eq!(dead_endpoint.active(), 0);
+        let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let listening = bind();
+        let alive = listening.local_addr().unwrap();
+        let dead = bind().local_addr().unwrap();
+        let both = [dead, alive].map(UpstreamAddress::Socket);
+        let counts = |e: &Endpoint| (e.active(), e.connects(), e.failures());
 
-        let alive = alive.local_addr().unwrap();
-        cluster.replace([dead, alive]);
+        let alone = of(&both[..1]);
+        let (stream, active) = connect(&alone).await;
+        assert!(stream.is_err());
+        let endpoint = alone.endpoints()[0].clone();
+        assert_eq!(counts(&endpoint), (1, 0, 1));
+        drop(active);
+        assert_eq!(endpoint.active(), 0);
+
+        let cluster = of(&both);
         let (stream, active) = connect(&cluster).await;
         let (stream, active) = (stream.unwrap(), active.unwrap());
         assert_eq!(sys::sockopt::peer_address(stream.raw_fd()), Some(alive));
-        let counts = |e: &Endpoint| (e.active(), e.connects(), e.failures());
         assert_eq!((active.address(), counts(&active)), (alive, (1, 1, 0)));
-        assert_eq!(counts(&dead_endpoint), (0, 0, 2));
+        assert_eq!(counts(&cluster.endpoints()[0]), (0, 0, 1));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_all_refuse_is_the_last_that_did() {
+        let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = [bind(), bind()].map(|listener| listener.local_addr().unwrap());
+        let cluster = of(&dead.map(UpstreamAddress::Socket));
+        let (stream, active) = connect(&cluster).await;
+        assert_eq!(stream.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(active.unwrap().address(), dead[1]);
     }
 }

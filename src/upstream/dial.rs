@@ -57,18 +57,6 @@ impl Attempt {
         }
     }
 
-    /// Waits for it.
-    ///
-    /// # Errors
-    /// Why it cannot be connected, or that the time is over.
-    pub(super) async fn connected(self, within: Duration) -> io::Result<TcpStream> {
-        let connected = poll_fn(|cx| self.poll_connected(cx));
-        match tokio::time::timeout(within, connected).await {
-            Ok(connected) => connected.map(|()| self.stream),
-            Err(_) => Err(self.endpoint.timed_out()),
-        }
-    }
-
     fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connected = ready!(self.stream.poll_connected(cx));
         Poll::Ready(self.endpoint.count(connected))
@@ -98,15 +86,33 @@ fn begin(address: SocketAddr) -> io::Result<TcpStream> {
     TcpStream::new(fd)
 }
 
+/// What was done about the first endpoint.
+#[derive(Debug)]
+pub(super) enum Begun {
+    Attempt(Attempt),
+    Failed(Arc<Endpoint>, io::Error),
+}
+
+impl Begun {
+    /// The endpoint.
+    pub(super) fn endpoint(&self) -> &Arc<Endpoint> {
+        match self {
+            Self::Attempt(attempt) => &attempt.endpoint,
+            Self::Failed(endpoint, _) => endpoint,
+        }
+    }
+}
+
 /// Connects to the first endpoint that accepts, in the spirit of RFC 8305: the next one is dialled
 /// as soon as one fails, or does not answer for 250 ms, while that one is still waited for. At most
-/// two are dialled at once, and each is given its share of the time, at least. `assign` gets each
-/// endpoint that is dialled, and in the end the one that counts.
+/// two are dialled at once, and each is given its share of the time, at least. The first one may have
+/// been dialled. `assign` gets each endpoint that is dialled, and in the end the one that counts.
 ///
 /// # Errors
 /// The error of the endpoint that failed last, or that the time is over.
 pub(super) async fn first_of(
     mut pick: Pick,
+    begun: Option<Begun>,
     within: Duration,
     assign: impl Fn(ActiveSession),
 ) -> io::Result<TcpStream> {
@@ -114,9 +120,17 @@ pub(super) async fn first_of(
     let left = || within.saturating_sub((sys::now() - began).into());
     let mut last = (io::Error::from(io::ErrorKind::NotFound), None);
     let mut dialled: VecDeque<Attempt> = VecDeque::new();
+    match begun {
+        Some(Begun::Attempt(attempt)) => dialled.push_back(attempt),
+        Some(Begun::Failed(endpoint, error)) => last = (error, Some(endpoint)),
+        None => {}
+    }
     let mut double = None;
+    let mut is_due = dialled.is_empty();
     loop {
-        if let Some(endpoint) = pick.next() {
+        if std::mem::replace(&mut is_due, true)
+            && let Some(endpoint) = pick.next()
+        {
             if dialled.len() > usize::from(double.is_some())
                 && let Some(oldest) = dialled.pop_front()
             {
@@ -133,10 +147,8 @@ pub(super) async fn first_of(
         }
         if dialled.is_empty() {
             let (error, endpoint) = last;
-            endpoint
-                .map(ActiveSession::new)
-                .into_iter()
-                .for_each(assign);
+            let endpoint = endpoint.map(ActiveSession::new);
+            endpoint.into_iter().for_each(assign);
             return Err(error);
         }
         if dialled.len() == 1 {
@@ -152,6 +164,7 @@ pub(super) async fn first_of(
                 let Some(attempt) = dialled.remove(n) else { continue };
                 match connected {
                     Ok(()) => {
+                        passed_over(dialled.drain(..n));
                         assign(ActiveSession::new(attempt.endpoint));
                         return Ok(attempt.stream);
                     }
@@ -159,12 +172,17 @@ pub(super) async fn first_of(
                 }
             }
             () = tokio::time::sleep(patience) => if !pick.has_more() {
-                for attempt in &dialled {
-                    attempt.endpoint.timed_out();
-                }
+                passed_over(dialled.drain(..));
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
+    }
+}
+
+/// Others were dialled later and have answered, or the time is over.
+fn passed_over(dialled: impl Iterator<Item = Attempt>) {
+    for attempt in dialled {
+        attempt.endpoint.timed_out();
     }
 }
 

@@ -1,27 +1,46 @@
 //! One address of an upstream, and what is counted there.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 /// One address of an upstream. It lives for as long as its cluster has it, or a session uses it.
 #[derive(Debug)]
 pub struct Endpoint {
     address: SocketAddr,
+    /// As it is configured, where that is a DNS name.
+    name: Option<Arc<str>>,
+    /// Stands for the address where clients are spread by theirs.
+    seed: u64,
     active: AtomicUsize,
     connects: AtomicU64,
     failures: AtomicU64,
+    /// Whether checks have not found it down.
+    up: AtomicBool,
+}
+
+/// How an endpoint stands beside the others. The best is dialled first; the others are tried where no
+/// better one connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Nothing is known against it.
+    Up,
+    /// Checks have found it down.
+    Down,
 }
 
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr) -> Arc<Self> {
+    pub(super) fn new(address: SocketAddr, name: Option<Arc<str>>) -> Arc<Self> {
         Arc::new(Self {
             address,
+            name,
+            seed: seed(address.to_string().as_bytes()),
             active: AtomicUsize::new(0),
             connects: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            up: AtomicBool::new(true),
         })
     }
 
@@ -29,6 +48,12 @@ impl Endpoint {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The name that it was first found by, as it is configured; `None`: the address is configured.
+    #[must_use]
+    pub fn name(&self) -> Option<&Arc<str>> {
+        self.name.as_ref()
     }
 
     /// Sessions that are connected to it, or are being connected.
@@ -49,6 +74,31 @@ impl Endpoint {
         self.failures.load(Ordering::Relaxed)
     }
 
+    /// How it stands now.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        if self.up.load(Ordering::Relaxed) {
+            Standing::Up
+        } else {
+            Standing::Down
+        }
+    }
+
+    /// What checks have found out.
+    pub fn set_up(&self, up: bool) {
+        self.up.store(up, Ordering::Relaxed);
+    }
+
+    /// How much a client belongs here (rendezvous hashing): it goes where this is the highest. The same
+    /// in every process, so that several instances agree.
+    pub(super) fn affinity(&self, client: IpAddr) -> u64 {
+        let client = match client.to_canonical() {
+            IpAddr::V4(ip) => seed(&ip.octets()),
+            IpAddr::V6(ip) => seed(&ip.octets()),
+        };
+        mix(self.seed ^ client)
+    }
+
     /// Counts the outcome of a connect, and returns it.
     pub(super) fn count<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
         let counter = match outcome {
@@ -64,6 +114,19 @@ impl Endpoint {
         self.failures.fetch_add(1, Ordering::Relaxed);
         io::ErrorKind::TimedOut.into()
     }
+}
+
+/// FNV-1a, and mixed: similar addresses have nothing in common.
+fn seed(bytes: &[u8]) -> u64 {
+    let byte = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, byte))
+}
+
+/// The end of SplitMix64: each bit of the result depends on each bit.
+fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
 }
 
 /// A session counted as active at its endpoint, until it is dropped.

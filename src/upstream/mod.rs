@@ -8,9 +8,8 @@ mod resolve;
 
 use std::collections::BTreeSet;
 
-pub use cluster::{Cluster, Connect};
-pub use dial::Attempt;
-pub use endpoint::{ActiveSession, Endpoint};
+pub use cluster::{Cluster, Connect, Dialling};
+pub use endpoint::{ActiveSession, Endpoint, Standing};
 pub use resolve::start as start_resolving;
 
 use crate::config::Upstream;
@@ -19,9 +18,13 @@ use crate::config::Upstream;
 /// sessions.
 #[must_use]
 pub fn descriptors<'a>(upstreams: impl Iterator<Item = &'a Upstream>) -> u64 {
-    let names: BTreeSet<_> = upstreams.filter_map(|u| u.address.name()).collect();
-    match names.len() {
-        0 => 0,
-        names => resolve::descriptors(names) + dial::MOST_DOUBLE as u64,
+    let (mut names, mut double) = (BTreeSet::new(), 0);
+    for upstream in upstreams {
+        let (named, places) = (names.len(), upstream.addresses().count());
+        names.extend(upstream.addresses().filter_map(|address| address.name()));
+        if names.len() > named || places > 1 {
+            double = dial::MOST_DOUBLE as u64;
+        }
     }
+    resolve::descriptors(names.len()) + double
 }

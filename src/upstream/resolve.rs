@@ -5,10 +5,10 @@
 //! number of clients. A name server that does not answer takes one thread and a few sockets and
 //! delays no other name. No thread is joined when the process ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ pub(super) fn descriptors(names: usize) -> u64 {
 }
 
 /// Looks up the names of clusters from now on, each name again and again, until its clusters are
-/// dropped.
+/// retired or dropped.
 ///
 /// # Errors
 /// When a thread cannot be made.
@@ -58,8 +58,14 @@ pub fn start<'a>(clusters: impl IntoIterator<Item = &'a Arc<Cluster>>) -> io::Re
         threads[n % MOST_THREADS].push(name);
     }
     for names in threads {
+        let clusters: Vec<_> = names.iter().flat_map(Name::clusters).collect();
         let thread = thread::Builder::new().name("resolver".to_owned());
-        thread.stack_size(STACK).spawn(move || keep_up(names))?;
+        let thread = thread.stack_size(STACK).spawn(move || keep_up(names))?;
+        for cluster in clusters {
+            let resolvers = cluster.resolvers.lock();
+            let mut resolvers = resolvers.unwrap_or_else(PoisonError::into_inner);
+            resolvers.push(thread.thread().clone());
+        }
     }
     Ok(())
 }
@@ -68,42 +74,48 @@ fn names<'a>(clusters: impl IntoIterator<Item = &'a Arc<Cluster>>) -> BTreeMap<&
     let mut names = BTreeMap::new();
     for cluster in clusters {
         let upstream = cluster.upstream();
-        let Some(host) = upstream.address.name() else {
-            continue;
-        };
-        let name = names.entry(host).or_insert_with(|| Name {
-            host: host.into(),
-            every: upstream.resolve_interval,
-            clusters: Vec::new(),
-            failing: None,
-        });
-        name.every = name.every.min(upstream.resolve_interval);
-        name.clusters.push(Arc::downgrade(cluster));
+        // Of several ports it is one name.
+        let hosts: BTreeSet<_> = upstream.addresses().filter_map(|a| a.name()).collect();
+        for host in hosts {
+            let name = names.entry(host).or_insert_with(|| Name {
+                host: host.into(),
+                every: upstream.resolve_interval,
+                clusters: Vec::new(),
+                failing: None,
+            });
+            name.every = name.every.min(upstream.resolve_interval);
+            name.clusters.push(Arc::downgrade(cluster));
+        }
     }
     names
 }
 
 /// The work of a thread. It is never joined, since a look-up may hang.
 fn keep_up(mut names: Vec<Name>) {
-    while !names.is_empty() {
-        names.retain(|name| name.clusters.iter().any(|c| c.strong_count() > 0));
-        let pauses = names.iter_mut().map(Name::refresh);
-        thread::park_timeout(pauses.min().unwrap_or_default());
+    loop {
+        names.retain(|name| name.clusters().next().is_some());
+        let Some(pause) = names.iter_mut().map(Name::refresh).min() else {
+            return;
+        };
+        // A cluster that is retired or dropped wakes it up.
+        thread::park_timeout(pause);
     }
 }
 
 impl Name {
     /// Looks it up; returns the pause until the next time.
     fn refresh(&mut self) -> Duration {
-        self.clusters().for_each(|c| c.looking_up());
+        self.clusters().for_each(|c| c.looking_up(&self.host));
         let found = self.look_up();
         self.report(&found);
-        self.clusters().for_each(|c| c.looked_up(&found));
+        self.clusters()
+            .for_each(|c| c.looked_up(&self.host, &found));
         if found.is_ok() { self.every } else { RETRY }
     }
 
     fn clusters(&self) -> impl Iterator<Item = Arc<Cluster>> {
-        self.clusters.iter().filter_map(Weak::upgrade)
+        let clusters = self.clusters.iter().filter_map(Weak::upgrade);
+        clusters.filter(|cluster| !cluster.is_retired())
     }
 
     fn look_up(&self) -> io::Result<Vec<IpAddr>> {
@@ -129,9 +141,12 @@ impl Name {
             }
             Ok(_) => {}
             Err(error) if self.failing.is_none_or(|last| now >= last + LINE_EVERY) => {
-                let then = match self.clusters().all(|c| c.endpoints().is_empty()) {
-                    true => "its clients are turned away",
-                    false => "its last addresses are used",
+                let then = if !self.clusters().all(|c| c.is_unknown(host)) {
+                    "its last addresses are used"
+                } else if self.clusters().any(|c| c.endpoints().is_empty()) {
+                    "its clients are turned away"
+                } else {
+                    "the other endpoints are used"
                 };
                 tracing::warn!(host, "cannot resolve a name: {error}; {then}");
                 self.failing = Some(now);
@@ -179,13 +194,23 @@ mod tests {
         assert_eq!(name.every, clusters[1].upstream().resolve_interval);
     }
 
+    /// Long before the next look-up is due.
     #[test]
-    fn a_thread_ends_when_its_clusters_are_dropped() {
-        let cluster = cluster("192.0.2.7");
-        let name = names([&cluster]).into_values().collect();
-        let thread = thread::spawn(|| keep_up(name));
-        drop(cluster);
-        thread.thread().unpark();
-        thread.join().unwrap();
+    fn a_thread_ends_when_its_clusters_are_retired_or_dropped() {
+        for end in [Cluster::retire as fn(&Cluster), |_| {}] {
+            let cluster = cluster("192.0.2.7");
+            let name: Vec<_> = names([&cluster]).into_values().collect();
+            let thread = thread::spawn(|| keep_up(name));
+            cluster
+                .resolvers
+                .lock()
+                .unwrap()
+                .push(thread.thread().clone());
+            end(&cluster);
+            let still_used_by_a_session = cluster.is_retired().then(|| cluster.clone());
+            drop(cluster);
+            thread.join().unwrap();
+            drop(still_used_by_a_session);
+        }
     }
 }

@@ -32,15 +32,19 @@ pub const CASES: &[Case] = &[
 const VALUES: usize = 200;
 
 /// A Redis of the test's own, without persistence.
-struct Redis {
+pub struct Redis {
     _process: Process,
     _folder: Folder,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Redis {
-    fn start() -> Self {
-        let (folder, address) = (Folder::new(), free_address());
+    pub fn start() -> Self {
+        Self::start_at(free_address())
+    }
+
+    pub fn start_at(address: SocketAddr) -> Self {
+        let folder = Folder::new();
         let mut command = tool("redis-server");
         command
             .args(["--bind", "127.0.0.1", "--port", &address.port().to_string()])
@@ -58,30 +62,33 @@ impl Redis {
 }
 
 /// A connection to Redis that speaks as much of RESP as is needed here.
-struct Client {
+pub struct Client {
     writer: TcpStream,
     reader: BufReader<TcpStream>,
 }
 
 impl Client {
-    fn connect(to: SocketAddr) -> Self {
-        let writer = connect(to);
+    pub fn connect(to: SocketAddr) -> Self {
+        Self::over(connect(to))
+    }
+
+    pub fn over(writer: TcpStream) -> Self {
         let reader = BufReader::with_capacity(64 << 10, writer.try_clone().expect("a handle"));
         Self { writer, reader }
     }
 
-    fn send(&mut self, words: &[&str]) {
+    pub fn send(&mut self, words: &[&str]) {
         let request = request(words);
         self.writer.write_all(request.as_bytes()).expect("send");
     }
 
     /// One line of an answer.
-    fn line(&mut self) -> String {
+    pub fn line(&mut self) -> String {
         line(&mut self.reader).expect("an answer")
     }
 
     /// An answer that is an array of strings or numbers, flat.
-    fn array(&mut self) -> Vec<String> {
+    pub fn array(&mut self) -> Vec<String> {
         let head = self.line();
         let length = head.strip_prefix('*').and_then(|n| n.parse().ok());
         let length: usize = length.unwrap_or_else(|| panic!("no array: {head}"));

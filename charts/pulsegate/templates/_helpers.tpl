@@ -111,11 +111,18 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $limits := mergeOverwrite (dict) (dig "limits" (dict) (default (dict) $.Values.config.defaults)) (default (dict) .limits) -}}
 {{- if eq (toString (get $limits "max_connections")) "1" -}}
 {{- if or (ne (int $.Values.replicaCount) 1) (ne $.Values.strategy.type "Recreate") -}}
-{{- fail (printf "listeners: max_connections of %q is 1, and each Pod would take one client to %s: set replicaCount: 1 and strategy: {type: Recreate}" .name .upstream.address) -}}
+{{- fail (printf "listeners: max_connections of %q is 1, and each Pod would take one client to %s: set replicaCount: 1 and strategy: {type: Recreate}" .name (include "pulsegate.upstream" .upstream)) -}}
 {{- end -}}
 {{- end -}}
 {{- if and .nodePort (eq $.Values.service.type "ClusterIP") -}}
 {{- fail (printf "listeners: nodePort of %q needs service.type NodePort or LoadBalancer" .name) -}}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* Where a service is, in words. */}}
+{{- define "pulsegate.upstream" -}}
+{{- $places := list -}}
+{{- range .endpoints -}}{{- $places = append $places .address -}}{{- end -}}
+{{- .address | default (join ", " $places) -}}
 {{- end -}}
