@@ -95,12 +95,13 @@ const LONG_FUNCTIONS: usize = 2;
 const FILE_LINES: usize = 600;
 
 /// Documents that the code and the messages refer to.
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: &[&str] = &[
     "README.md",
     "ARCHITECTURE.md",
     "docs/CONFIGURATION.md",
     "docs/METRICS.md",
     "docs/ADMIN.md",
+    "docs/ADMISSION.md",
     "docs/SINGLE-SESSION.md",
     "docs/UPSTREAMS.md",
     "docs/KERNEL-NOTES.md",

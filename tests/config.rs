@@ -275,6 +275,7 @@ listeners:
   - name: default
     address: 127.0.0.1:1
     backlog: 2
+    access: { allow: [10.0.0.0/8, fd00::/8], deny: [10.1.0.0/16] }
     upstream: { address: db:3, balance: round_robin, connect_timeout: 4s, connect_retry: 300ms, resolve_interval: 6s }
     liveness:
       detect_within: 5s
@@ -290,7 +291,17 @@ listeners:
       max_connection_duration: 110s
       on_dead: close
       on_end: close
-    limits: { max_connections: 12, on_full: verify, queue_timeout: 12s, abandoned: drop, reconnect_delay: 500ms }
+    limits:
+      max_connections: 12
+      on_full: verify
+      queue_timeout: 12s
+      abandoned: drop
+      reconnect_delay: 500ms
+      max_connections_per_source: 3
+      rate_per_source: 100/m
+      burst_per_source: 7
+      source_prefix_ipv4: 24
+      source_prefix_ipv6: 56
 admin: off
 limits: { memory: 96MiB }
 drain: { delay: 13s, timeout: 14s }
@@ -326,6 +337,13 @@ workers: 15
         ("queue-timeout", "12s"),
         ("abandoned", "drop"),
         ("reconnect-delay", "500ms"),
+        ("access-allow", "10.0.0.0/8,fd00::/8"),
+        ("access-deny", "10.1.0.0/16"),
+        ("max-connections-per-source", "3"),
+        ("rate-per-source", "100/m"),
+        ("burst-per-source", "7"),
+        ("source-prefix-ipv4", "24"),
+        ("source-prefix-ipv6", "56"),
         ("admin", "off"),
         ("memory-limit", "96MiB"),
         ("drain-delay", "13s"),

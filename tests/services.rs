@@ -10,6 +10,8 @@
 
 mod support;
 
+#[path = "services/admission.rs"]
+mod admission;
 #[path = "services/bad_input.rs"]
 mod bad_input;
 #[path = "services/bytes.rs"]
@@ -123,6 +125,7 @@ fn main() -> ExitCode {
         telnet::CASES,
         redis::CASES,
         upstreams::CASES,
+        admission::CASES,
         bad_input::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {

@@ -29,6 +29,24 @@ pub(super) fn shadowed(at: &Scope<'_>, reader: &mut Reader<'_>, inner: &[Limit],
     }
 }
 
+/// One source cannot have more sessions than there are.
+pub(super) fn source_limit(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    of_source: Option<u32>,
+    of_all: Option<u32>,
+) {
+    let place = at.child("max_connections_per_source");
+    let (Some(of_source), Some(of_all)) = (of_source, of_all) else {
+        return;
+    };
+    if of_source > of_all && place.is_beside(&at.child("max_connections")) {
+        let name = reader.name_of(&at.child("max_connections"));
+        let message = format!("{of_source} is above {name} {of_all}, which would always act first");
+        reader.contradict(&place, message);
+    }
+}
+
 /// A peer must be asked before it is judged.
 pub(super) fn probe_interval(
     at: &Scope<'_>,

@@ -97,7 +97,10 @@ impl Source<'_> {
 
     /// How a message calls a key: by its flag, or by the last part of its path.
     pub fn name_of(self, path: &str, table: Table<'_>) -> String {
-        let flag = table.find(&generic(path)).and_then(|key| key.flag);
+        // The items of a list have the flag of the list.
+        let path_of_key = generic(path);
+        let key = table.find(path_of_key.trim_end_matches("[]"));
+        let flag = key.and_then(|key| key.flag);
         match (self, flag) {
             (Self::Flags, Some(flag)) => format!("--{flag}"),
             (Self::Flags, None) => path.to_owned(),

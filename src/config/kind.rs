@@ -12,8 +12,8 @@ use strum::VariantNames;
 use super::network::Network;
 use super::section::{Accepted, Form};
 use super::setting::{Items, Setting, Type, list, value};
-use super::types::{MemoryLimit, UpstreamAddress};
-use super::units::{self, show, show_size};
+use super::types::{MemoryLimit, Rate, UpstreamAddress};
+use super::units::{self, show, show_rate, show_size};
 
 /// Up to here every whole number is a floating-point number: 2^53.
 const LARGEST_WHOLE: f64 = 9_007_199_254_740_992.0;
@@ -134,6 +134,20 @@ pub(super) fn memory(range: RangeInclusive<u64>) -> Setting<MemoryLimit> {
     };
     let form = form(accepted, "SIZE|auto|off", schema);
     value(Type::Amount, form, parse, |limit| limit.to_string().into())
+}
+
+/// A whole number of connections and a unit of time.
+pub(super) fn rate(range: RangeInclusive<u32>) -> Setting<Rate> {
+    let (min, max) = (range.start(), range.end());
+    let accepted = format!("a rate such as 20/s or 100/m, from {min} to {max}");
+    let schema = json!({ "type": "string", "pattern": "^[0-9]+/[sm]$" });
+    let parse = move |text: &str| {
+        let rate = units::rate(text)?;
+        within(rate.connections, &range, u32::to_string)?;
+        Ok(rate)
+    };
+    let form = form(accepted, "RATE", schema);
+    value(Type::Amount, form, parse, |rate| show_rate(*rate).into())
 }
 
 /// Letters, digits, `-`, `_`, `.`; at most 63.

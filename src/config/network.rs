@@ -7,10 +7,19 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net};
 
 /// The addresses that begin with a prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network(IpNet);
 
 impl Network {
+    /// The one around an address with a prefix of this many bits: of IPv4, of IPv6.
+    #[must_use]
+    pub fn around(ip: IpAddr, [ipv4, ipv6]: [u8; 2]) -> Self {
+        let ip = ip.to_canonical();
+        let length = if ip.is_ipv4() { ipv4 } else { ipv6 };
+        let network = IpNet::new(ip, length);
+        Self(network.map_or_else(|_| ip.into(), |network| network.trunc()))
+    }
+
     /// Whether an address is one of them. An IPv4-mapped IPv6 address counts as the IPv4 address: a socket
     /// of `[::]` has all its IPv4 clients in that form.
     #[must_use]
@@ -73,6 +82,18 @@ mod tests {
             let network = network(text);
             assert!(network.contains(inside.parse().expect(inside)), "{text}");
             assert!(!network.contains(outside.parse().expect(outside)), "{text}");
+        }
+    }
+
+    #[test]
+    fn around_an_address() {
+        for (ip, expected) in [
+            ("192.0.2.77", "192.0.2.0/24"),
+            ("::ffff:192.0.2.77", "192.0.2.0/24"),
+            ("2001:db8:0:7:8::9", "2001:db8:0:7::/64"),
+        ] {
+            let network = Network::around(ip.parse().expect(ip), [24, 64]);
+            assert_eq!(network.to_string(), expected);
         }
     }
 

@@ -3,13 +3,16 @@
 //!
 //! To add a key, add a field to its section. To add a word, add a variant to its enum.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use strum::{Display, EnumString, VariantNames};
 
 use super::check;
-use super::kind::{choice, count, dial, listen, memory, name, seconds, span, switch, timeout};
+use super::kind::{
+    choice, count, dial, listen, memory, name, networks, rate, seconds, span, switch, timeout,
+};
+use super::network::Network;
 use super::read::Scope;
 use super::section::section;
 use super::setting::{Items, list, section_of, template_of};
@@ -65,12 +68,24 @@ section! {
         address: SocketAddr = listen().flag("listen").own();
         /// Length of the accept queue; the kernel cuts it to net.core.somaxconn.
         backlog: u32 = count(1..=65_535).default("4096").flag("backlog");
+        /// Who may connect.
+        access: Access = section_of();
         /// The legacy service.
         upstream: Upstream = section_of();
         /// When a connection counts as dead, stalled or idle.
         liveness: Liveness = section_of();
         /// Admission.
         limits: Limits = section_of();
+    }
+}
+
+section! {
+    /// Who may connect.
+    Access {
+        /// Who may; an empty list: everyone.
+        allow: Vec<Network> = networks().flag("access-allow");
+        /// Who may not, even if allow has it.
+        deny: Vec<Network> = networks().flag("access-deny");
     }
 }
 
@@ -266,7 +281,35 @@ section! {
         /// Pause between the end of a session and the next one in its place.
         reconnect_delay: Duration =
             span(Duration::ZERO..=300 * SECOND).default("0s").flag("reconnect-delay");
+        /// Sessions at once of one source; on_full says what the next one meets.
+        max_connections_per_source: Option<u32> = count(1..=u32::MAX)
+            .or("none")
+            .default("none")
+            .flag("max-connections-per-source");
+        /// How often one source may connect; more are reset.
+        rate_per_source: Option<Rate> =
+            rate(1..=1_000_000).or("none").default("none").flag("rate-per-source");
+        /// How many connections of one source may come at once before rate_per_source acts.
+        burst_per_source: u32 =
+            count(1..=1_000_000).default("20").flag("burst-per-source");
+        /// IPv4 clients with the same first bits, so many, are one source.
+        source_prefix_ipv4: u8 = count(1..=32).default("32").flag("source-prefix-ipv4");
+        /// IPv6 clients with the same first bits, so many, are one source.
+        source_prefix_ipv6: u8 = count(1..=128).default("64").flag("source-prefix-ipv6");
     }
+    check |at, reader| {
+        let all = max_connections.flatten();
+        check::source_limit(at, reader, max_connections_per_source.flatten(), all);
+    }
+}
+
+/// So many connections in so much time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub connections: u32,
+    /// In which time.
+    pub per: Duration,
 }
 
 /// What becomes of a client that sends something and says FIN while it waits for a place.
@@ -477,6 +520,23 @@ impl std::fmt::Display for Upstream {
             0 => Ok(()),
             more => write!(f, " and {more} more"),
         }
+    }
+}
+
+impl Access {
+    /// Whether a client may connect.
+    #[must_use]
+    pub fn admits(&self, client: IpAddr) -> bool {
+        let has = |list: &[Network]| list.iter().any(|network| network.contains(client));
+        !has(&self.deny) && (self.allow.is_empty() || has(&self.allow))
+    }
+}
+
+impl Limits {
+    /// The source that a client belongs to.
+    #[must_use]
+    pub fn source_of(&self, client: IpAddr) -> Network {
+        Network::around(client, [self.source_prefix_ipv4, self.source_prefix_ipv6])
     }
 }
 

@@ -1,16 +1,36 @@
-//! Durations and amounts of memory as the operator writes them: a whole number and a unit.
+//! Durations, amounts of memory and rates as the operator writes them: a whole number and a unit.
 
 use std::time::Duration;
+
+use super::types::Rate;
 
 /// A unit and how many of the smallest one it is, in ascending order.
 type Units = [(&'static str, u64)];
 
 const TIME: &Units = &[("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
+const RATE: [(&str, Duration); 2] = [
+    ("s", Duration::from_secs(1)),
+    ("m", Duration::from_secs(60)),
+];
 const MEMORY: &Units = &[("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 
 /// Reads `500ms`, `10s`, `5m`, `1h`. The error says what is wrong with the text.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
     parse(text, TIME, "is not a duration", "is too long").map(Duration::from_millis)
+}
+
+/// Reads `20/s`, `100/m`. The error says what is wrong with the text.
+pub(super) fn rate(text: &str) -> Result<Rate, String> {
+    let (number, unit) = text.split_once('/').ok_or("has no unit")?;
+    let unit = RATE.iter().find(|(name, _)| *name == unit);
+    let digits = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    match unit {
+        Some((_, per)) if digits => Ok(Rate {
+            connections: number.parse().map_err(|_| "is too high")?,
+            per: *per,
+        }),
+        _ => Err("is not a whole number with one of the units /s, /m".to_owned()),
+    }
 }
 
 /// Reads `512KiB`, `64MiB`, `2GiB` as bytes. The error says what is wrong with the text.
@@ -56,6 +76,12 @@ pub(super) fn show_size(bytes: u64) -> String {
     with_unit(bytes, MEMORY)
 }
 
+/// The text that is read as this rate.
+pub(super) fn show_rate(rate: Rate) -> String {
+    let unit = RATE.iter().find(|(_, per)| *per == rate.per);
+    format!("{}/{}", rate.connections, unit.unwrap_or(&RATE[0]).0)
+}
+
 /// In the largest unit that has no remainder.
 fn with_unit(amount: u64, units: &Units) -> String {
     let unit = units.iter().rev().find(|(_, f)| amount.is_multiple_of(*f));
@@ -92,6 +118,18 @@ mod tests {
             duration("18446744073709551615h"),
             Err("is too long".to_owned())
         );
+    }
+
+    #[test]
+    fn rates_are_shown_as_they_are_read() {
+        for text in ["1/s", "20/s", "100/m", "4294967295/s"] {
+            assert_eq!(show_rate(rate(text).unwrap()), text);
+        }
+        assert_eq!(rate("20"), Err("has no unit".to_owned()));
+        assert_eq!(rate("4294967296/s"), Err("is too high".to_owned()));
+        for text in ["", "/s", "-1/s", "1.5/s", "20/h", "20/", "20 /s", "+1/s"] {
+            assert!(rate(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -12,6 +12,12 @@ use crate::liveness::{CloseReason, Evidence, Leg};
 pub enum RejectReason {
     /// The listener holds `max_connections` sessions.
     MaxConnections,
+    /// Its source holds `max_connections_per_source` sessions.
+    SourceConnections,
+    /// Its source connects more often than `rate_per_source`.
+    SourceRate,
+    /// `access` does not let it in.
+    AccessDenied,
     /// Too few file descriptors are left for both legs.
     Descriptors,
     /// Memory is short.

@@ -13,7 +13,6 @@ use tokio::io::unix::AsyncFd;
 use super::admission::{self, Resources};
 use super::workers::Pool;
 use super::{Listener, Permit};
-use crate::config::OnFull;
 use crate::metrics::{AcceptErrorClass, RejectReason};
 use crate::net::listen;
 use crate::net::stream::TcpStream;
@@ -153,10 +152,10 @@ impl Acceptor {
     /// turns it away: the armed abort that its socket inherited makes the drop an RST.
     fn admit(&self, fd: OwnedFd, client: SocketAddr) {
         let (pool, metrics) = (&self.pool, &self.listener.params.metrics);
-        let place = self.listener.limiter.try_acquire();
-        if place.is_none() && self.listener.config.limits.on_full == OnFull::Reject {
-            return metrics.rejected(RejectReason::MaxConnections);
-        }
+        let place = match self.listener.admit(client.ip()) {
+            Ok(place) => place,
+            Err(reason) => return self.listener.refuse(client.ip(), reason),
+        };
         let (granted, otherwise) = if *pool.out_of_memory.borrow() {
             (None, RejectReason::Memory)
         } else {

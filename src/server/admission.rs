@@ -7,9 +7,10 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::limiter::Turn;
 use super::workers::Pool;
-use super::{Listener, Permit};
-use crate::config::OnFull;
+use super::{Limiter, Listener, Permit};
+use crate::config::{Network, OnFull};
 use crate::liveness::{Candidate, Close, CloseHow, CloseReason, Method, Span};
 use crate::metrics::{Shortage, Takeover};
 use crate::session::{Session, SessionParams};
@@ -35,6 +36,20 @@ pub(super) enum Resources {
     Granted(Permit),
     /// One descriptor, of the reserve; the client has to wait for what is missing.
     Awaited(Permit),
+}
+
+/// The sessions of a listener, or those of one source there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holders<'a> {
+    params: &'a Arc<SessionParams>,
+    source: Option<&'a Network>,
+}
+
+impl Holders<'_> {
+    fn have(&self, session: &Session) -> bool {
+        let is_of = |source: &Network| source.contains(session.client().ip());
+        Arc::ptr_eq(self.params, &session.params) && self.source.is_none_or(is_of)
+    }
 }
 
 /// What a client does once it has its resources.
@@ -70,7 +85,10 @@ pub(super) async fn wait(
             client.until_client_answers().await;
             place
         }
-        None => wait_for_place(&pool, &listener, &client).await?,
+        None => {
+            let limiter = listener.limiter_for(client.client().ip());
+            wait_for_place(&pool, &listener, &limiter, &client).await?
+        }
     };
     Ok([place, process])
 }
@@ -103,7 +121,7 @@ async fn wait_for_resources(pool: &Pool, then: Then) -> Permit {
     };
     tokio::select! {
         biased;
-        permit = pool.descriptors.acquire() => permit,
+        turn = pool.descriptors.turn() => turn.with(None),
         // It never ends by itself.
         () = make_room => std::future::pending().await,
     }
@@ -112,6 +130,7 @@ async fn wait_for_resources(pool: &Pool, then: Then) -> Permit {
 async fn wait_for_place(
     pool: &Pool,
     listener: &Listener,
+    limiter: &Arc<Limiter>,
     client: &Session,
 ) -> Result<Permit, CloseReason> {
     let _counted = listener.limiter.count_queued();
@@ -128,8 +147,7 @@ async fn wait_for_place(
     };
     let place = tokio::select! {
         biased;
-        permit = take_turn(listener, client) => Ok(permit),
-        reason = make_room(pool, listener) => Err(reason),
+        place = take_place(pool, listener, limiter, client) => place,
         () = timeout => Err(CloseReason::QueueTimeout),
         why = waiter.turned_away() => {
             listener.params.metrics.shed(why);
@@ -140,15 +158,38 @@ async fn wait_for_place(
     place
 }
 
-/// Queues for a place. A client that does not answer when its turn comes leaves it to the next
-/// waiter, and queues again once it is heard: until then nobody knows whether it has gone.
-async fn take_turn(listener: &Listener, client: &Session) -> Permit {
-    loop {
-        let permit = listener.limiter.acquire().await;
-        if client.client_answers().await {
-            return permit;
+/// Queues for a place: for one of its source first, where that is limited, so that nobody is ended for a
+/// client that cannot be served anyway.
+async fn take_place(
+    pool: &Pool,
+    listener: &Listener,
+    limiter: &Arc<Limiter>,
+    client: &Session,
+) -> Result<Permit, CloseReason> {
+    let turn = |limiter| async move {
+        tokio::select! {
+            biased;
+            turn = take_turn(limiter, client) => Ok(turn),
+            reason = make_room(pool, listener, limiter) => Err(reason),
         }
-        drop(permit);
+    };
+    let own = turn(limiter).await?;
+    let of_all = match limiter.of_all() {
+        Some(all) => Some(turn(all).await?),
+        None => None,
+    };
+    Ok(own.with(of_all))
+}
+
+/// Queues for a turn. A client that does not answer when its turn comes leaves it to the next
+/// waiter, and queues again once it is heard: until then nobody knows whether it has gone.
+async fn take_turn<'a>(limiter: &'a Arc<Limiter>, client: &Session) -> Turn<'a> {
+    loop {
+        let turn = limiter.turn().await;
+        if client.client_answers().await {
+            return turn;
+        }
+        drop(turn);
         client.until_client_is_heard().await;
     }
 }
@@ -170,20 +211,24 @@ impl Drop for Outcome<'_> {
     }
 }
 
-/// Makes room by the listener's policy until the client has its place; returns only when that
+/// Makes room by the listener's policy until the client has its turn; returns only when that
 /// is hopeless.
-async fn make_room(pool: &Pool, listener: &Listener) -> CloseReason {
+async fn make_room(pool: &Pool, listener: &Listener, limiter: &Limiter) -> CloseReason {
     // One client makes room at a time: the one that has waited longest.
-    let _turn = listener.making_room.lock().await;
+    let _turn = limiter.making_room.lock().await;
+    let here = Holders {
+        params: &listener.params,
+        source: limiter.source(),
+    };
     loop {
         match listener.config.limits.on_full {
             OnFull::Reject | OnFull::Queue => return std::future::pending().await,
             OnFull::Verify => {
-                end_the_dead(pool, Some(listener), Method::TAKEOVER).await;
+                end_the_dead(pool, Some(here), Method::TAKEOVER).await;
             }
             OnFull::Replace => {
                 let quiet = |holder: &Candidate| Some(Reverse(holder.idle));
-                let holders = first(pool, Some(&listener.params), 1, quiet);
+                let holders = first(pool, Some(here), 1, quiet);
                 if let Some((_, holder)) = holders.first() {
                     holder.order(over(CloseReason::Replaced));
                     // One client replaces one holder.
@@ -191,16 +236,16 @@ async fn make_room(pool: &Pool, listener: &Listener) -> CloseReason {
                 }
             }
             OnFull::Shed => {
-                let (here, why) = (Some(listener), Shortage::Places);
+                let why = Shortage::Places;
                 // Where all are active, one may have vanished just after its last word.
-                if shed(pool, here, why, 1).await > 0
-                    || shed_the_dead(pool, here, Method::TAKEOVER, why).await > 0
+                if shed(pool, Some(here), why, 1).await > 0
+                    || shed_the_dead(pool, Some(here), Method::TAKEOVER, why).await > 0
                 {
                     return std::future::pending().await;
                 }
                 // A holder that ends for a reason of its own, such as an RST for an answer, makes room
                 // as well.
-                if open_holders(pool, &listener.params) >= listener.limiter.in_use() {
+                if open_holders(pool, here) >= limiter.in_use() {
                     return CloseReason::Rejected;
                 }
             }
@@ -211,16 +256,16 @@ async fn make_room(pool: &Pool, listener: &Listener) -> CloseReason {
 
 /// Ends the proven dead; where these are fewer than `most`, the last waiter as well, and then the
 /// first sessions in the shedding order. Returns how many: 0 if every session is active. Under
-/// pressure of the process (no `listener`) only listeners that shed by policy lose sessions that
+/// pressure of the process (of no limiter) only listeners that shed by policy lose sessions that
 /// are merely quiet.
 pub(super) async fn shed(
     pool: &Pool,
-    listener: Option<&Listener>,
+    here: Option<Holders<'_>>,
     why: Shortage,
     most: usize,
 ) -> usize {
-    let mut ended = shed_the_dead(pool, listener, Method::CHECK, why).await;
-    if listener.is_none() {
+    let mut ended = shed_the_dead(pool, here, Method::CHECK, why).await;
+    if here.is_none() {
         while ended < most && pool.wait_queue.turn_away_last(why) {
             ended += 1;
         }
@@ -229,7 +274,6 @@ pub(super) async fn shed(
         return ended;
     }
     let wanted = most - ended;
-    let here = listener.map(|e| &e.params);
     let may_go = |session: &Candidate| session.rank().filter(|r| session.sheds || !r.is_quiet());
     let ranked = first(pool, here, wanted, may_go);
     for (_, session) in &ranked {
@@ -241,11 +285,11 @@ pub(super) async fn shed(
 
 async fn shed_the_dead(
     pool: &Pool,
-    listener: Option<&Listener>,
+    here: Option<Holders<'_>>,
     method: Method,
     why: Shortage,
 ) -> usize {
-    let dead = end_the_dead(pool, listener, method).await;
+    let dead = end_the_dead(pool, here, method).await;
     for session in &dead {
         session.params.metrics.shed(why);
     }
@@ -253,12 +297,7 @@ async fn shed_the_dead(
 }
 
 /// Asks the suspects and the longest quiet, and ends those that are proven gone; returns them.
-async fn end_the_dead(
-    pool: &Pool,
-    listener: Option<&Listener>,
-    method: Method,
-) -> Vec<Arc<Session>> {
-    let here = listener.map(|e| &e.params);
+async fn end_the_dead(pool: &Pool, here: Option<Holders<'_>>, method: Method) -> Vec<Arc<Session>> {
     let order = |holder: &Candidate| Some((!holder.suspect, Reverse(holder.idle)));
     let mut asking = JoinSet::new();
     for (_, session) in first(pool, here, ASKED_AT_ONCE, order) {
@@ -271,32 +310,30 @@ async fn end_the_dead(
     asking.join_all().await.into_iter().flatten().collect()
 }
 
-/// The sessions of a listener that hold a place and are not ending.
-fn open_holders(pool: &Pool, here: &Arc<SessionParams>) -> usize {
+/// How many hold a place and are not ending.
+fn open_holders(pool: &Pool, here: Holders<'_>) -> usize {
     let now = sys::now();
     let mut open = 0;
     pool.balancer.for_each(|session| {
-        let holds = Arc::ptr_eq(here, &session.params) && session.known_candidate(now).is_some();
+        let holds = here.have(session) && session.known_candidate(now).is_some();
         open += usize::from(holds);
     });
     open
 }
 
-/// The first ones of the sessions that hold a place, of one listener or of all, in an order. It is made
+/// The first ones of the sessions that hold a place, of one limiter or of all, in an order. It is made
 /// of what the kernel says now where they are few. Of many thousands it is asked about some in each
 /// round, those that were observed longest ago, and about the first ones.
 fn first<K: Ord>(
     pool: &Pool,
-    here: Option<&Arc<SessionParams>>,
+    here: Option<Holders<'_>>,
     most: usize,
     order: impl Fn(&Candidate) -> Option<K>,
 ) -> Vec<(K, Arc<Session>)> {
     let now = sys::now();
     let mut holders = Vec::new();
     pool.balancer.for_each(|session| {
-        if here.is_none_or(|params| Arc::ptr_eq(params, &session.params))
-            && session.known_candidate(now).is_some()
-        {
+        if here.is_none_or(|here| here.have(session)) && session.known_candidate(now).is_some() {
             holders.push((session.last_observed(), session.clone()));
         }
     });
@@ -425,12 +462,15 @@ mod tests {
 
         let order = |holder: &Candidate| Some(Reverse(holder.idle));
         let since = sys::now();
-        assert_eq!(first(&pool, Some(&here), 1, order).len(), 1);
+        let source = None;
+        let params = &here;
+        let here = Some(Holders { params, source });
+        assert_eq!(first(&pool, here, 1, order).len(), 1);
         assert_eq!(observed(&others, since), 0);
         let count = observed(&holders, since);
         assert!((OBSERVED..=OBSERVED + 1).contains(&count), "{count}");
         // The next round.
-        first(&pool, Some(&here), 1, order);
+        first(&pool, here, 1, order);
         assert_eq!(observed(&holders, since), holders.len());
         assert_eq!(observed(&others, since), 0);
     }

@@ -1,20 +1,24 @@
 //! One address on which clients are accepted, as all workers share it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use strum::VariantArray;
 use tokio::sync::watch;
 
+use super::limiter::Permit;
+use super::rate::Rates;
 use super::{Limiter, StartError};
-use crate::config::ListenerConfig;
+use crate::config::{ListenerConfig, OnFull};
 use crate::liveness::CloseReason;
-use crate::metrics::Takeover;
+use crate::metrics::{RejectReason, Takeover};
 use crate::net::listen;
 use crate::session::SessionParams;
 use crate::sys;
+use crate::telemetry::Repeated;
 
 /// A listener from bind(2) to its last session.
 #[derive(Debug)]
@@ -33,8 +37,10 @@ pub struct Listener {
     stop: watch::Sender<bool>,
     /// Those that are open, one for each worker.
     sockets: Mutex<Vec<Arc<OwnedFd>>>,
-    /// Held by the client that makes room.
-    pub(super) making_room: tokio::sync::Mutex<()>,
+    /// How often each source has connected, where that is limited.
+    rates: Option<Mutex<Rates>>,
+    /// Lines about clients that were refused, one for each [`RejectReason`].
+    refused: [Repeated; RejectReason::VARIANTS.len()],
 }
 
 impl Listener {
@@ -52,6 +58,10 @@ impl Listener {
     ) -> Result<Arc<Self>, StartError> {
         let refused = |error| StartError::refused(&config, error);
         let (bound, sockets) = sockets(&config, &params, workers, inherited).map_err(refused)?;
+        let limits = &config.limits;
+        let rates = limits
+            .rate_per_source
+            .map(|rate| Rates::new(rate, limits.burst_per_source));
         Ok(Arc::new(Self {
             config,
             bound,
@@ -60,7 +70,8 @@ impl Listener {
             open: watch::Sender::new(false),
             stop: watch::Sender::new(false),
             sockets: Mutex::new(sockets.into_iter().map(Arc::new).collect()),
-            making_room: tokio::sync::Mutex::new(()),
+            rates: rates.map(Mutex::new),
+            refused: Default::default(),
         }))
     }
 
@@ -136,6 +147,60 @@ impl Listener {
     /// Gives a socket up.
     pub(super) fn close(&self, socket: &Arc<OwnedFd>) {
         self.sockets().retain(|open| !Arc::ptr_eq(open, socket));
+    }
+
+    /// Lets a client in by who it is: with a place, or without one where it may wait for that.
+    pub(super) fn admit(&self, client: IpAddr) -> Result<Option<Permit>, RejectReason> {
+        let limits = &self.config.limits;
+        if !self.config.access.admits(client) {
+            return Err(RejectReason::AccessDenied);
+        }
+        if let Some(rates) = &self.rates {
+            let mut rates = rates.lock().unwrap_or_else(PoisonError::into_inner);
+            if !rates.admits(limits.source_of(client), sys::now()) {
+                return Err(RejectReason::SourceRate);
+            }
+        }
+        let limiter = self.limiter_for(client);
+        match limiter.try_acquire() {
+            None if limits.on_full == OnFull::Reject => Err(match limiter.source() {
+                Some(_) if limiter.is_full() => RejectReason::SourceConnections,
+                _ => RejectReason::MaxConnections,
+            }),
+            place => Ok(place),
+        }
+    }
+
+    /// What a client needs a permit of.
+    pub(super) fn limiter_for(&self, client: IpAddr) -> Arc<Limiter> {
+        let limits = &self.config.limits;
+        match limits.max_connections_per_source {
+            Some(n) => self.limiter.of_source(limits.source_of(client), n as usize),
+            None => self.limiter.clone(),
+        }
+    }
+
+    /// Counts a client that is refused, and says who it is.
+    pub(super) fn refuse(self: &Arc<Self>, client: IpAddr, reason: RejectReason) {
+        self.params.metrics.rejected(reason);
+        if !self.refused[reason as usize].begin() {
+            return;
+        }
+        let (name, client) = (&*self.params.name, client.to_canonical());
+        let word = <&str>::from(reason);
+        tracing::warn!(listener = name, %client, reason = word, "a client is refused");
+        let listener = self.clone();
+        tokio::spawn(async move {
+            let name = &*listener.params.name;
+            let write = |more| {
+                tracing::warn!(
+                    listener = name,
+                    reason = word,
+                    "clients are refused: {more} more in the last 10 s"
+                );
+            };
+            listener.refused[reason as usize].sum_up(write).await;
+        });
     }
 
     /// Why the last place became free. Of two that are given back at the same moment, for

@@ -5,6 +5,7 @@ mod admission;
 mod limiter;
 mod listener;
 mod memory;
+mod rate;
 mod registry;
 mod wait_queue;
 mod workers;

@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = tests![
     reconnect_delay_is_respected,
     replace_ends_the_longest_quiet,
     shed_goes_by_its_order_and_spares_the_active,
+    vanished_session_of_the_same_source_makes_room,
 ];
 
 /// Newcomers are served within this of arriving, and some slack where the machine is busy: a holder
@@ -135,6 +136,30 @@ fn expect_takeover(case: &Case, leg: &str, device_of_holder: &Endpoint) {
     expect_outcome(case, "holder_dead", 1);
     finish(case, newcomer, device);
     expect_reason(case, "finished", 1);
+}
+
+/// The client has lost its connection without knowing that pulsegate has not, and comes back. Another
+/// source has been quiet for longer and is not touched.
+fn vanished_session_of_the_same_source_makes_room() {
+    let own = ["--detect-within", "60s", "--on-full", "verify"];
+    let flags = [&own[..], &["--max-connections-per-source", "1"]].concat();
+    let case = Case::with_all_flags(&flags, Options::default());
+    let (other, device_of_other) = case.session_with(Host::Healthy, polite());
+    let (holder, device_of_holder) = case.session();
+    let lost = format!("tcp dport {}", holder.local.port());
+    case.net.drop_at(Host::Client, &lost);
+    let since = Instant::now();
+    let newcomer = case.net.dial(Host::Client, Options::default());
+    newcomer.send(EARLY);
+    let device = expect_served(&case, &newcomer, since);
+    assert!(device_of_holder.wait_reset(PROMPT), "{device_of_holder:?}");
+    expect_reason(&case, "downstream_dead", 1);
+    expect_outcome(&case, "holder_dead", 1);
+    device_of_other.send(1000);
+    assert!(other.wait_received(HELLO + 1000, PROMPT), "{other:?}");
+    device_of_other.finish();
+    drop((other, device_of_other));
+    finish(&case, newcomer, device);
 }
 
 fn vanished_idle_holder_makes_room() {

@@ -130,6 +130,11 @@ impl Pulsegate {
         self.process.signal(signal);
     }
 
+    /// What it has written to its log so far.
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+
     /// The current metrics.
     pub fn metrics(&self) -> Metrics {
         let (status, body) = self.get("/metrics").expect("scrape");
