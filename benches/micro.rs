@@ -129,7 +129,7 @@ fn service() -> Arc<SessionParams> {
     let upstream = config.unwrap().listeners.remove(0).upstream;
     Arc::new(SessionParams {
         name: "bench".into(),
-        cluster: Arc::new(Cluster::new(upstream)),
+        cluster: Arc::new(Cluster::new("bench".into(), upstream)),
         connect_lines: Default::default(),
         policy: policy(),
         on_dead: OnDead::Reset,

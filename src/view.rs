@@ -93,6 +93,44 @@ pub struct TimerView {
     pub in_ms: u64,
 }
 
+/// One endpoint of a listener's upstream.
+#[derive(Clone, Debug, Serialize)]
+pub struct EndpointView {
+    /// Name of the listener.
+    pub listener: String,
+    /// Its address.
+    pub endpoint: String,
+    /// The name that it was found by; absent where its address is configured.
+    pub name: Option<String>,
+    /// How it stands.
+    pub state: EndpointState,
+    /// Sessions that are connected to it, or are being connected.
+    pub active_sessions: usize,
+    /// Connects made.
+    pub connects: u64,
+    /// Connects that failed.
+    pub failures: u64,
+    /// Connects or sessions, whichever are more, that failed since the last that went well.
+    pub consecutive_failures: u32,
+    /// How often it was ejected.
+    pub ejections: u64,
+    /// How long it is ejected for yet, ms.
+    pub ejected_for_ms: Option<u64>,
+}
+
+/// How an endpoint stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Display)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum EndpointState {
+    /// New sessions use it.
+    Up,
+    /// Sessions failed there, one after the other: used only where no other one connects.
+    Ejected,
+    /// Checks have found it down: used only where no other one connects.
+    Down,
+}
+
 /// What becomes of a session when it is verified and a peer is silent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnSilent {

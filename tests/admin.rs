@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use pulsegate::admin::client::{self, Format, Health, Which};
 use pulsegate::admin::view::{
-    AnswerWord, ConnectionView, LegView, OnSilent, Phase, Shown, TimerView, VerifiedLeg,
-    VerifiedSession,
+    AnswerWord, ConnectionView, EndpointState, EndpointView, LegView, OnSilent, Phase, Shown,
+    TimerView, VerifiedLeg, VerifiedSession,
 };
 use pulsegate::admin::{Control, Readiness, serve};
 use pulsegate::liveness::CloseReason;
@@ -81,6 +81,24 @@ impl Control for Fake {
             tokio::time::sleep(Duration::from_millis(takes)).await;
             found
         })
+    }
+
+    fn upstreams(&self) -> Vec<EndpointView> {
+        let endpoint = |listener: &str, state| EndpointView {
+            listener: listener.into(),
+            endpoint: "192.0.2.1:5432".into(),
+            name: None,
+            state,
+            active_sessions: 3,
+            connects: 40,
+            failures: 2,
+            consecutive_failures: 2,
+            ejections: 1,
+            ejected_for_ms: (state == EndpointState::Ejected).then_some(1500),
+        };
+        [("db", EndpointState::Ejected), ("web", EndpointState::Up)]
+            .map(|(listener, state)| endpoint(listener, state))
+            .to_vec()
     }
 
     fn config(&self) -> String {
@@ -304,6 +322,23 @@ fn probes_and_pages() {
     assert_eq!(config.header("cache-control"), Some("no-store"));
     e.get("/").expect(200, "/connections/ID");
     e.get("/nope").expect(404, "/connections/ID");
+}
+
+#[test]
+fn upstreams_as_json_and_as_text() {
+    let e = Endpoint::start();
+    let all = e.get("/upstreams").json();
+    assert_eq!(all.as_array().map(Vec::len), Some(2));
+    assert_eq!(all[0]["state"], "ejected");
+    assert_eq!(all[0]["ejected_for_ms"], 1500);
+    let text = client::upstreams(e.addr, &[("listener", "db")], Format::Text).expect("a table");
+    let expected = "\
+LISTENER  ENDPOINT        NAME  STATE    SESSIONS  CONNECTS  FAILURES  IN-A-ROW  EJECTIONS  EJECTED-FOR
+db        192.0.2.1:5432  -     ejected  3         40        2         2         1          1.5s
+";
+    assert_eq!(text, expected);
+    e.get("/upstreams?phase=open")
+        .expect(400, "phase: unknown; accepted are listener, format");
 }
 
 #[test]

@@ -28,7 +28,7 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Uses inside a layer, each with its reason. Everything else is an error.
-const LATERAL: [(&str, &str, &str); 7] = [
+const LATERAL: [(&str, &str, &str); 8] = [
     ("main", "cli", "the binary is nothing but the entry to it"),
     ("cli", "demo", "a subcommand"),
     ("relay", "net", "bytes are moved over `net::leg`"),
@@ -39,6 +39,11 @@ const LATERAL: [(&str, &str, &str); 7] = [
     ),
     ("upstream", "config", "the address as it is configured"),
     ("upstream", "net", "dials a `net::stream`"),
+    (
+        "upstream",
+        "telemetry",
+        "ejections that repeat are summed up",
+    ),
     ("sys", "liveness", "`Time`, a point of the clock"),
 ];
 

@@ -276,7 +276,7 @@ listeners:
     address: 127.0.0.1:1
     backlog: 2
     access: { allow: [10.0.0.0/8, fd00::/8], deny: [10.1.0.0/16] }
-    upstream: { address: db:3, balance: round_robin, connect_timeout: 4s, connect_retry: 300ms, resolve_interval: 6s }
+    upstream: { address: db:3, balance: round_robin, connect_timeout: 4s, connect_retry: 300ms, resolve_interval: 6s, ejection: { failures: 3, for: 31s } }
     liveness:
       detect_within: 5s
       probe_interval: 2s
@@ -317,6 +317,8 @@ workers: 15
         ("connect-timeout", "4s"),
         ("connect-retry", "300ms"),
         ("resolve-interval", "6s"),
+        ("ejection-failures", "3"),
+        ("ejection-for", "31s"),
         ("detect-within", "5s"),
         ("probe-interval", "2s"),
         ("nat-timeout", "4s"),

@@ -10,7 +10,7 @@ use hyper::header::{ACCEPT, HOST, ORIGIN};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use pulsegate::admin::{self, Control, Readiness};
-use pulsegate::view::{OnSilent, Shown, VerifiedSession};
+use pulsegate::view::{EndpointView, OnSilent, Shown, VerifiedSession};
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
@@ -62,6 +62,10 @@ impl Control for Process {
     ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
         self.changed.store(true, Relaxed);
         Box::pin(std::future::ready(Vec::new()))
+    }
+
+    fn upstreams(&self) -> Vec<EndpointView> {
+        Vec::new()
     }
 
     fn config(&self) -> String {

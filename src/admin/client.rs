@@ -123,6 +123,20 @@ pub fn connections(
     text(addr, &Method::GET, &path, StatusCode::OK)
 }
 
+/// The endpoints of the services. `query` is as for [`connections`].
+///
+/// # Errors
+/// In one line: the endpoint cannot be reached, or does not accept the query.
+pub fn upstreams(
+    addr: SocketAddr,
+    query: &[(&str, &str)],
+    format: Format,
+) -> Result<String, String> {
+    let query = encoded(&[query, &[("format", &format.to_string())]].concat());
+    let path = format!("/upstreams?{query}");
+    text(addr, &Method::GET, &path, StatusCode::OK)
+}
+
 /// Whether the endpoint would accept these filters, as names and values.
 ///
 /// # Errors

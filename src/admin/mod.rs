@@ -19,7 +19,7 @@ pub use server::serve;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use view::{OnSilent, Shown, VerifiedSession};
+use view::{EndpointView, OnSilent, Shown, VerifiedSession};
 
 /// The status of the answer to a request at a loopback address, for the fuzz target.
 #[cfg(fuzzing)]
@@ -59,6 +59,8 @@ pub trait Control: Send + Sync + 'static {
         ids: &[u64],
         on_silent: OnSilent,
     ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>>;
+    /// The endpoints of all listeners.
+    fn upstreams(&self) -> Vec<EndpointView>;
     /// The running configuration as YAML, defaults filled in.
     fn config(&self) -> String;
     /// Starts the drain, like SIGTERM.

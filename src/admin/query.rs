@@ -26,6 +26,8 @@ const PARAMETERS: [&str; 8] = [
     "limit",
     "format",
 ];
+/// Those of `/upstreams`.
+const UPSTREAMS_PARAMETERS: [&str; 2] = ["listener", "format"];
 /// Further ones of `POST /verify`.
 const VERIFY_PARAMETERS: [&str; 1] = ["quick"];
 /// Further ones of `DELETE /connections`, and of one session.
@@ -100,17 +102,27 @@ pub enum Sort {
 impl Query {
     /// Reads the part of the URI behind `?`. The error names the parameter and what it accepts.
     pub(super) fn parse(query: &str) -> Result<Self, String> {
-        Self::parse_with(query, &[])
+        Self::parse_with(query, &PARAMETERS)
     }
 
     /// The same for verifying, with `quick`.
     pub(super) fn parse_verify(query: &str) -> Result<Self, String> {
-        Self::parse_with(query, &VERIFY_PARAMETERS)
+        Self::parse_with(query, &[&PARAMETERS[..], &VERIFY_PARAMETERS].concat())
     }
 
     /// The same for ending sessions, with `all` and `reason`.
     pub(super) fn parse_close(query: &str) -> Result<Self, String> {
-        Self::parse_with(query, &CLOSE_PARAMETERS)
+        Self::parse_with(query, &[&PARAMETERS[..], &CLOSE_PARAMETERS].concat())
+    }
+
+    /// The same for endpoints.
+    pub(super) fn parse_upstreams(query: &str) -> Result<Self, String> {
+        Self::parse_with(query, &UPSTREAMS_PARAMETERS)
+    }
+
+    /// Whether a listener is asked for.
+    pub(super) fn wants_listener(&self, name: &str) -> bool {
+        self.listener.as_deref().is_none_or(|wanted| wanted == name)
     }
 
     /// Whether `all` or a filter says which sessions; without one, a slip would end them all.
@@ -118,8 +130,7 @@ impl Query {
         self.all || self.filters()
     }
 
-    fn parse_with(query: &str, further: &[&str]) -> Result<Self, String> {
-        let accepted = [&PARAMETERS, further].concat();
+    fn parse_with(query: &str, accepted: &[&str]) -> Result<Self, String> {
         let mut parsed = Self::default();
         let mut seen = Vec::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {

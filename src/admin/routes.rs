@@ -55,6 +55,7 @@ DELETE  /connections       end those that the filters leave, or ?all=true; &reas
 DELETE  /connections/ID    end a session
 POST    /connections/ID/verify   ask both peers now; ?quick=true ends the session if one is gone
 POST    /verify            the same for all sessions, or those that the filters leave
+GET     /upstreams         the endpoints of the services; ?format=text for a table
 GET     /config            the running configuration
 POST    /drain             stop taking clients, let sessions finish, exit
 ";
@@ -69,6 +70,7 @@ enum Route<'a> {
     Connection(&'a str),
     Verify(&'a str),
     VerifyAll,
+    Upstreams,
     Config,
     Drain,
 }
@@ -82,6 +84,7 @@ impl<'a> Route<'a> {
             "/readyz" => Self::Readyz,
             "/connections" => Self::Connections,
             "/verify" => Self::VerifyAll,
+            "/upstreams" => Self::Upstreams,
             "/config" => Self::Config,
             "/drain" => Self::Drain,
             _ => {
@@ -292,6 +295,15 @@ impl Router {
                 Ok(place.keep(reply(TEXT_FORMAT, self.control.metrics())))
             }
             Route::Config => Ok(reply("application/yaml", self.control.config())),
+            Route::Upstreams => {
+                let query = Query::parse_upstreams(query(head)).map_err(Refusal::bad_request)?;
+                let mut endpoints = self.control.upstreams();
+                endpoints.retain(|endpoint| query.wants_listener(&endpoint.listener));
+                Ok(match format(&query, head) {
+                    Format::Json => json(&endpoints),
+                    Format::Text => text(table::endpoints(&endpoints)),
+                })
+            }
             Route::Connections if *method == Method::DELETE => self.close_all(head).await,
             Route::Connections => self.connections(head).await,
             Route::Connection(id) if *method == Method::DELETE => self.close(number(id)?, head),

@@ -4,10 +4,14 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
-use super::view::{ConnectionView, LegView, TimerView, VerifiedLeg, VerifiedSession, VerifyList};
+use super::view::{
+    ConnectionView, EndpointView, LegView, TimerView, VerifiedLeg, VerifiedSession, VerifyList,
+};
 
 const HEAD: &str = "ID LISTENER PHASE AGE IDLE \
     LEG LOCAL PEER STATE CONDITION LIFE RECEIVED SENT UNACKED NOTSENT RETR/PROBE RTT";
+const ENDPOINTS_HEAD: &str =
+    "LISTENER ENDPOINT NAME STATE SESSIONS CONNECTS FAILURES IN-A-ROW EJECTIONS EJECTED-FOR";
 const VERIFIED_HEAD: &str = "ID LISTENER CLOSED LEG ANSWER SILENT EVIDENCE TOOK";
 
 /// A table, made a part at a time. Columns only become wider.
@@ -60,6 +64,26 @@ pub(super) fn verified(sessions: &[VerifiedSession]) -> String {
         below(cells([&id, listener, closed]), downstream, upstream)
     });
     Table::default().lines(VERIFIED_HEAD, rows)
+}
+
+/// The endpoints of the services.
+pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
+    let rows = endpoints.iter().map(|endpoint| {
+        let ejected = endpoint.ejected_for_ms.map_or_else(|| "-".to_owned(), age);
+        vec![
+            endpoint.listener.clone(),
+            endpoint.endpoint.clone(),
+            endpoint.name.clone().unwrap_or_else(|| "-".to_owned()),
+            endpoint.state.to_string(),
+            endpoint.active_sessions.to_string(),
+            endpoint.connects.to_string(),
+            endpoint.failures.to_string(),
+            endpoint.consecutive_failures.to_string(),
+            endpoint.ejections.to_string(),
+            ejected,
+        ]
+    });
+    Table::default().lines(ENDPOINTS_HEAD, rows)
 }
 
 /// The same, and a last line that counts.

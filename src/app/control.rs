@@ -10,10 +10,12 @@ use crate::admin::{Control, Readiness};
 use crate::config;
 use crate::lifecycle::Drainable;
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Traffic};
-use crate::metrics::ListenerMetrics;
+use crate::metrics::{EndpointFigures, ListenerMetrics};
+use crate::server::Listener;
 use crate::session;
 use crate::sys;
-use crate::view::{OnSilent, Shown, VerifiedSession};
+use crate::upstream::{Endpoint, Standing};
+use crate::view::{EndpointState, EndpointView, OnSilent, Shown, VerifiedSession};
 
 /// What the listeners of one name add up to: one that was removed or changed may have a session
 /// yet.
@@ -50,6 +52,14 @@ impl Control for App {
             total.metrics.set_active(total.active);
             total.metrics.set_queued(total.queued);
             total.metrics.set_bytes(&total.moved);
+        }
+        for listener in &listeners {
+            // Of one that was replaced the endpoints are the same ones, as far as they stay.
+            if !*listener.is_stopped().borrow() {
+                let endpoints = listener.params.cluster.endpoints();
+                let figures: Vec<_> = endpoints.iter().map(endpoint_figures).collect();
+                listener.params.metrics.set_endpoints(&figures);
+            }
         }
         environment::refresh(&listeners, self.metrics.host());
         self.metrics
@@ -125,6 +135,17 @@ impl Control for App {
         ))
     }
 
+    fn upstreams(&self) -> Vec<EndpointView> {
+        let listeners = self.registry.serving();
+        let of_listener = |listener: &Arc<Listener>| {
+            let params = listener.params.clone();
+            let endpoints = params.cluster.endpoints();
+            let view = |endpoint: &Arc<Endpoint>| endpoint_view(&params.name, endpoint);
+            endpoints.iter().map(view).collect::<Vec<_>>()
+        };
+        listeners.iter().flat_map(of_listener).collect()
+    }
+
     fn config(&self) -> String {
         config::to_yaml(&self.config)
     }
@@ -132,6 +153,35 @@ impl Control for App {
     fn drain(&self) {
         self.refuse_readiness();
         self.drain.ask();
+    }
+}
+
+fn endpoint_view(listener: &str, endpoint: &Endpoint) -> EndpointView {
+    EndpointView {
+        listener: listener.to_owned(),
+        endpoint: endpoint.address().to_string(),
+        name: endpoint.name().map(|name| name.to_string()),
+        state: match endpoint.standing() {
+            Standing::Up => EndpointState::Up,
+            Standing::Ejected => EndpointState::Ejected,
+            Standing::Down => EndpointState::Down,
+        },
+        active_sessions: endpoint.active(),
+        connects: endpoint.connects(),
+        failures: endpoint.failures(),
+        consecutive_failures: endpoint.consecutive_failures(),
+        ejections: endpoint.ejections(),
+        ejected_for_ms: endpoint.ejected_for().map(Span::as_millis),
+    }
+}
+
+fn endpoint_figures(endpoint: &Arc<Endpoint>) -> EndpointFigures {
+    EndpointFigures {
+        endpoint: endpoint.address().to_string(),
+        active: endpoint.active(),
+        connects: [endpoint.connects(), endpoint.failures()],
+        ejections: endpoint.ejections(),
+        up: endpoint.standing() == Standing::Up,
     }
 }
 

@@ -58,14 +58,17 @@ pub(super) fn apply(
     Ok(added)
 }
 
-/// What is known of the endpoints of a listener that changes stays, unless its upstream does.
+/// What is known of the endpoints of a listener that changes stays.
 fn cluster(config: &ListenerConfig, outgoing: &[&Arc<Listener>]) -> Arc<Cluster> {
-    let is_same = |old: &&&Arc<Listener>| {
-        old.config.name == config.name && old.config.upstream == config.upstream
-    };
-    match outgoing.iter().find(is_same) {
-        Some(old) => old.params.cluster.clone(),
-        None => Arc::new(Cluster::new(config.upstream.clone())),
+    let old = outgoing.iter().find(|old| old.config.name == config.name);
+    let old = old.map(|old| &old.params.cluster);
+    match old {
+        Some(old) if *old.upstream() == config.upstream => old.clone(),
+        Some(old) => Arc::new(old.followed_by(config.upstream.clone())),
+        None => Arc::new(Cluster::new(
+            config.name.as_str().into(),
+            config.upstream.clone(),
+        )),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::sys;
 
 pub use args::RunArgs;
 use doctor::Doctor;
-use remote::{Conns, Drain, Healthcheck, Kill, Verify};
+use remote::{Conns, Drain, Healthcheck, Kill, Upstreams, Verify};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -85,6 +85,8 @@ enum Command {
     Drain(Drain),
     /// Print the sessions of a running pulsegate
     Conns(Conns),
+    /// Print the endpoints of the services, and how they stand
+    Upstreams(Upstreams),
     /// Ask the peers of sessions now whether they live
     #[command(after_help = ABOUT_VERIFY)]
     Verify(Verify),
@@ -161,6 +163,7 @@ pub fn main() -> ExitCode {
         Command::Healthcheck(args) => remote::healthcheck(&args),
         Command::Drain(args) => remote::drain(&args),
         Command::Conns(args) => remote::conns(&args),
+        Command::Upstreams(args) => remote::upstreams(&args),
         Command::Verify(args) => remote::verify(&args),
         Command::Kill(args) => remote::kill(&args),
         Command::Demo(options) => crate::demo::run(&options),

@@ -78,6 +78,18 @@ pub(super) struct Conns {
     filters: Filters,
 }
 
+/// `pulsegate upstreams`.
+#[derive(Args)]
+pub(super) struct Upstreams {
+    #[command(flatten)]
+    endpoint: Endpoint,
+    #[command(flatten)]
+    output: Output,
+    /// Only this listener's endpoints
+    #[arg(long)]
+    listener: Option<String>,
+}
+
 /// `pulsegate verify`.
 #[derive(Args)]
 pub(super) struct Verify {
@@ -221,6 +233,16 @@ pub(super) fn conns(args: &Conns) -> ExitCode {
     }
     let connections = |admin| client::connections(admin, &query, args.output.format());
     report(args.endpoint.reach().and_then(connections))
+}
+
+pub(super) fn upstreams(args: &Upstreams) -> ExitCode {
+    let listener = args.listener.as_deref();
+    let query: Vec<_> = listener
+        .map(|name| ("listener", name))
+        .into_iter()
+        .collect();
+    let upstreams = |admin| client::upstreams(admin, &query, args.output.format());
+    report(args.endpoint.reach().and_then(upstreams))
 }
 
 pub(super) fn verify(args: &Verify) -> ExitCode {

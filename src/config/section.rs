@@ -115,6 +115,11 @@ pub(super) trait Section: Sized {
     fn changed(&self, other: &Self) -> Vec<&'static str>;
 }
 
+/// The name of a key, whose field may be a word of the language: `r#for`.
+pub(super) fn name(field: &'static str) -> &'static str {
+    field.trim_start_matches("r#")
+}
+
 /// Declares a section: a struct, each field of which is a key. The comment of a field is its
 /// documentation for the operator. After `else` a derived default is computed from the other fields,
 /// each an `Option` here; `check` finds contradictions between them.
@@ -138,7 +143,7 @@ macro_rules! section {
                 table: &mut Vec<$crate::config::section::Key>,
             ) {
                 $($crate::config::setting::Setting::<$type>::describe(
-                    $key, section, stringify!($field), concat!($($doc),+), table,
+                    $key, section, $crate::config::section::name(stringify!($field)), concat!($($doc),+), table,
                 );)+
             }
 
@@ -147,10 +152,10 @@ macro_rules! section {
                 reader: &mut $crate::config::read::Reader<'_>,
             ) -> Option<Self> {
                 $(let $field = $crate::config::setting::Setting::<$type>::read(
-                    &$key, at, stringify!($field), reader,
+                    &$key, at, $crate::config::section::name(stringify!($field)), reader,
                 );)+
                 $($(let $field = $field.or_else(|| {
-                    let is_left_out = at.child(stringify!($field)).given().is_none();
+                    let is_left_out = at.child($crate::config::section::name(stringify!($field))).given().is_none();
                     if is_left_out { $derived(at) } else { None }
                 });)?)+
                 $({
@@ -163,7 +168,7 @@ macro_rules! section {
             fn show(&self) -> serde_yaml::Value {
                 let mut keys = serde_yaml::Mapping::new();
                 $(keys.insert(
-                    stringify!($field).into(),
+                    $crate::config::section::name(stringify!($field)).into(),
                     $crate::config::setting::Setting::<$type>::show(&$key, &self.$field),
                 );)+
                 keys.retain(|_, value| !value.is_null());
@@ -171,7 +176,7 @@ macro_rules! section {
             }
 
             fn changed(&self, other: &Self) -> Vec<&'static str> {
-                let keys = [$((stringify!($field), self.$field != other.$field),)+];
+                let keys = [$(($crate::config::section::name(stringify!($field)), self.$field != other.$field),)+];
                 keys.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
             }
         }

@@ -118,6 +118,8 @@ section! {
             span(10 * MS..=60 * SECOND).or_off().default("0s").flag("connect-retry");
         /// How often a DNS name is looked up; the last answer is used while DNS is out.
         resolve_interval: Duration = span(SECOND..=HOUR).default("10s").flag("resolve-interval");
+        /// What becomes of an endpoint at which sessions fail while there are others.
+        ejection: Ejection = section_of();
     }
     check |at, reader| check::endpoints(at, reader, address.as_ref(), endpoints.as_ref())
 }
@@ -127,6 +129,18 @@ section! {
     UpstreamEndpoint {
         /// An address. A DNS name stands for all its addresses.
         address: UpstreamAddress = dial().own();
+    }
+}
+
+section! {
+    /// What becomes of an endpoint at which sessions fail while there are others.
+    Ejection {
+        /// So many failures in a row eject it: it is used for new sessions only where no other one connects.
+        /// Counted are connects that failed, and sessions that ended because of the service (phantom, dead,
+        /// undelivered, stalled, silent, no first response).
+        failures: u32 = count(1..=1000).default("5").flag("ejection-failures");
+        /// For how long; one more failure then ejects it again. 0s: endpoints are not ejected.
+        r#for: Option<Duration> = span(SECOND..=HOUR).or_off().default("30s").flag("ejection-for");
     }
 }
 

@@ -167,6 +167,21 @@ impl CloseReason {
         }
     }
 
+    /// Whether the service failed a session that was connected. An RST is not counted: some services end
+    /// each session so.
+    #[must_use]
+    pub const fn blames_upstream(self) -> bool {
+        matches!(
+            self,
+            Self::UpstreamDead
+                | Self::UpstreamPhantom
+                | Self::UpstreamStalled
+                | Self::UpstreamUndelivered
+                | Self::UpstreamSilent
+                | Self::FirstResponseTimeout
+        )
+    }
+
     /// Who ended the session: `downstream`, `upstream`, `proxy`, or `peers` where both finished.
     #[must_use]
     pub const fn initiator(self) -> &'static str {

@@ -5,6 +5,7 @@
 //! alert on a rate needs the series before the first event. No label has an unbounded set of
 //! values. `docs/METRICS.md` says more about each series; a test holds the two together.
 
+mod endpoints;
 mod series;
 mod words;
 
@@ -14,11 +15,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::{Histogram, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+};
 
 use crate::liveness::{CloseReason, Condition, Evidence, LEGS, Leg, Traffic};
-use series::{By, Collectors, KnownCounter, KnownGauge, Registration, raise, saturating, series};
-pub use words::{AcceptErrorClass, ConnectFailure, HostSource, RejectReason, Shortage, Takeover};
+pub use endpoints::EndpointFigures;
+use endpoints::EndpointSeries;
+use series::{
+    By, Collectors, KnownCounter, KnownGauge, PerEndpoint, Registration, raise, saturating, series,
+};
+pub use words::{
+    AcceptErrorClass, ConnectFailure, ConnectOutcome, HostSource, RejectReason, Shortage, Takeover,
+};
 
 /// The default budget is 30 s and the largest sensible one some minutes.
 const DETECTION_DELAY_BUCKETS: &[f64] = &[
@@ -81,6 +90,14 @@ series! {
             "Time to connect to the upstream, successes only.", CONNECT_BUCKETS;
         connect_failures: By<ConnectFailure, IntCounter> = "pulsegate_upstream_connect_failures_total",
             "Upstream connects that failed.";
+        endpoint_active: PerEndpoint<IntGaugeVec> = "pulsegate_endpoint_active_connections",
+            "Sessions now that are connected to the endpoint, or are being connected.";
+        endpoint_connects: By<ConnectOutcome, PerEndpoint<IntCounterVec>> = "pulsegate_endpoint_connects_total",
+            "Connects to the endpoint, by the outcome.";
+        endpoint_ejections: PerEndpoint<IntCounterVec> = "pulsegate_endpoint_ejections_total",
+            "Ejections of the endpoint, because sessions failed there one after the other.";
+        endpoint_up: PerEndpoint<IntGaugeVec> = "pulsegate_endpoint_up",
+            "1 if new sessions use the endpoint, 0 if they do so only where no other one connects.";
         accept_errors: By<AcceptErrorClass, IntCounter> = "pulsegate_accept_errors_total",
             "Failed accept() calls, by class of the error.";
         queue_length: IntGauge = "pulsegate_listen_queue_length",
@@ -218,6 +235,7 @@ impl Metrics {
                 series: ListenerSeries::register(&mut registration),
                 observations: self.process.observations.clone(),
                 settled: Default::default(),
+                endpoints: Mutex::default(),
             };
             (Arc::new(listener), registration.into_collectors())
         });
@@ -285,6 +303,8 @@ pub struct ListenerMetrics {
     observations: IntCounter,
     /// Bytes received and sent by sessions that have ended, by leg.
     settled: [[AtomicU64; 2]; 2],
+    /// The endpoints that have series.
+    endpoints: Mutex<endpoints::Known>,
 }
 
 impl ListenerMetrics {
@@ -394,6 +414,18 @@ impl ListenerMetrics {
     /// A connect to the upstream failed.
     pub fn connect_failed(&self, reason: ConnectFailure) {
         self.series.connect_failures[reason].inc();
+    }
+
+    /// The endpoints now. The series of others are removed.
+    pub fn set_endpoints(&self, figures: &[EndpointFigures]) {
+        let series = EndpointSeries {
+            active: &self.series.endpoint_active,
+            up: &self.series.endpoint_up,
+            connects: &self.series.endpoint_connects,
+            ejections: &self.series.endpoint_ejections,
+        };
+        let known = self.endpoints.lock();
+        series.update(&mut known.unwrap_or_else(PoisonError::into_inner), figures);
     }
 
     /// accept() failed.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::ops::Index;
 
-use prometheus::core::Collector;
+use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
 };
@@ -80,6 +80,23 @@ impl KnownCounter {
         if let Some(total) = total {
             raise(&self.0.with_label_values::<&str>(&[]), total);
         }
+    }
+}
+
+/// One series for each endpoint of a listener, as long as there is that endpoint.
+#[derive(Debug)]
+pub struct PerEndpoint<V>(V);
+
+impl<B: MetricVecBuilder> PerEndpoint<MetricVec<B>> {
+    /// The series of an endpoint, at 0 if it is new.
+    pub(super) fn of(&self, endpoint: &str) -> B::M {
+        self.0.with_label_values(&[endpoint])
+    }
+
+    /// An endpoint has gone.
+    pub(super) fn remove(&self, endpoint: &str) {
+        // It may have had none.
+        let _ = self.0.remove_label_values(&[endpoint]);
     }
 }
 
@@ -167,6 +184,20 @@ impl Series for KnownGauge {
 impl Series for KnownCounter {
     fn register(to: &mut Registration<'_>, opts: &HistogramOpts) -> Self {
         Self(to.register(IntCounterVec::new(opts.common_opts.clone(), &[])))
+    }
+}
+
+impl Series for PerEndpoint<IntGaugeVec> {
+    fn register(to: &mut Registration<'_>, opts: &HistogramOpts) -> Self {
+        let opts = opts.common_opts.clone();
+        Self(to.register(IntGaugeVec::new(opts, &["endpoint"])))
+    }
+}
+
+impl Series for PerEndpoint<IntCounterVec> {
+    fn register(to: &mut Registration<'_>, opts: &HistogramOpts) -> Self {
+        let opts = opts.common_opts.clone();
+        Self(to.register(IntCounterVec::new(opts, &["endpoint"])))
     }
 }
 

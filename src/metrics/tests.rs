@@ -164,10 +164,75 @@ fn dropped_log_lines_only_grow() {
     assert!(has(&metrics, "pulsegate_log_lines_dropped_total 5"));
 }
 
+/// Of the endpoint 192.0.2.1, on a port; each has one session and was connected twice.
+fn figures(port: u16) -> EndpointFigures {
+    EndpointFigures {
+        endpoint: format!("192.0.2.1:{port}"),
+        active: 1,
+        connects: [2, 0],
+        ejections: 0,
+        up: true,
+    }
+}
+
+#[test]
+fn endpoints_beyond_the_first_are_added_up() {
+    let metrics = Metrics::new();
+    let db = metrics.listener("db");
+    let mut all: Vec<_> = (0..70).map(figures).collect();
+    db.set_endpoints(&all);
+    let active = |endpoint: &str, value: &str| {
+        let labels = format!("{{endpoint=\"{endpoint}\",listener=\"db\"}}");
+        has(
+            &metrics,
+            &format!("pulsegate_endpoint_active_connections{labels} {value}"),
+        )
+    };
+    let connects = |endpoint: &str, outcome: &str, value: &str| {
+        let labels = format!("endpoint=\"{endpoint}\",listener=\"db\",outcome=\"{outcome}\"");
+        has(
+            &metrics,
+            &format!("pulsegate_endpoint_connects_total{{{labels}}} {value}"),
+        )
+    };
+    assert!(
+        active("192.0.2.1:63", "1") && active("other", "6"),
+        "{}",
+        metrics.render()
+    );
+    assert!(connects("192.0.2.1:63", "connected", "2") && connects("other", "connected", "12"));
+
+    all[69].connects = [2, 5];
+    // One of those that are added up goes, and one with series of its own.
+    all.remove(68);
+    all.remove(0);
+    db.set_endpoints(&all);
+    assert!(
+        !metrics.render().contains("192.0.2.1:0\""),
+        "{}",
+        metrics.render()
+    );
+    assert!(active("other", "5") && connects("other", "connected", "12"));
+    assert!(
+        connects("other", "failed", "5"),
+        "what was counted does not fall"
+    );
+    all.truncate(3);
+    all[0].up = false;
+    db.set_endpoints(&all);
+    let text = metrics.render();
+    assert!(
+        !text.contains("active_connections{endpoint=\"other\""),
+        "{text}"
+    );
+    assert!(text.contains("pulsegate_endpoint_up{endpoint=\"192.0.2.1:1\",listener=\"db\"} 0"));
+}
+
 /// With every series that is absent while its value is unknown.
 fn complete() -> Metrics {
     let metrics = Metrics::new();
     metrics.listener("db").set_upstream_queue(Some((2, 1)));
+    metrics.listener("db").set_endpoints(&[figures(0)]);
     let host = metrics.host();
     let counters = [
         &host.listen_overflows,
@@ -289,7 +354,7 @@ fn docs_list_every_label_value() {
             let known = values.entry(label.name()).or_default();
             known.insert(label.value().to_owned());
         }
-        values.retain(|label, _| !matches!(*label, "listener" | "version"));
+        values.retain(|label, _| !matches!(*label, "listener" | "version" | "endpoint"));
         for (label, values) in values {
             let plain = format!("| `{label}` |");
             let specific = format!("| `{label}` of `{}` |", family.name());

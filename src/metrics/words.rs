@@ -54,6 +54,17 @@ pub enum ConnectFailure {
     Failed,
 }
 
+/// What came of a connect to an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum ConnectOutcome {
+    /// It was made.
+    Connected,
+    /// It was refused, failed otherwise, or was not answered in its time.
+    Failed,
+}
+
 /// Class of a failed accept().
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
 #[strum(serialize_all = "snake_case")]
@@ -121,6 +132,7 @@ labels! {
     "reason": ConnectFailure;
     "class": AcceptErrorClass;
     "outcome": Takeover;
+    "outcome": ConnectOutcome;
     "cause": Shortage;
     "source": HostSource;
 }

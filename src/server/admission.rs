@@ -379,9 +379,10 @@ mod tests {
     fn params(upstream: SocketAddr, metrics: &Metrics) -> Arc<SessionParams> {
         Arc::new(SessionParams {
             name: "db".into(),
-            cluster: Arc::new(Cluster::new(Upstream::of(UpstreamAddress::Socket(
-                upstream,
-            )))),
+            cluster: Arc::new(Cluster::new(
+                "db".into(),
+                Upstream::of(UpstreamAddress::Socket(upstream)),
+            )),
             connect_lines: Default::default(),
             policy: Liveness::default().policy(),
             on_dead: OnDead::Reset,

@@ -462,6 +462,16 @@ impl Session {
                 self.doubt_probes(leg);
             }
         }
+        if let Some(endpoint) = &endpoint {
+            let cluster = &self.params.cluster;
+            if close.reason.blames_upstream() {
+                cluster.failed(endpoint, &close.reason);
+            } else if close.reason != CloseReason::UpstreamReset
+                && traffic.received[Leg::Upstream as usize] > 0
+            {
+                cluster.served(endpoint);
+            }
+        }
         let (upstream, upstream_name) = self.params.cluster.described(endpoint.as_deref());
         // Whoever sees an end counted sees why.
         metrics.closed(close.reason, duration, &traffic);

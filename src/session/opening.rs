@@ -21,7 +21,7 @@ use crate::net::options;
 use crate::net::stream::TcpStream;
 use crate::relay::Relay;
 use crate::sys;
-use crate::upstream::{ActiveSession, Dialling};
+use crate::upstream::{ActiveSession, Dialling, is_local};
 
 /// A future in a box of its own.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -269,15 +269,6 @@ impl Session {
             self.params.metrics.reset_sent(Leg::Downstream);
         }
     }
-}
-
-/// Whether this host ran out of something; the upstream has no part in it.
-fn is_local(error: &io::Error) -> bool {
-    let code = error.raw_os_error();
-    matches!(
-        code,
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
-    )
 }
 
 /// What helps.

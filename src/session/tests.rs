@@ -20,9 +20,10 @@ use crate::upstream::Cluster;
 pub(super) fn params(upstream: SocketAddr) -> SessionParams {
     SessionParams {
         name: "db".into(),
-        cluster: Arc::new(Cluster::new(Upstream::of(UpstreamAddress::Socket(
-            upstream,
-        )))),
+        cluster: Arc::new(Cluster::new(
+            "db".into(),
+            Upstream::of(UpstreamAddress::Socket(upstream)),
+        )),
         connect_lines: Default::default(),
         policy: Liveness::default().policy(),
         on_dead: OnDead::Reset,

@@ -1,6 +1,7 @@
 //! The endpoints of one listener.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::dial::{self, Attempt, Begun};
+use super::ejection::{Ejector, Row};
 use super::endpoint::{ActiveSession, Endpoint};
 use super::pick::{Pick, Turn};
 use crate::config::{Balance, Upstream, UpstreamAddress};
@@ -22,6 +24,7 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Cluster {
     upstream: Upstream,
+    ejector: Arc<Ejector>,
     /// Sessions that had a choice.
     turns: AtomicUsize,
     known: watch::Sender<Known>,
@@ -30,7 +33,7 @@ pub struct Cluster {
     retired: AtomicBool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     /// What is known of each address that is configured, in their order.
     answers: Vec<Answer>,
@@ -67,14 +70,36 @@ pub struct Dialling {
 impl Cluster {
     /// A cluster as it is configured. A DNS name has no endpoint until it is resolved.
     #[must_use]
-    pub fn new(upstream: Upstream) -> Self {
-        let answer = |address: &UpstreamAddress| Answer {
-            addresses: address.literal().into_iter().collect(),
-            failure: None,
+    pub fn new(listener: Arc<str>, upstream: Upstream) -> Self {
+        Self::made(listener, upstream, &[], Arc::default())
+    }
+
+    /// The cluster in the place of this one, where another upstream is configured. What is known of the
+    /// same names and addresses stays.
+    #[must_use]
+    pub fn followed_by(&self, upstream: Upstream) -> Self {
+        let Known { answers, endpoints } = self.known.borrow().clone();
+        let known: Vec<_> = self.upstream.addresses().cloned().zip(answers).collect();
+        Self::made(self.ejector.listener.clone(), upstream, &known, endpoints)
+    }
+
+    fn made(
+        listener: Arc<str>,
+        upstream: Upstream,
+        known: &[(UpstreamAddress, Answer)],
+        endpoints: Arc<[Arc<Endpoint>]>,
+    ) -> Self {
+        let answer = |address: &UpstreamAddress| {
+            let known = known.iter().find(|(known, _)| known == address);
+            let of_literal = || Answer {
+                addresses: address.literal().into_iter().collect(),
+                failure: None,
+            };
+            known.map_or_else(of_literal, |(_, answer)| answer.clone())
         };
         let answers = upstream.addresses().map(answer).collect();
-        let endpoints = Arc::default();
         let cluster = Self {
+            ejector: Ejector::new(listener, upstream.ejection.clone()),
             upstream,
             turns: AtomicUsize::new(0),
             known: watch::Sender::new(Known { answers, endpoints }),
@@ -129,7 +154,18 @@ impl Cluster {
                 "an address of the upstream is no longer used for new sessions"
             );
         }
+        self.ejector.endpoints.store(new.len(), Ordering::Relaxed);
         known.endpoints = new.into();
+    }
+
+    /// A session ended in which the service had answered, by no fault of it.
+    pub fn served(&self, endpoint: &Endpoint) {
+        self.ejector.went_well(endpoint, Row::Sessions);
+    }
+
+    /// A session ended because of the endpoint.
+    pub fn failed(&self, endpoint: &Endpoint, why: &dyn Display) {
+        self.ejector.failed(endpoint, Row::Sessions, why);
     }
 
     /// Begins to connect a client: the endpoint whose turn it is is dialled at once, and `early` finds out
@@ -154,8 +190,8 @@ impl Cluster {
             return pending(None);
         };
         assign(ActiveSession::new(endpoint.clone()));
-        let begun = Attempt::begin(endpoint.clone())
-            .and_then(|attempt| Ok((attempt.try_early(early)?, attempt)));
+        let begun = Attempt::begin(endpoint.clone(), &self.ejector)
+            .and_then(|attempt| Ok((attempt.try_early(&self.ejector, early)?, attempt)));
         match begun {
             Ok((true, attempt)) => Ok(Connect::Connected(attempt.stream)),
             Ok((false, attempt)) => pending(Some(Begun::Attempt(attempt))),
@@ -226,7 +262,8 @@ impl Cluster {
         if let Some(begun) = &begun {
             order.retain(|endpoint| !Arc::ptr_eq(endpoint, begun.endpoint()));
         }
-        dial::first_of(Pick::new(order, left), begun, left, assign).await
+        let pick = Pick::new(order, left);
+        dial::first_of(pick, begun, left, &self.ejector, assign).await
     }
 
     /// The endpoints that new sessions may dial; none before a name is resolved.
@@ -352,7 +389,7 @@ pub(super) mod tests {
             upstream.address = None;
             upstream.endpoints = addresses.iter().map(endpoint).collect();
         }
-        Arc::new(Cluster::new(upstream))
+        Arc::new(Cluster::new("db".into(), upstream))
     }
 
     /// The addresses that the next session may dial.
@@ -412,6 +449,28 @@ pub(super) mod tests {
         let after = cluster.endpoints();
         assert_eq!(after.len(), 2);
         assert!(Arc::ptr_eq(&before, &after[1]));
+    }
+
+    /// With another upstream in its place, and with answers that come and go.
+    #[test]
+    fn what_is_known_of_an_address_stays_as_long_as_it_does() {
+        let (a, b) = (named("a.example", 80), named("b.example", 80));
+        let before = of(&[a.clone(), b]);
+        before.looked_up("a.example", &answer([1, 2]));
+        before.looked_up("b.example", &answer([3]));
+        let known = before.endpoints();
+        let literal = UpstreamAddress::Socket(([192, 0, 2, 3], 80).into());
+        let after = before.followed_by(of(&[a, literal]).upstream().clone());
+        let kept = after.endpoints();
+        assert!(kept.iter().zip(&*known).all(|(a, b)| Arc::ptr_eq(a, b)));
+        assert_eq!(kept.len(), 3, "a name is not unknown for that");
+
+        let many: Vec<IpAddr> = (0..200).map(|n| [198, 51, 100, n].into()).collect();
+        after.looked_up("a.example", &Ok(many));
+        assert_eq!(after.endpoints().len(), 201);
+        assert!(Arc::ptr_eq(&after.endpoints()[200], &known[2]));
+        after.looked_up("a.example", &answer([1]));
+        assert_eq!(after.endpoints().len(), 2);
     }
 
     #[tokio::test]
@@ -476,7 +535,7 @@ pub(super) mod tests {
             .unwrap();
         let mut upstream = Upstream::of(UpstreamAddress::Socket(address));
         upstream.connect_retry = Some(Duration::from_millis(10));
-        let patient = Arc::new(Cluster::new(upstream.clone()));
+        let patient = Arc::new(Cluster::new("db".into(), upstream.clone()));
         let waiting = tokio::spawn(async move { connect(&patient).await.0 });
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!waiting.is_finished());
@@ -485,7 +544,7 @@ pub(super) mod tests {
 
         drop(back);
         upstream.connect_timeout = Duration::from_millis(50);
-        let (stream, _) = connect(&Cluster::new(upstream)).await;
+        let (stream, _) = connect(&Cluster::new("db".into(), upstream)).await;
         let error = stream.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }

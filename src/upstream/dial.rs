@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::sync::Semaphore;
 
+use super::ejection::Ejector;
 use super::endpoint::{ActiveSession, Endpoint};
 use super::pick::Pick;
 use crate::net::options;
@@ -36,10 +37,10 @@ impl Attempt {
     ///
     /// # Errors
     /// What socket(2) or connect(2) say at once (descriptors, no route, refused on loopback).
-    pub(super) fn begin(endpoint: Arc<Endpoint>) -> io::Result<Self> {
+    pub(super) fn begin(endpoint: Arc<Endpoint>, ejector: &Arc<Ejector>) -> io::Result<Self> {
         match begin(endpoint.address()) {
             Ok(stream) => Ok(Self { endpoint, stream }),
-            Err(error) => endpoint.count(Err(error)),
+            Err(error) => endpoint.count(ejector, Err(error)),
         }
     }
 
@@ -49,17 +50,24 @@ impl Attempt {
     /// Why it cannot be connected.
     pub(super) fn try_early(
         &self,
+        ejector: &Arc<Ejector>,
         early: impl FnOnce(&TcpStream) -> io::Result<bool>,
     ) -> io::Result<bool> {
         match early(&self.stream) {
             Ok(false) => Ok(false),
-            outcome => self.endpoint.count(outcome),
+            outcome => self.endpoint.count(ejector, outcome),
         }
     }
 
-    fn poll_connected(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_connected(&self, ejector: &Arc<Ejector>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connected = ready!(self.stream.poll_connected(cx));
-        Poll::Ready(self.endpoint.count(connected))
+        Poll::Ready(self.endpoint.count(ejector, connected))
+    }
+
+    /// It was not answered in its time, or others were dialled later and have answered.
+    fn is_late(self, ejector: &Arc<Ejector>) {
+        let late = io::ErrorKind::TimedOut.into();
+        let _counted: io::Result<()> = self.endpoint.count(ejector, Err(late));
     }
 }
 
@@ -114,6 +122,7 @@ pub(super) async fn first_of(
     mut pick: Pick,
     begun: Option<Begun>,
     within: Duration,
+    ejector: &Arc<Ejector>,
     assign: impl Fn(ActiveSession),
 ) -> io::Result<TcpStream> {
     let began = sys::now();
@@ -134,10 +143,10 @@ pub(super) async fn first_of(
             if dialled.len() > usize::from(double.is_some())
                 && let Some(oldest) = dialled.pop_front()
             {
-                oldest.endpoint.timed_out();
+                oldest.is_late(ejector);
             }
             assign(ActiveSession::new(endpoint.clone()));
-            match Attempt::begin(endpoint.clone()) {
+            match Attempt::begin(endpoint.clone(), ejector) {
                 Ok(attempt) => dialled.push_back(attempt),
                 Err(error) => {
                     last = (error, Some(endpoint));
@@ -158,13 +167,13 @@ pub(super) async fn first_of(
             true => pick.patience(dialled.len(), 1 + usize::from(double.is_some())),
             false => left(),
         };
-        let any = poll_fn(|cx| poll_any(&dialled, cx));
+        let any = poll_fn(|cx| poll_any(&dialled, ejector, cx));
         tokio::select! {
             (n, connected) = any => {
                 let Some(attempt) = dialled.remove(n) else { continue };
                 match connected {
                     Ok(()) => {
-                        passed_over(dialled.drain(..n));
+                        dialled.drain(..n).for_each(|late| late.is_late(ejector));
                         assign(ActiveSession::new(attempt.endpoint));
                         return Ok(attempt.stream);
                     }
@@ -172,24 +181,21 @@ pub(super) async fn first_of(
                 }
             }
             () = tokio::time::sleep(patience) => if !pick.has_more() {
-                passed_over(dialled.drain(..));
+                dialled.drain(..).for_each(|late| late.is_late(ejector));
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
     }
 }
 
-/// Others were dialled later and have answered, or the time is over.
-fn passed_over(dialled: impl Iterator<Item = Attempt>) {
-    for attempt in dialled {
-        attempt.endpoint.timed_out();
-    }
-}
-
 /// The first that has connected or failed.
-fn poll_any(dialled: &VecDeque<Attempt>, cx: &mut Context<'_>) -> Poll<(usize, io::Result<()>)> {
+fn poll_any(
+    dialled: &VecDeque<Attempt>,
+    ejector: &Arc<Ejector>,
+    cx: &mut Context<'_>,
+) -> Poll<(usize, io::Result<()>)> {
     for (n, attempt) in dialled.iter().enumerate() {
-        if let Poll::Ready(connected) = attempt.poll_connected(cx) {
+        if let Poll::Ready(connected) = attempt.poll_connected(ejector, cx) {
             return Poll::Ready((n, connected));
         }
     }

@@ -6,6 +6,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use super::ejection::{Ejector, Record, Row};
+use crate::liveness::Span;
+
 /// One address of an upstream. It lives for as long as its cluster has it, or a session uses it.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -17,6 +20,7 @@ pub struct Endpoint {
     active: AtomicUsize,
     connects: AtomicU64,
     failures: AtomicU64,
+    pub(super) record: Record,
     /// Whether checks have not found it down.
     up: AtomicBool,
 }
@@ -27,6 +31,8 @@ pub struct Endpoint {
 pub enum Standing {
     /// Nothing is known against it.
     Up,
+    /// Sessions failed there, one after the other.
+    Ejected,
     /// Checks have found it down.
     Down,
 }
@@ -40,6 +46,7 @@ impl Endpoint {
             active: AtomicUsize::new(0),
             connects: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            record: Record::default(),
             up: AtomicBool::new(true),
         })
     }
@@ -77,11 +84,31 @@ impl Endpoint {
     /// How it stands now.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        if self.up.load(Ordering::Relaxed) {
-            Standing::Up
-        } else {
+        if !self.up.load(Ordering::Relaxed) {
             Standing::Down
+        } else if self.record.ejected_for().is_some() {
+            Standing::Ejected
+        } else {
+            Standing::Up
         }
+    }
+
+    /// How long it is ejected for yet, if it is.
+    #[must_use]
+    pub fn ejected_for(&self) -> Option<Span> {
+        self.record.ejected_for()
+    }
+
+    /// How often it was ejected.
+    #[must_use]
+    pub fn ejections(&self) -> u64 {
+        self.record.ejections()
+    }
+
+    /// Connects or sessions, whichever are more, that failed since the last that went well.
+    #[must_use]
+    pub fn consecutive_failures(&self) -> u32 {
+        self.record.failures()
     }
 
     /// What checks have found out.
@@ -100,20 +127,30 @@ impl Endpoint {
     }
 
     /// Counts the outcome of a connect, and returns it.
-    pub(super) fn count<T>(&self, outcome: io::Result<T>) -> io::Result<T> {
-        let counter = match outcome {
-            Ok(_) => &self.connects,
-            Err(_) => &self.failures,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn count<T>(&self, ejector: &Arc<Ejector>, outcome: io::Result<T>) -> io::Result<T> {
+        match &outcome {
+            Ok(_) => {
+                self.connects.fetch_add(1, Ordering::Relaxed);
+                ejector.went_well(self, Row::Connects);
+            }
+            Err(error) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                if !is_local(error) {
+                    ejector.failed(self, Row::Connects, error);
+                }
+            }
+        }
         outcome
     }
+}
 
-    /// Counts a connect that was not answered in its time.
-    pub(super) fn timed_out(&self) -> io::Error {
-        self.failures.fetch_add(1, Ordering::Relaxed);
-        io::ErrorKind::TimedOut.into()
-    }
+/// Whether this host ran out of something; the upstream has no part in it.
+#[must_use]
+pub fn is_local(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EADDRNOTAVAIL)
+    )
 }
 
 /// FNV-1a, and mixed: similar addresses have nothing in common.

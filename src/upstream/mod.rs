@@ -2,6 +2,7 @@
 
 mod cluster;
 mod dial;
+mod ejection;
 mod endpoint;
 mod pick;
 mod resolve;
@@ -9,7 +10,7 @@ mod resolve;
 use std::collections::BTreeSet;
 
 pub use cluster::{Cluster, Connect, Dialling};
-pub use endpoint::{ActiveSession, Endpoint, Standing};
+pub use endpoint::{ActiveSession, Endpoint, Standing, is_local};
 pub use resolve::start as start_resolving;
 
 use crate::config::Upstream;

@@ -187,7 +187,10 @@ mod tests {
     fn clusters_of_one_name_share_its_look_ups_at_the_shortest_interval() {
         let mut slow = cluster("db.example").upstream().clone();
         slow.resolve_interval *= 2;
-        let clusters = [Arc::new(Cluster::new(slow)), cluster("db.example")];
+        let clusters = [
+            Arc::new(Cluster::new("db".into(), slow)),
+            cluster("db.example"),
+        ];
         let names = names(&clusters);
         let name = &names["db.example"];
         assert_eq!((names.len(), name.clusters.len()), (1, 2));

@@ -12,16 +12,21 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 
 use crate::Case;
-use crate::process::{Folder, free_address};
+use crate::process::{Folder, free_address, read_to_any_end};
 use crate::pulsegate::{Pulsegate, closed, connect};
 use crate::redis::{Client, Redis};
-use crate::support::ms;
+use crate::support::{eventually, ms};
 
 pub const CASES: &[Case] = &[
     Case::new(
         "upstreams_of_the_manual_share_sessions_and_fail_over",
         &["redis-server"],
         upstreams_of_the_manual_share_sessions_and_fail_over,
+    ),
+    Case::new(
+        "upstreams_where_sessions_fail_are_ejected_for_a_while",
+        &[],
+        upstreams_where_sessions_fail_are_ejected_for_a_while,
     ),
     Case::new(
         "upstreams_a_client_keeps_its_endpoint",
@@ -34,6 +39,8 @@ pub const CASES: &[Case] = &[
         upstreams_that_flap_lose_no_session,
     ),
 ];
+
+const PROMPT: Duration = Duration::from_secs(30);
 
 /// pulsegate from a file in a folder of its own. `{upstream}` is what the listener has as its upstream.
 struct Rig {
@@ -95,7 +102,8 @@ fn upstreams_of_the_manual_share_sessions_and_fail_over() {
 
     let address = first.address;
     drop(first);
-    for _ in 0..6 {
+    // Fewer than eject it.
+    for _ in 0..4 {
         let mut client = Client::connect(rig.proxy.address);
         assert_eq!(port_of(&mut client), second.address.port().to_string());
     }
@@ -108,6 +116,68 @@ fn upstreams_of_the_manual_share_sessions_and_fail_over() {
     );
     drop((client, clients));
     rig.proxy.expect_active(0);
+}
+
+/// The figures of an endpoint.
+fn figure(rig: &Rig, metric: &str, endpoint: SocketAddr) -> f64 {
+    let name = format!("pulsegate_endpoint_{metric}");
+    let endpoint = endpoint.to_string();
+    rig.proxy.metrics().value(&name, &[("endpoint", &endpoint)])
+}
+
+fn upstreams_where_sessions_fail_are_ejected_for_a_while() {
+    let (dead, alive) = (free_address(), Greeter::start(free_address()));
+    let upstream = endpoints(&[dead, alive.address], "first_available");
+    let rig = Rig::with(&format!("{upstream}, ejection: {{ failures: 3, for: 1s }}"));
+    let session = || greeting(&connect(rig.proxy.address));
+    for _ in 0..3 {
+        assert_eq!(session(), alive.address.port());
+    }
+    let listed = || {
+        let (status, body) = rig.proxy.get("/upstreams").expect("an answer");
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str::<serde_json::Value>(&body).expect("JSON")[0].clone()
+    };
+    assert_eq!(listed()["endpoint"], dead.to_string());
+    assert_eq!(listed()["consecutive_failures"], 3);
+    assert_eq!(figure(&rig, "ejections_total", dead), 1.0);
+    // While it is ejected nobody tries it.
+    assert_eq!(session(), alive.address.port());
+    let tried = || figure(&rig, "connects_total", dead);
+    assert!(
+        eventually(PROMPT, || listed()["state"] == "up"),
+        "{}",
+        listed()
+    );
+    let before = tried();
+    assert_eq!(session(), alive.address.port());
+    assert_eq!(tried(), before + 1.0, "it is tried again");
+    assert_eq!(
+        figure(&rig, "ejections_total", dead),
+        2.0,
+        "one failure is enough"
+    );
+
+    let back = Greeter::start(dead);
+    assert!(eventually(PROMPT, || session() == back.address.port()));
+    let is_good = || listed()["consecutive_failures"] == 0 && figure(&rig, "up", dead) == 1.0;
+    assert!(eventually(PROMPT, is_good), "{}", listed());
+    let active = |endpoint| figure(&rig, "active_connections", endpoint);
+    let held = connect(rig.proxy.address);
+    assert_eq!(greeting(&held), dead.port());
+    assert!(eventually(PROMPT, || active(dead) == 1.0));
+    drop((held, alive));
+    drop(back);
+    // With every endpoint ejected each is tried.
+    rig.proxy.expect_active(0);
+    for _ in 0..5 {
+        // It may be reset before its connect returns.
+        if let Ok(mut refused) = TcpStream::connect(rig.proxy.address) {
+            read_to_any_end(&mut refused);
+        }
+    }
+    let back = Greeter::start(dead);
+    assert_eq!(session(), back.address.port());
 }
 
 /// Says which one it is, to everyone, and reads until the end.
