@@ -4,6 +4,7 @@ mod control;
 mod environment;
 mod error;
 mod listeners;
+mod reload;
 mod resources;
 mod takeover;
 
@@ -11,6 +12,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -18,19 +20,20 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::admin::{self, Control, Readiness};
-use crate::config::{Config, ConfigErrors, ListenerConfig};
+use crate::config::{Config, ConfigErrors};
 use crate::exit::{self, Exit};
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason, Span};
 use crate::metrics::Metrics;
 use crate::server::{Hooks, Limiter, Listener, Registry, StartError, Workers};
 use crate::session::Balancer;
-use crate::{sys, telemetry};
+use crate::sys;
+use crate::telemetry::{self, LogSwitch};
 
 pub use error::AppError;
+pub use reload::{ConfigFile, Source};
 pub use resources::{default_workers, reserved_descriptors};
 use takeover::Estate;
 pub use takeover::Succession;
@@ -42,7 +45,8 @@ const VERIFIED_AT_ONCE: usize = 512;
 /// A running proxy without its signals: what [`run`] and the demo have in common.
 #[derive(Debug)]
 pub struct App {
-    config: Config,
+    /// What is in force.
+    config: Mutex<Arc<Config>>,
     metrics: Arc<Metrics>,
     registry: Registry,
     readiness: AtomicU8,
@@ -54,7 +58,10 @@ pub struct App {
     /// The next instance has the admin address and the clients.
     succeeded: watch::Sender<bool>,
     descriptor_limit: u64,
-    dropped_lines: Option<ErrorCounter>,
+    log: Option<LogSwitch>,
+    reloads: reload::Requests,
+    /// Taken by the one that follows the file.
+    followed: Mutex<Option<reload::Followed>>,
     verifying: Arc<tokio::sync::Semaphore>,
 }
 
@@ -66,14 +73,14 @@ impl App {
     /// The first thing that could not be started; nothing is left running, and no client was taken.
     pub fn start(
         config: Config,
-        dropped_lines: Option<ErrorCounter>,
+        source: Source,
         hooks: &Hooks,
         succession: Succession,
     ) -> Result<Arc<Self>, AppError> {
         let (admin, mut before) = takeover::admin_socket(config.admin.as_ref(), succession)?;
         let metrics = Arc::new(Metrics::new());
         let descriptor_limit = resources::raise_descriptor_limit();
-        let count = config.workers.map_or_else(default_workers, usize::from);
+        let count = resources::workers(&config);
         let capacity = resources::session_capacity(&config, descriptor_limit, count)?;
         let workers = Workers::start(count, Limiter::new(Some(capacity)), hooks);
         let mut workers = workers.map_err(StartError::Thread)?;
@@ -84,9 +91,8 @@ impl App {
         let registry = Registry::new(workers, hooks.clone(), metrics.clone());
         let inherited = before.as_mut().map(|b| std::mem::take(&mut b.listeners));
         let inherited = inherited.unwrap_or_default();
-        let low_water = config.relay.low_water;
-        let added = listeners::apply(&config.listeners, &registry, &metrics, low_water, inherited);
-        let added = added.map_err(|error| {
+        let applied = listeners::apply(&config, &registry, &metrics, inherited);
+        let listeners::Changed { added, .. } = applied.map_err(|error| {
             takeover::explain(error, admin.as_ref(), before.as_ref(), succession)
         })?;
         announce(&added, admin.as_ref().map(|(_, address)| *address), count);
@@ -102,8 +108,9 @@ impl App {
             _ => None,
         };
         takeover::open(&added, before)?;
+        let (reloads, followed) = reload::Requests::new(source.file);
         Ok(Arc::new(Self {
-            config,
+            config: Mutex::new(Arc::new(config)),
             metrics,
             registry,
             readiness: AtomicU8::new(Readiness::Ready as u8),
@@ -112,22 +119,17 @@ impl App {
             estate: Mutex::new(estate),
             succeeded: watch::Sender::new(false),
             descriptor_limit,
-            dropped_lines,
+            log: source.log,
+            reloads,
+            followed: Mutex::new(followed),
             verifying: Arc::new(tokio::sync::Semaphore::new(VERIFIED_AT_ONCE)),
         }))
     }
 
-    /// Adds, replaces and removes listeners, so that they are these. Nothing changes for the others,
-    /// nor for any session.
-    ///
-    /// # Errors
-    /// The first address that could not be had; then all is as before.
-    pub fn set_listeners(&self, listeners: &[ListenerConfig]) -> Result<(), StartError> {
-        let low_water = self.config.relay.low_water;
-        let none = Vec::new();
-        let added = listeners::apply(listeners, &self.registry, &self.metrics, low_water, none)?;
-        added.iter().for_each(|listener| listener.open());
-        Ok(())
+    /// The configuration in force.
+    fn running(&self) -> Arc<Config> {
+        let config = self.config.lock();
+        config.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Serves until a signal or the admin endpoint asks for the end, then drains.
@@ -137,13 +139,18 @@ impl App {
     pub async fn serve(self: &Arc<Self>, signals: &mut EndSignals) -> Result<Drained, AppError> {
         let endpoint = self.serve_admin()?;
         self.listen_for_successors()?;
+        self.follow_file()?;
+        tokio::spawn(self.reloads.clone().ask_at(signals.hangups()));
         let mut succeeded = self.succeeded.subscribe();
-        let mut limits = self.config.drain.clone();
         tokio::select! {
             name = signals.next() => tracing::info!("{name}: draining"),
             () = self.drain.asked() => tracing::info!("the admin endpoint asks: draining"),
+            _ = succeeded.wait_for(|over| *over) => {}
+        }
+        let mut limits = self.running().drain.clone();
+        if *self.succeeded.borrow() {
             // Nobody has to notice: the next one is ready.
-            _ = succeeded.wait_for(|over| *over) => limits.delay = Duration::ZERO,
+            limits.delay = Duration::ZERO;
         }
         let drained = lifecycle::drain(&limits, &**self, signals).await;
         self.succeeded.send_replace(true);
@@ -184,21 +191,26 @@ impl App {
     }
 
     fn order_all(&self, reason: CloseReason, how: CloseHow) {
-        let close = Close {
-            reason,
-            how,
-            evidence: None,
-            silent_for: Span::ZERO,
-        };
+        let close = order(reason, how);
         self.balancer().for_each(|session| session.order(close));
     }
 }
 
-/// Runs the proxy with the configuration that `load` finds, until it is told to end; then ends
-/// the process, whatever its threads still wait for. The signals that end it may be held
+fn order(reason: CloseReason, how: CloseHow) -> Close {
+    Close {
+        reason,
+        how,
+        evidence: None,
+        silent_for: Span::ZERO,
+    }
+}
+
+/// Runs the proxy with the configuration that `load` finds, perhaps in a `file`, until it is told to end;
+/// then ends the process, whatever its threads still wait for. The signals that end it may be held
 /// ([`sys::hold_end_signals`]); they are heard from here on.
 pub fn run(
     load: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static,
+    file: Option<PathBuf>,
     succession: Succession,
 ) -> ! {
     let ended = tokio::runtime::Builder::new_current_thread()
@@ -206,7 +218,9 @@ pub fn run(
         .build()
         .map_err(AppError::from)
         // Never dropped: that waits for its threads, one of which may look a name up.
-        .and_then(|runtime| ManuallyDrop::new(runtime).block_on(run_loaded(load, succession)));
+        .and_then(|runtime| {
+            ManuallyDrop::new(runtime).block_on(run_loaded(load, file, succession))
+        });
     let exit = match ended {
         Ok(()) => Exit::Ok,
         Err(error) => {
@@ -220,6 +234,7 @@ pub fn run(
 
 async fn run_loaded(
     load: impl FnOnce() -> Result<Config, ConfigErrors> + Send + 'static,
+    file: Option<PathBuf>,
     succession: Succession,
 ) -> Result<(), AppError> {
     let mut signals = EndSignals::install()?;
@@ -227,9 +242,14 @@ async fn run_loaded(
     // On a thread of its own: no file and no name that a start waits for keeps a signal waiting.
     let (started, has_started) = oneshot::channel();
     let start = move || -> Result<_, AppError> {
+        let file = file.map(ConfigFile::new);
         let config = load()?;
         let log = telemetry::init(&config.log).map_err(io::Error::other)?;
-        let app = App::start(config, Some(log.drops()), &Hooks::default(), succession);
+        let source = Source {
+            file,
+            log: Some(log.switch()),
+        };
+        let app = App::start(config, source, &Hooks::default(), succession);
         app.map(|app| (app, log))
     };
     thread::Builder::new()
@@ -279,7 +299,7 @@ impl Drainable for App {
     }
 
     fn stop_accepting(&self) {
-        self.registry.listeners().iter().for_each(|l| l.stop());
+        self.registry.close();
     }
 
     /// Those of the instance before this one, too, where somebody waits for their end: the next

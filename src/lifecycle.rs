@@ -1,6 +1,7 @@
 //! Signals and the phases of the process: serving, draining, ended.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,10 +14,11 @@ use crate::config::Drain;
 pub struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
+    hangups: Arc<Notify>,
 }
 
 impl EndSignals {
-    /// Listens for SIGTERM and SIGINT, and keeps SIGHUP, SIGUSR1 and SIGUSR2 from killing the
+    /// Listens for SIGTERM, SIGINT and SIGHUP, and keeps SIGUSR1 and SIGUSR2 from killing the
     /// process. To be called on the runtime's thread, first of all: process 1 of a container does
     /// not get a signal that it has no handler for.
     ///
@@ -26,16 +28,20 @@ impl EndSignals {
         let signals = Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangups: Arc::default(),
         };
-        note(SignalKind::hangup(), || {
-            tracing::warn!(
-                "SIGHUP: the configuration is not read again; to change it, restart pulsegate"
-            );
-        })?;
+        let hangups = signals.hangups();
+        note(SignalKind::hangup(), move || hangups.notify_one())?;
         let ignored = |name| move || tracing::info!("{name} is ignored");
         note(SignalKind::user_defined1(), ignored("SIGUSR1"))?;
         note(SignalKind::user_defined2(), ignored("SIGUSR2"))?;
         Ok(signals)
+    }
+
+    /// Is notified of each SIGHUP, of one that came before anybody waited, too.
+    #[must_use]
+    pub fn hangups(&self) -> Arc<Notify> {
+        self.hangups.clone()
     }
 
     /// Waits for the next one; returns its name.

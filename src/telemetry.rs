@@ -20,7 +20,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{Layer, Registry};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use crate::config::{Log, LogFormat, LogLevel};
 use crate::liveness::{CloseReason, Evidence, Leg};
@@ -39,7 +39,28 @@ const LAST_LINES: Duration = Duration::from_millis(1500);
 #[derive(Debug)]
 pub struct LogGuard {
     worker: Option<WorkerGuard>,
+    switch: LogSwitch,
+}
+
+/// What is written, which can change while the process runs.
+#[derive(Clone, Debug)]
+pub struct LogSwitch {
+    filter: reload::Handle<Targets, Registry>,
     drops: ErrorCounter,
+}
+
+impl LogSwitch {
+    /// Has the lines written that these settings ask for; their format stays as it is.
+    pub fn set(&self, log: &Log) {
+        // An error is the end of the subscriber, and with it of the log.
+        let _ = self.filter.reload(filter(log));
+    }
+
+    /// How many lines were dropped.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.drops.dropped_lines() as u64
+    }
 }
 
 impl Drop for LogGuard {
@@ -62,10 +83,10 @@ impl Drop for LogGuard {
 }
 
 impl LogGuard {
-    /// Counts the lines that were dropped ([`ErrorCounter::dropped_lines`]).
+    /// What is written.
     #[must_use]
-    pub fn drops(&self) -> ErrorCounter {
-        self.drops.clone()
+    pub fn switch(&self) -> LogSwitch {
+        self.switch.clone()
     }
 }
 
@@ -79,17 +100,18 @@ pub fn init(log: &Log) -> Result<LogGuard, TryInitError> {
         .buffered_lines_limit(BUFFERED_LINES)
         .thread_name("log")
         .finish(stdout());
-    let guard = LogGuard {
-        worker: Some(worker),
-        drops: writer.error_counter(),
-    };
+    let drops = writer.error_counter();
     let colours = if stdout().is_terminal() {
         colours(|name| env::var_os(name))
     } else {
         Colours::Plain
     };
-    subscriber(log, writer, colours).try_init()?;
-    Ok(guard)
+    let (subscriber, filter) = subscriber(log, writer, colours);
+    subscriber.try_init()?;
+    Ok(LogGuard {
+        worker: Some(worker),
+        switch: LogSwitch { filter, drops },
+    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,10 +130,7 @@ fn colours(variable: impl Fn(&str) -> Option<OsString>) -> Colours {
     }
 }
 
-fn subscriber<W>(log: &Log, writer: W, colours: Colours) -> impl Subscriber + Send + Sync
-where
-    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
-{
+fn filter(log: &Log) -> Targets {
     let level = match log.level {
         LogLevel::Error => LevelFilter::ERROR,
         LogLevel::Warn => LevelFilter::WARN,
@@ -123,9 +142,23 @@ where
     } else {
         LevelFilter::OFF
     };
-    let filter = Targets::new()
+    Targets::new()
         .with_default(level)
-        .with_target(ACCESS, access);
+        .with_target(ACCESS, access)
+}
+
+fn subscriber<W>(
+    log: &Log,
+    writer: W,
+    colours: Colours,
+) -> (
+    impl Subscriber + Send + Sync + use<W>,
+    reload::Handle<Targets, Registry>,
+)
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let (filter, handle) = reload::Layer::new(filter(log));
     let lines = fmt::layer().with_writer(writer);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
         LogFormat::Text => lines.with_ansi(colours == Colours::Shown).boxed(),
@@ -136,7 +169,8 @@ where
             .with_span_list(false)
             .boxed(),
     };
-    tracing_subscriber::registry().with(lines.with_filter(filter))
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+    (subscriber, handle)
 }
 
 /// A line that may be due very often, such as one for each client while a service is down: it is
@@ -276,7 +310,8 @@ mod tests {
     fn written(log: &Log, act: impl FnOnce()) -> String {
         let sink = Sink::default();
         let writer = sink.clone();
-        with_default(subscriber(log, move || writer.clone(), Colours::Plain), act);
+        let (subscriber, _) = subscriber(log, move || writer.clone(), Colours::Plain);
+        with_default(subscriber, act);
         let bytes = sink.0.lock().expect("not poisoned");
         String::from_utf8(bytes.clone()).expect("UTF-8")
     }
@@ -437,7 +472,7 @@ mod tests {
             .buffered_lines_limit(8)
             .finish(Blocked);
         let drops = writer.error_counter();
-        with_default(subscriber(&JSON, writer, Colours::Plain), || {
+        with_default(subscriber(&JSON, writer, Colours::Plain).0, || {
             (0..100).for_each(|_| access_log(&record()));
         });
         assert!(drops.dropped_lines() >= 90, "{}", drops.dropped_lines());

@@ -13,6 +13,25 @@ pub trait Shown: Send + Sync {
     fn view(&self) -> Option<ConnectionView>;
 }
 
+/// What a reload did with each key that differs: its path, with the name of the listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// In force.
+    pub applied: Vec<String>,
+    /// In force for sessions that begin from now on.
+    pub new_sessions_only: Vec<String>,
+    /// Not in force until the process is started again.
+    pub needs_restart: Vec<String>,
+}
+
+impl ReloadReport {
+    /// Whether no key differs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Where a session is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Display, EnumString, VariantNames)]
 #[serde(rename_all = "snake_case")]

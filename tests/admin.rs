@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use pulsegate::admin::client::{self, Format, Health, Which};
 use pulsegate::admin::view::{
-    AnswerWord, ConnectionView, EndpointState, EndpointView, LegView, OnSilent, Phase, Shown,
-    TimerView, VerifiedLeg, VerifiedSession,
+    AnswerWord, ConnectionView, EndpointState, EndpointView, LegView, OnSilent, Phase,
+    ReloadReport, Shown, TimerView, VerifiedLeg, VerifiedSession,
 };
-use pulsegate::admin::{Control, Readiness, serve};
+use pulsegate::admin::{Control, NotReloaded, Readiness, serve};
 use pulsegate::liveness::CloseReason;
 use pulsegate::metrics::Metrics;
 use tokio::sync::oneshot;
@@ -28,6 +28,7 @@ struct Fake {
     reasons: Mutex<Vec<Option<String>>>,
     verified: Mutex<Vec<(Vec<u64>, bool)>>,
     drains: AtomicUsize,
+    reloads: AtomicUsize,
     sessions: AtomicUsize,
     slow: AtomicBool,
 }
@@ -103,6 +104,20 @@ impl Control for Fake {
 
     fn config(&self) -> String {
         "listeners: []\n".into()
+    }
+
+    /// Once, then the file is wrong, then there is none.
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<ReloadReport, NotReloaded>> + Send>> {
+        let outcome = match self.reloads.fetch_add(1, SeqCst) {
+            0 => Ok(ReloadReport {
+                applied: vec!["listeners[db].backlog".into(), "log.level".into()],
+                needs_restart: vec!["workers".into()],
+                ..ReloadReport::default()
+            }),
+            1 => Err(NotReloaded::Refused(vec!["a".into(), "b".into()])),
+            _ => Err(NotReloaded::Impossible("no file".into())),
+        };
+        Box::pin(std::future::ready(outcome))
     }
 
     fn drain(&self) {
@@ -859,6 +874,30 @@ fn the_client_speaks_with_it() {
     assert_eq!(client::healthcheck(e.addr, second, Health::Live), Ok(()));
     let not_ready = client::healthcheck(e.addr, second, Health::Ready);
     assert_eq!(not_ready, Err(format!("{}: draining", e.addr)));
+}
+
+#[test]
+fn a_reload_says_what_became_of_each_change() {
+    let e = Endpoint::start();
+    let report = client::reload(e.addr, Format::Text).expect("asked");
+    let expected = "\
+applied            listeners[db].backlog
+applied            log.level
+needs a restart    workers
+";
+    assert_eq!(report, Ok(expected.to_owned()));
+    let refused = client::reload(e.addr, Format::Json).expect("asked");
+    assert_eq!(refused, Err("a\nb\n".to_owned()));
+    let none = client::reload(e.addr, Format::Json).expect_err("no file");
+    assert!(none.contains("no file"), "{none}");
+
+    e.fake.reloads.store(0, SeqCst);
+    let answers = [0, 1, 2].map(|_| e.ask("POST", "/reload"));
+    assert_eq!(answers.each_ref().map(Answer::status), [200, 422, 409]);
+    let report: serde_json::Value = serde_json::from_str(answers[0].body()).expect("JSON");
+    assert_eq!(report["new_sessions_only"], serde_json::json!([]));
+    assert_eq!(report["needs_restart"], serde_json::json!(["workers"]));
+    assert_eq!(e.get("/reload").status(), 405);
 }
 
 #[test]

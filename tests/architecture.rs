@@ -78,7 +78,10 @@ const PURE_CRATES: [(&str, &[&str]); 1] = [(
 /// Where the time may be read. Everybody else is given it, or sleeps by the runtime's timer.
 const CLOCKS: [(&str, &str); 4] = [
     ("sys/clock.rs", "the one clock of the data plane"),
-    ("metrics/mod.rs", "the wall-clock time of the start, once"),
+    (
+        "metrics/mod.rs",
+        "the wall-clock time of the start and of reloads",
+    ),
     (
         "admin/client.rs",
         "deadlines of a blocking client in a process of its own",
@@ -109,6 +112,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/ADMISSION.md",
     "docs/SINGLE-SESSION.md",
     "docs/UPSTREAMS.md",
+    "docs/RELOAD.md",
     "docs/KERNEL-NOTES.md",
 ];
 

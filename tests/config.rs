@@ -835,15 +835,20 @@ fn named(schema: &Value, path: &str) -> bool {
         .is_some()
 }
 
-#[test]
-fn the_table_in_the_docs_is_the_key_table() {
-    let path = root().join("docs/CONFIGURATION.md");
+/// Rewrites, or compares, what a document has between its two marks.
+fn expect_table(name: &str, table: &str) {
+    let path = root().join(name);
     let text = read(&path);
     let (head, rest) = text.split_once("<!-- keys -->\n").unwrap();
     let (_, tail) = rest.split_once("<!-- end of keys -->\n").unwrap();
-    let table = config::docs::table();
     expect(
         &path,
         &format!("{head}<!-- keys -->\n{table}<!-- end of keys -->\n{tail}"),
     );
+}
+
+#[test]
+fn the_tables_in_the_docs_are_those_of_the_keys() {
+    expect_table("docs/CONFIGURATION.md", &config::docs::table());
+    expect_table("docs/RELOAD.md", &config::docs::effects());
 }

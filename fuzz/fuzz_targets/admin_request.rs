@@ -9,8 +9,8 @@ use hyper::Request;
 use hyper::header::{ACCEPT, HOST, ORIGIN};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::{Corpus, fuzz_target};
-use pulsegate::admin::{self, Control, Readiness};
-use pulsegate::view::{EndpointView, OnSilent, Shown, VerifiedSession};
+use pulsegate::admin::{self, Control, NotReloaded, Readiness};
+use pulsegate::view::{EndpointView, OnSilent, ReloadReport, Shown, VerifiedSession};
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
@@ -70,6 +70,13 @@ impl Control for Process {
 
     fn config(&self) -> String {
         String::new()
+    }
+
+    fn reload(
+        &self,
+    ) -> Pin<Box<dyn Future<Output = Result<ReloadReport, NotReloaded>> + Send>> {
+        self.changed.store(true, Relaxed);
+        Box::pin(std::future::ready(Ok(ReloadReport::default())))
     }
 
     fn drain(&self) {

@@ -109,6 +109,20 @@ pub fn drain(addr: SocketAddr, wait: Option<Duration>) -> Result<String, String>
     }
 }
 
+/// Has the configuration file read again. What the endpoint says of it: what became of each change, or
+/// what is wrong with the file.
+///
+/// # Errors
+/// In one line: the endpoint cannot be reached, or refuses.
+pub fn reload(addr: SocketAddr, format: Format) -> Result<Result<String, String>, String> {
+    let path = format!("/reload?format={format}");
+    match exchange(addr, &Method::POST, &path, TIMEOUT) {
+        Ok((StatusCode::OK, report)) => Ok(Ok(report)),
+        Ok((StatusCode::UNPROCESSABLE_ENTITY, lines)) => Ok(Err(lines)),
+        other => Err(why(addr, other)),
+    }
+}
+
 /// The sessions as the endpoint shows them. `query` holds its filters as names and values.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ pub use server::serve;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use view::{EndpointView, OnSilent, Shown, VerifiedSession};
+use view::{EndpointView, OnSilent, ReloadReport, Shown, VerifiedSession};
 
 /// The status of the answer to a request at a loopback address, for the fuzz target.
 #[cfg(fuzzing)]
@@ -38,6 +38,15 @@ pub enum Readiness {
     Ready,
     /// Draining; no way back.
     Draining,
+}
+
+/// Why a configuration was not taken up. Nothing has changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotReloaded {
+    /// The process follows no file, or drains.
+    Impossible(String),
+    /// What is wrong with it, one line each.
+    Refused(Vec<String>),
 }
 
 /// What the endpoint needs of the rest of the process. Methods may block for some milliseconds;
@@ -63,6 +72,8 @@ pub trait Control: Send + Sync + 'static {
     fn upstreams(&self) -> Vec<EndpointView>;
     /// The running configuration as YAML, defaults filled in.
     fn config(&self) -> String;
+    /// Has the configuration file read again and be in force, like SIGHUP.
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<ReloadReport, NotReloaded>> + Send>>;
     /// Starts the drain, like SIGTERM.
     fn drain(&self);
 }

@@ -21,7 +21,7 @@ use super::answer::Answer;
 use super::guard::{Reach, change_refusal, refusal};
 use super::query::{Format, Query};
 use super::table::{self, Table};
-use super::{Control, Readiness};
+use super::{Control, NotReloaded, Readiness};
 use crate::liveness::{Span, Time};
 use crate::metrics::TEXT_FORMAT;
 use crate::sys;
@@ -57,6 +57,7 @@ POST    /connections/ID/verify   ask both peers now; ?quick=true ends the sessio
 POST    /verify            the same for all sessions, or those that the filters leave
 GET     /upstreams         the endpoints of the services; ?format=text for a table
 GET     /config            the running configuration
+POST    /reload            read the configuration file again; says what became of each change
 POST    /drain             stop taking clients, let sessions finish, exit
 ";
 
@@ -72,6 +73,7 @@ enum Route<'a> {
     VerifyAll,
     Upstreams,
     Config,
+    Reload,
     Drain,
 }
 
@@ -86,6 +88,7 @@ impl<'a> Route<'a> {
             "/verify" => Self::VerifyAll,
             "/upstreams" => Self::Upstreams,
             "/config" => Self::Config,
+            "/reload" => Self::Reload,
             "/drain" => Self::Drain,
             _ => {
                 let id = path.strip_prefix("/connections/")?;
@@ -98,7 +101,7 @@ impl<'a> Route<'a> {
     const fn allowed(self) -> &'static str {
         match self {
             Self::Connections | Self::Connection(_) => "GET, HEAD, DELETE",
-            Self::Drain | Self::Verify(_) | Self::VerifyAll => "POST",
+            Self::Reload | Self::Drain | Self::Verify(_) | Self::VerifyAll => "POST",
             _ => "GET, HEAD",
         }
     }
@@ -310,9 +313,25 @@ impl Router {
             Route::Connection(id) => self.connection(number(id)?, head),
             Route::Verify(id) => self.verify(number(id)?, head).await,
             Route::VerifyAll => self.verify_all(head).await,
+            Route::Reload => self.reload(head).await,
             Route::Drain => {
                 self.control.drain();
                 Ok(accepted("draining\n".to_owned()))
+            }
+        }
+    }
+
+    async fn reload(&self, head: &Parts) -> Result<Reply, Refusal> {
+        let query = Query::parse(query(head)).map_err(Refusal::bad_request)?;
+        match self.control.reload().await {
+            Ok(report) => Ok(match format(&query, head) {
+                Format::Json => json(&report),
+                Format::Text => text(table::reloaded(&report)),
+            }),
+            Err(NotReloaded::Impossible(why)) => Err(Refusal::new(StatusCode::CONFLICT, why)),
+            Err(NotReloaded::Refused(lines)) => {
+                let status = StatusCode::UNPROCESSABLE_ENTITY;
+                Err(Refusal::new(status, lines.join("\n")))
             }
         }
     }

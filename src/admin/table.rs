@@ -1,11 +1,12 @@
 //! `/connections` for people: two lines for each session, one for each leg, in the spirit of
-//! `ss -o`. And the same for what verifying found.
+//! `ss -o`. And the same for what verifying found, and for what a reload did.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
 
 use super::view::{
-    ConnectionView, EndpointView, LegView, TimerView, VerifiedLeg, VerifiedSession, VerifyList,
+    ConnectionView, EndpointView, LegView, ReloadReport, TimerView, VerifiedLeg, VerifiedSession,
+    VerifyList,
 };
 
 const HEAD: &str = "ID LISTENER PHASE AGE IDLE \
@@ -84,6 +85,23 @@ pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
         ]
     });
     Table::default().lines(ENDPOINTS_HEAD, rows)
+}
+
+/// What became of each change.
+pub(super) fn reloaded(report: &ReloadReport) -> String {
+    let lists = [
+        ("applied", &report.applied),
+        ("new sessions only", &report.new_sessions_only),
+        ("needs a restart", &report.needs_restart),
+    ];
+    let lines = lists.iter().flat_map(|(list, keys)| {
+        let line = move |key: &String| format!("{list:<17}  {key}\n");
+        keys.iter().map(line)
+    });
+    match lines.collect::<String>() {
+        none if none.is_empty() => "nothing differs\n".to_owned(),
+        lines => lines,
+    }
 }
 
 /// The same, and a last line that counts.

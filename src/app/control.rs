@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{App, environment};
-use crate::admin::{Control, Readiness};
+use crate::admin::{Control, NotReloaded, Readiness};
 use crate::config;
 use crate::lifecycle::Drainable;
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Traffic};
@@ -15,7 +15,7 @@ use crate::server::Listener;
 use crate::session;
 use crate::sys;
 use crate::upstream::{Endpoint, Standing};
-use crate::view::{EndpointState, EndpointView, OnSilent, Shown, VerifiedSession};
+use crate::view::{EndpointState, EndpointView, OnSilent, ReloadReport, Shown, VerifiedSession};
 
 /// What the listeners of one name add up to: one that was removed or changed may have a session
 /// yet.
@@ -65,9 +65,8 @@ impl Control for App {
         self.metrics
             .set_descriptors(open_descriptors(), self.descriptor_limit);
         self.metrics.set_workers_in_use(self.balancer().in_use());
-        if let Some(dropped) = &self.dropped_lines {
-            self.metrics
-                .set_log_lines_dropped(dropped.dropped_lines() as u64);
+        if let Some(log) = &self.log {
+            self.metrics.set_log_lines_dropped(log.dropped());
         }
         self.metrics.render()
     }
@@ -147,7 +146,12 @@ impl Control for App {
     }
 
     fn config(&self) -> String {
-        config::to_yaml(&self.config)
+        config::to_yaml(&self.running())
+    }
+
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<ReloadReport, NotReloaded>> + Send>> {
+        let requests = self.reloads.clone();
+        Box::pin(async move { requests.ask().await })
     }
 
     fn drain(&self) {

@@ -1,53 +1,66 @@
 //! From the configuration of listeners to listeners that serve.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize};
 
-use crate::config::{self, Change, ListenerConfig, OnFull};
+use crate::config::{Config, ListenerConfig, OnFull};
 use crate::metrics::Metrics;
 use crate::server::{Listener, Registry, StartError};
 use crate::session::SessionParams;
 use crate::upstream::{self, Cluster};
 
-/// Has the listeners that serve be those of `after`, all or none. Returns those that are new: they take
-/// clients when they are opened. A listener that changes is replaced by another one, which gets its
-/// sockets and its count of sessions; the sessions of the old one go on as they began.
+/// Which listeners have come and gone.
+#[derive(Debug, Default)]
+pub(super) struct Changed {
+    /// They take clients when they are opened. Those that replaced another one are as open as that was.
+    pub added: Vec<Arc<Listener>>,
+    /// With those that they had replaced: they have sessions yet.
+    pub removed: Vec<Arc<Listener>>,
+}
+
+/// Has the listeners that serve be those of the configuration, all or none. One that changes is replaced by
+/// another one, which gets its sockets, its places, and its endpoints if these stay. The sessions of the old
+/// one go on as they began.
 pub(super) fn apply(
-    after: &[ListenerConfig],
+    config: &Config,
     registry: &Registry,
     metrics: &Metrics,
-    low_water: bool,
     mut inherited: Vec<OwnedFd>,
-) -> Result<Vec<Arc<Listener>>, StartError> {
-    let (mut wanted, mut outgoing) = (Vec::new(), Vec::new());
+) -> Result<Changed, StartError> {
+    let low_water = config.relay.low_water;
     let _one_at_a_time = registry.change();
     let serving = registry.serving();
-    let before: Vec<_> = serving.iter().map(|l| l.config.clone()).collect();
-    for change in config::diff(&before, after) {
-        let (old, new) = match change {
-            Change::Added(new) => (None, Some(new)),
-            Change::Removed(old) => (Some(old), None),
-            Change::Changed(old, new, _) => (Some(old), Some(new)),
-        };
-        wanted.extend(new);
-        outgoing.extend(serving.iter().filter(|l| Some(&l.config) == old));
-    }
-    for listener in &outgoing {
-        inherited.extend(listener.duplicates()?);
-    }
-    let clusters: Vec<_> = wanted
+    let named = |name: &str| serving.iter().find(|old| old.config.name == name);
+    let stays = |old: &Listener, new: &ListenerConfig| {
+        old.config == *new && old.params.low_water == low_water
+    };
+    let wanted: Vec<_> = config
+        .listeners
         .iter()
-        .map(|config| cluster(config, &outgoing))
+        .filter(|new| !named(&new.name).is_some_and(|old| stays(old, new)))
+        .map(|new| (new, cluster(new, named(&new.name))))
         .collect();
-    // The others are resolved already.
-    let new_clusters = clusters.iter().filter(|c| Arc::strong_count(c) == 1);
-    upstream::start_resolving(new_clusters)?;
-    let wanted = wanted.into_iter().zip(&clusters).map(|(config, cluster)| {
-        let params = params(config, cluster.clone(), low_water, metrics);
-        (config.clone(), Arc::new(params))
+    let goes = |old: &&Arc<Listener>| {
+        let is_it = |new: &ListenerConfig| new.name == old.config.name && stays(old, new);
+        !config.listeners.iter().any(is_it)
+    };
+    let outgoing: Vec<_> = serving.iter().filter(goes).collect();
+    inherited.extend(sockets(&registry.listeners())?);
+    let clusters: Vec<_> = wanted.iter().map(|(_, cluster)| cluster.clone()).collect();
+    let is_new = |cluster: &&Arc<Cluster>| {
+        let mut old = serving.iter().map(|old| &old.params.cluster);
+        !old.any(|old| Arc::ptr_eq(old, cluster))
+    };
+    upstream::start_resolving(clusters.iter().filter(is_new))?;
+    let wanted = wanted.into_iter().map(|(new, cluster)| {
+        let params = params(new, cluster, low_water, metrics);
+        (new.clone(), Arc::new(params))
     });
-    let added = registry.add(wanted.collect(), inherited)?;
+    let added = registry.add(wanted.collect(), inherited);
+    let added = added.inspect_err(|_| forget(&config.listeners, registry, metrics))?;
     for listener in &outgoing {
         listener.stop();
         let cluster = &listener.params.cluster;
@@ -55,21 +68,42 @@ pub(super) fn apply(
             cluster.retire();
         }
     }
-    Ok(added)
+    let is_gone = |l: &Arc<Listener>| {
+        let has_name = |other: &Arc<Listener>| other.config.name == l.config.name;
+        outgoing.iter().any(|old| has_name(old)) && !added.iter().any(has_name)
+    };
+    let removed = registry.listeners().into_iter().filter(is_gone).collect();
+    Ok(Changed { added, removed })
 }
 
 /// What is known of the endpoints of a listener that changes stays.
-fn cluster(config: &ListenerConfig, outgoing: &[&Arc<Listener>]) -> Arc<Cluster> {
-    let old = outgoing.iter().find(|old| old.config.name == config.name);
-    let old = old.map(|old| &old.params.cluster);
-    match old {
-        Some(old) if *old.upstream() == config.upstream => old.clone(),
-        Some(old) => Arc::new(old.followed_by(config.upstream.clone())),
-        None => Arc::new(Cluster::new(
-            config.name.as_str().into(),
-            config.upstream.clone(),
-        )),
+fn cluster(new: &ListenerConfig, old: Option<&Arc<Listener>>) -> Arc<Cluster> {
+    match old.map(|old| &old.params.cluster) {
+        Some(old) if *old.upstream() == new.upstream => old.clone(),
+        Some(old) => Arc::new(old.followed_by(new.upstream.clone())),
+        None => Arc::new(Cluster::new(new.name.as_str().into(), new.upstream.clone())),
     }
+}
+
+/// Removes the series of those that did not come to be.
+fn forget(wanted: &[ListenerConfig], registry: &Registry, metrics: &Metrics) {
+    let known = registry.listeners();
+    let is_new = |new: &&ListenerConfig| known.iter().all(|l| l.config.name != new.name);
+    let new = wanted.iter().filter(is_new);
+    new.for_each(|new| metrics.remove_listener(&new.name));
+}
+
+/// A second descriptor for each socket that is open, of one that was removed a moment ago, too. Those of
+/// an address may have several listeners, one after the other: the last one has all that are left.
+fn sockets(listeners: &[Arc<Listener>]) -> io::Result<Vec<OwnedFd>> {
+    let mut sockets = BTreeMap::new();
+    for listener in listeners {
+        let open = listener.duplicates()?;
+        if !open.is_empty() {
+            sockets.insert(listener.bound, open);
+        }
+    }
+    Ok(sockets.into_values().flatten().collect())
 }
 
 fn params(

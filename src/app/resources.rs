@@ -31,6 +31,11 @@ pub fn default_workers() -> usize {
     thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
 
+/// Data-plane threads at most.
+pub(super) fn workers(config: &Config) -> usize {
+    config.workers.map_or_else(default_workers, usize::from)
+}
+
 /// Raises the soft descriptor limit to the hard one; returns it.
 pub(super) fn raise_descriptor_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

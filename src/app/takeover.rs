@@ -283,6 +283,8 @@ impl App {
         let Some((request, _)) = handover::receive(talk)? else {
             return Ok(());
         };
+        // A reload waits: the other one knows of these listeners.
+        let unchanged = self.registry.change();
         let listeners = self.registry.listeners();
         let drained = listeners.iter().all(|l| *l.is_stopped().borrow());
         // Held to the end of the talk: one at a time.
@@ -310,6 +312,7 @@ impl App {
         tracing::info!("another instance takes over");
         self.succeeded.send_replace(true);
         self.stop_accepting();
+        drop(unchanged);
         handover::send(talk, "gone", None)?;
         Self::tell_who_left(talk, listeners)
     }
@@ -317,10 +320,14 @@ impl App {
     fn tell_who_left(talk: &OwnedFd, mut held: Vec<Arc<Listener>>) -> io::Result<()> {
         handover::set_patience(talk, POLL)?;
         loop {
-            for listener in held.extract_if(.., |listener| {
-                listener.is_left() && listener.limiter.in_use() == 0
-            }) {
-                handover::send(talk, &format!("free {}", listener.config.address), None)?;
+            let left: Vec<_> = held
+                .extract_if(.., |l| l.is_left() && l.limiter.in_use() == 0)
+                .collect();
+            for address in left.iter().map(|listener| listener.config.address) {
+                // After a reload several may have had it.
+                if held.iter().all(|other| other.config.address != address) {
+                    handover::send(talk, &format!("free {address}"), None)?;
+                }
             }
             match handover::receive(talk) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -1,6 +1,6 @@
 //! Where the configuration comes from: a file, or flags made from the key table.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::address;
 use clap::{Arg, ArgMatches, Args, Command, FromArgMatches};
@@ -43,6 +43,12 @@ impl RunArgs {
         let names = names.join(", ");
         let line = format!("--config excludes {names}: set these in {path}");
         Err(ConfigErrors::one(line))
+    }
+
+    /// The file, if there is one.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
     }
 
     /// Whether neither a file nor a flag was given.

@@ -8,6 +8,7 @@ mod remote;
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -20,7 +21,7 @@ use crate::sys;
 
 pub use args::RunArgs;
 use doctor::Doctor;
-use remote::{Conns, Drain, Healthcheck, Kill, Upstreams, Verify};
+use remote::{Conns, Drain, Healthcheck, Kill, Reload, Upstreams, Verify};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -38,13 +39,19 @@ const ABOUT_RUN: &str = "\
 Either --config, or --listen and --upstream with any of the other flags.
 Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.
 
-SIGTERM and SIGINT drain, the second one ends every session. SIGHUP, SIGUSR1 and SIGUSR2 are ignored
-with one line in the log.
+SIGTERM and SIGINT drain, the second one ends every session. SIGHUP reads the --config file again.
+SIGUSR1 and SIGUSR2 are ignored with one line in the log.
 
 --takeover: once this instance is ready, the running instance of the same user, network namespace and
 admin address hands over its listening sockets and drains. No client is refused. A listener with
 max_connections waits until the other instance has no session on it; clients wait meanwhile. Without a
 running instance the flag has no effect.";
+
+const ABOUT_RELOAD: &str = "\
+Prints what became of each key that differs: applied, in force for new sessions only, or not before a
+restart. Where the file is wrong, nothing changes, and everything that is wrong is printed.
+
+Exit codes: 0 reloaded; 1 failed, or there is no file; 2 the file is wrong, or an address cannot be had.";
 
 const ABOUT_VERIFY: &str = "\
 Nothing is written into a connection. A live peer answers in a round trip. A silent peer is proven
@@ -81,6 +88,9 @@ enum Command {
     Schema,
     /// Ask a running pulsegate whether it lives
     Healthcheck(Healthcheck),
+    /// Have a running pulsegate read its configuration file again
+    #[command(after_help = ABOUT_RELOAD)]
+    Reload(Reload),
     /// Have a running pulsegate drain and end
     Drain(Drain),
     /// Print the sessions of a running pulsegate
@@ -153,7 +163,8 @@ pub fn main() -> ExitCode {
             } else {
                 Succession::Restart
             };
-            crate::app::run(move || args.load(), succession)
+            let file = args.file().map(Path::to_owned);
+            crate::app::run(move || args.load(), file, succession)
         }
         Command::Check(args) => print(&args, |config| explain::summary(&args.source(), config)),
         Command::Explain(args) => print(&args, explain::explain),
@@ -161,6 +172,7 @@ pub fn main() -> ExitCode {
         Command::Schema => write_out(&format!("{:#}\n", schema::json())),
         Command::Version => write_out(concat!("pulsegate ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Healthcheck(args) => remote::healthcheck(&args),
+        Command::Reload(args) => remote::reload(&args),
         Command::Drain(args) => remote::drain(&args),
         Command::Conns(args) => remote::conns(&args),
         Command::Upstreams(args) => remote::upstreams(&args),

@@ -67,6 +67,15 @@ pub(super) struct Drain {
     timeout: Duration,
 }
 
+/// `pulsegate reload`.
+#[derive(Args)]
+pub(super) struct Reload {
+    #[command(flatten)]
+    endpoint: Endpoint,
+    #[command(flatten)]
+    output: Output,
+}
+
 /// `pulsegate conns`.
 #[derive(Args)]
 pub(super) struct Conns {
@@ -205,6 +214,18 @@ pub(super) fn drain(args: &Drain) -> ExitCode {
     let wait = args.wait.then_some(args.timeout);
     let drain = |admin| client::drain(admin, wait);
     report(args.endpoint.reach().and_then(drain))
+}
+
+pub(super) fn reload(args: &Reload) -> ExitCode {
+    let reload = |admin| client::reload(admin, args.output.format());
+    match args.endpoint.reach().and_then(reload) {
+        Ok(Ok(report)) => write_out(&report),
+        Ok(Err(lines)) => {
+            exit::complain(lines.trim_end());
+            misused("not reloaded: nothing has changed")
+        }
+        Err(why) => report(Err(why)),
+    }
 }
 
 impl Filters {

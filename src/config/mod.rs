@@ -23,7 +23,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-pub use diff::{Change, diff};
+pub use diff::{Difference, Effect, diff};
 pub use errors::ConfigErrors;
 pub use network::Network;
 pub use types::*;

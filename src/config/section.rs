@@ -111,8 +111,6 @@ pub(super) trait Section: Sized {
     /// Reads every key before any is missed, so that all problems are found.
     fn read(at: &Scope<'_>, reader: &mut Reader<'_>) -> Option<Self>;
     fn show(&self) -> Yaml;
-    /// The keys that have another value in `other`.
-    fn changed(&self, other: &Self) -> Vec<&'static str>;
 }
 
 /// The name of a key, whose field may be a word of the language: `r#for`.
@@ -173,11 +171,6 @@ macro_rules! section {
                 );)+
                 keys.retain(|_, value| !value.is_null());
                 keys.into()
-            }
-
-            fn changed(&self, other: &Self) -> Vec<&'static str> {
-                let keys = [$(($crate::config::section::name(stringify!($field)), self.$field != other.$field),)+];
-                keys.into_iter().filter_map(|(key, changed)| changed.then_some(key)).collect()
             }
         }
     };

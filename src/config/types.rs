@@ -39,6 +39,8 @@ section! {
         drain: Drain = section_of();
         /// What is written to standard output.
         log: Log = section_of();
+        /// How the process follows its configuration file.
+        reload: Reload = section_of();
         /// How bytes are moved.
         relay: Relay = section_of();
         /// Data-plane threads at most; as many run as there is work for. `auto`: by the processors
@@ -436,6 +438,15 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+section! {
+    /// How the process follows its configuration file.
+    Reload {
+        /// Looks at the configuration file every 2 s, and takes up what has changed. SIGHUP and
+        /// `POST /reload` do so at any time.
+        watch: bool = switch().default("true");
+    }
 }
 
 section! {

@@ -29,7 +29,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::admin::Control;
-use crate::app::{App, AppError, Succession};
+use crate::app::{App, AppError, Source, Succession};
 use crate::config;
 use crate::exit::{self, Exit};
 use crate::lifecycle::EndSignals;
@@ -139,7 +139,7 @@ fn perform(
     ];
     let flags = [flags, &common].concat();
     let config = config::from_flags(&flags).map_err(std::io::Error::other)?;
-    let app = App::start(config, None, hooks, Succession::None)?;
+    let app = App::start(config, Source::default(), hooks, Succession::None)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -26,7 +26,8 @@ use series::{
     By, Collectors, KnownCounter, KnownGauge, PerEndpoint, Registration, raise, saturating, series,
 };
 pub use words::{
-    AcceptErrorClass, ConnectFailure, ConnectOutcome, HostSource, RejectReason, Shortage, Takeover,
+    AcceptErrorClass, ConnectFailure, ConnectOutcome, HostSource, RejectReason, ReloadOutcome,
+    Shortage, Takeover,
 };
 
 /// The default budget is 30 s and the largest sensible one some minutes.
@@ -128,6 +129,12 @@ series! {
             "File descriptors the process may hold.";
         log_lines_dropped: IntCounter = "pulsegate_log_lines_dropped_total",
             "Log lines dropped because standard output was not read fast enough.";
+        reloads: By<ReloadOutcome, IntCounter> = "pulsegate_config_reloads_total",
+            "Attempts to take up a changed configuration, by the outcome.";
+        last_reload_successful: IntGauge = "pulsegate_config_last_reload_successful",
+            "1 if the last attempt succeeded, or none was made, else 0.";
+        last_reload: IntGauge = "pulsegate_config_last_reload_timestamp_seconds",
+            "When the configuration in force was taken up, in seconds since the Unix epoch.";
         start_time: IntGauge = "pulsegate_process_start_time_seconds",
             "When the process started, in seconds since the Unix epoch.";
     }
@@ -189,18 +196,14 @@ impl Metrics {
     /// An own registry, so that several may exist in one process. The start time that it reports
     /// is the time of this call.
     #[must_use]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the start time is a wall-clock time"
-    )]
     pub fn new() -> Self {
         let registry = Registry::new();
         let mut registration = Registration::new(&registry, &[]);
         let process = ProcessSeries::register(&mut registration);
         let host = HostMetrics::register(&mut registration);
-        let started = SystemTime::now().duration_since(UNIX_EPOCH);
-        let started = started.unwrap_or_default().as_secs();
-        process.start_time.set(saturating(started));
+        process.start_time.set(wall_clock());
+        process.last_reload.set(wall_clock());
+        process.last_reload_successful.set(1);
         let version = [("version", env!("CARGO_PKG_VERSION"))];
         let build_info: IntGauge = Registration::new(&registry, &version).add(
             "pulsegate_build_info",
@@ -260,6 +263,16 @@ impl Metrics {
         self.process.draining.set(1);
     }
 
+    /// What came of an attempt to take up a changed configuration.
+    pub fn reloaded(&self, outcome: ReloadOutcome) {
+        self.process.reloads[outcome].inc();
+        let successful = outcome == ReloadOutcome::Success;
+        self.process.last_reload_successful.set(successful.into());
+        if successful {
+            self.process.last_reload.set(wall_clock());
+        }
+    }
+
     /// File descriptors held, and the limit of the process. The last number stays where there is
     /// none.
     pub fn set_descriptors(&self, open: Option<u64>, limit: u64) {
@@ -289,6 +302,13 @@ impl Metrics {
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
     }
+}
+
+/// Seconds since the Unix epoch.
+#[expect(clippy::disallowed_methods, reason = "for people: decides nothing")]
+fn wall_clock() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    saturating(since.unwrap_or_default().as_secs())
 }
 
 pub use prometheus::TEXT_FORMAT;

@@ -112,6 +112,17 @@ pub enum HostSource {
     Memory,
 }
 
+/// What came of an attempt to take up a changed configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum ReloadOutcome {
+    /// It is in force, as far as it can be without a restart.
+    Success,
+    /// Nothing has changed.
+    Failure,
+}
+
 /// Label names of enums whose variants are numbered from 0.
 macro_rules! labels {
     ($($name:literal: $words:ty;)+) => {
@@ -135,6 +146,7 @@ labels! {
     "outcome": ConnectOutcome;
     "cause": Shortage;
     "source": HostSource;
+    "outcome": ReloadOutcome;
 }
 
 impl Label for CloseReason {

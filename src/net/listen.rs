@@ -20,15 +20,13 @@ pub fn check_free(address: SocketAddr) -> io::Result<()> {
     socket(address)?.bind(&address.into())
 }
 
-/// Binds an address next to the other workers of this process, for clients that are to be watched
-/// by `policy`.
+/// Binds an address next to the other workers of this process.
 ///
 /// # Errors
 /// What socket(2) or bind(2) say.
-pub fn bind(address: SocketAddr, policy: &Policy) -> io::Result<OwnedFd> {
+pub fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = socket(address)?;
     socket.set_reuse_port(true)?;
-    prepare(&socket, policy)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
 }
@@ -43,7 +41,7 @@ pub fn bind_alone(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Has the clients of a socket, its own or another instance's, be watched by `policy`.
+/// Has the clients of a socket, its own or another instance's, be watched by `policy` from now on.
 ///
 /// # Errors
 /// What setsockopt(2) says.

@@ -36,14 +36,14 @@ pub(super) struct Acceptor {
     pool: Arc<Pool>,
     worker: Arc<Worker>,
     listener: Arc<Listener>,
-    /// The worker's own among the listener's.
-    socket: Arc<OwnedFd>,
+    /// The worker's own among the listener's; there until the drop.
+    socket: Option<Arc<OwnedFd>>,
     _coming: Option<Coming>,
 }
 
 impl Drop for Acceptor {
     fn drop(&mut self) {
-        self.listener.close(&self.socket);
+        self.listener.close(self.socket.take());
     }
 }
 
@@ -60,7 +60,7 @@ pub(super) fn start(acceptor: Acceptor) {
 
 /// Returns what another worker is to go on with.
 async fn accept(acceptor: Acceptor, here: &Arc<Worker>) -> Option<Acceptor> {
-    let registered = sys::register(acceptor.socket.clone(), Interest::READABLE);
+    let registered = sys::register(acceptor.socket.clone()?, Interest::READABLE);
     let failed = |error| tracing::error!("cannot watch a listening socket: {error}");
     let socket = registered.map_err(failed).ok()?;
     let listener = &acceptor.listener;
@@ -120,7 +120,7 @@ impl Acceptor {
             pool,
             worker,
             listener,
-            socket,
+            socket: Some(socket),
         }
     }
 

@@ -48,7 +48,8 @@ pub(super) struct Holders<'a> {
 impl Holders<'_> {
     fn have(&self, session: &Session) -> bool {
         let is_of = |source: &Network| source.contains(session.client().ip());
-        Arc::ptr_eq(self.params, &session.params) && self.source.is_none_or(is_of)
+        // Listeners that replaced one another share their places.
+        session.params.name == self.params.name && self.source.is_none_or(is_of)
     }
 }
 
@@ -274,7 +275,12 @@ pub(super) async fn shed(
         return ended;
     }
     let wanted = most - ended;
-    let may_go = |session: &Candidate| session.rank().filter(|r| session.sheds || !r.is_quiet());
+    // A session that began before its listener shed by policy goes by the policy of today.
+    let by_policy = here.is_some();
+    let may_go = |session: &Candidate| {
+        let rank = session.rank();
+        rank.filter(|r| by_policy || session.sheds || !r.is_quiet())
+    };
     let ranked = first(pool, here, wanted, may_go);
     for (_, session) in &ranked {
         session.order(over(CloseReason::Shed));
@@ -376,18 +382,18 @@ mod tests {
     use crate::session::{Admission, Balancer, Task, Worker, monitor};
     use crate::upstream::Cluster;
 
-    fn params(upstream: SocketAddr, metrics: &Metrics) -> Arc<SessionParams> {
+    fn params(name: &str, upstream: SocketAddr, metrics: &Metrics) -> Arc<SessionParams> {
         Arc::new(SessionParams {
-            name: "db".into(),
+            name: name.into(),
             cluster: Arc::new(Cluster::new(
-                "db".into(),
+                name.into(),
                 Upstream::of(UpstreamAddress::Socket(upstream)),
             )),
             connect_lines: Default::default(),
             policy: Liveness::default().policy(),
             on_dead: OnDead::Reset,
             on_end: OnEnd::Reset,
-            metrics: metrics.listener("db"),
+            metrics: metrics.listener(name),
             queue_timeout: None,
             abandoned: Abandoned::Serve,
             low_water: true,
@@ -441,7 +447,7 @@ mod tests {
         let pool = Pool::new(balancer.clone(), Limiter::new(None));
         let worker = balancer.workers()[0].clone();
         tokio::spawn(monitor(worker.clone()));
-        let [here, elsewhere] = [params(address, &metrics), params(address, &metrics)];
+        let [here, elsewhere] = ["db", "other"].map(|name| params(name, address, &metrics));
         let others = start(&worker, &elsewhere, 3);
         let holders = start(&worker, &here, MANY);
         // An observation finds out about them once they are open and under watch.

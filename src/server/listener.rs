@@ -31,8 +31,9 @@ pub struct Listener {
     pub params: Arc<SessionParams>,
     /// Bounds its sessions, and those of a listener of the same name that it replaced.
     pub limiter: Arc<Limiter>,
-    /// Whether its clients are accepted; until then they wait in the kernel.
-    open: watch::Sender<bool>,
+    /// Whether its clients are accepted; until then they wait in the kernel. Shared with the listener that it
+    /// replaced.
+    open: Arc<watch::Sender<bool>>,
     /// Whether no more clients are taken.
     stop: watch::Sender<bool>,
     /// Those that are open, one for each worker.
@@ -45,19 +46,30 @@ pub struct Listener {
 
 impl Listener {
     /// Binds the address once for each of `workers`. Where sockets for it are `inherited`, from
-    /// another instance or another configuration, these are taken instead.
+    /// another instance or another configuration, these are taken instead. One that has a session yet, or
+    /// serves, under the same name is `before`.
     ///
     /// # Errors
     /// The address cannot be bound.
     pub(super) fn bind(
         config: ListenerConfig,
         params: Arc<SessionParams>,
-        limiter: Arc<Limiter>,
+        before: Option<&Self>,
         workers: usize,
         inherited: &mut Vec<OwnedFd>,
     ) -> Result<Arc<Self>, StartError> {
         let refused = |error| StartError::refused(&config, error);
-        let (bound, sockets) = sockets(&config, &params, workers, inherited).map_err(refused)?;
+        let serves = |before: &&Self| !*before.stop.borrow();
+        let stays = |before: &&Self| before.config.address == config.address;
+        // Where the kernel has chosen the port, the choice stays.
+        let address = before.filter(serves).filter(stays);
+        let address = address.map_or(config.address, |before| before.bound);
+        let found = sockets(address, workers, inherited);
+        let (bound, sockets) = found.map_err(refused)?;
+        let (limiter, open) = match before {
+            Some(before) => (before.limiter.clone(), before.open.clone()),
+            None => (Arc::new(Limiter::new(places(&config))), Arc::default()),
+        };
         let limits = &config.limits;
         let rates = limits
             .rate_per_source
@@ -67,7 +79,7 @@ impl Listener {
             bound,
             params,
             limiter,
-            open: watch::Sender::new(false),
+            open,
             stop: watch::Sender::new(false),
             sockets: Mutex::new(sockets.into_iter().map(Arc::new).collect()),
             rates: rates.map(Mutex::new),
@@ -81,7 +93,10 @@ impl Listener {
     /// Somebody else listens on the address meanwhile.
     pub(super) fn listen(&self) -> Result<(), StartError> {
         let refused = |error| StartError::refused(&self.config, error);
-        let listen = |socket: &Arc<OwnedFd>| listen::listen(&**socket, self.config.backlog);
+        let listen = |socket: &Arc<OwnedFd>| {
+            listen::prepare(&**socket, &self.params.policy)?;
+            listen::listen(&**socket, self.config.backlog)
+        };
         self.sockets().iter().try_for_each(listen).map_err(refused)
     }
 
@@ -144,9 +159,12 @@ impl Listener {
         self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a socket up.
-    pub(super) fn close(&self, socket: &Arc<OwnedFd>) {
-        self.sockets().retain(|open| !Arc::ptr_eq(open, socket));
+    /// Gives a socket up. Whoever does not find it in the list can have its address.
+    pub(super) fn close(&self, socket: Option<Arc<OwnedFd>>) {
+        let mut sockets = self.sockets();
+        if let Some(socket) = socket {
+            sockets.retain(|open| !Arc::ptr_eq(open, &socket));
+        }
     }
 
     /// Lets a client in by who it is: with a place, or without one where it may wait for that.
@@ -216,26 +234,26 @@ impl Listener {
     }
 }
 
+/// How many sessions there may be at once.
+pub(super) fn places(config: &ListenerConfig) -> Option<usize> {
+    config.limits.max_connections.map(|n| n as usize)
+}
+
 /// The sockets of a listener, and the address they are bound to.
 fn sockets(
-    config: &ListenerConfig,
-    params: &SessionParams,
+    mut address: SocketAddr,
     workers: usize,
     inherited: &mut Vec<OwnedFd>,
 ) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
-    let mut address = config.address;
     let is_its = |fd: &mut OwnedFd| listen::local_address(fd).ok() == Some(address);
     let mut sockets: Vec<_> = inherited.extract_if(.., is_its).collect();
     if sockets.is_empty() {
         listen::check_free(address)?;
         for _ in 0..workers {
-            let socket = listen::bind(address, &params.policy)?;
+            let socket = listen::bind(address)?;
             address = listen::local_address(&socket)?;
             sockets.push(socket);
         }
-    } else {
-        let prepare = |socket| listen::prepare(socket, &params.policy);
-        sockets.iter().try_for_each(prepare)?;
     }
     Ok((address, sockets))
 }

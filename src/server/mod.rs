@@ -38,7 +38,7 @@ pub enum StartError {
         error: io::Error,
     },
     /// A thread or its runtime could not be made.
-    #[error("cannot start a worker: {0}")]
+    #[error("cannot start a listener or a worker: {0}")]
     Thread(#[from] io::Error),
 }
 

@@ -1,12 +1,13 @@
 //! The listeners by name. Each can be added, replaced and stopped while the others serve.
 
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{io, thread};
 
 use super::accept::{self, Acceptor};
 use super::workers::Workers;
-use super::{Hooks, Limiter, Listener, StartError};
+use super::{Hooks, Listener, StartError, listener};
 use crate::config::ListenerConfig;
 use crate::metrics::Metrics;
 use crate::session::SessionParams;
@@ -20,6 +21,8 @@ pub struct Registry {
     metrics: Arc<Metrics>,
     /// Held by whoever changes the listeners.
     changing: Mutex<()>,
+    /// No more clients are taken, whatever listeners come.
+    closed: AtomicBool,
     /// Those that serve, and those that were removed and have a session yet.
     listeners: Mutex<Vec<Arc<Listener>>>,
 }
@@ -33,6 +36,7 @@ impl Registry {
             hooks,
             metrics,
             changing: Mutex::default(),
+            closed: AtomicBool::new(false),
             listeners: Mutex::default(),
         }
     }
@@ -49,18 +53,16 @@ impl Registry {
         mut inherited: Vec<OwnedFd>,
     ) -> Result<Vec<Arc<Listener>>, StartError> {
         let workers = self.workers.pool().balancer.workers();
-        let before = self.serving();
+        // The last one of a name is the one that its successor is to be like.
+        let before: Vec<_> = self.lock().iter().rev().cloned().collect();
         let bind = || {
             if let Some(on_start) = &self.hooks.on_start {
                 on_start()?;
             }
             let bind = |(config, params): (ListenerConfig, _)| {
-                let replaced = before.iter().find(|old| old.config.name == config.name);
-                let limiter = match replaced {
-                    Some(replaced) => replaced.limiter.clone(),
-                    None => Arc::new(Limiter::new(limit(&config))),
-                };
-                Listener::bind(config, params, limiter, workers.len(), &mut inherited)
+                let before = before.iter().find(|old| old.config.name == config.name);
+                let before = before.map(|before| &**before);
+                Listener::bind(config, params, before, workers.len(), &mut inherited)
             };
             wanted.into_iter().map(bind).collect::<Result<Vec<_>, _>>()
         };
@@ -72,7 +74,7 @@ impl Registry {
         })?;
         added.iter().try_for_each(|listener| listener.listen())?;
         for listener in &added {
-            listener.limiter.resize(limit(&listener.config));
+            listener.limiter.resize(listener::places(&listener.config));
             // A worker without a socket is handed clients by the others.
             let sockets = listener.sockets().clone();
             for (worker, socket) in workers.iter().cycle().zip(sockets) {
@@ -81,8 +83,20 @@ impl Registry {
                 accept::start(acceptor);
             }
         }
-        self.lock().extend(added.iter().cloned());
+        let mut listeners = self.lock();
+        listeners.extend(added.iter().cloned());
+        if self.closed.load(Ordering::Relaxed) {
+            added.iter().for_each(|listener| listener.stop());
+        }
+        drop(listeners);
         Ok(added)
+    }
+
+    /// Takes no more clients, for good.
+    pub fn close(&self) {
+        let listeners = self.lock();
+        self.closed.store(true, Ordering::Relaxed);
+        listeners.iter().for_each(|listener| listener.stop());
     }
 
     /// Has others wait who want to change the listeners.
@@ -121,8 +135,4 @@ impl Registry {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn limit(config: &ListenerConfig) -> Option<usize> {
-    config.limits.max_connections.map(|n| n as usize)
 }

@@ -131,6 +131,11 @@ impl Workers {
         Ok(())
     }
 
+    /// Has them carry as many sessions as `descriptors` allows. One may do so at a time.
+    pub fn resize(&self, descriptors: usize) {
+        self.pool.descriptors.resize(Some(descriptors));
+    }
+
     /// Their sessions.
     #[must_use]
     pub fn sessions(&self) -> &Balancer {
