@@ -276,7 +276,7 @@ listeners:
     address: 127.0.0.1:1
     backlog: 2
     access: { allow: [10.0.0.0/8, fd00::/8], deny: [10.1.0.0/16] }
-    upstream: { address: db:3, balance: round_robin, connect_timeout: 4s, connect_retry: 300ms, resolve_interval: 6s, ejection: { failures: 3, for: 31s } }
+    upstream: { address: db:3, balance: round_robin, connect_timeout: 4s, connect_retry: 300ms, resolve_interval: 6s, source_address: [10.0.0.5, 10.0.0.6], ejection: { failures: 3, for: 31s } }
     liveness:
       detect_within: 5s
       probe_interval: 2s
@@ -317,6 +317,7 @@ workers: 15
         ("connect-timeout", "4s"),
         ("connect-retry", "300ms"),
         ("resolve-interval", "6s"),
+        ("source-address", "10.0.0.5,10.0.0.6"),
         ("ejection-failures", "3"),
         ("ejection-for", "31s"),
         ("detect-within", "5s"),
@@ -363,6 +364,57 @@ workers: 15
     assert_eq!(load(&printed), Ok(config), "{printed}");
     let known: BTreeSet<&str> = keys::KEYS.iter().filter_map(|key| key.flag).collect();
     assert_eq!(known, given.iter().map(|(flag, _)| *flag).collect());
+}
+
+#[test]
+fn a_service_is_at_one_address_or_at_several() {
+    let with = |upstream: &str| {
+        let config = load(&format!(
+            "listeners: [{{ address: '127.0.0.1:1', upstream: {{ {upstream} }} }}]"
+        ));
+        config.map(|mut config| config.listeners.remove(0).upstream)
+    };
+    let upstream = with("endpoints: [{ address: 'a:1' }, { address: '127.0.0.1:2' }]").unwrap();
+    assert_eq!(upstream.to_string(), "a:1, 127.0.0.1:2");
+    for (text, why) in [
+        ("", "upstream.address: is missing; accepted: host:port"),
+        (
+            "endpoints: []",
+            "upstream.address: is missing; accepted: host:port",
+        ),
+        (
+            "address: 'a:1', endpoints: [{ address: 'a:2' }]",
+            "upstream.endpoints: excludes address, a:1",
+        ),
+        (
+            "endpoints: [{ address: 'a:1' }, { address: 'a:1' }]",
+            "endpoints[1].address: a:1 is also endpoints[0]",
+        ),
+        (
+            "endpoints: [{ address: 'a:1' }, { address: '127.0.0.1:1' }]",
+            "endpoints[1].address: 127.0.0.1:1 is this listener itself",
+        ),
+        ("endpoints: [{}]", "endpoints[0].address: is missing"),
+        (
+            "address: '127.0.0.1:2', source_address: '::1'",
+            "source_address: has no address of the family of 127.0.0.1:2",
+        ),
+        (
+            "address: 'a:2', source_address: 10.0.0",
+            "source_address[0]: \"10.0.0\" is not an IP address",
+        ),
+        (
+            "address: 'a:2', source_address: []",
+            "source_address: is empty",
+        ),
+    ] {
+        let errors = with(text).unwrap_err().to_string();
+        assert!(errors.contains(why), "{text}: {errors}");
+    }
+    let sources = |text: &str| with(&format!("address: 'a:1', source_address: {text}"));
+    let two = sources("[10.0.0.5, 10.0.0.6]").unwrap();
+    assert_eq!(sources("'10.0.0.5, 10.0.0.6'"), Ok(two));
+    assert_eq!(sources("none").unwrap().source_address, None);
 }
 
 /// Helm makes 1e+06 of 1000000, and `false` of an unquoted `off`.

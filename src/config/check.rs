@@ -140,6 +140,35 @@ pub(super) fn endpoints(
     }
 }
 
+/// Where addresses of this host are given, there must be one for each address that is dialled.
+pub(super) fn sources(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    address: Option<&Option<UpstreamAddress>>,
+    endpoints: Option<&Vec<UpstreamEndpoint>>,
+    sources: Option<&Option<Vec<IpAddr>>>,
+) {
+    let Some(Some(sources)) = sources else {
+        return;
+    };
+    let source_address = at.child("source_address");
+    if sources.is_empty() {
+        let message = "is empty; at least one address is needed, or none".to_owned();
+        return reader.contradict(&source_address, message);
+    }
+    let several = endpoints.into_iter().flatten().map(|e| &e.address);
+    for to in address.into_iter().flatten().chain(several) {
+        let Some(literal) = to.literal() else {
+            continue;
+        };
+        let fits = |source: &IpAddr| source.is_ipv4() == literal.ip().to_canonical().is_ipv4();
+        if !sources.iter().any(fits) {
+            let message = format!("has no address of the family of {to}");
+            return reader.contradict(&source_address, message);
+        }
+    }
+}
+
 /// Refuses names and addresses that two listeners have, and upstreams that lead back.
 pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&Option<Admin>>) {
     let list = at.child("listeners");

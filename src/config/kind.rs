@@ -1,7 +1,7 @@
 //! The kinds of values. A new kind is one function.
 
 use std::fmt::Display;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
@@ -191,6 +191,31 @@ pub(super) fn networks() -> Setting<Vec<Network>> {
         needed,
         template,
     })
+}
+
+/// Addresses of this host.
+pub(super) fn sources() -> Setting<Vec<IpAddr>> {
+    let schema = json!({ "type": "string", "pattern": "^[0-9a-fA-F.:]+$" });
+    let form = form("a local IP address, such as 10.0.0.5", "IP,...", schema);
+    let of = value(Type::Text, form, parse_source, |ip: &IpAddr| {
+        ip.to_string().into()
+    });
+    let (needed, template) = (None, None);
+    let items = Items {
+        of,
+        needed,
+        template,
+    };
+    list(items).or_text()
+}
+
+fn parse_source(text: &str) -> Result<IpAddr, String> {
+    let ip: IpAddr = text.parse().map_err(|_| "is not an IP address")?;
+    let ip = ip.to_canonical();
+    if ip.is_unspecified() || ip.is_multicast() {
+        return Err("is not the address of one host".to_owned());
+    }
+    Ok(ip)
 }
 
 fn address<T>(accepted: &str, parse: fn(&str) -> Result<T, String>) -> Setting<T>

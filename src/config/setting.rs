@@ -153,14 +153,15 @@ impl<T> Items<T> {
                 )
             }
             (Some(Content::Flag(text)), _) => {
+                let place = at.given().and_then(|(_, node)| node.at);
                 let items = text
                     .trim_matches(['[', ']'])
                     .split(',')
                     .filter(|item| !item.is_empty());
-                let items =
-                    items.map(|item| Rc::new(Node::of_flag(Content::Flag(item.to_owned()))));
+                let item = |item: &str| Node::new(place, Content::Flag(item.trim().to_owned()));
+                let items = items.map(|text| Rc::new(item(text)));
                 let content = Content::List(items.collect());
-                self.each(&at.with(&Node::of_flag(content)), reader)
+                self.each(&at.with(&Node::new(place, content)), reader)
             }
             (Some(other), _) => {
                 reader.refuse(at, &format!("is {}; accepted: {accepted}", other.kind()))
@@ -205,6 +206,35 @@ pub(super) fn list<T: 'static>(items: Items<T>) -> Setting<Vec<T>> {
     let mut list = Setting::new(form, read, show);
     list.inside = Box::new(inside);
     if is_value { list.default("[]") } else { list }
+}
+
+impl<T: 'static> Setting<Vec<T>> {
+    /// A text may stand for the list, with its items as a flag has them. To be said before default and
+    /// flag.
+    pub fn or_text(self) -> Self {
+        let mut form = self.key.form.clone();
+        if let Form::Value(accepted) = &mut form {
+            let item = accepted.words.replacen("a list, each item ", "", 1);
+            accepted.words = format!("{item}; or a list of several");
+            let item = accepted.schema["items"].clone();
+            accepted.schema = json!({ "anyOf": [item, accepted.schema] });
+        }
+        let inner = self.read;
+        let read = move |at: &Scope<'_>, reader: &mut Reader<'_>, accepted: &str| {
+            let text = at.given().and_then(|(_, node)| match &node.content {
+                Content::Text(text) => Some(Node::new(node.at, Content::Flag(text.clone()))),
+                _ => None,
+            });
+            match text {
+                Some(list) => inner(&at.with(&list), reader, accepted),
+                None => inner(at, reader, accepted),
+            }
+        };
+        Setting {
+            inside: self.inside,
+            ..Setting::new(form, read, self.show)
+        }
+    }
 }
 
 impl<T: 'static> Setting<T> {

@@ -10,7 +10,8 @@ use strum::{Display, EnumString, VariantNames};
 
 use super::check;
 use super::kind::{
-    choice, count, dial, listen, memory, name, networks, rate, seconds, span, switch, timeout,
+    choice, count, dial, listen, memory, name, networks, rate, seconds, sources, span, switch,
+    timeout,
 };
 use super::network::Network;
 use super::read::Scope;
@@ -120,10 +121,17 @@ section! {
             span(10 * MS..=60 * SECOND).or_off().default("0s").flag("connect-retry");
         /// How often a DNS name is looked up; the last answer is used while DNS is out.
         resolve_interval: Duration = span(SECOND..=HOUR).default("10s").flag("resolve-interval");
+        /// Addresses of this host that the service is dialled from, one after the other: each has its own
+        /// ports, some 28,000 to 64,000 for an endpoint. none: the kernel chooses.
+        source_address: Option<Vec<IpAddr>> =
+            sources().or("none").default("none").flag("source-address");
         /// What becomes of an endpoint at which sessions fail while there are others.
         ejection: Ejection = section_of();
     }
-    check |at, reader| check::endpoints(at, reader, address.as_ref(), endpoints.as_ref())
+    check |at, reader| {
+        check::endpoints(at, reader, address.as_ref(), endpoints.as_ref());
+        check::sources(at, reader, address.as_ref(), endpoints.as_ref(), source_address.as_ref());
+    }
 }
 
 section! {

@@ -47,7 +47,7 @@ pub(super) enum Content {
 }
 
 impl Node {
-    fn new(at: Option<Position>, content: Content) -> Self {
+    pub fn new(at: Option<Position>, content: Content) -> Self {
         let sum = |a: (usize, usize), node: &Rc<Self>| (a.0 + node.size.0, a.1 + node.size.1);
         let size = match &content {
             Content::Text(text) => (1, text.len()),

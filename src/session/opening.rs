@@ -274,13 +274,13 @@ impl Session {
 /// What helps.
 fn advice(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
+        _ if error.kind() == io::ErrorKind::AddrNotAvailable => {
+            "; no local port is left for that address (sysctl net.ipv4.ip_local_port_range; more of \
+             upstream.source_address), or no local address leads to it"
+        }
         Some(libc::EMFILE) => {
             "; no descriptor is left: raise `ulimit -n` (systemd: LimitNOFILE=) or lower \
              limits.max_connections"
-        }
-        Some(libc::EADDRNOTAVAIL) => {
-            "; no local port is left for that address (sysctl net.ipv4.ip_local_port_range), or no \
-             local address leads to it"
         }
         _ => "",
     }

@@ -39,6 +39,13 @@ pub const OOBINLINE: IntOption = IntOption {
     name: libc::SO_OOBINLINE,
     label: "SO_OOBINLINE",
 };
+/// `IP_BIND_ADDRESS_NO_PORT`: bind(2) to port 0 leaves the choice to connect(2), which may choose a port
+/// that is in use to another address (ip(7)); of IPv6 sockets, too.
+pub const BIND_ADDRESS_NO_PORT: IntOption = IntOption {
+    level: libc::IPPROTO_IP,
+    name: libc::IP_BIND_ADDRESS_NO_PORT,
+    label: "IP_BIND_ADDRESS_NO_PORT",
+};
 /// Seconds of silence before the first probe, from 1. Each set re-arms the timer for the time
 /// that is left, so that 1 on a quiet connection sends a probe at once
 /// (`tcp_sock_set_keepidle_locked`, net/ipv4/tcp.c).

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::dial::{self, Attempt, Begun};
+use super::dial::{self, Attempt, Begun, Dialler};
 use super::ejection::{Ejector, Row};
 use super::endpoint::{ActiveSession, Endpoint};
 use super::pick::{Pick, Turn};
@@ -24,7 +24,7 @@ use crate::sys;
 #[derive(Debug)]
 pub struct Cluster {
     upstream: Upstream,
-    ejector: Arc<Ejector>,
+    dialler: Dialler,
     /// Sessions that had a choice.
     turns: AtomicUsize,
     known: watch::Sender<Known>,
@@ -80,7 +80,12 @@ impl Cluster {
     pub fn followed_by(&self, upstream: Upstream) -> Self {
         let Known { answers, endpoints } = self.known.borrow().clone();
         let known: Vec<_> = self.upstream.addresses().cloned().zip(answers).collect();
-        Self::made(self.ejector.listener.clone(), upstream, &known, endpoints)
+        Self::made(
+            self.dialler.ejector.listener.clone(),
+            upstream,
+            &known,
+            endpoints,
+        )
     }
 
     fn made(
@@ -99,7 +104,10 @@ impl Cluster {
         };
         let answers = upstream.addresses().map(answer).collect();
         let cluster = Self {
-            ejector: Ejector::new(listener, upstream.ejection.clone()),
+            dialler: Dialler::new(
+                Ejector::new(listener, upstream.ejection.clone()),
+                &upstream.source_address,
+            ),
             upstream,
             turns: AtomicUsize::new(0),
             known: watch::Sender::new(Known { answers, endpoints }),
@@ -154,18 +162,21 @@ impl Cluster {
                 "an address of the upstream is no longer used for new sessions"
             );
         }
-        self.ejector.endpoints.store(new.len(), Ordering::Relaxed);
+        self.dialler
+            .ejector
+            .endpoints
+            .store(new.len(), Ordering::Relaxed);
         known.endpoints = new.into();
     }
 
     /// A session ended in which the service had answered, by no fault of it.
     pub fn served(&self, endpoint: &Endpoint) {
-        self.ejector.went_well(endpoint, Row::Sessions);
+        self.dialler.ejector.went_well(endpoint, Row::Sessions);
     }
 
     /// A session ended because of the endpoint.
     pub fn failed(&self, endpoint: &Endpoint, why: &dyn Display) {
-        self.ejector.failed(endpoint, Row::Sessions, why);
+        self.dialler.ejector.failed(endpoint, Row::Sessions, why);
     }
 
     /// Begins to connect a client: the endpoint whose turn it is is dialled at once, and `early` finds out
@@ -190,8 +201,8 @@ impl Cluster {
             return pending(None);
         };
         assign(ActiveSession::new(endpoint.clone()));
-        let begun = Attempt::begin(endpoint.clone(), &self.ejector)
-            .and_then(|attempt| Ok((attempt.try_early(&self.ejector, early)?, attempt)));
+        let begun = Attempt::begin(endpoint.clone(), &self.dialler)
+            .and_then(|attempt| Ok((attempt.try_early(&self.dialler, early)?, attempt)));
         match begun {
             Ok((true, attempt)) => Ok(Connect::Connected(attempt.stream)),
             Ok((false, attempt)) => pending(Some(Begun::Attempt(attempt))),
@@ -263,7 +274,7 @@ impl Cluster {
             order.retain(|endpoint| !Arc::ptr_eq(endpoint, begun.endpoint()));
         }
         let pick = Pick::new(order, left);
-        dial::first_of(pick, begun, left, &self.ejector, assign).await
+        dial::first_of(pick, begun, left, &self.dialler, assign).await
     }
 
     /// The endpoints that new sessions may dial; none before a name is resolved.

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -37,10 +38,10 @@ impl Attempt {
     ///
     /// # Errors
     /// What socket(2) or connect(2) say at once (descriptors, no route, refused on loopback).
-    pub(super) fn begin(endpoint: Arc<Endpoint>, ejector: &Arc<Ejector>) -> io::Result<Self> {
-        match begin(endpoint.address()) {
+    pub(super) fn begin(endpoint: Arc<Endpoint>, dialler: &Dialler) -> io::Result<Self> {
+        match dialler.begin(endpoint.address()) {
             Ok(stream) => Ok(Self { endpoint, stream }),
-            Err(error) => endpoint.count(ejector, Err(error)),
+            Err(error) => endpoint.count(&dialler.ejector, Err(error)),
         }
     }
 
@@ -50,29 +51,70 @@ impl Attempt {
     /// Why it cannot be connected.
     pub(super) fn try_early(
         &self,
-        ejector: &Arc<Ejector>,
+        dialler: &Dialler,
         early: impl FnOnce(&TcpStream) -> io::Result<bool>,
     ) -> io::Result<bool> {
         match early(&self.stream) {
             Ok(false) => Ok(false),
-            outcome => self.endpoint.count(ejector, outcome),
+            outcome => self.endpoint.count(&dialler.ejector, outcome),
         }
     }
 
-    fn poll_connected(&self, ejector: &Arc<Ejector>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_connected(&self, dialler: &Dialler, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connected = ready!(self.stream.poll_connected(cx));
-        Poll::Ready(self.endpoint.count(ejector, connected))
+        Poll::Ready(self.endpoint.count(&dialler.ejector, connected))
     }
 
     /// It was not answered in its time, or others were dialled later and have answered.
-    fn is_late(self, ejector: &Arc<Ejector>) {
+    fn is_late(self, dialler: &Dialler) {
         let late = io::ErrorKind::TimedOut.into();
-        let _counted: io::Result<()> = self.endpoint.count(ejector, Err(late));
+        let _counted: io::Result<()> = self.endpoint.count(&dialler.ejector, Err(late));
+    }
+}
+
+/// What all dials of a cluster have in common.
+#[derive(Debug)]
+pub(super) struct Dialler {
+    pub ejector: Arc<Ejector>,
+    /// Addresses of this host, if they are configured.
+    sources: Vec<IpAddr>,
+    /// Dials that had a choice of them.
+    turns: AtomicUsize,
+}
+
+impl Dialler {
+    pub(super) fn new(ejector: Arc<Ejector>, sources: &Option<Vec<IpAddr>>) -> Self {
+        Self {
+            ejector,
+            sources: sources.clone().unwrap_or_default(),
+            turns: AtomicUsize::new(0),
+        }
+    }
+
+    /// Begins to connect, from the source whose turn it is; from another one where that has no port left.
+    fn begin(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        if self.sources.is_empty() {
+            return begin(address, None);
+        }
+        let is_ipv4 = address.ip().to_canonical().is_ipv4();
+        let fits = |source: &&IpAddr| source.is_ipv4() == is_ipv4;
+        let count = self.sources.iter().filter(fits).count().max(1);
+        let first = self.turns.fetch_add(1, Ordering::Relaxed) % count;
+        let sources = self.sources.iter().filter(fits).cycle();
+        let missing = format!("no source_address is of the family of {address}");
+        let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, missing);
+        for source in sources.skip(first).take(count) {
+            match begin(address, Some(*source)) {
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => last = error,
+                begun => return begun,
+            }
+        }
+        Err(last)
     }
 }
 
 /// Begins to connect a socket; it can be used once [`TcpStream::poll_connected`] says so.
-fn begin(address: SocketAddr) -> io::Result<TcpStream> {
+fn begin(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
     let family = match address {
         SocketAddr::V4(_) => AddressFamily::INET,
         SocketAddr::V6(_) => AddressFamily::INET6,
@@ -80,6 +122,12 @@ fn begin(address: SocketAddr) -> io::Result<TcpStream> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     options::prepare_dialled(fd.as_raw_fd())?;
+    if let Some(source) = source {
+        bind(&fd, source, address).map_err(|error| {
+            let why = format!("source_address {source}: {error}");
+            io::Error::new(error.kind(), why)
+        })?;
+    }
     match rustix::net::connect(&fd, &address) {
         Ok(()) | Err(rustix::io::Errno::INPROGRESS) => {}
         Err(error) => return Err(error.into()),
@@ -92,6 +140,18 @@ fn begin(address: SocketAddr) -> io::Result<TcpStream> {
         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, nobody));
     }
     TcpStream::new(fd)
+}
+
+/// Binds a socket to an address of this host. Its port is chosen at the connect, so that only the pair of
+/// both ends has to be unique.
+fn bind(fd: &OwnedFd, source: IpAddr, to: SocketAddr) -> io::Result<()> {
+    sys::sockopt::set_int(fd.as_raw_fd(), sys::sockopt::BIND_ADDRESS_NO_PORT, 1)?;
+    let source = match (source, to) {
+        // An IPv4 address in the form of IPv6.
+        (IpAddr::V4(ip), SocketAddr::V6(_)) => ip.to_ipv6_mapped().into(),
+        _ => source,
+    };
+    Ok(rustix::net::bind(fd, &SocketAddr::new(source, 0))?)
 }
 
 /// What was done about the first endpoint.
@@ -122,7 +182,7 @@ pub(super) async fn first_of(
     mut pick: Pick,
     begun: Option<Begun>,
     within: Duration,
-    ejector: &Arc<Ejector>,
+    dialler: &Dialler,
     assign: impl Fn(ActiveSession),
 ) -> io::Result<TcpStream> {
     let began = sys::now();
@@ -143,10 +203,10 @@ pub(super) async fn first_of(
             if dialled.len() > usize::from(double.is_some())
                 && let Some(oldest) = dialled.pop_front()
             {
-                oldest.is_late(ejector);
+                oldest.is_late(dialler);
             }
             assign(ActiveSession::new(endpoint.clone()));
-            match Attempt::begin(endpoint.clone(), ejector) {
+            match Attempt::begin(endpoint.clone(), dialler) {
                 Ok(attempt) => dialled.push_back(attempt),
                 Err(error) => {
                     last = (error, Some(endpoint));
@@ -167,13 +227,13 @@ pub(super) async fn first_of(
             true => pick.patience(dialled.len(), 1 + usize::from(double.is_some())),
             false => left(),
         };
-        let any = poll_fn(|cx| poll_any(&dialled, ejector, cx));
+        let any = poll_fn(|cx| poll_any(&dialled, dialler, cx));
         tokio::select! {
             (n, connected) = any => {
                 let Some(attempt) = dialled.remove(n) else { continue };
                 match connected {
                     Ok(()) => {
-                        dialled.drain(..n).for_each(|late| late.is_late(ejector));
+                        dialled.drain(..n).for_each(|late| late.is_late(dialler));
                         assign(ActiveSession::new(attempt.endpoint));
                         return Ok(attempt.stream);
                     }
@@ -181,7 +241,7 @@ pub(super) async fn first_of(
                 }
             }
             () = tokio::time::sleep(patience) => if !pick.has_more() {
-                dialled.drain(..).for_each(|late| late.is_late(ejector));
+                dialled.drain(..).for_each(|late| late.is_late(dialler));
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }
@@ -191,11 +251,11 @@ pub(super) async fn first_of(
 /// The first that has connected or failed.
 fn poll_any(
     dialled: &VecDeque<Attempt>,
-    ejector: &Arc<Ejector>,
+    dialler: &Dialler,
     cx: &mut Context<'_>,
 ) -> Poll<(usize, io::Result<()>)> {
     for (n, attempt) in dialled.iter().enumerate() {
-        if let Poll::Ready(connected) = attempt.poll_connected(ejector, cx) {
+        if let Poll::Ready(connected) = attempt.poll_connected(dialler, cx) {
             return Poll::Ready((n, connected));
         }
     }

@@ -147,10 +147,12 @@ impl Endpoint {
 /// Whether this host ran out of something; the upstream has no part in it.
 #[must_use]
 pub fn is_local(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EADDRNOTAVAIL)
-    )
+    let code = error.raw_os_error();
+    let is_short = matches!(
+        code,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
+    );
+    is_short || error.kind() == io::ErrorKind::AddrNotAvailable
 }
 
 /// FNV-1a, and mixed: similar addresses have nothing in common.

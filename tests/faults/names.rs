@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = tests![
     an_address_that_refuses_is_passed_over,
     a_connection_to_itself_is_refused,
     source_ports_that_run_out_have_a_word,
+    more_source_addresses_are_more_ports,
     a_service_that_is_down_is_logged_once_and_summed_up,
     descriptors_that_run_out_are_counted_and_logged_once,
 ];
@@ -362,6 +363,29 @@ fn source_ports_that_run_out_have_a_word() {
     assert_eq!(failed, 1.0);
     let said = || case.proxy.output().contains("ip_local_port_range");
     assert!(eventually(PROMPT, said), "{}", case.proxy.output());
+    assert!(held.iter().all(|(client, _)| client.is_open()));
+}
+
+fn more_source_addresses_are_more_ports() {
+    const PORTS: u16 = 10;
+    let net = Arc::new(Net::new());
+    let first = net.proxy_address(Host::Service);
+    let second = net.add_proxy_address(Host::Service);
+    let both = format!("{first},{second}");
+    let flags = ["--detect-within", "60s", "--source-address", &both];
+    let case = Case::before(net.clone(), net.service(), &flags);
+    narrow_ports(&net, 45_000, 45_000 + PORTS - 1);
+    let held: Vec<_> = (0..2 * PORTS).map(|_| case.session()).collect();
+    let from = |source| {
+        held.iter()
+            .filter(|(_, service)| service.peer.ip() == source)
+            .count()
+    };
+    assert_eq!([from(first), from(second)], [usize::from(PORTS); 2]);
+    if let Ok(client) = net.try_dial(Host::Healthy, Options::default()) {
+        assert_eq!(client.wait_end(PROMPT).1, End::Reset);
+    }
+    case.expect_counted("local_error", 1);
     assert!(held.iter().all(|(client, _)| client.is_open()));
 }
 

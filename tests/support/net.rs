@@ -95,6 +95,19 @@ impl Net {
         (self.address(host), port).into()
     }
 
+    /// Gives the proxy a second address on the link to a host.
+    pub fn add_proxy_address(&self, host: Host) -> IpAddr {
+        let (second, prefix): (IpAddr, u8) = match self.proxy_address(host) {
+            IpAddr::V4(ip) => (Ipv4Addr::from_bits(ip.to_bits() + 8).into(), 24),
+            IpAddr::V6(ip) => (Ipv6Addr::from_bits(ip.to_bits() + 8).into(), 64),
+        };
+        let interface = format!("link{}", host.number());
+        let mut netlink = self.proxy.netlink().expect("a netlink socket");
+        let added = netlink.add_address(&interface, second, prefix);
+        added.expect("another address");
+        second
+    }
+
     /// The proxy's address on the link to a host.
     pub fn proxy_address(&self, host: Host) -> IpAddr {
         self.links[host as usize].near()
