@@ -16,6 +16,7 @@ pub mod lifecycle;
 pub mod liveness;
 pub mod metrics;
 pub mod net;
+pub mod proxy_protocol;
 pub mod relay;
 pub mod server;
 pub mod session;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Layers from the bottom. A module may use any module of a lower layer.
 const LAYERS: [&[&str]; 6] = [
-    &["liveness", "sys"],
+    &["liveness", "proxy_protocol", "sys"],
     &[
         "config",
         "exit",
