@@ -62,6 +62,8 @@ pub struct ConnectionView {
     pub age_ms: u64,
     /// Since a byte last moved on either leg, ms.
     pub idle_ms: u64,
+    /// The peer of the client's connection, if that told by the PROXY protocol of another client.
+    pub proxy: Option<SocketAddr>,
     /// Client to pulsegate.
     pub downstream: LegView,
     /// Pulsegate to the legacy service; absent while connecting.

@@ -185,6 +185,7 @@ fn session(id: u64) -> ConnectionView {
         phase: Phase::Open,
         age_ms: 1000 * id,
         idle_ms: 400,
+        proxy: None,
         downstream: leg.clone(),
         upstream: Some(leg),
         timer,

@@ -113,6 +113,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/SINGLE-SESSION.md",
     "docs/UPSTREAMS.md",
     "docs/RELOAD.md",
+    "docs/PROXY-PROTOCOL.md",
     "docs/KERNEL-NOTES.md",
 ];
 
@@ -943,7 +944,7 @@ fn dangling_references_are_found() {
 #[test]
 fn undocumented_layers_are_found() {
     assert_eq!(
-        undocumented_layers("| L0 | `liveness`, `sys` | x |").len(),
+        undocumented_layers("| L0 | `liveness`, `proxy_protocol`, `sys` | x |").len(),
         LAYERS.len() - 1
     );
 }

@@ -276,7 +276,18 @@ listeners:
     address: 127.0.0.1:1
     backlog: 2
     access: { allow: [10.0.0.0/8, fd00::/8], deny: [10.1.0.0/16] }
-    upstream: { address: db:3, balance: round_robin, connect_timeout: 4s, connect_retry: 300ms, resolve_interval: 6s, source_address: [10.0.0.5, 10.0.0.6], ejection: { failures: 3, for: 31s } }
+    proxy_protocol: require
+    proxy_protocol_trusted: [10.0.0.0/8, '::1/128']
+    proxy_protocol_timeout: 7s
+    upstream:
+      address: db:3
+      balance: round_robin
+      connect_timeout: 4s
+      connect_retry: 300ms
+      resolve_interval: 6s
+      source_address: [10.0.0.5, 10.0.0.6]
+      ejection: { failures: 3, for: 31s }
+      proxy_protocol: v1
     liveness:
       detect_within: 5s
       probe_interval: 2s
@@ -312,6 +323,9 @@ workers: 15
     let given = [
         ("listen", "127.0.0.1:1"),
         ("backlog", "2"),
+        ("proxy-protocol", "require"),
+        ("proxy-protocol-trusted", "10.0.0.0/8,::1/128"),
+        ("proxy-protocol-timeout", "7s"),
         ("upstream", "db:3"),
         ("balance", "round_robin"),
         ("connect-timeout", "4s"),
@@ -320,6 +334,7 @@ workers: 15
         ("source-address", "10.0.0.5,10.0.0.6"),
         ("ejection-failures", "3"),
         ("ejection-for", "31s"),
+        ("upstream-proxy-protocol", "v1"),
         ("detect-within", "5s"),
         ("probe-interval", "2s"),
         ("nat-timeout", "4s"),

@@ -26,6 +26,8 @@ mod many;
 mod postgres;
 #[path = "services/process.rs"]
 mod process;
+#[path = "services/proxy_protocol.rs"]
+mod proxy_protocol;
 #[path = "services/pulsegate.rs"]
 mod pulsegate;
 #[path = "services/redis.rs"]
@@ -127,6 +129,7 @@ fn main() -> ExitCode {
         upstreams::CASES,
         admission::CASES,
         bad_input::CASES,
+        proxy_protocol::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

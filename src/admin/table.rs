@@ -225,6 +225,7 @@ pub(super) mod tests {
             phase: Phase::Open,
             age_ms: 3_723_000,
             idle_ms: 400,
+            proxy: None,
             downstream: leg_view("192.0.2.7:51234"),
             upstream: Some(leg_view("127.0.0.1:5432")),
             timer: None,

@@ -3,8 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use super::network::Network;
 use super::read::{Reader, Role, Scope};
-use super::types::{Admin, ListenerConfig, UpstreamAddress, UpstreamEndpoint, listeners};
+use super::types::{
+    Admin, ListenerConfig, ProxyProtocol, UpstreamAddress, UpstreamEndpoint, listeners,
+};
 use super::units::show;
 
 /// A limit: its key and its value.
@@ -44,6 +47,21 @@ pub(super) fn source_limit(
         let name = reader.name_of(&at.child("max_connections"));
         let message = format!("{of_source} is above {name} {of_all}, which would always act first");
         reader.contradict(&place, message);
+    }
+}
+
+/// Whoever may send a header says who it is.
+pub(super) fn proxy_protocol(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    how: Option<ProxyProtocol>,
+    trusted: Option<&[Network]>,
+) {
+    if (how, trusted) == (Some(ProxyProtocol::Require), Some(&[])) {
+        let key = reader.name_of(&at.child("proxy_protocol_trusted"));
+        let message =
+            format!("require needs {key}: the networks of the load balancers that send the header");
+        reader.contradict(&at.child("proxy_protocol"), message);
     }
 }
 

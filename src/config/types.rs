@@ -73,6 +73,13 @@ section! {
         backlog: u32 = count(1..=65_535).default("4096").flag("backlog");
         /// Who may connect.
         access: Access = section_of();
+        /// Whether a header of the PROXY protocol, version 1 or 2, says who the client is. It is never guessed.
+        proxy_protocol: ProxyProtocol = choice().default("off").flag("proxy-protocol");
+        /// Who may send that header: the load balancers in front. Connections from elsewhere are reset.
+        proxy_protocol_trusted: Vec<Network> = networks().flag("proxy-protocol-trusted");
+        /// How long the header may take.
+        proxy_protocol_timeout: Duration =
+            span(100 * MS..=300 * SECOND).default("3s").flag("proxy-protocol-timeout");
         /// The legacy service.
         upstream: Upstream = section_of();
         /// When a connection counts as dead, stalled or idle.
@@ -80,6 +87,19 @@ section! {
         /// Admission.
         limits: Limits = section_of();
     }
+    check |at, reader| {
+        check::proxy_protocol(at, reader, proxy_protocol, proxy_protocol_trusted.as_deref());
+    }
+}
+
+/// Whether a header says who the client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum ProxyProtocol {
+    /// The client is the peer of the connection.
+    Off,
+    /// Each connection begins with a header.
+    Require,
 }
 
 section! {
@@ -127,6 +147,9 @@ section! {
             sources().or("none").default("none").flag("source-address");
         /// What becomes of an endpoint at which sessions fail while there are others.
         ejection: Ejection = section_of();
+        /// Whether each connection begins with a header of the PROXY protocol, which tells the service who
+        /// the client is.
+        proxy_protocol: SendProxy = choice().default("off").flag("upstream-proxy-protocol");
     }
     check |at, reader| {
         check::endpoints(at, reader, address.as_ref(), endpoints.as_ref());
@@ -175,6 +198,18 @@ pub enum Balance {
     FirstAvailable,
     /// By the client's address (rendezvous hashing).
     SourceHash,
+}
+
+/// How the service is told who the client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum SendProxy {
+    /// It is not.
+    Off,
+    /// By a line of the PROXY protocol, version 1.
+    V1,
+    /// By a header of version 2.
+    V2,
 }
 
 /// `host:port`; the host is an IP address or a DNS name.

@@ -47,15 +47,15 @@ pub(super) enum Stream {
 /// A point in time after another one (mostly the last sign of life), or none, in four bytes, since there
 /// are eight for each session. More than 49 days after the other it stands still.
 #[derive(Clone, Copy, Debug, Default)]
-struct Later(Option<NonZeroU32>);
+pub(super) struct Later(Option<NonZeroU32>);
 
 impl Later {
-    fn at(time: Time, base: Time) -> Self {
+    pub(super) fn at(time: Time, base: Time) -> Self {
         let span = u32::try_from((time - base).as_millis()).unwrap_or(u32::MAX);
         Self(NonZeroU32::new(span.saturating_add(1)))
     }
 
-    fn get(self, base: Time) -> Option<Time> {
+    pub(super) fn get(self, base: Time) -> Option<Time> {
         self.0
             .map(|span| base + Span::ms(u64::from(span.get() - 1)))
     }

@@ -1,6 +1,6 @@
 //! The state machine of one session.
 
-use super::judge::{Judge, SUSPECT_EVERY, Stream};
+use super::judge::{Judge, Later, SUSPECT_EVERY, Stream};
 use super::policy::Policy;
 use super::reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
 use super::sample::{LegSample, Observation, TcpState};
@@ -19,8 +19,10 @@ const FORGOT: Span = Span::ms(1000);
 #[derive(Clone, Debug)]
 pub struct Machine {
     start: Time,
+    /// When it began to wait for its place, or for its upstream.
+    waits: Later,
     /// Since when both legs are up.
-    opened: Option<Time>,
+    opened: Later,
     /// When a byte last moved on either leg.
     activity: Time,
     /// Since when one side has said FIN.
@@ -45,7 +47,8 @@ impl Machine {
     pub fn accepted(now: Time) -> Self {
         Self {
             start: now,
-            opened: None,
+            waits: Later::default(),
+            opened: Later::default(),
             activity: now,
             half_closed: None,
             waiting: None,
@@ -57,10 +60,21 @@ impl Machine {
     /// client stays.
     pub fn open(&mut self, now: Time) {
         let now = now.max(self.last_observed());
-        self.opened = Some(now);
+        self.opened = Later::at(now, self.start);
         self.activity = now;
         self.legs[Leg::Downstream as usize].last_received = now;
         self.legs[Leg::Upstream as usize] = Judge::new(now, Leg::Upstream);
+    }
+
+    /// It begins to wait for its place, or for its upstream.
+    pub fn wait(&mut self, now: Time) {
+        self.waits = Later::at(now, self.start);
+    }
+
+    /// When it began to wait for its place, or for its upstream.
+    #[must_use]
+    pub fn waits_since(&self) -> Time {
+        self.waits.get(self.start).unwrap_or(self.start)
     }
 
     /// When the client was accepted.
@@ -72,7 +86,7 @@ impl Machine {
     /// Since when both legs are up.
     #[must_use]
     pub fn opened(&self) -> Option<Time> {
-        self.opened
+        self.opened.get(self.start)
     }
 
     /// When the first observation is due.
@@ -84,7 +98,7 @@ impl Machine {
     }
 
     fn is_up(&self, leg: Leg) -> bool {
-        leg == Leg::Downstream || self.opened.is_some()
+        leg == Leg::Downstream || self.opened().is_some()
     }
 
     /// Takes in what the kernel says and decides. `now` need not be monotonic: a step back counts as
@@ -251,7 +265,7 @@ impl Machine {
             let legs = self.legs.iter().zip(&observation.legs);
             legs.filter_map(|(leg, sample)| sample.filter(|_| leg.stream != Stream::Bequeathed))
         };
-        let open = self.opened.is_some();
+        let open = self.opened().is_some();
         let given_up = self.legs.iter().any(|leg| leg.stream == Stream::Bequeathed);
         if open && (given_up || samples().any(|s| s.state != TcpState::Established)) {
             // Its clock stands still while a live peer is owed bytes: how long that may take is for
@@ -333,7 +347,7 @@ impl Machine {
             _ => CloseReason::FirstResponseTimeout,
         };
         let half_closed = self.half_closed.map(|at| at.max(self.activity));
-        let (idle, opened) = (Some(self.activity), self.opened);
+        let (idle, opened) = (Some(self.activity), self.opened());
         let of_legs = self.legs.each_ref().map(|leg| leg.limits(policy));
         let of_pair = [
             Timer::new(no_answer, self.waiting, policy.first_response_timeout),
@@ -369,7 +383,7 @@ impl Machine {
             policy.delivery_timeout,
             policy.first_response_timeout,
         ];
-        let open = self.opened.is_some();
+        let open = self.opened().is_some();
         let paces = spans.into_iter().flatten().map(|span| now + span);
         let paces = paces.filter(|_| open);
         // A leg that could not be asked is asked again soon.

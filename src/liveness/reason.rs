@@ -124,6 +124,10 @@ pub enum CloseReason {
     Admin,
     /// A local failure of pulsegate or its host (descriptors, memory).
     LocalError,
+    /// The header of the PROXY protocol was malformed, cut, or not there within `proxy_protocol_timeout`.
+    ProxyProtocolError,
+    /// The client said FIN and had sent nothing; its service was not dialled.
+    NoBytes,
 }
 
 impl CloseReason {
@@ -187,7 +191,11 @@ impl CloseReason {
     pub const fn initiator(self) -> &'static str {
         match self {
             Self::Finished => "peers",
-            Self::DownstreamReset | Self::ConnectCancelled | Self::DownstreamDead => "downstream",
+            Self::DownstreamReset
+            | Self::ConnectCancelled
+            | Self::DownstreamDead
+            | Self::ProxyProtocolError
+            | Self::NoBytes => "downstream",
             Self::UpstreamReset
             | Self::UpstreamPhantom
             | Self::UpstreamDead

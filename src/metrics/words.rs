@@ -24,6 +24,8 @@ pub enum RejectReason {
     Memory,
     /// The runtime could not watch its socket (epoll_ctl(2)).
     LocalError,
+    /// `proxy_protocol_trusted` does not list it.
+    ProxyProtocolUntrusted,
 }
 
 /// What was short when a session was ended to make room.

@@ -56,7 +56,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<(Header, usize)>, Malformed> {
     } else if begins(bytes, v1::SIGNATURE) {
         v1::parse(bytes)
     } else {
-        Err(Malformed("does not begin with a header"))
+        Err(Malformed("the first bytes begin no header"))
     }
 }
 

@@ -183,6 +183,24 @@ impl Relay {
         }
     }
 
+    /// Tells the upstream something before everything else, in one write.
+    ///
+    /// # Errors
+    /// `WouldBlock` where it is not connected yet, else why it did not take it.
+    pub fn greet(&mut self, upstream: &TcpStream, greeting: &[u8]) -> io::Result<()> {
+        if greeting.is_empty() {
+            return Ok(());
+        }
+        if upstream.try_write(greeting)? < greeting.len() {
+            // Its send buffer was empty, and is larger.
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        // What comes next must not wait until this is acknowledged.
+        self.directions[0].writes_to_nodelay = 0;
+        upstream.set_nodelay();
+        Ok(())
+    }
+
     /// Takes what the client may have sent already to an upstream that may be connected already,
     /// before either is known. True if the upstream took it, so it is.
     ///

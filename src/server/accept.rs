@@ -152,7 +152,13 @@ impl Acceptor {
     /// turns it away: the armed abort that its socket inherited makes the drop an RST.
     fn admit(&self, fd: OwnedFd, client: SocketAddr) {
         let (pool, metrics) = (&self.pool, &self.listener.params.metrics);
-        let place = match self.listener.admit(client.ip()) {
+        let place = match &self.listener.header {
+            None => self.listener.admit(client.ip()),
+            // That is decided once it has said who it is.
+            Some(header) if header.trusts(client.ip()) => Ok(None),
+            Some(_) => Err(RejectReason::ProxyProtocolUntrusted),
+        };
+        let place = match place {
             Ok(place) => place,
             Err(reason) => return self.listener.refuse(client.ip(), reason),
         };
@@ -193,17 +199,21 @@ impl Acceptor {
         };
         let id = self.pool.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let session = Session::new(id, self.listener.params.clone(), client, sys::now());
+        let (pool, listener, client) = (self.pool.clone(), self.listener.clone(), session.clone());
+        let preamble = listener.header.clone().map(|header| header as _);
         let admission = match (place, resources) {
             (Some(place), Resources::Granted(process)) => Admission::Now([place, process]),
-            (place, resources) => Admission::Wait(Box::pin(admission::wait(
-                self.pool.clone(),
-                self.listener.clone(),
-                session.clone(),
-                place,
-                resources,
+            (_, resources) if preamble.is_some() => Admission::Wait(Box::pin(admission::admit(
+                pool, listener, client, resources,
             ))),
+            (place, resources) => {
+                let wait = admission::wait(pool, listener, client, place, resources);
+                Admission::Wait(Box::pin(wait))
+            }
         };
-        worker.spawn(Task::new(session, worker.clone(), stream.into(), admission));
+        let (worker, stream) = (worker.clone(), stream.into());
+        let task = Task::with_preamble(session, worker.clone(), stream, admission, preamble);
+        worker.spawn(task);
     }
 }
 

@@ -94,6 +94,23 @@ pub(super) async fn wait(
     Ok([place, process])
 }
 
+/// The same for one that has just said who it is: by that it is refused, or let in.
+pub(super) async fn admit(
+    pool: Arc<Pool>,
+    listener: Arc<Listener>,
+    client: Arc<Session>,
+    resources: Resources,
+) -> Result<Places, CloseReason> {
+    let ip = client.client().ip();
+    match listener.admit(ip) {
+        Ok(place) => wait(pool, listener, client, place, resources).await,
+        Err(reason) => {
+            listener.refuse(ip, reason);
+            Err(CloseReason::Rejected)
+        }
+    }
+}
+
 /// Makes room for descriptors; memory has a watch of its own.
 async fn wait_for_resources(pool: &Pool, then: Then) -> Permit {
     // An error is the end of the watch: nobody waits for it.

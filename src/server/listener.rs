@@ -16,7 +16,7 @@ use crate::config::{ListenerConfig, OnFull};
 use crate::liveness::CloseReason;
 use crate::metrics::{RejectReason, Takeover};
 use crate::net::listen;
-use crate::session::SessionParams;
+use crate::session::{ProxyHeader, SessionParams};
 use crate::sys;
 use crate::telemetry::Repeated;
 
@@ -29,6 +29,8 @@ pub struct Listener {
     pub bound: SocketAddr,
     /// What its sessions have in common.
     pub params: Arc<SessionParams>,
+    /// What its clients begin with.
+    pub(super) header: Option<Arc<ProxyHeader>>,
     /// Bounds its sessions, and those of a listener of the same name that it replaced.
     pub limiter: Arc<Limiter>,
     /// Whether its clients are accepted; until then they wait in the kernel. Shared with the listener that it
@@ -75,6 +77,7 @@ impl Listener {
             .rate_per_source
             .map(|rate| Rates::new(rate, limits.burst_per_source));
         Ok(Arc::new(Self {
+            header: ProxyHeader::of(&config),
             config,
             bound,
             params,

@@ -5,6 +5,7 @@ mod balancer;
 mod closing;
 mod monitor;
 mod opening;
+mod proxy_header;
 mod table;
 mod task;
 #[cfg(test)]
@@ -15,7 +16,7 @@ mod view;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -38,6 +39,7 @@ use crate::upstream::{ActiveSession, Cluster};
 pub use balancer::{Balancer, Coming, Worker};
 pub use monitor::monitor;
 pub use opening::{Admission, Boxed, Client, Preamble};
+pub use proxy_header::ProxyHeader;
 pub use table::Table;
 use task::Ended;
 pub use task::Task;
@@ -120,10 +122,10 @@ impl ProbeAnswers {
 /// Where a session is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// Waiting for a place (`limits.on_full`).
-    Queued,
     /// Says something before its upstream is dialled.
     Preamble,
+    /// Waiting for a place (`limits.on_full`).
+    Queued,
     /// The upstream is being connected.
     Connecting,
     /// Both legs are up.
@@ -144,7 +146,10 @@ pub struct Session {
     ordered: AtomicBool,
     /// The monitor will observe it soon enough for a session that carries data.
     observed_soon: AtomicBool,
-    /// How long it waited for a place, ms; 0 if it did not have to. Here it fills a gap of the record.
+    /// What the client said before its payload, bytes: the kernel counts them, the relay does not. Here it
+    /// and the next one fill a gap of the record.
+    preamble: AtomicU16,
+    /// How long it waited for a place, ms; 0 if it did not have to.
     queued_ms: AtomicU32,
     state: Mutex<State>,
 }
@@ -199,6 +204,7 @@ impl Session {
             counters: Counters::default(),
             ordered: AtomicBool::new(false),
             observed_soon: AtomicBool::new(false),
+            preamble: AtomicU16::new(0),
             queued_ms: AtomicU32::new(0),
             state: Mutex::new(State {
                 phase: Phase::Connecting,
@@ -268,7 +274,7 @@ impl Session {
         state.fds[Leg::Upstream as usize] = upstream;
         state.machine.open(now);
         state.phase = Phase::Open;
-        let took = now - self.dialled(&state);
+        let took = now - state.machine.waits_since();
         drop(state);
         self.params.metrics.connected(took.into());
     }
@@ -276,11 +282,6 @@ impl Session {
     /// How long it waited for a place.
     fn queued(&self) -> Span {
         Span::ms(self.queued_ms.load(Ordering::Relaxed).into())
-    }
-
-    /// When it had its place.
-    fn dialled(&self, state: &State) -> Time {
-        state.machine.started() + self.queued()
     }
 
     /// The client.
@@ -309,10 +310,11 @@ impl Session {
 }
 
 impl State {
-    fn observe(&self, counters: &Counters) -> Observation {
+    fn observe(&self, counters: &Counters, preamble: u16) -> Observation {
         // Before the kernel is asked: a request that is written meanwhile, on another thread, must
         // not be taken for the older one of which the kernel told.
-        let (traffic, answers_before) = (counters.traffic(), counters.answers_before());
+        let (mut traffic, answers_before) = (counters.traffic(), counters.answers_before());
+        traffic.received[Leg::Downstream as usize] += u64::from(preamble);
         let legs = self.fds;
         let legs = legs.map(|fd| if fd < 0 { None } else { sample::sample(fd) });
         Observation {
@@ -434,11 +436,11 @@ impl Session {
             state.waker = None;
             self.report_conditions(&state.machine, None);
             let queued = match state.phase {
-                Phase::Queued => now - state.machine.started(),
+                Phase::Queued => now - state.machine.waits_since(),
                 _ => self.queued(),
             };
             let opened = state.machine.opened();
-            let connect = opened.map(|at| at - self.dialled(&state));
+            let connect = opened.map(|at| at - state.machine.waits_since());
             let answered = state.machine.probes_answered();
             let endpoint = state.endpoint.take();
             let started = state.machine.started();

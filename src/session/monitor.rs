@@ -151,7 +151,7 @@ impl Session {
     /// One observation; returns when the next one is due.
     fn observe_locked(&self, state: &mut State, now: Time) -> Time {
         let policy = &self.params.policy;
-        let observation = state.observe(&self.counters);
+        let observation = state.observe(&self.counters, self.preamble.load(Ordering::Relaxed));
         self.params.metrics.observed();
         let before = state.machine.clone();
         let verdict = state.machine.observe(now, policy, &observation);

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::{Phase, Session, Watch, aborted};
@@ -19,6 +20,7 @@ use crate::metrics::ConnectFailure;
 use crate::net::leg::LegStream;
 use crate::net::options;
 use crate::net::stream::TcpStream;
+use crate::proxy_protocol::Header;
 use crate::relay::Relay;
 use crate::sys;
 use crate::upstream::{ActiveSession, Dialling, is_local};
@@ -36,16 +38,19 @@ pub enum Admission<P> {
 
 /// What a client says before its upstream is dialled, such as a PROXY header or a TLS handshake.
 pub trait Preamble: fmt::Debug + Send + Sync {
-    /// How long that may take, and what the session is closed as when it takes longer.
-    fn limit(&self) -> (Duration, CloseReason);
+    /// How long that may take.
+    fn limit(&self) -> Duration;
 
-    /// Reads it. May say who the client is ([`Session::set_client`]). Fails with the reason that the
-    /// session is closed for.
+    /// It takes longer. Returns the reason that the session is closed for.
+    fn late(&self, session: &Session) -> CloseReason;
+
+    /// Reads it. May say who the client is ([`Session::set_client`]). Fails with how the session is
+    /// closed.
     fn read<'a>(
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<(), CloseReason>>;
+    ) -> Boxed<'a, Result<(), Close>>;
 }
 
 /// A client that has no upstream yet.
@@ -55,6 +60,8 @@ pub struct Client {
     pub stream: LegStream,
     /// Payload that was read from it, and is to go to the upstream before anything else.
     pub unsent: Vec<u8>,
+    /// What was said about it by the PROXY protocol.
+    pub header: Option<Box<Header>>,
 }
 
 impl From<LegStream> for Client {
@@ -62,28 +69,47 @@ impl From<LegStream> for Client {
         Self {
             stream,
             unsent: Vec::new(),
+            header: None,
         }
     }
 }
 
-/// The time between accept and dial: waits for a place, then for what the client has to say first.
-/// What it sends meanwhile stays in its socket, but for the preamble.
+impl Client {
+    /// Whether it has said FIN, or was lost, and left no payload.
+    pub(super) fn has_left(&self) -> bool {
+        self.unsent.is_empty() && self.stream.socket().has_left()
+    }
+}
+
+/// The time between accept and dial: the client says what it has to say first, then waits for its place.
+/// What it sends beyond that stays in its socket.
 pub(super) async fn open<P>(
     session: Arc<Session>,
     mut client: Client,
     admission: Admission<P>,
     preamble: Option<Arc<dyn Preamble>>,
 ) -> (Option<P>, Result<Client, Close>) {
-    let mut place = None;
+    let (mut place, wait) = match admission {
+        Admission::Now(place) => (Some(place), None),
+        Admission::Wait(wait) => (None, Some(wait)),
+    };
     let opened = async {
-        place = Some(match admission {
-            Admission::Now(place) => place,
-            Admission::Wait(wait) => queue(&session, &client.stream, wait).await?,
-        });
-        match preamble {
-            Some(preamble) => read(&session, &mut client, &*preamble).await,
-            None => Ok(()),
+        if let Some(preamble) = preamble {
+            read(&session, &mut client, &*preamble).await?;
         }
+        if let Some(mut wait) = wait {
+            place = Some(
+                match poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await {
+                    Poll::Ready(place) => place.map_err(aborted)?,
+                    Poll::Pending => {
+                        session.begin(Phase::Queued);
+                        queue(&session, &client, wait).await?
+                    }
+                },
+            );
+        }
+        session.begin(Phase::Connecting);
+        Ok(())
     };
     let opened = opened.await;
     if let Err(close) = &opened {
@@ -95,23 +121,23 @@ pub(super) async fn open<P>(
 /// Waits for a place.
 async fn queue<P>(
     session: &Session,
-    downstream: &LegStream,
+    client: &Client,
     wait: Boxed<'static, Result<P, CloseReason>>,
 ) -> Result<P, Close> {
     let cancelled = || Err(aborted(CloseReason::ConnectCancelled));
     let place = tokio::select! {
         biased;
         close = poll_fn(|_| session.take_order()) => Err(close),
-        error = downstream.socket().failed() => Err(session.client_failed(&error)),
-        () = leaves(session, downstream) => cancelled(),
+        error = client.stream.socket().failed() => Err(session.client_failed(&error)),
+        () = leaves(session, client) => cancelled(),
         place = wait => place.map_err(aborted),
     };
     // A FIN may have come in this moment.
-    if place.is_ok() && session.client_said_fin() && !stays(session, downstream) {
+    if place.is_ok() && session.client_said_fin() && !stays(session, client) {
         return cancelled();
     }
     if place.is_ok() {
-        let waited = sys::now() - session.lock().machine.started();
+        let waited = sys::now() - session.lock().machine.waits_since();
         let waited = u32::try_from(waited.as_millis().max(1)).unwrap_or(u32::MAX);
         session.queued_ms.store(waited, Ordering::Relaxed);
     }
@@ -124,40 +150,44 @@ async fn read(
     client: &mut Client,
     preamble: &dyn Preamble,
 ) -> Result<(), Close> {
-    session.lock().phase = Phase::Preamble;
-    let (limit, late) = preamble.limit();
     tokio::select! {
         biased;
         close = poll_fn(|_| session.take_order()) => Err(close),
-        read = preamble.read(session, client) => read.map_err(aborted),
-        () = tokio::time::sleep(limit) => Err(aborted(late)),
+        read = preamble.read(session, client) => read,
+        () = tokio::time::sleep(preamble.limit()) => Err(aborted(preamble.late(session))),
     }
 }
 
 /// Returns when the client has said FIN and does not stay in the queue.
-async fn leaves(session: &Session, downstream: &LegStream) {
-    downstream.socket().finished().await;
-    if stays(session, downstream) {
+async fn leaves(session: &Session, client: &Client) {
+    client.stream.socket().finished().await;
+    if stays(session, client) {
         std::future::pending::<()>().await;
     }
 }
 
 /// Whether a client that has said FIN is to be served: it must have sent something.
-fn stays(session: &Session, downstream: &LegStream) -> bool {
+fn stays(session: &Session, client: &Client) -> bool {
     session.abandon();
-    session.params.abandoned == Abandoned::Serve && !downstream.socket().has_left()
+    session.params.abandoned == Abandoned::Serve && !client.has_left()
 }
 
 /// Waits for a connect.
 pub(super) async fn connect(
     session: Arc<Session>,
-    relay: Relay,
+    mut relay: Relay,
+    greeting: Vec<u8>,
     downstream: LegStream,
     dialling: Dialling,
 ) -> Result<(Relay, [LegStream; 2]), Close> {
     let cluster = &session.params.cluster;
     let connect = cluster.finish(dialling, |endpoint| session.assign(endpoint));
-    match while_wanted(&session, &downstream, connect).await {
+    let greeted = while_wanted(&session, &downstream, connect).await;
+    let greeted = greeted.and_then(|upstream| {
+        let greeted = relay.greet(&upstream, &greeting).map(|()| upstream);
+        greeted.map_err(|error| session.cannot_connect(&error))
+    });
+    match greeted {
         Ok(upstream) => Ok((relay, [downstream, upstream.into()])),
         Err(close) => {
             session.turn_away(&close);
@@ -188,13 +218,20 @@ async fn while_wanted(
 }
 
 impl Session {
+    /// Goes on to wait for its place, or for its upstream.
+    fn begin(&self, phase: Phase) {
+        let mut state = self.lock();
+        state.machine.wait(sys::now());
+        state.phase = phase;
+    }
+
     /// The client is somebody else than the peer of its connection.
     pub fn set_client(&self, client: SocketAddr) {
         self.lock().client = (client.ip(), client.port());
     }
 
     /// What the failure of a client's socket says before both legs are up.
-    fn client_failed(&self, error: &io::Error) -> Close {
+    pub(super) fn client_failed(&self, error: &io::Error) -> Close {
         match self.fault(Leg::Downstream, error) {
             close if close.reason == CloseReason::DownstreamReset => {
                 aborted(CloseReason::ConnectCancelled)

@@ -69,9 +69,10 @@ impl<P: Send + Unpin + 'static> Task<P> {
             (Admission::Now(place), None) => (Some(place), Stage::Admitted(client)),
             (admission, _) => {
                 let session = entry.session.clone();
-                if matches!(admission, Admission::Wait(_)) {
-                    session.lock().phase = Phase::Queued;
-                }
+                session.lock().phase = match preamble {
+                    Some(_) => Phase::Preamble,
+                    None => Phase::Queued,
+                };
                 entry.watch_soon();
                 let opening = opening::open(session, client, admission, preamble);
                 (None, Stage::Opening(Box::pin(opening)))
@@ -157,7 +158,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
 
     /// Connects; without waiting for anything where the client has spoken already and the
     /// upstream takes it at once.
-    fn connect(&mut self, client: Client) -> Stage<P> {
+    fn connect(&mut self, mut client: Client) -> Stage<P> {
         let session = &self.entry.session;
         let address = {
             let mut state = session.lock();
@@ -165,13 +166,21 @@ impl<P: Send + Unpin + 'static> Task<P> {
             state.client.0
         };
         let mut relay = Relay::new(session.params.low_water);
+        let greeting = session.greeting(&mut client);
         let Client {
             stream: downstream,
             unsent,
+            ..
         } = client;
         relay.begin_with(unsent, &session.counters);
-        let early =
-            |upstream: &TcpStream| relay.try_early(&downstream, upstream, &session.counters);
+        let early = |upstream: &TcpStream| {
+            match relay.greet(upstream, &greeting) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                greeted => greeted?,
+            }
+            let took = relay.try_early(&downstream, upstream, &session.counters)?;
+            Ok(took || !greeting.is_empty())
+        };
         let cluster = &session.params.cluster;
         match cluster.connect(address, |endpoint| session.assign(endpoint), early) {
             Ok(Connect::Connected(upstream)) => {
@@ -182,7 +191,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
             Ok(Connect::Pending(dialling)) => {
                 self.entry.watch_soon();
                 let session = session.clone();
-                let connect = opening::connect(session, relay, downstream, dialling);
+                let connect = opening::connect(session, relay, greeting, downstream, dialling);
                 Stage::Connecting(Box::pin(connect))
             }
             Err(error) => {

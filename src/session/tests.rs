@@ -302,16 +302,21 @@ async fn an_unanswered_request_of_a_layered_leg_is_noticed() {
 struct Line;
 
 impl Preamble for Line {
-    fn limit(&self) -> (Duration, CloseReason) {
-        (Duration::from_millis(300), CloseReason::Rejected)
+    fn limit(&self) -> Duration {
+        Duration::from_millis(300)
+    }
+
+    fn late(&self, _: &Session) -> CloseReason {
+        CloseReason::Rejected
     }
 
     fn read<'a>(
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<(), CloseReason>> {
+    ) -> Boxed<'a, Result<(), Close>> {
         Box::pin(async move {
+            let wrong = || aborted(CloseReason::LocalError);
             let mut said = Vec::new();
             while said.len() < 100 {
                 let mut bytes = [0; 32];
@@ -323,11 +328,11 @@ impl Preamble for Line {
                 };
                 let line = std::str::from_utf8(&said[..end]).ok();
                 let address = line.and_then(|line| line.parse().ok());
-                session.set_client(address.ok_or(CloseReason::LocalError)?);
+                session.set_client(address.ok_or_else(wrong)?);
                 client.unsent = said.split_off(end + 1);
                 return Ok(());
             }
-            Err(CloseReason::LocalError)
+            Err(wrong())
         })
     }
 }

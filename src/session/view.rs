@@ -20,6 +20,7 @@ impl Shown for Session {
             return None;
         }
         let [downstream, upstream] = LEGS.map(|leg| self.leg_view(&state, leg, now));
+        let peer = sys::sockopt::peer_address(state.fds[Leg::Downstream as usize]);
         Some(ConnectionView {
             id: self.id,
             listener: self.params.name.to_string(),
@@ -32,6 +33,7 @@ impl Shown for Session {
             },
             age_ms: (now - state.machine.started()).as_millis(),
             idle_ms: (now - state.machine.last_activity()).as_millis(),
+            proxy: peer.filter(|peer| Some(*peer) != downstream.peer),
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
             timer: self.next_timer(&state).map(|t| timer_view(t, now)),
@@ -45,11 +47,15 @@ impl Session {
         let waiting = match state.phase {
             Phase::Queued => {
                 let span = self.params.queue_timeout;
-                span.map(|span| (CloseReason::QueueTimeout, state.machine.started(), span))
+                span.map(|span| (CloseReason::QueueTimeout, state.machine.waits_since(), span))
             }
             Phase::Connecting => {
                 let span = self.params.cluster.upstream().connect_timeout;
-                Some((CloseReason::ConnectTimeout, self.dialled(state), span))
+                Some((
+                    CloseReason::ConnectTimeout,
+                    state.machine.waits_since(),
+                    span,
+                ))
             }
             Phase::Preamble | Phase::Open => None,
             Phase::Closing => return None,
