@@ -191,6 +191,7 @@ impl From<Sample> for LegSample {
             bytes_received: sample.bytes_received.into(),
             rtt_us: sample.rtt_us,
             rttvar_us: sample.rttvar_us,
+            is_local: false,
         }
     }
 }

@@ -273,6 +273,17 @@ impl Judge {
         self.open = open.map_or(Later::default(), |at| Later::at(at, since));
     }
 
+    /// Completes a sample of a local leg: what has changed since the last one has changed now, and else it
+    /// was at the last `activity` of the session, or before.
+    pub(super) fn complete(&self, now: Time, activity: Time, sample: &mut LegSample) {
+        let age = |moved, last: Time| if moved { Span::ZERO } else { now - last };
+        // A change of the segments that came is a sign of life, too: here each byte is one.
+        sample.segs_in = sample.bytes_received as u32;
+        let received = self.segs_in != lower_16(sample.segs_in);
+        sample.last_data_age = age(received, self.last_received);
+        sample.last_sent_age = age(self.has_taken(sample), activity);
+    }
+
     /// Whether the peer has acknowledged something since the last observation.
     fn has_taken(&self, sample: &LegSample) -> bool {
         self.acked != lower_32(sample.bytes_acked)

@@ -105,6 +105,7 @@ impl Machine {
     /// standing still.
     pub fn observe(&mut self, now: Time, policy: &Policy, observation: &Observation) -> Verdict {
         let now = now.max(self.last_observed());
+        let observation = &self.with_ages(now, observation);
         let of_legs = LEGS.map(|leg| self.observe_leg(now, policy, leg, observation));
         self.observe_session(now, observation);
         let is_known = |leg: Leg| of_legs[leg as usize].is_some() || !self.is_up(leg);
@@ -118,6 +119,21 @@ impl Machine {
             close: self.due(now, policy, of_legs.map(|leg| leg?.gone), whole),
             next,
         }
+    }
+
+    /// Of local legs only the relay knows when bytes moved.
+    fn with_ages(&self, now: Time, observation: &Observation) -> Observation {
+        let mut observation = *observation;
+        for leg in LEGS.map(|leg| leg as usize) {
+            let traffic = &observation.traffic;
+            if let Some(sample) = observation.legs[leg].as_mut().filter(|s| s.is_local) {
+                sample.bytes_received = traffic.received[leg];
+                // As TCP counts them: with the SYN of a connection that was dialled.
+                sample.bytes_acked = traffic.sent[leg] + leg as u64;
+                self.legs[leg].complete(now, self.activity, sample);
+            }
+        }
+        observation
     }
 
     fn observe_leg(

@@ -75,6 +75,9 @@ pub struct LegSample {
     pub rtt_us: u32,
     /// How much it varies, microseconds (`tcpi_rttvar`).
     pub rttvar_us: u32,
+    /// A local socket, of which the kernel tells the state only: its peer is heard at any time. The ages
+    /// come from [`Traffic`].
+    pub is_local: bool,
 }
 
 impl LegSample {

@@ -1258,6 +1258,7 @@ fn any_sample() -> impl Strategy<Value = LegSample> {
             bytes_acked: bytes,
             bytes_received: bytes,
             rto: ms(ages[2] % 2000),
+            is_local: counts[1] == 4,
         },
     )
 }
@@ -1517,4 +1518,40 @@ fn a_silent_leg_is_asked_no_more_often_than_its_round_trips_ask_for() {
     assert_eq!(far, [(6, 3000)]);
     // And nothing is told while that explains the silence.
     assert_eq!(gaps_told(12_000_000, |_| 0, 20_000), []);
+}
+
+/// A client on a local socket, of which the kernel tells its state only.
+#[test]
+fn a_local_leg_is_judged_by_its_socket_and_by_what_moves() {
+    let policy = Policy {
+        idle_timeout: Some(ms(60_000)),
+        receive_timeout: [Some(ms(45_000)), None],
+        ..Policy::without_limits(ms(10_000), ms(2000))
+    };
+    let local = LegSample {
+        is_local: true,
+        ..LegSample::default()
+    };
+    let at = |seconds: u64| Time::ms(seconds * 1000);
+    let mut machine = Machine::new(at(0));
+    let mut observation = Observation {
+        legs: [Some(local); 2],
+        ..Observation::default()
+    };
+    let mut close = None;
+    for second in 1..=60 {
+        if second <= 12 {
+            observation.traffic.received[0] += 100;
+            observation.traffic.sent[1] += 100;
+        }
+        let verdict = machine.observe(at(second), &policy, &observation);
+        assert_eq!(machine.leg(Leg::Downstream).condition, Condition::Alive);
+        assert_eq!(verdict.actions, [None; 2]);
+        if let Some(found) = verdict.close {
+            close = Some((second, found.reason));
+            break;
+        }
+    }
+    assert_eq!(close, Some((57, CloseReason::DownstreamSilent)));
+    assert_eq!(machine.last_activity(), at(12));
 }

@@ -1,4 +1,4 @@
-//! The byte stream of one leg: a TCP socket, or a layer over one that changes the bytes (TLS).
+//! The byte stream of one leg: a TCP socket, a local one, or a layer over one that changes the bytes (TLS).
 //!
 //! The relay counts payload. Whoever compares with the kernel's figures (`tcpi_bytes_received`) needs
 //! wire bytes, which a layer moves through [`Wire`] only, so that none is missed.
@@ -73,6 +73,9 @@ impl Wire {
 pub enum LegStream {
     /// The payload is what is on the wire.
     Plain(TcpStream),
+    /// The same on a local socket (unix(7)): what was written has arrived. It knows no urgent byte, no RST
+    /// and none of the options of TCP; its bytes are copied.
+    Local(TcpStream),
     /// The payload is wrapped.
     Layered(Box<Layered>),
 }
@@ -106,7 +109,7 @@ impl LegStream {
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
         match self {
-            Self::Plain(socket) => socket,
+            Self::Plain(socket) | Self::Local(socket) => socket,
             Self::Layered(layered) => &layered.wire.socket,
         }
     }
@@ -117,7 +120,7 @@ impl LegStream {
     pub fn as_plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Plain(socket) => Some(socket),
-            Self::Layered(_) => None,
+            Self::Local(_) | Self::Layered(_) => None,
         }
     }
 
@@ -125,7 +128,7 @@ impl LegStream {
     #[inline]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(socket) => socket.poll_read(cx, buf),
+            Self::Plain(socket) | Self::Local(socket) => socket.poll_read(cx, buf),
             Self::Layered(layered) => layered.layer.poll_read(&mut layered.wire, cx, buf),
         }
     }
@@ -141,7 +144,7 @@ impl LegStream {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
                 read => Poll::Ready(read),
             },
-            Self::Layered(_) => self.poll_read(cx, buf),
+            Self::Local(_) | Self::Layered(_) => self.poll_read(cx, buf),
         }
     }
 
@@ -149,7 +152,7 @@ impl LegStream {
     #[inline]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(socket) => socket.poll_write(cx, buf),
+            Self::Plain(socket) | Self::Local(socket) => socket.poll_write(cx, buf),
             Self::Layered(layered) => layered.layer.poll_write(&mut layered.wire, cx, buf),
         }
     }
@@ -158,7 +161,7 @@ impl LegStream {
     #[inline]
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Plain(_) | Self::Local(_) => Poll::Ready(Ok(())),
             Self::Layered(layered) => layered.layer.poll_flush(&mut layered.wire, cx),
         }
     }
@@ -177,7 +180,7 @@ impl LegStream {
         let queued = sockopt::receive_queue_bytes(self.socket().raw_fd()).unwrap_or(0);
         let queued = usize::try_from(queued).unwrap_or(usize::MAX);
         match self {
-            Self::Plain(_) => queued,
+            Self::Plain(_) | Self::Local(_) => queued,
             Self::Layered(layered) => queued.saturating_add(layered.layer.buffered()),
         }
     }
@@ -186,11 +189,21 @@ impl LegStream {
     #[must_use]
     pub fn is_delivered(&self) -> bool {
         let flushed = match self {
-            Self::Plain(_) => true,
+            Self::Plain(_) | Self::Local(_) => true,
             Self::Layered(layered) => layered.layer.is_flushed(),
         };
-        let queued = sockopt::send_queue_bytes(self.socket().raw_fd());
-        flushed && queued.is_ok_and(|bytes| bytes == 0)
+        flushed && self.unacknowledged() == Some(0)
+    }
+
+    /// Bytes that the kernel has taken and the peer has not acknowledged, its FIN included; `None` where
+    /// that cannot be told.
+    #[must_use]
+    pub fn unacknowledged(&self) -> Option<u32> {
+        match self {
+            // They wait in the queue of the peer, and stay there whatever becomes of this end.
+            Self::Local(_) => Some(0),
+            _ => sockopt::send_queue_bytes(self.socket().raw_fd()).ok(),
+        }
     }
 
     /// Bytes received on the wire, where so many of `payload` were read.
@@ -198,7 +211,7 @@ impl LegStream {
     #[must_use]
     pub fn wire_received(&self, payload: u64) -> u64 {
         match self {
-            Self::Plain(_) => payload,
+            Self::Plain(_) | Self::Local(_) => payload,
             Self::Layered(layered) => layered.wire.received,
         }
     }
@@ -208,7 +221,7 @@ impl LegStream {
     #[must_use]
     pub fn wire_sent(&self, payload: u64) -> u64 {
         match self {
-            Self::Plain(_) => payload,
+            Self::Plain(_) | Self::Local(_) => payload,
             Self::Layered(layered) => layered.wire.sent,
         }
     }
@@ -217,15 +230,15 @@ impl LegStream {
     #[must_use]
     pub fn detach(self) -> DetachedLeg {
         match self {
-            Self::Plain(socket) => DetachedLeg {
-                fd: socket.into_fd(),
-                layer: None,
-            },
+            Self::Plain(socket) => DetachedLeg::Plain(socket.into_fd()),
+            Self::Local(socket) => DetachedLeg::Local(socket.into_fd()),
             Self::Layered(layered) => {
                 let Layered { wire, layer } = *layered;
-                DetachedLeg {
+                DetachedLeg::Layered {
                     fd: wire.socket.into_fd(),
-                    layer: Some((layer, wire.received, wire.sent)),
+                    layer,
+                    received: wire.received,
+                    sent: wire.sent,
                 }
             }
         }
@@ -234,9 +247,22 @@ impl LegStream {
 
 /// A leg on its way to another thread. What comes meanwhile waits in its socket.
 #[derive(Debug)]
-pub struct DetachedLeg {
-    fd: OwnedFd,
-    layer: Option<(Box<dyn Layer>, u64, u64)>,
+pub enum DetachedLeg {
+    /// [`LegStream::Plain`].
+    Plain(OwnedFd),
+    /// [`LegStream::Local`].
+    Local(OwnedFd),
+    /// [`LegStream::Layered`].
+    Layered {
+        /// The socket.
+        fd: OwnedFd,
+        /// What is over it.
+        layer: Box<dyn Layer>,
+        /// Bytes on the wire.
+        received: u64,
+        /// The same.
+        sent: u64,
+    },
 }
 
 impl DetachedLeg {
@@ -245,12 +271,17 @@ impl DetachedLeg {
     /// # Errors
     /// What epoll_ctl(2) says.
     pub fn attach(self) -> io::Result<LegStream> {
-        let socket = TcpStream::new(self.fd)?;
-        Ok(match self.layer {
-            None => LegStream::Plain(socket),
-            Some((layer, received, sent)) => {
+        Ok(match self {
+            Self::Plain(fd) => LegStream::Plain(TcpStream::new(fd)?),
+            Self::Local(fd) => LegStream::Local(TcpStream::new(fd)?),
+            Self::Layered {
+                fd,
+                layer,
+                received,
+                sent,
+            } => {
                 let wire = Wire {
-                    socket,
+                    socket: TcpStream::new(fd)?,
                     received,
                     sent,
                 };

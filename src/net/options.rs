@@ -146,8 +146,13 @@ fn keepalive_idle_seconds(policy: &Policy) -> i32 {
 }
 
 fn set(fd: RawFd, option: IntOption, value: i32) -> io::Result<()> {
-    sockopt::set_int(fd, option, value)
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", option.label)))
+    match sockopt::set_int(fd, option, value) {
+        // A local socket (unix(7)) has none of TCP's, and needs none.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        set => {
+            set.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", option.label)))
+        }
+    }
 }
 
 #[cfg(test)]

@@ -3,12 +3,31 @@
 use std::os::fd::RawFd;
 
 use crate::liveness::{LegSample, Span, TcpState};
+use crate::sys::sockopt::Hangup;
 use crate::sys::{self, TcpInfo};
 
 /// Asks the kernel about one leg; `None` if it cannot say.
 #[must_use]
 pub fn sample(fd: RawFd) -> Option<LegSample> {
-    sys::tcp_info(fd).ok().map(|info| from_info(&info))
+    match sys::tcp_info(fd) {
+        Ok(info) => Some(from_info(&info)),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => local(fd),
+        Err(_) => None,
+    }
+}
+
+/// A local socket (unix(7)): its peer lives until the socket says otherwise, for one kernel knows both.
+fn local(fd: RawFd) -> Option<LegSample> {
+    let state = match sys::sockopt::hangup(fd).ok()? {
+        Hangup::None => TcpState::Established,
+        Hangup::OfPeer => TcpState::CloseWait,
+        Hangup::OfBoth => TcpState::Closed,
+    };
+    Some(LegSample {
+        state,
+        is_local: true,
+        ..LegSample::default()
+    })
 }
 
 /// Translates the kernel's struct.
@@ -39,6 +58,7 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         bytes_received: info.bytes_received,
         rtt_us: info.rtt_us,
         rttvar_us: info.rttvar_us,
+        is_local: false,
     }
 }
 

@@ -148,7 +148,7 @@ async fn finish_later(
             let fd = legs[leg as usize].socket().raw_fd();
             // In this order: an acknowledgement between the two is none of an older figure.
             let closed = is_closed(fd);
-            let unacknowledged = sockopt::send_queue_bytes(fd).unwrap_or(0);
+            let unacknowledged = legs[leg as usize].unacknowledged().unwrap_or(0);
             let fin = u32::from(leg != last || said_last);
             if !closed {
                 missing |= unacknowledged > 0;

@@ -184,6 +184,38 @@ pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// Which ways of a connected socket are shut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hangup {
+    /// None that poll(2) tells of.
+    None,
+    /// The peer's.
+    OfPeer,
+    /// Both, or the peer has closed.
+    OfBoth,
+}
+
+/// Asks poll(2) which ways are shut.
+///
+/// # Errors
+/// EBADF, and what else poll(2) says.
+pub fn hangup(fd: RawFd) -> io::Result<Hangup> {
+    let mut asked = libc::pollfd {
+        fd,
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one valid record, for the length of the call, which does not wait.
+    let rc = unsafe { libc::poll(&raw mut asked, 1, 0) };
+    answered(rc, ())?;
+    match asked.revents {
+        told if told & libc::POLLNVAL != 0 => Err(io::Error::from_raw_os_error(libc::EBADF)),
+        told if told & libc::POLLHUP != 0 => Ok(Hangup::OfBoth),
+        told if told & libc::POLLRDHUP != 0 => Ok(Hangup::OfPeer),
+        _ => Ok(Hangup::None),
+    }
+}
+
 fn borrowed<T>(fd: RawFd, ask: impl FnOnce(&socket2::Socket) -> Option<T>) -> Option<T> {
     if fd < 0 {
         return None;

@@ -402,6 +402,7 @@ impl Endpoint {
             bytes_received: self.rcv_nxt,
             rtt_us: (rtt * 1000) as u32,
             rttvar_us: 0,
+            is_local: false,
         }
     }
 
