@@ -10,7 +10,6 @@ mod takeover;
 
 use std::io;
 use std::mem::ManuallyDrop;
-use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -19,10 +18,10 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
-use crate::admin::{self, Control, Readiness};
-use crate::config::{Config, ConfigErrors};
+use crate::admin::{self, Control, Readiness, TokenFile};
+use crate::config::{Admin, Config, ConfigErrors, ControlAddress};
 use crate::exit::{self, Exit};
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason, Span};
@@ -35,8 +34,8 @@ use crate::telemetry::{self, LogSwitch};
 pub use error::AppError;
 pub use reload::{ConfigFile, Source};
 pub use resources::{default_workers, reserved_descriptors};
-use takeover::Estate;
 pub use takeover::Succession;
+use takeover::{AdminSockets, Estate};
 
 /// Sessions whose peers are asked at a time, over all requests: each is observed some hundred
 /// times in a second until it answers.
@@ -51,8 +50,9 @@ pub struct App {
     registry: Registry,
     readiness: AtomicU8,
     drain: DrainRequest,
-    /// Taken by the one that serves it.
-    admin: Mutex<Option<OwnedFd>>,
+    /// Taken by the one that serves them.
+    admin: Mutex<Vec<OwnedFd>>,
+    token: Option<TokenFile>,
     /// What the next instance is given; `None` where nobody is to ask, or somebody has it.
     estate: Mutex<Option<Estate>>,
     /// The next instance has the admin address and the clients.
@@ -77,7 +77,8 @@ impl App {
         hooks: &Hooks,
         succession: Succession,
     ) -> Result<Arc<Self>, AppError> {
-        let (admin, mut before) = takeover::admin_socket(config.admin.as_ref(), succession)?;
+        let token = token(&config)?;
+        let (admin, mut before) = takeover::admin_sockets(config.admin.as_ref(), succession)?;
         let metrics = Arc::new(Metrics::new());
         let descriptor_limit = resources::raise_descriptor_limit();
         let count = resources::workers(&config);
@@ -95,27 +96,30 @@ impl App {
         let listeners::Changed { added, .. } = applied.map_err(|error| {
             takeover::explain(error, admin.as_ref(), before.as_ref(), succession)
         })?;
-        announce(&added, admin.as_ref().map(|(_, address)| *address), count);
+        announce(&added, count);
+        announce_admin(config.admin.as_ref(), admin.as_ref());
         environment::try_on_demand_probe(metrics.clone());
         if let Some(before) = &before {
             before.relieve().map_err(AppError::Takeover)?;
             tracing::info!("took over from the running instance, which drains");
         }
         let estate = match &admin {
-            Some((socket, address)) if succession != Succession::None => {
-                takeover::estate(socket, *address, before.as_mut())?
+            Some(admin) if succession != Succession::None => {
+                takeover::estate(admin, before.as_mut())?
             }
             _ => None,
         };
         takeover::open(&added, before)?;
         let (reloads, followed) = reload::Requests::new(source.file);
+        let sockets = admin.into_iter().flat_map(|a| [Some(a.main), a.control]);
         Ok(Arc::new(Self {
             config: Mutex::new(Arc::new(config)),
             metrics,
             registry,
             readiness: AtomicU8::new(Readiness::Ready as u8),
             drain: DrainRequest::default(),
-            admin: Mutex::new(admin.map(|(socket, _)| socket)),
+            admin: Mutex::new(sockets.flatten().collect()),
+            token,
             estate: Mutex::new(estate),
             succeeded: watch::Sender::new(false),
             descriptor_limit,
@@ -153,28 +157,42 @@ impl App {
             limits.delay = Duration::ZERO;
         }
         let drained = lifecycle::drain(&limits, &**self, signals).await;
-        self.succeeded.send_replace(true);
-        if let Some(endpoint) = endpoint {
-            let limit = Duration::from_millis(200);
-            let _answered_or_not = tokio::time::timeout(limit, endpoint).await;
+        if !self.succeeded.send_replace(true) {
+            self.remove_control_file();
         }
+        let limit = Duration::from_millis(200);
+        let _answered_or_not = tokio::time::timeout(limit, endpoint.join_all()).await;
         Ok(drained)
     }
 
-    /// Serves the admin endpoint until the process ends or another one has the address.
-    fn serve_admin(self: &Arc<Self>) -> io::Result<Option<JoinHandle<()>>> {
-        let socket = self
+    /// Serves the admin endpoint until the process ends or another one has the addresses.
+    fn serve_admin(self: &Arc<Self>) -> io::Result<JoinSet<()>> {
+        let mut sockets = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut endpoint = JoinSet::new();
+        for socket in sockets.drain(..) {
+            let socket = admin::Socket::new(socket)?;
+            let control: Arc<dyn Control> = self.clone();
+            endpoint.spawn(admin::serve(
+                socket,
+                self.token.clone(),
+                control,
+                self.over(),
+            ));
+        }
+        Ok(endpoint)
+    }
+
+    /// Unless the next instance has the socket.
+    fn remove_control_file(&self) {
+        let config = self.running();
+        let control = config
             .admin
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        let Some(socket) = socket else {
-            return Ok(None);
-        };
-        let listener = tokio::net::TcpListener::from_std(socket.into())?;
-        let control: Arc<dyn Control> = self.clone();
-        let over = self.over();
-        Ok(Some(tokio::spawn(admin::serve(listener, control, over))))
+            .as_ref()
+            .and_then(|admin| admin.control.as_ref());
+        if let Some(ControlAddress::Unix(path)) = control {
+            // Whoever starts next removes what is left.
+            let _gone = std::fs::remove_file(path);
+        }
     }
 
     /// Waits for the end of serving the operator.
@@ -273,7 +291,18 @@ async fn run_loaded(
     Ok(())
 }
 
-fn announce(listeners: &[Arc<Listener>], admin: Option<SocketAddr>, workers: usize) {
+/// It must be there at the start: a wrong path is to be noticed now.
+fn token(config: &Config) -> Result<Option<TokenFile>, AppError> {
+    let file = config
+        .admin
+        .as_ref()
+        .and_then(|admin| admin.token_file.clone());
+    file.map(TokenFile::new)
+        .transpose()
+        .map_err(AppError::Token)
+}
+
+fn announce(listeners: &[Arc<Listener>], workers: usize) {
     for Listener { config, bound, .. } in listeners.iter().map(|listener| &**listener) {
         tracing::info!(
             listener = config.name,
@@ -285,9 +314,15 @@ fn announce(listeners: &[Arc<Listener>], admin: Option<SocketAddr>, workers: usi
             "listening"
         );
     }
-    match admin {
-        Some(address) => tracing::info!(%address, "the admin endpoint"),
+}
+
+fn announce_admin(config: Option<&Admin>, sockets: Option<&AdminSockets>) {
+    match sockets {
+        Some(AdminSockets { address, .. }) => tracing::info!(%address, "the admin endpoint"),
         None => tracing::info!("no admin endpoint"),
+    }
+    if let Some(address) = config.and_then(|admin| admin.control.as_ref()) {
+        tracing::info!(%address, "the admin endpoint, for changes too");
     }
 }
 

@@ -221,7 +221,7 @@ impl Endpoint {
                 .expect("a runtime");
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("registered");
-                serve(listener, control, stopped).await;
+                serve(listener.into(), None, control, stopped).await;
             });
         });
         Self {
@@ -347,7 +347,8 @@ fn upstreams_as_json_and_as_text() {
     assert_eq!(all.as_array().map(Vec::len), Some(2));
     assert_eq!(all[0]["state"], "ejected");
     assert_eq!(all[0]["ejected_for_ms"], 1500);
-    let text = client::upstreams(e.addr, &[("listener", "db")], Format::Text).expect("a table");
+    let text =
+        client::upstreams(&e.addr.into(), &[("listener", "db")], Format::Text).expect("a table");
     let expected = "\
 LISTENER  ENDPOINT        NAME  STATE    SESSIONS  CONNECTS  FAILURES  IN-A-ROW  EJECTIONS  EJECTED-FOR
 db        192.0.2.1:5432  -     ejected  3         40        2         2         1          1.5s
@@ -436,7 +437,7 @@ fn ending_many() {
 
     e.ask("DELETE", "/connections?condition=suspect&reason=a+b")
         .expect(202, "0 sessions are being ended");
-    let ended = client::kill_all(e.addr, &[("sort", "age"), ("limit", "2")]);
+    let ended = client::kill_all(&e.addr.into(), &[("sort", "age"), ("limit", "2")]);
     assert!(ended.expect("ended").contains("1 session is being ended"));
     assert_eq!(*e.fake.closed.lock().expect("not poisoned"), [2, 3, 2]);
     let reasons = e.fake.reasons.lock().expect("not poisoned").clone();
@@ -493,7 +494,7 @@ fn verifying_many() {
 #[test]
 fn verifying_by_the_client() {
     let e = Endpoint::start();
-    let text = |which, on_silent| client::verify(e.addr, which, on_silent, Format::Text);
+    let text = |which, on_silent| client::verify(&e.addr.into(), which, on_silent, Format::Text);
     let one = text(Which::Ids(&[1, 3]), OnSilent::Report).expect("asked");
     assert!(one.answered && one.errors.is_empty(), "{one:?}");
     let some = text(Which::Ids(&[1, 2, 9]), OnSilent::Report).expect("asked");
@@ -503,9 +504,9 @@ fn verifying_by_the_client() {
     assert!(!all.answered && all.text.contains("1 closed"), "{all:?}");
     let bad = text(Which::All(&[("sort", "size")]), OnSilent::End).expect_err("refused");
     assert!(bad.contains("sort: expected"), "{bad}");
-    let killed = client::kill(e.addr, 1, &[("reason", "why")]).expect("ended");
+    let killed = client::kill(&e.addr.into(), 1, &[("reason", "why")]).expect("ended");
     assert!(killed.contains("session 1 is being ended"), "{killed}");
-    assert!(client::kill(e.addr, 2, &[]).is_err());
+    assert!(client::kill(&e.addr.into(), 2, &[]).is_err());
 }
 
 #[test]
@@ -721,8 +722,14 @@ fn readers_that_do_not_read_keep_nobody_out() {
     let start = Instant::now();
     let second = Duration::from_secs(1);
     for _ in 0..20 {
-        assert_eq!(client::healthcheck(e.addr, second, Health::Live), Ok(()));
-        assert_eq!(client::healthcheck(e.addr, second, Health::Ready), Ok(()));
+        assert_eq!(
+            client::healthcheck(&e.addr.into(), second, Health::Live),
+            Ok(())
+        );
+        assert_eq!(
+            client::healthcheck(&e.addr.into(), second, Health::Ready),
+            Ok(())
+        );
         e.get("/metrics").expect(200, "pulsegate_");
     }
     assert!(start.elapsed() < Duration::from_secs(5));
@@ -730,8 +737,8 @@ fn readers_that_do_not_read_keep_nobody_out() {
     let busy = e.get("/connections").expect(503, "try again");
     assert_eq!(busy.header("retry-after"), Some("1"));
     // Who takes nothing is cut, and its place is free again.
-    let all = client::connections(e.addr, &[], Format::Json);
-    let all = all.or_else(|_| client::connections(e.addr, &[], Format::Json));
+    let all = client::connections(&e.addr.into(), &[], Format::Json);
+    let all = all.or_else(|_| client::connections(&e.addr.into(), &[], Format::Json));
     let all = all.expect("a place within 20 s");
     assert!(all.ends_with("]}\n"), "whole");
     drop(readers);
@@ -741,7 +748,7 @@ fn readers_that_do_not_read_keep_nobody_out() {
 fn many_sessions_come_in_pieces() {
     let e = Endpoint::start();
     e.fake.sessions.store(2500, SeqCst);
-    let text = client::connections(e.addr, &[], Format::Json).expect("whole");
+    let text = client::connections(&e.addr.into(), &[], Format::Json).expect("whole");
     let list: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let ids = |list: &serde_json::Value| -> Vec<u64> {
         let all = list["connections"].as_array().expect("a list").iter();
@@ -754,7 +761,7 @@ fn many_sessions_come_in_pieces() {
         (&2500.into(), &2500.into())
     );
     let by_age = [("sort", "age"), ("limit", "300")];
-    let text = client::connections(e.addr, &by_age, Format::Json).expect("whole");
+    let text = client::connections(&e.addr.into(), &by_age, Format::Json).expect("whole");
     let list: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let expected: Vec<u64> = (2200..=2500).rev().collect();
     assert_eq!(ids(&list), expected[..300]);
@@ -762,7 +769,7 @@ fn many_sessions_come_in_pieces() {
         (&list["total"], &list["matched"]),
         (&2500.into(), &2498.into())
     );
-    let table = client::connections(e.addr, &[], Format::Text).expect("whole");
+    let table = client::connections(&e.addr.into(), &[], Format::Text).expect("whole");
     assert_eq!(table.lines().count(), 1 + 2 * 2498 + 1);
     assert!(table.ends_with("2498 shown, 2500 matched, 2500 in all\n"));
     assert_eq!(table.matches("LISTENER").count(), 1);
@@ -785,7 +792,10 @@ fn requests_of_all_connections_are_limited_together() {
         })
         .collect();
     let second = Duration::from_secs(1);
-    assert_eq!(client::healthcheck(e.addr, second, Health::Ready), Ok(()));
+    assert_eq!(
+        client::healthcheck(&e.addr.into(), second, Health::Ready),
+        Ok(())
+    );
     let answers = asking.iter_mut().map(|stream| {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("answered");
@@ -826,7 +836,7 @@ fn probes_are_answered_during_a_flood() {
         })
         .collect();
     let results: Vec<_> = (0..20)
-        .map(|_| client::healthcheck(e.addr, Duration::from_secs(2), Health::Ready))
+        .map(|_| client::healthcheck(&e.addr.into(), Duration::from_secs(2), Health::Ready))
         .collect();
     over.store(true, SeqCst);
     for thread in flood {
@@ -857,39 +867,48 @@ fn shutdown_ends_idle_connections_and_the_listener() {
 fn the_client_speaks_with_it() {
     let e = Endpoint::start();
     let second = Duration::from_secs(1);
-    assert_eq!(client::healthcheck(e.addr, second, Health::Live), Ok(()));
-    assert_eq!(client::healthcheck(e.addr, second, Health::Ready), Ok(()));
+    assert_eq!(
+        client::healthcheck(&e.addr.into(), second, Health::Live),
+        Ok(())
+    );
+    assert_eq!(
+        client::healthcheck(&e.addr.into(), second, Health::Ready),
+        Ok(())
+    );
     let filters = [("peer", "192.0.2.1:700"), ("min_idle", "100ms")];
-    let table = client::connections(e.addr, &filters, Format::Text).expect("a table");
+    let table = client::connections(&e.addr.into(), &filters, Format::Text).expect("a table");
     assert!(table.ends_with("1 shown, 1 matched, 3 in all\n"), "{table}");
-    let json = client::connections(e.addr, &[], Format::Json).expect("JSON");
+    let json = client::connections(&e.addr.into(), &[], Format::Json).expect("JSON");
     assert!(json.starts_with("{\"total\":3,"), "{json}");
-    let error = client::connections(e.addr, &[("limit", "a b&c")], Format::Json);
+    let error = client::connections(&e.addr.into(), &[("limit", "a b&c")], Format::Json);
     let error = error.expect_err("a bad query");
     assert!(
         error.ends_with("limit: expected a whole number, got 'a b&c'"),
         "{error}"
     );
 
-    assert_eq!(client::drain(e.addr, None), Ok("draining\n".into()));
-    assert_eq!(client::healthcheck(e.addr, second, Health::Live), Ok(()));
-    let not_ready = client::healthcheck(e.addr, second, Health::Ready);
+    assert_eq!(client::drain(&e.addr.into(), None), Ok("draining\n".into()));
+    assert_eq!(
+        client::healthcheck(&e.addr.into(), second, Health::Live),
+        Ok(())
+    );
+    let not_ready = client::healthcheck(&e.addr.into(), second, Health::Ready);
     assert_eq!(not_ready, Err(format!("{}: draining", e.addr)));
 }
 
 #[test]
 fn a_reload_says_what_became_of_each_change() {
     let e = Endpoint::start();
-    let report = client::reload(e.addr, Format::Text).expect("asked");
+    let report = client::reload(&e.addr.into(), Format::Text).expect("asked");
     let expected = "\
 applied            listeners[db].backlog
 applied            log.level
 needs a restart    workers
 ";
     assert_eq!(report, Ok(expected.to_owned()));
-    let refused = client::reload(e.addr, Format::Json).expect("asked");
+    let refused = client::reload(&e.addr.into(), Format::Json).expect("asked");
     assert_eq!(refused, Err("a\nb\n".to_owned()));
-    let none = client::reload(e.addr, Format::Json).expect_err("no file");
+    let none = client::reload(&e.addr.into(), Format::Json).expect_err("no file");
     assert!(none.contains("no file"), "{none}");
 
     e.fake.reloads.store(0, SeqCst);
@@ -904,19 +923,20 @@ needs a restart    workers
 #[test]
 fn the_client_waits_for_the_drain() {
     let e = Endpoint::start();
-    let left = client::drain(e.addr, Some(Duration::from_millis(100))).expect_err("sessions");
+    let left =
+        client::drain(&e.addr.into(), Some(Duration::from_millis(100))).expect_err("sessions");
     assert!(left.contains("3 sessions left"), "{left}");
     let fake = Arc::clone(&e.fake);
     let finisher = thread::spawn(move || {
         thread::sleep(Duration::from_millis(200));
         fake.sessions.store(0, SeqCst);
     });
-    let drained = client::drain(e.addr, Some(Duration::from_secs(10)));
+    let drained = client::drain(&e.addr.into(), Some(Duration::from_secs(10)));
     assert_eq!(drained, Ok("drained\n".into()));
     finisher.join().expect("no panic");
 
     let addr = e.addr;
     drop(e);
-    let error = client::drain(addr, None).expect_err("nobody there");
+    let error = client::drain(&addr.into(), None).expect_err("nobody there");
     assert!(error.contains("refused"), "{error}");
 }

@@ -125,7 +125,14 @@ fn the_defaults_are_those_that_are_promised() {
     assert_eq!(listener.limits.max_connections, None);
     assert_eq!(listener.limits.on_full, OnFull::Reject);
     let address = "127.0.0.1:9900".parse().unwrap();
-    assert_eq!(config.admin, Some(Admin { address }));
+    assert_eq!(
+        config.admin,
+        Some(Admin {
+            address,
+            control: None,
+            token_file: None
+        })
+    );
     assert_eq!(config.limits.memory, MemoryLimit::Auto);
     assert_eq!(config.drain.delay.as_secs(), 0);
     assert_eq!(config.drain.timeout.as_secs(), 25);
@@ -377,8 +384,25 @@ workers: 15
     // None of them has its default, so none may be missing where the configuration is printed.
     let printed = config::to_yaml(&config);
     assert_eq!(load(&printed), Ok(config), "{printed}");
+    // Beside `admin: off` there are none.
+    let off = flags(&[&given[..], &[("admin-control", "unix:/c")]].concat());
+    let off = off.unwrap_err().to_string();
+    assert_eq!(off, "admin is off: none of its keys can be given");
+    let of_admin = [
+        ("admin", "0.0.0.0:16"),
+        ("admin-control", "unix:/run/c.sock"),
+        ("admin-token-file", "/run/token"),
+    ];
+    let yaml = "admin: { address: 0.0.0.0:16, control: unix:/run/c.sock, token_file: /run/token }";
+    let yaml = MINIMAL.to_owned() + yaml;
+    let minimal = [("listen", "0.0.0.0:9000"), ("upstream", "127.0.0.1:8080")];
+    let config = load(&yaml).unwrap();
+    assert_eq!(flags(&[&minimal[..], &of_admin].concat()).unwrap(), config);
+    let printed = config::to_yaml(&config);
+    assert_eq!(load(&printed), Ok(config), "{printed}");
     let known: BTreeSet<&str> = keys::KEYS.iter().filter_map(|key| key.flag).collect();
-    assert_eq!(known, given.iter().map(|(flag, _)| *flag).collect());
+    let given = given.iter().chain(&of_admin[1..]);
+    assert_eq!(known, given.map(|(flag, _)| *flag).collect());
 }
 
 #[test]

@@ -16,6 +16,8 @@ mod admission;
 mod bad_input;
 #[path = "services/bytes.rs"]
 mod bytes;
+#[path = "services/control.rs"]
+mod control;
 #[path = "services/ftp.rs"]
 mod ftp;
 #[path = "services/http.rs"]
@@ -128,6 +130,7 @@ fn main() -> ExitCode {
         redis::CASES,
         upstreams::CASES,
         admission::CASES,
+        control::CASES,
         bad_input::CASES,
         proxy_protocol::CASES,
     ];

@@ -6,24 +6,29 @@
 )]
 
 use std::error::Error;
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, HOST, RETRY_AFTER};
+use hyper::header::{AUTHORIZATION, CONNECTION, HOST, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout_at;
 
+use super::guard::TokenFile;
 use super::query::Query;
 pub use super::query::{Format, Sort};
 use super::table;
+use crate::config::ControlAddress;
 use crate::view::{AnswerWord, OnSilent, VerifiedSession, VerifyList};
 
 /// For one exchange of [`drain`] and [`connections`].
@@ -39,6 +44,43 @@ const EVICTED_PAUSE: Duration = Duration::from_millis(20);
 /// About half a million sessions as JSON.
 const MAX_ANSWER: usize = 512 * 1024 * 1024;
 
+/// An endpoint, and what it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    address: ControlAddress,
+    token: Option<String>,
+}
+
+impl From<ControlAddress> for Target {
+    fn from(address: ControlAddress) -> Self {
+        let token = None;
+        Self { address, token }
+    }
+}
+
+impl From<SocketAddr> for Target {
+    fn from(address: SocketAddr) -> Self {
+        ControlAddress::Tcp(address).into()
+    }
+}
+
+impl Target {
+    /// The same with the token of this file.
+    ///
+    /// # Errors
+    /// In one line: why there is none.
+    pub fn with_token(self, file: PathBuf) -> Result<Self, String> {
+        let token = Some(TokenFile::new(file)?.read()?);
+        Ok(Self { token, ..self })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
 /// Which question [`healthcheck`] asks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Health {
@@ -53,7 +95,7 @@ pub enum Health {
 ///
 /// # Errors
 /// Says in one line why not.
-pub fn healthcheck(addr: SocketAddr, timeout: Duration, health: Health) -> Result<(), String> {
+pub fn healthcheck(addr: &Target, timeout: Duration, health: Health) -> Result<(), String> {
     let path = match health {
         Health::Live => "/livez",
         Health::Ready => "/readyz",
@@ -80,7 +122,7 @@ pub fn healthcheck(addr: SocketAddr, timeout: Duration, health: Health) -> Resul
 ///
 /// # Errors
 /// In one line: the endpoint cannot be reached or refuses, or sessions are left after `wait`.
-pub fn drain(addr: SocketAddr, wait: Option<Duration>) -> Result<String, String> {
+pub fn drain(addr: &Target, wait: Option<Duration>) -> Result<String, String> {
     let body = text(addr, &Method::POST, "/drain", StatusCode::ACCEPTED)?;
     let Some(wait) = wait else {
         return Ok(body);
@@ -114,7 +156,7 @@ pub fn drain(addr: SocketAddr, wait: Option<Duration>) -> Result<String, String>
 ///
 /// # Errors
 /// In one line: the endpoint cannot be reached, or refuses.
-pub fn reload(addr: SocketAddr, format: Format) -> Result<Result<String, String>, String> {
+pub fn reload(addr: &Target, format: Format) -> Result<Result<String, String>, String> {
     let path = format!("/reload?format={format}");
     match exchange(addr, &Method::POST, &path, TIMEOUT) {
         Ok((StatusCode::OK, report)) => Ok(Ok(report)),
@@ -128,7 +170,7 @@ pub fn reload(addr: SocketAddr, format: Format) -> Result<Result<String, String>
 /// # Errors
 /// In one line: the endpoint cannot be reached, or does not accept the query.
 pub fn connections(
-    addr: SocketAddr,
+    addr: &Target,
     query: &[(&str, &str)],
     format: Format,
 ) -> Result<String, String> {
@@ -141,11 +183,7 @@ pub fn connections(
 ///
 /// # Errors
 /// In one line: the endpoint cannot be reached, or does not accept the query.
-pub fn upstreams(
-    addr: SocketAddr,
-    query: &[(&str, &str)],
-    format: Format,
-) -> Result<String, String> {
+pub fn upstreams(addr: &Target, query: &[(&str, &str)], format: Format) -> Result<String, String> {
     let query = encoded(&[query, &[("format", &format.to_string())]].concat());
     let path = format!("/upstreams?{query}");
     text(addr, &Method::GET, &path, StatusCode::OK)
@@ -184,7 +222,7 @@ pub struct Verification {
 /// # Errors
 /// In one line: the endpoint cannot be reached, or refuses.
 pub fn verify(
-    addr: SocketAddr,
+    addr: &Target,
     which: Which<'_>,
     on_silent: OnSilent,
     format: Format,
@@ -225,7 +263,7 @@ pub fn verify(
 ///
 /// # Errors
 /// In one line: the endpoint cannot be reached, refuses, or knows no such session.
-pub fn kill(addr: SocketAddr, id: u64, query: &[(&str, &str)]) -> Result<String, String> {
+pub fn kill(addr: &Target, id: u64, query: &[(&str, &str)]) -> Result<String, String> {
     let path = format!("/connections/{id}?{}", encoded(query));
     text(addr, &Method::DELETE, &path, StatusCode::ACCEPTED)
 }
@@ -234,14 +272,14 @@ pub fn kill(addr: SocketAddr, id: u64, query: &[(&str, &str)]) -> Result<String,
 ///
 /// # Errors
 /// In one line: the endpoint cannot be reached, or refuses.
-pub fn kill_all(addr: SocketAddr, query: &[(&str, &str)]) -> Result<String, String> {
+pub fn kill_all(addr: &Target, query: &[(&str, &str)]) -> Result<String, String> {
     let path = format!("/connections?all=true&{}", encoded(query));
     text(addr, &Method::DELETE, &path, StatusCode::ACCEPTED)
 }
 
 /// The body of an answer with this status; any other one is an error that says why.
 fn text(
-    addr: SocketAddr,
+    addr: &Target,
     method: &Method,
     path: &str,
     expected: StatusCode,
@@ -259,7 +297,7 @@ fn encoded(query: &[(&str, &str)]) -> String {
 }
 
 /// What the endpoint says with status 200.
-fn parsed<T: DeserializeOwned>(addr: SocketAddr, answer: Answer) -> Result<T, String> {
+fn parsed<T: DeserializeOwned>(addr: &Target, answer: Answer) -> Result<T, String> {
     match answer {
         Ok((StatusCode::OK, body)) => {
             serde_json::from_str(&body).map_err(|error| format!("{addr}: {error}"))
@@ -269,7 +307,7 @@ fn parsed<T: DeserializeOwned>(addr: SocketAddr, answer: Answer) -> Result<T, St
 }
 
 /// Why an answer is not the one that was asked for.
-fn why(addr: SocketAddr, answer: Answer) -> String {
+fn why(addr: &Target, answer: Answer) -> String {
     match answer {
         Ok((_, body)) => format!("{addr}: {}", body.trim()),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
@@ -279,7 +317,7 @@ fn why(addr: SocketAddr, answer: Answer) -> String {
     }
 }
 
-fn sessions(addr: SocketAddr) -> io::Result<u64> {
+fn sessions(addr: &Target) -> io::Result<u64> {
     let (_, body) = exchange(addr, &Method::GET, "/connections?limit=0", TIMEOUT)?;
     serde_json::from_str::<serde_json::Value>(&body)
         .ok()
@@ -300,7 +338,7 @@ fn is_gone(error: &io::Error) -> bool {
 type Answer = io::Result<(StatusCode, String)>;
 
 /// One request: status and body. Where the endpoint has no place for it, it is asked again.
-fn exchange(addr: SocketAddr, method: &Method, path: &str, timeout: Duration) -> Answer {
+fn exchange(addr: &Target, method: &Method, path: &str, timeout: Duration) -> Answer {
     let deadline = Instant::now() + timeout;
     loop {
         match exchange_once(addr, method, path, deadline) {
@@ -316,24 +354,42 @@ fn exchange(addr: SocketAddr, method: &Method, path: &str, timeout: Duration) ->
 }
 
 /// The same on one connection.
-fn exchange_once(addr: SocketAddr, method: &Method, path: &str, deadline: Instant) -> Answer {
+fn exchange_once(addr: &Target, method: &Method, path: &str, deadline: Instant) -> Answer {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let answer = ask(reachable(addr), method, path);
+    let answer = ask(addr, method, path);
     let answer = runtime.block_on(async { timeout_at(deadline.into(), answer).await });
     answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn ask(addr: SocketAddr, method: &Method, path: &str) -> Answer {
+async fn ask(addr: &Target, method: &Method, path: &str) -> Answer {
     let request = Request::builder()
         .method(method)
         .uri(path)
-        .header(HOST, addr.to_string())
-        .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(io::Error::other)?;
-    let stream = TcpStream::connect(addr).await?;
+        .header(CONNECTION, "close");
+    let request = match &addr.token {
+        Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
+        None => request,
+    };
+    let to_host = |host: String| request.header(HOST, host).body(Empty::<Bytes>::new());
+    match &addr.address {
+        ControlAddress::Tcp(address) => {
+            let address = reachable(*address);
+            let request = to_host(address.to_string()).map_err(io::Error::other)?;
+            exchange_over(TcpStream::connect(address).await?, request).await
+        }
+        ControlAddress::Unix(path) => {
+            let request = to_host("localhost".to_owned()).map_err(io::Error::other)?;
+            exchange_over(UnixStream::connect(path).await?, request).await
+        }
+    }
+}
+
+async fn exchange_over(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Request<Empty<Bytes>>,
+) -> Answer {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| failure(&e))?;
@@ -403,7 +459,7 @@ mod tests {
             stream.write_all(bytes).expect("written");
         });
         let deadline = Instant::now() + Duration::from_secs(10);
-        let answer = exchange_once(addr, &Method::GET, "/", deadline);
+        let answer = exchange_once(&addr.into(), &Method::GET, "/", deadline);
         server.join().expect("no panic");
         answer
     }
@@ -442,7 +498,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
         let addr = listener.local_addr().expect("bound");
         let start = Instant::now();
-        let result = healthcheck(addr, Duration::from_millis(200), Health::Live);
+        let result = healthcheck(&addr.into(), Duration::from_millis(200), Health::Live);
         assert_eq!(result, Err(format!("{addr}: no answer in time")));
         assert!(start.elapsed() < Duration::from_secs(3));
     }

@@ -1,16 +1,22 @@
-//! Who may use the endpoint. There are no passwords. On a loopback address, every process of this
-//! host may read and change. On another address, every client that reaches it may read. The network
-//! must not change anything, and web pages in the operator's browser must not do either.
+//! Who may use the endpoint. On a loopback address, every process of this host may read and change; on a
+//! unix socket, whom the file's mode lets in. On another address, every client that reaches it may read.
+//! The network must not change anything but with a token, and web pages in the operator's browser must not
+//! do either.
 
+use std::fs::File;
+use std::hint::black_box;
+use std::io::Read;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use hyper::HeaderMap;
-use hyper::header::{HOST, HeaderValue, ORIGIN};
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN};
+use hyper::{HeaderMap, StatusCode};
 
 /// From where the endpoint can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// It listens on a loopback address.
+    /// It listens on a loopback address or a unix socket.
     Host,
     /// From other hosts.
     Network,
@@ -27,6 +33,73 @@ impl Reach {
     }
 }
 
+/// The file of the token that lets its bearer change something from anywhere.
+#[derive(Clone, Debug)]
+pub struct TokenFile(Arc<Path>);
+
+/// A token has so many characters at least: as many as no guesses of a few thousand a second find.
+const SHORTEST_TOKEN: usize = 16;
+const LONGEST_TOKEN: usize = 4096;
+
+impl TokenFile {
+    /// One that has a token now.
+    ///
+    /// # Errors
+    /// In a few words: why it has none.
+    pub fn new(path: PathBuf) -> Result<Self, String> {
+        let file = Self(path.into());
+        file.read().map(|_| file)
+    }
+
+    /// The token. It may be replaced at any time, so it is not kept.
+    pub(super) fn read(&self) -> Result<String, String> {
+        let path = self.0.display();
+        let mut text = String::new();
+        let file = File::open(&*self.0);
+        let read = file.and_then(|f| f.take(LONGEST_TOKEN as u64 + 1).read_to_string(&mut text));
+        read.map_err(|error| format!("the token file {path} cannot be read: {error}"))?;
+        let token = text.trim_end();
+        let fits = token.bytes().all(|b| b.is_ascii_graphic());
+        if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token.len()) || !fits {
+            return Err(format!(
+                "the token file {path} must hold {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable characters on one \
+                 line, no blanks"
+            ));
+        }
+        Ok(token.to_owned())
+    }
+
+    /// Whether a request has the token.
+    fn is_borne(&self, headers: &HeaderMap) -> bool {
+        let given = headers.get(AUTHORIZATION).and_then(text);
+        let given = given.and_then(|given| given.split_once(' '));
+        let Some(("Bearer" | "bearer", given)) = given else {
+            return false;
+        };
+        match self.read() {
+            Ok(token) => is_same(given.as_bytes(), token.as_bytes()),
+            Err(why) => {
+                tracing::warn!("a change with a token is refused: {why}");
+                false
+            }
+        }
+    }
+}
+
+/// Takes the same time wherever the first difference is.
+fn is_same(a: &[u8], b: &[u8]) -> bool {
+    let pairs = a.iter().zip(b);
+    let differ = pairs.fold(0, |differ, (a, b)| black_box(differ | (a ^ b)));
+    a.len() == b.len() && differ == 0
+}
+
+/// Who may do what at one address of the endpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Guard {
+    pub reach: Reach,
+    pub token: Option<TokenFile>,
+}
+
 const FOREIGN_HOST: &str = "the Host header must be an IP address or localhost";
 
 /// Why a request of any kind is refused, if it is. A page whose DNS name was rebound to 127.0.0.1
@@ -38,11 +111,27 @@ pub(super) fn refusal(reach: Reach, headers: &HeaderMap) -> Option<&'static str>
     (reach == Reach::Host && !hosts.all(known)).then_some(FOREIGN_HOST)
 }
 
-/// Why a mutating request is refused, if it is.
-pub(super) fn change_refusal(reach: Reach, headers: &HeaderMap) -> Option<&'static str> {
-    if reach == Reach::Network {
-        return Some("changes are accepted only where the admin address is a loopback address");
+impl Guard {
+    /// Why a mutating request is refused, if it is.
+    pub fn refuses(&self, headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
+        let forbidden = |why| (StatusCode::FORBIDDEN, why);
+        match (&self.token, self.reach) {
+            // No page of another site can send it unasked.
+            (Some(token), _) if token.is_borne(headers) => None,
+            (_, Reach::Host) => change_refusal(headers).map(forbidden),
+            (Some(_), _) => Some((
+                StatusCode::UNAUTHORIZED,
+                "changes are accepted here with the token of admin.token_file only (Authorization: Bearer)",
+            )),
+            (None, _) => Some(forbidden(
+                "changes are accepted only on a loopback address, at admin.control, or with admin.token_file",
+            )),
+        }
     }
+}
+
+/// Why a mutating request from this host is refused, if it is.
+fn change_refusal(headers: &HeaderMap) -> Option<&'static str> {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next().and_then(text), hosts.next()) else {
         return Some("one Host header is needed");
@@ -135,8 +224,7 @@ mod tests {
         ];
         for pairs in ok {
             let headers = headers(pairs);
-            assert_eq!(change_refusal(Reach::Host, &headers), None, "{pairs:?}");
-            assert!(change_refusal(Reach::Network, &headers).is_some());
+            assert_eq!(change_refusal(&headers), None, "{pairs:?}");
         }
         let bad: [&[_]; 8] = [
             &[],
@@ -149,9 +237,55 @@ mod tests {
             &[("host", "127.0.0.1:1"), ("sec-fetch-site", "same-site")],
         ];
         for pairs in bad {
-            let refused = change_refusal(Reach::Host, &headers(pairs));
+            let refused = change_refusal(&headers(pairs));
             assert!(refused.is_some(), "{pairs:?}");
         }
+    }
+
+    #[test]
+    fn tokens() {
+        let path = std::env::temp_dir().join(format!("pulsegate-token-{}", std::process::id()));
+        let write = |text: &str| std::fs::write(&path, text).expect("written");
+        for bad in [
+            "",
+            "too-short\n",
+            "two words of a token",
+            "0123456789abcdef\nx",
+        ] {
+            write(bad);
+            assert!(TokenFile::new(path.clone()).is_err(), "{bad:?}");
+        }
+        write("0123456789abcdef\n");
+        let token = Some(TokenFile::new(path.clone()).expect("a token"));
+        let reach = Reach::Network;
+        let guard = Guard { reach, token };
+        let refused = |bearer: &str| {
+            let mut headers = headers(&[("host", "evil.example"), ("origin", "null")]);
+            headers.insert(AUTHORIZATION, bearer.parse().expect("a header"));
+            guard.refuses(&headers).map(|(status, _)| status)
+        };
+        assert_eq!(refused("Bearer 0123456789abcdef"), None);
+        for bad in [
+            "Bearer 0123456789abcdeF",
+            "Bearer 0123456789abcde",
+            "Bearer 0123456789abcdef0",
+            "Bearer ",
+            "Basic 0123456789abcdef",
+            "0123456789abcdef",
+        ] {
+            assert_eq!(refused(bad), Some(StatusCode::UNAUTHORIZED), "{bad}");
+        }
+        write("fedcba9876543210");
+        assert_eq!(refused("Bearer fedcba9876543210"), None);
+        assert!(refused("Bearer 0123456789abcdef").is_some());
+        std::fs::remove_file(&path).expect("removed");
+        assert!(refused("Bearer fedcba9876543210").is_some());
+        let none = Guard { reach, token: None };
+        let refused = none.refuses(&headers(&[("host", "127.0.0.1")]));
+        assert_eq!(
+            refused.map(|(status, _)| status),
+            Some(StatusCode::FORBIDDEN)
+        );
     }
 
     #[test]

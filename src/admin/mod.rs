@@ -14,7 +14,8 @@ mod server;
 mod table;
 pub use crate::view;
 
-pub use server::serve;
+pub use guard::TokenFile;
+pub use server::{MAX_CONNECTIONS, Socket, serve};
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,7 +28,11 @@ pub async fn status(
     control: Arc<dyn Control>,
     request: hyper::Request<String>,
 ) -> hyper::StatusCode {
-    let router = routes::Router::new(control, guard::Reach::Host);
+    let guard = guard::Guard {
+        reach: guard::Reach::Host,
+        token: None,
+    };
+    let router = routes::Router::new(control, guard);
     router.answer(request).await.status()
 }
 

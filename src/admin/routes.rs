@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::body::Body;
 use hyper::header::{
     ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
+    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
-use super::guard::{Reach, change_refusal, refusal};
+use super::guard::{Guard, refusal};
 use super::query::{Format, Query};
 use super::table::{self, Table};
 use super::{Control, NotReloaded, Readiness};
@@ -229,16 +229,16 @@ pub(super) fn is_probe<B>(request: &Request<B>) -> bool {
 #[derive(Clone)]
 pub(super) struct Router {
     control: Arc<dyn Control>,
-    reach: Reach,
+    guard: Guard,
     figures: Places,
     listings: Places,
 }
 
 impl Router {
-    pub(super) fn new(control: Arc<dyn Control>, reach: Reach) -> Self {
+    pub(super) fn new(control: Arc<dyn Control>, guard: Guard) -> Self {
         Self {
             control,
-            reach,
+            guard,
             figures: Places::new(FIGURES),
             listings: Places::new(LISTINGS),
         }
@@ -264,7 +264,7 @@ impl Router {
 
     async fn route(&self, head: &Parts) -> Result<Reply, Refusal> {
         let (method, path) = (&head.method, head.uri.path());
-        if let Some(why) = refusal(self.reach, &head.headers) {
+        if let Some(why) = refusal(self.guard.reach, &head.headers) {
             return Err(Refusal::forbidden(why));
         }
         let Some(route) = Route::of(path) else {
@@ -279,10 +279,8 @@ impl Router {
                 ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, why)
             });
         }
-        if matches!(*method, Method::POST | Method::DELETE)
-            && let Some(why) = change_refusal(self.reach, &head.headers)
-        {
-            return Err(Refusal::forbidden(why));
+        if matches!(*method, Method::POST | Method::DELETE) {
+            self.may_change(&head.headers)?;
         }
         match route {
             Route::Index => Ok(text(INDEX)),
@@ -334,6 +332,17 @@ impl Router {
                 Err(Refusal::new(status, lines.join("\n")))
             }
         }
+    }
+
+    fn may_change(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let Some((status, why)) = self.guard.refuses(headers) else {
+            return Ok(());
+        };
+        let challenge = (WWW_AUTHENTICATE, "Bearer");
+        Err(Refusal {
+            header: (status == StatusCode::UNAUTHORIZED).then_some(challenge),
+            ..Refusal::new(status, format!("refused: {why}"))
+        })
     }
 
     async fn connections(&self, head: &Parts) -> Result<Reply, Refusal> {

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -12,8 +14,9 @@ use hyper::server::conn::http1;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
@@ -23,12 +26,12 @@ use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tracing::debug;
 
 use super::Control;
-use super::guard::Reach;
+use super::guard::{Guard, Reach, TokenFile};
 use super::patience::Patient;
 use super::routes::{Refusal, Reply, Router, is_probe};
 
-/// Connections at once. Each is a descriptor that the data plane cannot have.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at once to one address. Each is a descriptor that the data plane cannot have.
+pub const MAX_CONNECTIONS: usize = 64;
 /// Of these, the places for connections without a request so far. The others are for those that have
 /// sent one. Neither kind can keep the other out.
 const SILENT_CONNECTIONS: usize = MAX_CONNECTIONS / 2;
@@ -51,31 +54,93 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const MAX_REQUESTS: usize = 32;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A socket of the endpoint, which listens.
+#[derive(Debug)]
+pub enum Socket {
+    /// On an address of TCP.
+    Tcp(TcpListener),
+    /// On a file.
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Socket {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+/// One connection of either kind.
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+impl Socket {
+    /// The socket of either kind that this descriptor is.
+    ///
+    /// # Errors
+    /// The runtime cannot watch it.
+    pub fn new(listening: OwnedFd) -> io::Result<Self> {
+        let is_unix = SockRef::from(&listening).local_addr()?.is_unix();
+        Ok(if is_unix {
+            Self::Unix(UnixListener::from_std(listening.into())?)
+        } else {
+            Self::Tcp(TcpListener::from_std(listening.into())?)
+        })
+    }
+
+    fn reach(&self) -> Reach {
+        match self {
+            Self::Tcp(listener) => match listener.local_addr() {
+                Ok(address) => Reach::of(address.ip()),
+                Err(_) => Reach::Network,
+            },
+            Self::Unix(_) => Reach::Host,
+        }
+    }
+
+    /// Bounds what the kernel holds for a connection; they inherit it.
+    fn bound_buffers(&self) -> io::Result<()> {
+        let socket = match self {
+            Self::Tcp(listener) => SockRef::from(listener),
+            Self::Unix(listener) => SockRef::from(listener),
+        };
+        socket.set_send_buffer_size(SOCKET_BUFFER)?;
+        socket.set_recv_buffer_size(SOCKET_BUFFER)
+    }
+
+    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+        })
+    }
+}
+
 /// Serves the endpoint until `shutdown` resolves; answers begun by then are finished, within a
-/// second. Changes (POST, DELETE) are refused unless `listener` is on a loopback address.
+/// second. Changes (POST, DELETE) are refused unless `socket` can be reached from this host only, or
+/// they bear the token.
 ///
 /// It calls [`Control`], which may block, on the thread that polls it: give it a runtime of its
 /// own.
-pub async fn serve(listener: TcpListener, control: Arc<dyn Control>, shutdown: impl Future) {
-    let reach = match listener.local_addr() {
-        Ok(address) => Reach::of(address.ip()),
-        Err(_) => Reach::Network,
-    };
-    // Inherited by each connection.
-    let socket = socket2::SockRef::from(&listener);
-    let send = socket.set_send_buffer_size(SOCKET_BUFFER);
-    if let Err(error) = send.and(socket.set_recv_buffer_size(SOCKET_BUFFER)) {
+pub async fn serve(
+    socket: Socket,
+    token: Option<TokenFile>,
+    control: Arc<dyn Control>,
+    shutdown: impl Future,
+) {
+    if let Err(error) = socket.bound_buffers() {
         debug!(%error, "admin: cannot bound the socket buffers");
     }
-    let mut connections = Connections::new(Router::new(control, reach));
+    let reach = socket.reach();
+    let mut connections = Connections::new(Router::new(control, Guard { reach, token }));
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
             biased;
             _ = &mut shutdown => break,
             () = connections.reap() => {}
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
+            accepted = socket.accept() => match accepted {
+                Ok(stream) => {
                     connections.start(stream);
                     // It is read before the next one may take its place.
                     yield_now().await;
@@ -87,7 +152,7 @@ pub async fn serve(listener: TcpListener, control: Arc<dyn Control>, shutdown: i
             },
         }
     }
-    drop(listener);
+    drop(socket);
     connections.finish().await;
 }
 
@@ -129,7 +194,7 @@ impl Connections {
         }
     }
 
-    fn start(&mut self, stream: TcpStream) {
+    fn start(&mut self, stream: Box<dyn Stream>) {
         if self.open.len() >= MAX_CONNECTIONS {
             self.evict();
         }

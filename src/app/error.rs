@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 
-use crate::config::ConfigErrors;
+use crate::config::{ConfigErrors, ControlAddress};
 use crate::exit::Exit;
 use crate::server::StartError;
 
@@ -26,6 +26,17 @@ pub enum AppError {
         /// What the kernel said.
         error: io::Error,
     },
+    /// Nor could its second address.
+    #[error("admin.control: cannot listen on {address}: {error}")]
+    Control {
+        /// The address.
+        address: ControlAddress,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// The token is not to be had.
+    #[error("admin.token_file: {0}")]
+    Token(String),
     /// `--takeover` found nobody, and yet somebody listens there.
     #[error(
         "{error}; it cannot be taken over: no instance of this user has the admin address {address}"
@@ -69,9 +80,10 @@ impl AppError {
 
     pub(super) fn exit(&self) -> Exit {
         match self {
-            Self::Admin { .. } | Self::NotOurs { .. } | Self::Start(StartError::Listen { .. }) => {
-                Exit::CannotListen
-            }
+            Self::Admin { .. }
+            | Self::Control { .. }
+            | Self::NotOurs { .. }
+            | Self::Start(StartError::Listen { .. }) => Exit::CannotListen,
             Self::Config(_) | Self::NoAdmin => Exit::Usage,
             _ => Exit::Failure,
         }

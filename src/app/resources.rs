@@ -3,7 +3,8 @@
 use std::thread;
 
 use super::AppError;
-use crate::config::{Config, ListenerConfig, MemoryLimit};
+use crate::admin::MAX_CONNECTIONS;
+use crate::config::{Admin, Config, ListenerConfig, MemoryLimit};
 use crate::host::MemoryMeter;
 use crate::relay;
 use crate::upstream;
@@ -16,13 +17,24 @@ const PER_WORKER: u64 = 3;
 
 /// Descriptors that are no sessions' under a limit.
 #[must_use]
-pub fn reserved_descriptors(limit: u64, workers: usize, listeners: &[ListenerConfig]) -> u64 {
+pub fn reserved_descriptors(
+    limit: u64,
+    workers: usize,
+    listeners: &[ListenerConfig],
+    admin: Option<&Admin>,
+) -> u64 {
     let pipes = 2 * relay::most_pipes(limit) as u64;
     // Each worker has a socket of each listener.
     let sockets = listeners.len().max(1) as u64;
     let of_workers = (pipes + sockets + PER_WORKER) * workers as u64;
     let dials = upstream::descriptors(listeners.iter().map(|l| &l.upstream));
-    RESERVED_DESCRIPTORS + of_workers + dials
+    let has_control = admin.is_some_and(|admin| admin.control.is_some());
+    let of_control = if has_control {
+        MAX_CONNECTIONS as u64
+    } else {
+        0
+    };
+    RESERVED_DESCRIPTORS + of_control + of_workers + dials
 }
 
 /// The processors that the process may use, cgroup quota included.
@@ -66,7 +78,7 @@ pub(super) fn session_capacity(
     limit: u64,
     workers: usize,
 ) -> Result<usize, AppError> {
-    let reserved = reserved_descriptors(limit, workers, &config.listeners);
+    let reserved = reserved_descriptors(limit, workers, &config.listeners, config.admin.as_ref());
     let capacity = limit.saturating_sub(reserved) / 2;
     let limits = config.listeners.iter().map(|l| l.limits.max_connections);
     let asked = limits.flatten().map(u64::from).sum::<u64>().max(1);

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::{App, AppError};
-use crate::config::Admin;
+use crate::config::{Admin, ControlAddress};
 use crate::lifecycle::Drainable;
 use crate::net::{handover, listen};
 use crate::server::{Listener, StartError};
@@ -46,6 +46,8 @@ pub(super) struct Predecessor {
     talk: OwnedFd,
     pub control: Option<OwnedFd>,
     pub admin: Option<OwnedFd>,
+    /// Of `admin.control`.
+    pub second: Option<OwnedFd>,
     pub listeners: Vec<OwnedFd>,
 }
 
@@ -65,6 +67,7 @@ impl Predecessor {
             talk,
             control: None,
             admin: None,
+            second: None,
             listeners: Vec::new(),
         };
         loop {
@@ -73,6 +76,7 @@ impl Predecessor {
             match (&*text, fd) {
                 ("control", Some(fd)) => found.control = Some(fd),
                 ("admin", Some(fd)) => found.admin = Some(fd),
+                ("admin.control", Some(fd)) => found.second = Some(fd),
                 ("listener", Some(fd)) => found.listeners.push(fd),
                 ("end", None) => return Ok(Some(found)),
                 (why, _) => return Err(io::Error::other(why.to_owned())),
@@ -134,19 +138,27 @@ fn open_late(listener: &Listener) {
     listener.open();
 }
 
-/// The admin's socket, which listens; with the instance that it was got from, if it was.
-pub(super) type AdminSocket = (Option<(OwnedFd, SocketAddr)>, Option<Predecessor>);
+/// The sockets of the endpoint, which listen.
+#[derive(Debug)]
+pub(super) struct AdminSockets {
+    pub main: OwnedFd,
+    pub address: SocketAddr,
+    /// Of `admin.control`.
+    pub control: Option<OwnedFd>,
+}
 
-pub(super) fn admin_socket(
+/// With the instance that they were got from, if they were.
+pub(super) fn admin_sockets(
     admin: Option<&Admin>,
     succession: Succession,
-) -> Result<AdminSocket, AppError> {
-    let Some(Admin { address }) = admin else {
+) -> Result<(Option<AdminSockets>, Option<Predecessor>), AppError> {
+    let Some(admin) = admin else {
         return match succession {
             Succession::Takeover => Err(AppError::NoAdmin),
             _ => Ok((None, None)),
         };
     };
+    let address = &admin.address;
     let find = || Predecessor::find(*address, succession);
     let mut before = None;
     if succession == Succession::Takeover {
@@ -165,42 +177,73 @@ pub(super) fn admin_socket(
             before.as_mut().and_then(|b| b.admin.take()).ok_or(error)
         }),
     };
-    let socket = bound.map_err(|error| AppError::admin(*address, error))?;
-    let listening = listen::listen(&socket, ADMIN_BACKLOG);
+    let main = bound.map_err(|error| AppError::admin(*address, error))?;
+    let listening = listen::listen(&main, ADMIN_BACKLOG);
     listening.map_err(|error| AppError::admin(*address, error))?;
-    let address = listen::local_address(&socket)?;
-    Ok((Some((socket, address)), before))
+    let address = listen::local_address(&main)?;
+    let control = admin.control.as_ref();
+    let control = control.map(|control| control_socket(control, before.as_mut()));
+    let control = control.transpose()?;
+    let sockets = AdminSockets {
+        main,
+        address,
+        control,
+    };
+    Ok((Some(sockets), before))
+}
+
+/// The socket of `admin.control`, which listens: the other instance's where it has the same address.
+fn control_socket(
+    address: &ControlAddress,
+    before: Option<&mut Predecessor>,
+) -> Result<OwnedFd, AppError> {
+    let is_its = |socket: &OwnedFd| match address {
+        ControlAddress::Tcp(address) => listen::local_address(socket).ok() == Some(*address),
+        ControlAddress::Unix(path) => listen::local_file(socket).ok().as_ref() == Some(path),
+    };
+    let given = before.and_then(|before| before.second.take());
+    let socket = match (given.filter(is_its), address) {
+        (Some(socket), _) => Ok(socket),
+        (None, ControlAddress::Tcp(address)) => listen::bind_alone(*address),
+        (None, ControlAddress::Unix(path)) => listen::bind_file(path),
+    };
+    let listening = socket.and_then(|socket| {
+        listen::listen(&socket, ADMIN_BACKLOG)?;
+        Ok(socket)
+    });
+    let address = address.clone();
+    listening.map_err(|error| AppError::Control { address, error })
 }
 
 /// What to say of a listener that could not be bound.
 pub(super) fn explain(
     error: StartError,
-    admin: Option<&(OwnedFd, SocketAddr)>,
+    admin: Option<&AdminSockets>,
     before: Option<&Predecessor>,
     succession: Succession,
 ) -> AppError {
     match (admin, before) {
-        (Some((_, address)), None) if succession == Succession::Takeover => AppError::NotOurs {
+        (Some(admin), None) if succession == Succession::Takeover => AppError::NotOurs {
             error,
-            address: *address,
+            address: admin.address,
         },
         _ => error.into(),
     }
 }
 
 pub(super) fn estate(
-    admin: &OwnedFd,
-    address: SocketAddr,
+    admin: &AdminSockets,
     before: Option<&mut Predecessor>,
 ) -> io::Result<Option<Estate>> {
     let control = match before.and_then(|before| before.control.take()) {
         Some(control) => Ok(control),
-        None => handover::listen_as(&address.to_string()),
+        None => handover::listen_as(&admin.address.to_string()),
     };
     match control {
         Ok(control) => Ok(Some(Estate {
             control,
-            admin: admin.try_clone()?,
+            admin: admin.main.try_clone()?,
+            second: admin.control.as_ref().map(OwnedFd::try_clone).transpose()?,
         })),
         Err(error) => {
             tracing::warn!("no other instance can take over from this one: {error}");
@@ -228,6 +271,7 @@ pub(super) fn open(listeners: &[Arc<Listener>], before: Option<Predecessor>) -> 
 pub(super) struct Estate {
     pub control: OwnedFd,
     pub admin: OwnedFd,
+    pub second: Option<OwnedFd>,
 }
 
 impl App {
@@ -296,6 +340,9 @@ impl App {
         };
         handover::send(talk, "control", Some(given.control.as_fd()))?;
         handover::send(talk, "admin", Some(given.admin.as_fd()))?;
+        if let Some(second) = &given.second {
+            handover::send(talk, "admin.control", Some(second.as_fd()))?;
+        }
         for listener in &listeners {
             for socket in listener.duplicates()? {
                 handover::send(talk, "listener", Some(socket.as_fd()))?;

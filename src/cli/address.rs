@@ -1,12 +1,44 @@
 //! The admin address as a person gives it: a host may be a name.
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::{self, UpstreamAddress};
+use crate::admin::client::Target;
+use crate::config::{self, ControlAddress, UpstreamAddress};
 
 /// For one of several addresses of a name to accept.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where an endpoint is.
+#[derive(Clone, Debug)]
+pub(super) enum Place {
+    Host(UpstreamAddress),
+    /// A unix socket.
+    File(PathBuf),
+}
+
+impl Place {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong with the text, and what is accepted.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("unix:") {
+            Some(path) => Ok(Self::File(path.into())),
+            None => parse(text).map(Self::Host),
+        }
+    }
+
+    /// # Errors
+    /// In one line, why it has no address.
+    pub fn target(&self) -> Result<Target, String> {
+        match self {
+            Self::Host(address) => reach(address).map(Target::from),
+            Self::File(path) => Ok(ControlAddress::Unix(path.clone()).into()),
+        }
+    }
+}
 
 /// Reads it. `0.0.0.0:9900` is reached on loopback.
 ///
@@ -16,7 +48,7 @@ pub(super) fn parse(text: &str) -> Result<UpstreamAddress, String> {
     if let Ok(address) = text.parse() {
         return Ok(UpstreamAddress::Socket(address));
     }
-    let accepted = "host:port, such as 127.0.0.1:9900, [::1]:9900 or localhost:9900";
+    let accepted = "host:port, such as 127.0.0.1:9900, [::1]:9900 or localhost:9900; or unix:/PATH";
     config::host_and_port(text).map_err(|why| format!("{why}; accepted: {accepted}"))
 }
 

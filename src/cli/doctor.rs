@@ -63,6 +63,7 @@ fn demands(config: Option<&Config>) -> Demands {
     let configured = config.and_then(|config| config.workers);
     let workers = configured.map_or_else(app::default_workers, usize::from);
     let limit = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let admin = config.and_then(|config| config.admin.as_ref());
     Demands {
         backlog: backlog.unwrap_or_else(default_backlog),
         // Without a configuration there is nothing to add up, and no limit.
@@ -70,7 +71,7 @@ fn demands(config: Option<&Config>) -> Demands {
             .map(|limit| limit.map(u64::from))
             .sum::<Option<u64>>()
             .filter(|_| !listeners.is_empty()),
-        reserved_descriptors: app::reserved_descriptors(limit, workers, listeners),
+        reserved_descriptors: app::reserved_descriptors(limit, workers, listeners, admin),
         workers: workers as u64,
         upstreams: upstreams(listeners),
         memory: memory(config.map_or(MemoryLimit::Auto, |config| config.limits.memory)),

@@ -11,28 +11,87 @@ use std::time::Duration;
 use clap::Args;
 use strum::VariantNames;
 
-use super::address;
+use super::address::Place;
 use super::{Output, RunArgs, started_with, write_out};
-use crate::admin::client::{self, Health, Sort, Which};
-use crate::config::{self, UpstreamAddress};
+use crate::admin::client::{self, Health, Sort, Target, Which};
+use crate::config::{self, Admin};
 use crate::exit::{self, Exit};
 use crate::liveness::Condition;
 use crate::view::{OnSilent, Phase};
 
-const DEFAULT_ADMIN: &str = "127.0.0.1:9900";
-
-/// Where the endpoint is.
+/// Where the endpoint is. The address of admin.control comes before admin.address.
 #[derive(Args)]
 struct Endpoint {
-    /// Admin address of the running pulsegate
-    #[arg(long, value_name = "ADDR", default_value = DEFAULT_ADMIN, value_parser = address::parse)]
-    admin: UpstreamAddress,
+    /// Admin or control address: HOST:PORT or unix:/PATH [default: that of the only pulsegate that runs here, else 127.0.0.1:9900]
+    #[arg(long, value_name = "ADDR", value_parser = Place::parse)]
+    admin: Option<Place>,
+    /// Ask where this configuration file says
+    #[arg(short, long, value_name = "FILE", conflicts_with = "admin")]
+    config: Option<PathBuf>,
+    /// Ask the pulsegate with this process id where its command line says: 1 in a container
+    #[arg(long, value_name = "PID", conflicts_with_all = ["admin", "config"])]
+    pid: Option<u32>,
+    /// Send the token of this file
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
 }
 
 impl Endpoint {
-    fn reach(&self) -> Result<SocketAddr, String> {
-        address::reach(&self.admin)
+    /// Where it is; `None` where it is off.
+    fn find(&self) -> Result<Option<Target>, String> {
+        let config = match (&self.admin, &self.config, self.pid) {
+            (Some(place), ..) => return self.with_token(place.target()?).map(Some),
+            (None, Some(file), _) => config::load_file(file),
+            (None, None, Some(pid)) => configuration_of(pid)?.load(),
+            (None, None, None) => {
+                let default = || SocketAddr::from(([127, 0, 0, 1], 9900)).into();
+                let found = the_one_that_runs().unwrap_or_else(default);
+                return self.with_token(found).map(Some);
+            }
+        };
+        let admin = config.map_err(|errors| errors.to_string())?.admin;
+        admin
+            .map(|admin| self.with_token(target_of(admin)))
+            .transpose()
     }
+
+    /// Where it must be.
+    fn reach(&self) -> Result<Target, String> {
+        self.find()?
+            .ok_or_else(|| "admin is off there: nobody to ask".to_owned())
+    }
+
+    fn with_token(&self, target: Target) -> Result<Target, String> {
+        match &self.token_file {
+            Some(file) => target.with_token(file.clone()),
+            None => Ok(target),
+        }
+    }
+}
+
+fn target_of(admin: Admin) -> Target {
+    if let Some(control) = admin.control {
+        return control.into();
+    }
+    let target = Target::from(admin.address);
+    // Whoever may not read it can still ask.
+    let borne = admin.token_file.map(|file| target.clone().with_token(file));
+    borne.and_then(Result::ok).unwrap_or(target)
+}
+
+/// Where the pulsegate answers that runs in this network, if there is one and no other: two that follow
+/// each other have the same address.
+fn the_one_that_runs() -> Option<Target> {
+    let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let here = network("self")?;
+    let target = |pid: &str| {
+        let config = configuration_of(pid.parse().ok()?).ok()?.load().ok()?;
+        (network(pid)? == here).then(|| config.admin.map(target_of))?
+    };
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let mut found = processes.filter_map(|process| target(process.file_name().to_str()?));
+    let first = found.next()?;
+    found.all(|other| other == first).then_some(first)
 }
 
 /// `pulsegate healthcheck`.
@@ -40,12 +99,6 @@ impl Endpoint {
 pub(super) struct Healthcheck {
     #[command(flatten)]
     endpoint: Endpoint,
-    /// Ask where this configuration file says
-    #[arg(short, long, value_name = "FILE", conflicts_with = "admin")]
-    config: Option<PathBuf>,
-    /// Ask the pulsegate with this process id where its command line says: 1 in a container
-    #[arg(long, value_name = "PID", conflicts_with_all = ["admin", "config"])]
-    pid: Option<u32>,
     /// How long the answer may take
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = config::duration)]
     timeout: Duration,
@@ -178,24 +231,11 @@ pub(super) fn healthcheck(args: &Healthcheck) -> ExitCode {
     } else {
         Health::Live
     };
-    let asked = args.address().and_then(|address| match address {
-        Some(address) => client::healthcheck(address, args.timeout, health).map(|()| "ok\n"),
+    let asked = args.endpoint.find().and_then(|target| match target {
+        Some(target) => client::healthcheck(&target, args.timeout, health).map(|()| "ok\n"),
         None => Ok("admin is off: nobody to ask\n"),
     });
     report(asked.map(str::to_owned))
-}
-
-impl Healthcheck {
-    /// `None` where the endpoint is off.
-    fn address(&self) -> Result<Option<SocketAddr>, String> {
-        let config = match (&self.config, self.pid) {
-            (Some(file), _) => config::load_file(file),
-            (None, Some(pid)) => configuration_of(pid)?.load(),
-            (None, None) => return self.endpoint.reach().map(Some),
-        };
-        let admin = config.map_err(|errors| errors.to_string())?.admin;
-        Ok(admin.map(|admin| admin.address))
-    }
 }
 
 /// With what a process was started, perhaps by an init such as tini.
@@ -207,17 +247,19 @@ fn configuration_of(pid: u32) -> Result<RunArgs, String> {
     let mut words: Vec<_> = words.skip_while(|word| !is_pulsegate(word)).collect();
     // A zero byte ends the last one, too.
     words.pop();
-    started_with(&words).ok_or_else(|| format!("process {pid} is no `pulsegate run`"))
+    let args =
+        started_with(&words).ok_or_else(|| format!("process {pid} is no `pulsegate run`"))?;
+    Ok(args.seen_from(Path::new(&format!("/proc/{pid}/cwd"))))
 }
 
 pub(super) fn drain(args: &Drain) -> ExitCode {
     let wait = args.wait.then_some(args.timeout);
-    let drain = |admin| client::drain(admin, wait);
+    let drain = |target: Target| client::drain(&target, wait);
     report(args.endpoint.reach().and_then(drain))
 }
 
 pub(super) fn reload(args: &Reload) -> ExitCode {
-    let reload = |admin| client::reload(admin, args.output.format());
+    let reload = |target: Target| client::reload(&target, args.output.format());
     match args.endpoint.reach().and_then(reload) {
         Ok(Ok(report)) => write_out(&report),
         Ok(Err(lines)) => {
@@ -252,7 +294,7 @@ pub(super) fn conns(args: &Conns) -> ExitCode {
     if let Err(why) = client::check(&query) {
         return misused(&why);
     }
-    let connections = |admin| client::connections(admin, &query, args.output.format());
+    let connections = |target: Target| client::connections(&target, &query, args.output.format());
     report(args.endpoint.reach().and_then(connections))
 }
 
@@ -262,7 +304,7 @@ pub(super) fn upstreams(args: &Upstreams) -> ExitCode {
         .map(|name| ("listener", name))
         .into_iter()
         .collect();
-    let upstreams = |admin| client::upstreams(admin, &query, args.output.format());
+    let upstreams = |target: Target| client::upstreams(&target, &query, args.output.format());
     report(args.endpoint.reach().and_then(upstreams))
 }
 
@@ -284,7 +326,7 @@ pub(super) fn verify(args: &Verify) -> ExitCode {
     } else {
         OnSilent::Report
     };
-    let verify = |admin| client::verify(admin, which, on_silent, args.output.format());
+    let verify = |target: Target| client::verify(&target, which, on_silent, args.output.format());
     let found = match args.endpoint.reach().and_then(verify) {
         Ok(found) => found,
         Err(error) => return report(Err(error)),
@@ -309,16 +351,16 @@ pub(super) fn kill(args: &Kill) -> ExitCode {
         return misused(&why);
     }
     query.extend(args.reason.as_deref().map(|reason| ("reason", reason)));
-    let admin = match args.endpoint.reach() {
-        Ok(admin) => admin,
+    let target = match args.endpoint.reach() {
+        Ok(target) => target,
         Err(why) => return report(Err(why)),
     };
     if args.all {
-        return report(client::kill_all(admin, &query));
+        return report(client::kill_all(&target, &query));
     }
     let mut exit = Exit::Ok.into();
     for id in &args.ids {
-        match client::kill(admin, *id, &query) {
+        match client::kill(&target, *id, &query) {
             Ok(text) => drop(write_out(&text)),
             Err(error) => exit = report(Err(error)),
         }

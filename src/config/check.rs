@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::network::Network;
 use super::read::{Reader, Role, Scope};
 use super::types::{
-    Admin, ListenerConfig, ProxyProtocol, UpstreamAddress, UpstreamEndpoint, listeners,
+    Admin, ControlAddress, ListenerConfig, ProxyProtocol, UpstreamAddress, UpstreamEndpoint,
+    listeners,
 };
 use super::units::show;
 
@@ -192,9 +193,8 @@ pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&
     let list = at.child("listeners");
     // Read again one by one: a listener that is refused must not hide the clashes of the others.
     let all = listeners().each(&list, reader).unwrap_or_default();
-    let admin = admin
-        .and_then(Option::as_ref)
-        .map(|admin| (admin.address, admin_name(at, reader)));
+    let admin = admin.and_then(Option::as_ref);
+    let admin = admin.map_or_else(Vec::new, |admin| admin_addresses(at, reader, admin));
     for (i, listener) in all.iter().enumerate() {
         let Some(listener) = listener else { continue };
         let place = list.nth(i);
@@ -211,10 +211,10 @@ pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&
                 reader.contradict(&address, message);
             }
         }
-        if let Some((admin, name)) = &admin
-            && clash(listener.address, *admin)
-        {
-            reader.contradict(&address, clash_message(listener.address, name, *admin));
+        for (admin, name) in &admin {
+            if clash(listener.address, *admin) {
+                reader.contradict(&address, clash_message(listener.address, name, *admin));
+            }
         }
         let upstream = place.child("upstream");
         for (n, to) in listener.upstream.addresses().enumerate() {
@@ -222,9 +222,7 @@ pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&
                 Some(_) => upstream.child("address"),
                 None => upstream.child("endpoints").nth(n).child("address"),
             };
-            if let Some((admin, name)) = &admin
-                && reaches(to, *admin)
-            {
+            for (_, name) in admin.iter().filter(|(admin, _)| reaches(to, *admin)) {
                 reader.contradict(&upstream, format!("{to} is {name}"));
             }
             let message = match way_back(&all, i, to) {
@@ -240,16 +238,40 @@ pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&
     }
 }
 
-fn admin_name(at: &Scope<'_>, reader: &Reader<'_>) -> String {
-    let address = at.child("admin").child("address");
-    let name = if reader.is_of_flags() {
-        "--admin"
-    } else {
-        "admin.address"
+/// Where the admin endpoint listens, and how a message calls that.
+fn admin_addresses(
+    at: &Scope<'_>,
+    reader: &Reader<'_>,
+    admin: &Admin,
+) -> Vec<(SocketAddr, String)> {
+    let names = match reader.is_of_flags() {
+        true => ["--admin", "--admin-control"],
+        false => ["admin.address", "admin.control"],
     };
-    match address.given() {
-        Some(_) => format!("the address of {name}"),
-        None => format!("the default of {name}"),
+    let name = match at.child("admin").child("address").given() {
+        Some(_) => format!("the address of {}", names[0]),
+        None => format!("the default of {}", names[0]),
+    };
+    let mut addresses = vec![(admin.address, name)];
+    if let Some(ControlAddress::Tcp(control)) = admin.control {
+        addresses.push((control, format!("the address of {}", names[1])));
+    }
+    addresses
+}
+
+/// The two addresses of the endpoint are two.
+pub(super) fn control_address(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    address: Option<SocketAddr>,
+    control: Option<&ControlAddress>,
+) {
+    if let (Some(address), Some(ControlAddress::Tcp(control))) = (address, control)
+        && clash(*control, address)
+    {
+        let place = at.child("control");
+        let name = reader.name_of(&at.child("address"));
+        reader.contradict(&place, clash_message(*control, &name, address));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use strum::VariantNames;
 use super::network::Network;
 use super::section::{Accepted, Form};
 use super::setting::{Items, Setting, Type, list, value};
-use super::types::{MemoryLimit, Rate, UpstreamAddress};
+use super::types::{ControlAddress, MemoryLimit, Rate, UpstreamAddress};
 use super::units::{self, show, show_rate, show_size};
 
 /// Up to here every whole number is a floating-point number: 2^53.
@@ -166,6 +167,30 @@ pub(super) fn listen() -> Setting<SocketAddr> {
     address("IP:port, such as 0.0.0.0:9000 or [::1]:9000", parse_listen)
 }
 
+/// A loopback address, or the path of a socket.
+pub(super) fn control() -> Setting<ControlAddress> {
+    let accepted = "a loopback IP:port, such as 127.0.0.1:9901, or unix:/PATH";
+    let schema = json!({ "type": "string", "pattern": "^(unix:/.+|.+:[0-9]{1,5})$" });
+    let form = form(accepted, "ADDR", schema);
+    value(Type::Text, form, parse_control, |a| a.to_string().into())
+}
+
+/// The path of a file.
+pub(super) fn file() -> Setting<PathBuf> {
+    let form = form(
+        "the path of a file",
+        "FILE",
+        json!({ "type": "string", "minLength": 1 }),
+    );
+    let parse = |text: &str| match text {
+        "" => Err("is no path".to_owned()),
+        text => Ok(text.into()),
+    };
+    value(Type::Text, form, parse, |path: &PathBuf| {
+        path.display().to_string().into()
+    })
+}
+
 /// `host:port` of a service.
 pub(super) fn dial() -> Setting<UpstreamAddress> {
     address(
@@ -273,6 +298,26 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
         }
         (host, _) if valid_host(host) => Err(format!("names no IP address: {host}")),
         _ => Err("is not an address".to_owned()),
+    }
+}
+
+fn parse_control(text: &str) -> Result<ControlAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return parse_socket_path(path).map(ControlAddress::Unix);
+    }
+    match parse_listen(text)? {
+        address if address.ip().to_canonical().is_loopback() => Ok(ControlAddress::Tcp(address)),
+        _ => Err("is no loopback address".to_owned()),
+    }
+}
+
+/// The longest path is what fits into `sun_path`, with a zero byte (unix(7)).
+pub(super) fn parse_socket_path(path: &str) -> Result<PathBuf, String> {
+    match path {
+        path if !path.starts_with('/') => Err("is not an absolute path".to_owned()),
+        path if path.len() > 107 => Err("is longer than 107 bytes".to_owned()),
+        path if path.contains('\0') => Err("has a zero byte".to_owned()),
+        path => Ok(path.into()),
     }
 }
 

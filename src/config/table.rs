@@ -90,7 +90,14 @@ impl<'a> Table<'a> {
                 _ => (&key.path, text),
             });
         }
-        Ok(tree(&leaves))
+        let has_keys = |section: &str| leaves.iter().any(|(leaf, _)| parent(leaf) == section);
+        let is_word = |(path, text): &&(&str, &str)| !text.is_empty() && has_keys(path);
+        match leaves.iter().find(is_word) {
+            Some((section, word)) => Err(format!(
+                "{section} is {word}: none of its keys can be given"
+            )),
+            None => Ok(tree(&leaves)),
+        }
     }
 }
 

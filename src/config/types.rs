@@ -4,14 +4,15 @@
 //! To add a key, add a field to its section. To add a word, add a variant to its enum.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use strum::{Display, EnumString, VariantNames};
 
 use super::check;
 use super::kind::{
-    choice, count, dial, listen, memory, name, networks, rate, seconds, sources, span, switch,
-    timeout,
+    choice, control, count, dial, file, listen, memory, name, networks, rate, seconds, sources,
+    span, switch, timeout,
 };
 use super::network::Network;
 use super::read::Scope;
@@ -401,9 +402,37 @@ pub enum OnFull {
 section! {
     /// The HTTP endpoint for metrics and administration.
     Admin {
-        /// Where it listens. Requests that change something are accepted on a loopback address
-        /// only.
+        /// Where it listens. Requests that change something are accepted on a loopback address,
+        /// and with a token.
         address: SocketAddr = listen().default("127.0.0.1:9900").flag("admin");
+        /// A second address, for people and scripts on this host: everything is accepted there. A
+        /// unix socket is for the user of the process only.
+        control: Option<ControlAddress> = control().or("none").default("none").flag("admin-control");
+        /// A file with a token. Who sends it as `Authorization: Bearer` may change something at any
+        /// address. It is read for each such request.
+        token_file: Option<PathBuf> = file().or("none").default("none").flag("admin-token-file");
+    }
+    check |at, reader| {
+        let control = control.as_ref().and_then(Option::as_ref);
+        check::control_address(at, reader, address, control);
+    }
+}
+
+/// Where whoever comes may change something.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlAddress {
+    /// An address of TCP.
+    Tcp(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for ControlAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
     }
 }
 

@@ -1,12 +1,16 @@
 //! Listening sockets: one per worker on the same address, so that the kernel spreads clients
 //! over the workers. All are bound before the first one listens.
 
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 
+use rustix::fs::Mode;
 use rustix::net::SocketFlags;
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use super::options;
 use crate::liveness::Policy;
@@ -39,6 +43,36 @@ pub fn bind_alone(address: SocketAddr) -> io::Result<OwnedFd> {
     let socket = socket(address)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+/// Binds a socket file that is for this user only. One on which nobody listens is replaced.
+///
+/// # Errors
+/// EADDRINUSE where somebody listens there or it is no socket, and what else the system says.
+pub fn bind_file(path: &Path) -> io::Result<OwnedFd> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+    // The file gets the mode of the socket (unix(7)), so that there is no moment in which it has another.
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    let address = SockAddr::unix(path)?;
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    if is_socket {
+        let tried = Socket::new(Domain::UNIX, Type::STREAM, None)?.connect(&address);
+        if tried.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused) {
+            fs::remove_file(path)?;
+        }
+    }
+    socket.bind(&address)?;
+    Ok(socket.into())
+}
+
+/// The file a unix socket is bound to.
+///
+/// # Errors
+/// What getsockname(2) says.
+pub fn local_file(fd: impl AsFd) -> io::Result<PathBuf> {
+    let address = socket2::SockRef::from(&fd).local_addr()?;
+    let path = address.as_pathname().map(Path::to_owned);
+    path.ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
 /// Has the clients of a socket, its own or another instance's, be watched by `policy` from now on.

@@ -16,6 +16,7 @@ pub const TESTS: &[Test] = tests![
     drain_refuses_newcomers_and_lets_sessions_finish,
     drain_ends_idle_sessions_when_its_time_is_over,
     second_signal_ends_the_process_at_once,
+    subcommands_find_the_only_instance_and_its_control_address,
 ];
 
 /// Whether a new client is refused. A connection that is only closed at once does not count.
@@ -47,6 +48,24 @@ fn drain_refuses_newcomers_and_lets_sessions_finish() {
     assert_eq!(client.wait_end(PROMPT).1, End::Finished);
     let status = case.proxy.wait_exit(PROMPT);
     assert!(status.success(), "{status}");
+}
+
+/// Of all instances that run on this machine meanwhile, it is the only one in its network.
+fn subcommands_find_the_only_instance_and_its_control_address() {
+    let socket = std::env::temp_dir().join(format!("pulsegate-found-{}", std::process::id()));
+    let control = format!("unix:{}", socket.display());
+    let case = Case::with(&["--admin-control", &control], Options::default());
+    let (client, service) = case.session();
+    let (code, conns) = case.proxy.command(&["conns"]);
+    assert!(code == Some(0) && conns.contains("1 in all"), "{conns}");
+    let (code, said) = case.proxy.command(&["kill", "--all"]);
+    assert_eq!((code, &*said), (Some(0), "1 session is being ended\n"));
+    assert_eq!(client.wait_end(PROMPT).1, End::Reset);
+    assert_eq!(service.wait_end(PROMPT).1, End::Reset);
+    // Asked at the socket, although the default address answers, too.
+    std::fs::remove_file(&socket).expect("it is there");
+    assert_eq!(case.proxy.command(&["conns"]).0, Some(1));
+    assert!(case.proxy.get("/livez").is_ok());
 }
 
 fn drain_ends_idle_sessions_when_its_time_is_over() {

@@ -107,6 +107,22 @@ impl Pulsegate {
         }
     }
 
+    /// The same by a command line of the test's own.
+    pub fn started(command: Command, address: SocketAddr, admin: SocketAddr) -> Self {
+        Self::ready(command, address, admin)
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self) {
+        self.process.wait(SETTLED_WITHIN);
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Connects as a client that does not wait for ever.
     pub fn connect(&self) -> TcpStream {
         connect(self.address)
