@@ -74,8 +74,8 @@ pub enum LegStream {
     /// The payload is what is on the wire.
     Plain(TcpStream),
     /// The same on a local socket (unix(7)): what was written has arrived. It knows no urgent byte, no RST
-    /// and none of the options of TCP; its bytes are copied.
-    Local(TcpStream),
+    /// and none of the options of TCP; its bytes are copied. Boxed, so that it adds nothing to every leg.
+    Local(Box<TcpStream>),
     /// The payload is wrapped.
     Layered(Box<Layered>),
 }
@@ -105,11 +105,18 @@ impl LegStream {
         Self::Layered(Box::new(Layered { wire, layer }))
     }
 
+    /// A local socket.
+    #[must_use]
+    pub fn local(socket: TcpStream) -> Self {
+        Self::Local(Box::new(socket))
+    }
+
     /// The socket, for its options and its state. Its bytes are moved by this stream only.
     #[must_use]
     pub fn socket(&self) -> &TcpStream {
         match self {
-            Self::Plain(socket) | Self::Local(socket) => socket,
+            Self::Plain(socket) => socket,
+            Self::Local(socket) => socket,
             Self::Layered(layered) => &layered.wire.socket,
         }
     }
@@ -128,7 +135,8 @@ impl LegStream {
     #[inline]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(socket) | Self::Local(socket) => socket.poll_read(cx, buf),
+            Self::Plain(socket) => socket.poll_read(cx, buf),
+            Self::Local(socket) => socket.poll_read(cx, buf),
             Self::Layered(layered) => layered.layer.poll_read(&mut layered.wire, cx, buf),
         }
     }
@@ -152,7 +160,8 @@ impl LegStream {
     #[inline]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(socket) | Self::Local(socket) => socket.poll_write(cx, buf),
+            Self::Plain(socket) => socket.poll_write(cx, buf),
+            Self::Local(socket) => socket.poll_write(cx, buf),
             Self::Layered(layered) => layered.layer.poll_write(&mut layered.wire, cx, buf),
         }
     }
@@ -273,7 +282,7 @@ impl DetachedLeg {
     pub fn attach(self) -> io::Result<LegStream> {
         Ok(match self {
             Self::Plain(fd) => LegStream::Plain(TcpStream::new(fd)?),
-            Self::Local(fd) => LegStream::Local(TcpStream::new(fd)?),
+            Self::Local(fd) => LegStream::local(TcpStream::new(fd)?),
             Self::Layered {
                 fd,
                 layer,
