@@ -275,6 +275,23 @@ fn explain_says_which_legs_a_nat_does_not_forget() {
     );
 }
 
+/// A default that is longer than a limit that is given is not an error, nor is it when it is printed.
+#[test]
+fn a_default_that_never_acts_is_printed_as_what_acts_before_it() {
+    let text = "listeners: [{ address: 127.0.0.1:1, upstream: { address: 127.0.0.1:2 }, \
+                liveness: { max_connection_duration: 30s } }]";
+    let printed = config::to_yaml(&load(text).expect("accepted"));
+    for key in [
+        "idle_timeout",
+        "half_close_timeout",
+        "max_connection_duration",
+    ] {
+        assert!(printed.contains(&format!("{key}: 30s")), "{printed}");
+    }
+    let again = load(&printed).map(|config| config::to_yaml(&config));
+    assert_eq!(again, Ok(printed));
+}
+
 #[test]
 fn every_flag_sets_what_its_key_sets() {
     let yaml = "\

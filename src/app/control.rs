@@ -164,7 +164,7 @@ fn endpoint_view(listener: &str, endpoint: &Endpoint) -> EndpointView {
     EndpointView {
         listener: listener.to_owned(),
         endpoint: endpoint.address().to_string(),
-        name: endpoint.name().map(|name| name.to_string()),
+        name: endpoint.name().map(ToString::to_string),
         state: match endpoint.standing() {
             Standing::Up => EndpointState::Up,
             Standing::Ejected => EndpointState::Ejected,

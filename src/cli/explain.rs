@@ -58,7 +58,7 @@ fn heading(listener: &ListenerConfig) -> String {
         Some(n) => format!("at most {n} sessions, then {}", limits.on_full),
         None => "no limit of sessions".to_owned(),
     };
-    format!("{name}: {address} -> {}, {limits}\n", upstream)
+    format!("{name}: {address} -> {upstream}, {limits}\n")
 }
 
 fn process(config: &Config) -> String {

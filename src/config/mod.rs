@@ -113,9 +113,13 @@ fn read<T: Section>(keys: &[Key], source: Source<'_>, root: &Node) -> Result<T, 
     reader.finish(value)
 }
 
-/// The configuration in force, every default filled in, as YAML that [`load`] reads back.
+/// The configuration in force, every default filled in, as YAML that [`load`] reads back. A default that
+/// another limit always forestalls is printed as that limit: written beside each other, the two would
+/// contradict.
 #[must_use]
 pub fn to_yaml(config: &Config) -> String {
+    let mut config = config.clone();
+    config.listeners.iter_mut().for_each(ListenerConfig::level);
     // Text, numbers and mappings of them can always be printed.
     serde_yaml::to_string(&config.show()).unwrap_or_default()
 }

@@ -230,9 +230,9 @@ impl<T: 'static> Setting<Vec<T>> {
                 None => inner(at, reader, accepted),
             }
         };
-        Setting {
+        Self {
             inside: self.inside,
-            ..Setting::new(form, read, self.show)
+            ..Self::new(form, read, self.show)
         }
     }
 }

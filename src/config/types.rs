@@ -529,6 +529,29 @@ section! {
     }
 }
 
+impl ListenerConfig {
+    /// Lowers each limit to the one that always acts before it.
+    pub(super) fn level(&mut self) {
+        fn lower<T: Ord + Copy>(limit: &mut Option<T>, to: Option<T>) {
+            *limit = limit.map(|limit| to.map_or(limit, |to| limit.min(to)));
+        }
+        let liveness = &mut self.liveness;
+        lower(&mut liveness.idle_timeout, liveness.max_connection_duration);
+        for limit in [
+            &mut liveness.half_close_timeout,
+            &mut liveness.first_response_timeout,
+        ] {
+            lower(limit, liveness.idle_timeout);
+            lower(limit, liveness.max_connection_duration);
+        }
+        let limits = &mut self.limits;
+        lower(
+            &mut limits.max_connections_per_source,
+            limits.max_connections,
+        );
+    }
+}
+
 #[cfg(test)]
 impl Default for Liveness {
     fn default() -> Self {

@@ -50,12 +50,13 @@ impl EndpointSeries<'_> {
     /// Brings them up to date. Those of endpoints that have gone are removed.
     pub fn update(&self, known: &mut Known, figures: &[EndpointFigures]) {
         let present: BTreeSet<&str> = figures.iter().map(|f| f.endpoint.as_str()).collect();
-        for (gone, _) in known
-            .0
-            .extract_if(.., |name, _| !present.contains(name.as_str()))
-        {
-            self.remove(&gone);
-        }
+        known.0.retain(|name, _| {
+            let stays = present.contains(name.as_str());
+            if !stays {
+                self.remove(name);
+            }
+            stays
+        });
         let mut own = known.0.values().filter(|seen| seen.is_own).count();
         let mut others = Vec::new();
         for figures in figures {

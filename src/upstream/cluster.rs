@@ -495,7 +495,7 @@ pub(super) mod tests {
         let all = next(&cluster).await.unwrap();
         assert_eq!(all[..4], addresses([1, 2, 9, 3]));
         assert_eq!(
-            all[4..].iter().map(|a| a.port()).collect::<Vec<_>>(),
+            all[4..].iter().map(SocketAddr::port).collect::<Vec<_>>(),
             [81, 81]
         );
         let shared = cluster.endpoints()[1].clone();

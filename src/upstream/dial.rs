@@ -66,7 +66,7 @@ impl Attempt {
     }
 
     /// It was not answered in its time, or others were dialled later and have answered.
-    fn is_late(self, dialler: &Dialler) {
+    fn give_up(self, dialler: &Dialler) {
         let late = io::ErrorKind::TimedOut.into();
         let _counted: io::Result<()> = self.endpoint.count(&dialler.ejector, Err(late));
     }
@@ -203,7 +203,7 @@ pub(super) async fn first_of(
             if dialled.len() > usize::from(double.is_some())
                 && let Some(oldest) = dialled.pop_front()
             {
-                oldest.is_late(dialler);
+                oldest.give_up(dialler);
             }
             assign(ActiveSession::new(endpoint.clone()));
             match Attempt::begin(endpoint.clone(), dialler) {
@@ -233,7 +233,7 @@ pub(super) async fn first_of(
                 let Some(attempt) = dialled.remove(n) else { continue };
                 match connected {
                     Ok(()) => {
-                        dialled.drain(..n).for_each(|late| late.is_late(dialler));
+                        dialled.drain(..n).for_each(|late| late.give_up(dialler));
                         assign(ActiveSession::new(attempt.endpoint));
                         return Ok(attempt.stream);
                     }
@@ -241,7 +241,7 @@ pub(super) async fn first_of(
                 }
             }
             () = tokio::time::sleep(patience) => if !pick.has_more() {
-                dialled.drain(..).for_each(|late| late.is_late(dialler));
+                dialled.drain(..).for_each(|late| late.give_up(dialler));
                 return Err(io::ErrorKind::TimedOut.into());
             }
         }

@@ -239,7 +239,7 @@ fn a_bad_file_changes_nothing() {
     };
     let good = rig.yaml(&[only], UNWATCHED);
     let (file, write) = (rig.file(), |text: &str| {
-        fs::write(rig.file(), text).expect("written")
+        fs::write(rig.file(), text).expect("written");
     });
     let bad: [(&dyn Fn(), &[&str]); 8] = [
         (&|| write("listeners: ["), &["pulsegate.yaml:1:"]),
