@@ -138,6 +138,7 @@ fn service() -> Arc<SessionParams> {
         sheds: false,
         probes: Default::default(),
         low_water: true,
+        first_byte_timeout: None,
         queue_timeout: None,
         abandoned: Abandoned::Serve,
         last_end: AtomicU8::default(),

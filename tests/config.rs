@@ -308,6 +308,7 @@ listeners:
       balance: round_robin
       connect_timeout: 4s
       connect_retry: 300ms
+      dial: first_byte
       resolve_interval: 6s
       source_address: [10.0.0.5, 10.0.0.6]
       ejection: { failures: 3, for: 31s }
@@ -330,6 +331,7 @@ listeners:
       max_connections: 12
       on_full: verify
       queue_timeout: 12s
+      first_byte_timeout: 17s
       abandoned: drop
       reconnect_delay: 500ms
       max_connections_per_source: 3
@@ -354,6 +356,7 @@ workers: 15
         ("balance", "round_robin"),
         ("connect-timeout", "4s"),
         ("connect-retry", "300ms"),
+        ("dial", "first_byte"),
         ("resolve-interval", "6s"),
         ("source-address", "10.0.0.5,10.0.0.6"),
         ("ejection-failures", "3"),
@@ -377,6 +380,7 @@ workers: 15
         ("max-connections", "12"),
         ("on-full", "verify"),
         ("queue-timeout", "12s"),
+        ("first-byte-timeout", "17s"),
         ("abandoned", "drop"),
         ("reconnect-delay", "500ms"),
         ("access-allow", "10.0.0.0/8,fd00::/8"),

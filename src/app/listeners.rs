@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize};
 
 use crate::config::{Config, ListenerConfig, OnFull};
+use crate::liveness::Span;
 use crate::metrics::Metrics;
 use crate::server::{Listener, Registry, StartError};
 use crate::session::SessionParams;
@@ -120,6 +121,7 @@ fn params(
         on_dead: config.liveness.on_dead,
         on_end: config.liveness.on_end,
         metrics: metrics.listener(&config.name),
+        first_byte_timeout: config.limits.first_byte_timeout.map(Span::from),
         queue_timeout: config.limits.queue_timeout,
         abandoned: config.limits.abandoned,
         low_water,

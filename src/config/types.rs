@@ -140,6 +140,9 @@ section! {
         /// while the service restarts. 0s: not at all.
         connect_retry: Option<Duration> =
             span(10 * MS..=60 * SECOND).or_off().default("0s").flag("connect-retry");
+        /// When the service is dialled: once a client is accepted, or once it has sent something. Checks that
+        /// only connect then reach no service; the service cannot be the first to speak.
+        dial: Dial = choice().default("accept").flag("dial");
         /// How often a DNS name is looked up; the last answer is used while DNS is out.
         resolve_interval: Duration = span(SECOND..=HOUR).default("10s").flag("resolve-interval");
         /// Addresses of this host that the service is dialled from, one after the other: each has its own
@@ -199,6 +202,16 @@ pub enum Balance {
     FirstAvailable,
     /// By the client's address (rendezvous hashing).
     SourceHash,
+}
+
+/// When the service is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum Dial {
+    /// When the client has its place.
+    Accept,
+    /// When the client has sent something.
+    FirstByte,
 }
 
 /// How the service is told who the client is.
@@ -336,6 +349,8 @@ section! {
         /// How long an incoming connection may wait for a place (on_full: queue, verify, replace);
         /// 0s: for ever.
         queue_timeout: Option<Duration> = timeout().default("30s").flag("queue-timeout");
+        /// Ends a client that sends nothing for this long, counted from the PROXY header where there is one.
+        first_byte_timeout: Option<Duration> = timeout().default("0s").flag("first-byte-timeout");
         /// Whether a client is still served that sent data and FIN while it waited for a place.
         abandoned: Abandoned = choice().default("serve").flag("abandoned");
         /// Pause between the end of a session and the next one in its place.

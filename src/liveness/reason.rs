@@ -128,6 +128,8 @@ pub enum CloseReason {
     ProxyProtocolError,
     /// The client said FIN and had sent nothing; its service was not dialled.
     NoBytes,
+    /// The client sent nothing for `first_byte_timeout`.
+    FirstByteTimeout,
 }
 
 impl CloseReason {

@@ -273,6 +273,17 @@ impl TcpStream {
         }
     }
 
+    /// Waits for the first byte, which stays where it is. False: the peer has said FIN without one.
+    pub async fn first_byte(&self) -> bool {
+        while let Ok(mut guard) = self.fd.readable().await {
+            match rustix::net::recv(self.fd.get_ref(), &mut [0_u8; 1], RecvFlags::PEEK) {
+                Err(rustix::io::Errno::AGAIN) => guard.clear_ready(),
+                peeked => return matches!(peeked, Ok((1.., _))),
+            }
+        }
+        false
+    }
+
     /// Whether the peer has said FIN or was lost and has left nothing to read. Reads nothing.
     #[must_use]
     pub fn has_left(&self) -> bool {

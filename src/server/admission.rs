@@ -411,6 +411,7 @@ mod tests {
             on_dead: OnDead::Reset,
             on_end: OnEnd::Reset,
             metrics: metrics.listener(name),
+            first_byte_timeout: None,
             queue_timeout: None,
             abandoned: Abandoned::Serve,
             low_water: true,

@@ -60,6 +60,8 @@ pub struct SessionParams {
     pub on_end: OnEnd,
     /// Metric handles, labels resolved.
     pub metrics: Arc<ListenerMetrics>,
+    /// How long a client may send nothing.
+    pub first_byte_timeout: Option<Span>,
     /// How long a client may wait for a place.
     pub queue_timeout: Option<Duration>,
     /// What becomes of a client that says FIN while it waits for a place.

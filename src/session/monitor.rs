@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Phase, Session, State, Table, Watch, Worker};
-use crate::liveness::{Action, Condition, LEGS, Leg, Machine, Span, Time};
+use super::{Phase, Session, State, Table, Watch, Worker, aborted};
+use crate::liveness::{
+    Action, Close, CloseHow, CloseReason, Condition, LEGS, Leg, Machine, Span, Time, Timer,
+};
 use crate::net::options;
 use crate::sys;
 
@@ -65,7 +67,9 @@ impl Session {
         if self.counters.sent() > 0 {
             first = first.min(now + self.params.policy.busy_interval());
         }
-        let first = first.min(state.due).max(now + Span::ms(1));
+        let first_byte = self.first_byte_timer(&state).map(|timer| timer.at);
+        let first = first.min(state.due).min(first_byte.unwrap_or(first));
+        let first = first.max(now + Span::ms(1));
         let first = state.put_off(now, first);
         self.will_be_observed(now, first);
         Some(first)
@@ -180,10 +184,29 @@ impl Session {
                 options::ask_every(fd, gap);
             }
         }
-        if let Some(close) = verdict.close {
+        let first_byte = self.first_byte_timer(state);
+        let mute = first_byte
+            .filter(|timer| timer.at <= now)
+            .map(|timer| Close {
+                how: CloseHow::Flush,
+                ..aborted(timer.reason)
+            });
+        if let Some(close) = verdict.close.or(mute) {
             self.order_locked(state, close);
         }
-        state.put_off(now, verdict.next)
+        let first_byte = first_byte.filter(|timer| timer.at > now);
+        let next = first_byte.map_or(verdict.next, |timer| timer.at.min(verdict.next));
+        state.put_off(now, next)
+    }
+
+    /// The limit of a client that has sent nothing yet, from when it could.
+    pub(super) fn first_byte_timer(&self, state: &State) -> Option<Timer> {
+        let limit = self.params.first_byte_timeout?;
+        let received = self.counters.traffic().received[Leg::Downstream as usize];
+        (state.phase == Phase::Open && received == 0).then(|| Timer {
+            reason: CloseReason::FirstByteTimeout,
+            at: state.machine.waits_since() + limit,
+        })
     }
 
     /// Moves the gauges from what was known to what is known; `None` is a session that ended.

@@ -14,7 +14,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use super::{Phase, Session, Watch, aborted};
-use crate::config::Abandoned;
+use crate::config::{Abandoned, Dial};
 use crate::liveness::{Close, CloseReason, Leg};
 use crate::metrics::ConnectFailure;
 use crate::net::leg::LegStream;
@@ -97,6 +97,10 @@ pub(super) async fn open<P>(
         if let Some(preamble) = preamble {
             read(&session, &mut client, &*preamble).await?;
         }
+        if session.params.cluster.upstream().dial == Dial::FirstByte {
+            session.begin(Phase::Preamble);
+            first_byte(&session, &client).await?;
+        }
         if let Some(mut wait) = wait {
             place = Some(
                 match poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await {
@@ -155,6 +159,30 @@ async fn read(
         close = poll_fn(|_| session.take_order()) => Err(close),
         read = preamble.read(session, client) => read,
         () = tokio::time::sleep(preamble.limit()) => Err(aborted(preamble.late(session))),
+    }
+}
+
+/// Waits for the first byte of payload.
+async fn first_byte(session: &Session, client: &Client) -> Result<(), Close> {
+    if !client.unsent.is_empty() {
+        return Ok(());
+    }
+    let socket = client.stream.socket();
+    let too_long = async {
+        match session.params.first_byte_timeout {
+            Some(timeout) => tokio::time::sleep(timeout.into()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        biased;
+        close = poll_fn(|_| session.take_order()) => Err(close),
+        error = socket.failed() => Err(session.client_failed(&error)),
+        came = socket.first_byte() => match came {
+            true => Ok(()),
+            false => Err(aborted(CloseReason::NoBytes)),
+        },
+        () = too_long => Err(aborted(CloseReason::FirstByteTimeout)),
     }
 }
 

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use super::opening::{self, Admission, Boxed, Client, Preamble};
 use super::{Entry, Phase, Session, Table, Worker, aborted, closing};
+use crate::config::Dial;
 use crate::liveness::{Close, CloseReason, LEGS, Leg};
 use crate::net::leg::{DetachedLeg, LegStream};
 use crate::net::sample;
@@ -65,14 +66,12 @@ impl<P: Send + Unpin + 'static> Task<P> {
     ) -> Self {
         let entry = Entry::new(session, worker, downstream.socket().raw_fd());
         let client = Client::from(downstream);
-        let (place, stage) = match (admission, &preamble) {
-            (Admission::Now(place), None) => (Some(place), Stage::Admitted(client)),
-            (admission, _) => {
+        let dial = entry.session.params.cluster.upstream().dial;
+        let (place, stage) = match (admission, &preamble, dial) {
+            (Admission::Now(place), None, Dial::Accept) => (Some(place), Stage::Admitted(client)),
+            (admission, ..) => {
                 let session = entry.session.clone();
-                session.lock().phase = match preamble {
-                    Some(_) => Phase::Preamble,
-                    None => Phase::Queued,
-                };
+                session.lock().phase = Phase::Preamble;
                 entry.watch_soon();
                 let opening = opening::open(session, client, admission, preamble);
                 (None, Stage::Opening(Box::pin(opening)))

@@ -29,6 +29,7 @@ pub(super) fn params(upstream: SocketAddr) -> SessionParams {
         on_dead: OnDead::Reset,
         on_end: OnEnd::Reset,
         metrics: Metrics::new().listener("db"),
+        first_byte_timeout: None,
         queue_timeout: None,
         abandoned: Abandoned::Serve,
         low_water: true,

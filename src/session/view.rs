@@ -66,7 +66,11 @@ impl Session {
         });
         let policy = &self.params.policy;
         let of_peers = (!state.is_left_alone()).then(|| state.machine.next_timer(policy));
-        let timers = waiting.into_iter().chain(of_peers.flatten());
+        let first_byte = self.first_byte_timer(state);
+        let timers = waiting
+            .into_iter()
+            .chain(of_peers.flatten())
+            .chain(first_byte);
         timers.min_by_key(|timer| timer.at)
     }
 

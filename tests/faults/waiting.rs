@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = tests![
     waiter_that_is_away_when_its_turn_comes_loses_its_turn_only,
     client_that_vanished_while_its_upstream_is_connected_is_found,
     client_that_vanished_as_its_upstream_answers_is_not_served,
+    client_that_vanished_before_its_first_byte_is_found,
     client_that_vanished_while_it_waits_for_descriptors_is_found,
     live_waiters_are_never_ended,
     live_client_waits_for_its_upstream,
@@ -188,6 +189,19 @@ fn client_that_vanished_while_its_upstream_is_connected_is_found() {
     expect_found(&case, &client, since, ms(3000));
     case.net.heal(Host::Service);
     assert!(case.service.next_within(ms(3000)).is_none());
+    case.expect_nothing_left();
+}
+
+fn client_that_vanished_before_its_first_byte_is_found() {
+    let case = Case::with(&["--dial", "first_byte"], Options::default());
+    let client = case.net.dial(Host::Client, Options::default());
+    thread::sleep(ms(1500));
+    let view = shown(&case, &client);
+    assert_eq!(view["phase"], "connecting", "{view}");
+    assert_eq!(view["downstream"]["condition"], "alive", "{view}");
+    let since = case.cut(Host::Client);
+    expect_found(&case, &client, since, ms(3000));
+    assert!(case.service.next_within(ms(1000)).is_none());
     case.expect_nothing_left();
 }
 

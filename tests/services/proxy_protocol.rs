@@ -54,6 +54,16 @@ pub const CASES: &[Case] = &[
     ),
     Case::new("a_header_is_no_payload", &[], a_header_is_no_payload),
     Case::new(
+        "a_service_is_dialled_at_the_first_byte",
+        &[],
+        a_service_is_dialled_at_the_first_byte,
+    ),
+    Case::new(
+        "clients_that_send_nothing_are_ended",
+        &[],
+        clients_that_send_nothing_are_ended,
+    ),
+    Case::new(
         "the_client_of_the_header_is_admitted_or_not",
         &[],
         the_client_of_the_header_is_admitted_or_not,
@@ -502,4 +512,74 @@ fn the_client_of_the_header_is_admitted_or_not() {
     drop(sessions);
     proxy.expect_active(0);
     assert!(!proxy.log().contains("queued_ms"));
+}
+
+const HEADER: &str = "PROXY TCP4 192.0.2.7 10.0.0.1 4711 443\r\n";
+
+/// Whether there is a header or not, and whether the byte comes with it or later.
+fn a_service_is_dialled_at_the_first_byte() {
+    for (flags, header) in [(&[][..], ""), (IN, HEADER)] {
+        let (service, upstream) = Service::start();
+        let dial = ["--dial", "first_byte", "--connect-timeout", "60s"];
+        let proxy = Pulsegate::start(upstream, &[flags, &dial].concat());
+        let begin = |payload: &str| {
+            let mut client = connect(proxy.address);
+            let bytes = header.to_owned() + payload;
+            client.write_all(bytes.as_bytes()).expect("sent");
+            client
+        };
+        // Checks: one that leaves by FIN, one by RST.
+        let mut checker = begin("");
+        checker.shutdown(Shutdown::Write).expect("open");
+        assert_eq!(read_to_any_end(&mut checker), b"");
+        let checker = begin("");
+        proxy.expect_active(1);
+        socket2::SockRef::from(&checker)
+            .set_linger(Some(ms(0)))
+            .expect("an option");
+        drop(checker);
+        proxy.expect_active(0);
+        service.expect_nobody();
+        service.0.set_nonblocking(false).expect("an option");
+        // At once, and later.
+        let mut late = begin("");
+        let mut early = begin("early");
+        let mut got = [0; 5];
+        service.accept().read_exact(&mut got).expect("its bytes");
+        assert_eq!(&got, b"early");
+        late.write_all(b"later").expect("sent");
+        let mut taken = service.accept();
+        taken.read_exact(&mut got).expect("its bytes");
+        assert_eq!(&got, b"later");
+        taken.write_all(b"hello").expect("sent");
+        late.read_exact(&mut got).expect("an answer");
+        assert_eq!(read_to_any_end(&mut early), b"");
+        drop((late, early, taken));
+        proxy.expect_active(0);
+        let metrics = proxy.metrics();
+        let ends = metrics.excerpt("pulsegate_connections_closed");
+        assert_eq!(closed(&metrics, "no_bytes"), 1.0, "{ends}");
+        assert_eq!(closed(&metrics, "connect_cancelled"), 1.0, "{ends}");
+    }
+}
+
+fn clients_that_send_nothing_are_ended() {
+    for dial in ["accept", "first_byte"] {
+        for (flags, header) in [(&[][..], ""), (IN, HEADER)] {
+            let (service, upstream) = Service::start();
+            let own = ["--dial", dial, "--first-byte-timeout", "1s"];
+            let proxy = Pulsegate::start(upstream, &[flags, &own].concat());
+            let mut mute = connect(proxy.address);
+            mute.write_all(header.as_bytes()).expect("sent");
+            // One that has sent something may be silent from then on.
+            let mut other = connect(proxy.address);
+            other.write_all(header.as_bytes()).expect("sent");
+            other.write_all(b"a").expect("sent");
+            assert_eq!(read_to_any_end(&mut mute), b"");
+            proxy.expect_active(1);
+            let metrics = proxy.metrics();
+            assert_eq!(closed(&metrics, "first_byte_timeout"), 1.0, "{dial}");
+            drop((other, service));
+        }
+    }
 }
