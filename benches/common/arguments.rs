@@ -41,6 +41,7 @@ impl Arguments {
     }
 
     /// The values of a flag that takes a list.
+    #[allow(dead_code, reason = "not every benchmark has lists")]
     pub fn list(&self, name: &str, default: &str) -> Vec<String> {
         let text = self.0.get(name).map_or(default, String::as_str);
         let items = text.split(',').filter(|item| !item.is_empty());

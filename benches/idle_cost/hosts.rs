@@ -1,4 +1,7 @@
-//! The hosts around the proxy: an echo service, clients that say nothing, clients that work.
+//! The hosts around the proxy: an echo service, clients that say nothing, clients that work, a client that
+//! connects without pause.
+
+#![allow(dead_code, reason = "each benchmark uses its own part")]
 
 use std::future::Future;
 use std::io;
@@ -230,4 +233,33 @@ async fn keep_asking(mut stream: TcpStream, first: Instant, waits: Arc<Waits>) {
             .push(micros);
         due += ASK_EVERY;
     }
+}
+
+/// Connects so many times a second, and is reset; says how often it was.
+pub fn flood(net: &Arc<Net>, to: SocketAddr, rate: u32) -> (Work, impl Fn() -> u64 + use<>) {
+    const TICK: Duration = Duration::from_millis(1);
+    const MOST: usize = 2000;
+    let ended = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&ended);
+    let (work, ()) = Work::start(net, Host::Client, move |ready| async move {
+        ready.send(()).expect("somebody waits");
+        let (begin, places) = (Instant::now(), Arc::new(Semaphore::new(MOST)));
+        for n in 0_u64.. {
+            let due = begin + Duration::from_secs(1) * u32::try_from(n).unwrap_or(0) / rate;
+            if due > Instant::now() {
+                tokio::time::sleep(TICK).await;
+            }
+            let place = Arc::clone(&places).acquire_owned().await;
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                if let Ok(mut stream) = TcpStream::connect(to).await {
+                    // One that is let in leaves soon.
+                    let _reset = tokio::time::timeout(10 * TICK, stream.read(&mut [0])).await;
+                }
+                counted.fetch_add(1, Ordering::Relaxed);
+                drop(place);
+            });
+        }
+    });
+    (work, move || ended.load(Ordering::Relaxed))
 }
