@@ -22,7 +22,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::config::{Log, LogFormat, LogLevel};
+use crate::config::{Log, LogFormat, LogLevel, UpstreamAddress};
 use crate::liveness::{CloseReason, Evidence, Leg};
 
 /// Target of the lines about sessions, so that they have a switch of their own.
@@ -229,7 +229,7 @@ pub struct AccessRecord<'a> {
     /// The client.
     pub downstream: SocketAddr,
     /// The address that was dialled last, or would have been.
-    pub upstream: Option<SocketAddr>,
+    pub upstream: Option<&'a UpstreamAddress>,
     /// The name that it comes from; what is configured, if nothing was dialled.
     pub upstream_name: Option<&'a str>,
     /// Bytes read from each leg, by [`Leg`].
@@ -286,6 +286,7 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::io::{self, Write};
+    use std::sync::LazyLock;
     use std::sync::{Arc, Mutex, PoisonError};
 
     use serde_json::{Value, json};
@@ -316,6 +317,9 @@ mod tests {
         String::from_utf8(bytes.clone()).expect("UTF-8")
     }
 
+    static UPSTREAM: LazyLock<UpstreamAddress> =
+        LazyLock::new(|| UpstreamAddress::Socket("10.0.0.9:5432".parse().expect("valid")));
+
     fn record() -> AccessRecord<'static> {
         AccessRecord {
             id: 7,
@@ -324,7 +328,7 @@ mod tests {
             evidence: Some(Evidence::Retransmit),
             dead_leg: Some(Leg::Upstream),
             downstream: "192.0.2.7:51234".parse().expect("valid"),
-            upstream: Some("10.0.0.9:5432".parse().expect("valid")),
+            upstream: Some(&UPSTREAM),
             upstream_name: None,
             received: [1, 2],
             sent: [3, 4],

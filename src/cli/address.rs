@@ -59,6 +59,7 @@ pub(super) fn parse(text: &str) -> Result<UpstreamAddress, String> {
 pub(super) fn resolve(address: &UpstreamAddress) -> Result<Vec<SocketAddr>, String> {
     let (host, port) = match address {
         UpstreamAddress::Socket(address) => return Ok(vec![*address]),
+        UpstreamAddress::Unix(_) => return Err(format!("{address} is no address of a host")),
         UpstreamAddress::Name { host, port } => (host, *port),
     };
     match (&**host, port).to_socket_addrs().map(Vec::from_iter) {

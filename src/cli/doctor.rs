@@ -114,7 +114,7 @@ fn upstreams(listeners: &[config::ListenerConfig]) -> Vec<Upstream> {
                 sessions,
                 queue: match address {
                     UpstreamAddress::Socket(address) => checks::visible_queue(Some(*address)),
-                    UpstreamAddress::Name { .. } => None,
+                    UpstreamAddress::Unix(_) | UpstreamAddress::Name { .. } => None,
                 },
             });
     }

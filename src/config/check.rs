@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use super::kind::DIAL;
 use super::network::Network;
 use super::read::{Reader, Role, Scope};
 use super::types::{
@@ -145,9 +146,7 @@ pub(super) fn endpoints(
             reader.contradict(&several, message);
         }
         None if endpoints.is_empty() => {
-            let accepted = "host:port, such as 127.0.0.1:8080 or db.internal:5432; or endpoints, \
-                            a list of several";
-            reader.missing::<()>(&one, accepted);
+            reader.missing::<()>(&one, &format!("{DIAL}; or endpoints, a list of several"));
         }
         _ => {}
     }
@@ -303,6 +302,7 @@ fn takes(listening: SocketAddr, ip: IpAddr) -> bool {
 /// Whether a connection to `to` would certainly arrive at `listening`.
 fn reaches(to: &UpstreamAddress, listening: SocketAddr) -> bool {
     match to {
+        UpstreamAddress::Unix(_) => false,
         UpstreamAddress::Socket(to) => {
             let ip = to.ip().to_canonical();
             let here = ip.is_loopback() || ip == listening.ip().to_canonical();

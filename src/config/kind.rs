@@ -191,12 +191,25 @@ pub(super) fn file() -> Setting<PathBuf> {
     })
 }
 
-/// `host:port` of a service.
+/// `host:port` of a service, or its Unix socket.
 pub(super) fn dial() -> Setting<UpstreamAddress> {
-    address(
-        "host:port, such as 127.0.0.1:8080 or db.internal:5432",
-        parse_dial,
+    let schema = json!({ "type": "string", "pattern": "^(.+:[0-9]{1,5}|unix:/.+)$" });
+    value(
+        Type::Text,
+        form(DIAL, "ADDR", schema),
+        parse_service,
+        |address: &UpstreamAddress| address.to_string().into(),
     )
+}
+
+/// What is accepted as the address of a service.
+pub(super) const DIAL: &str =
+    "host:port, such as 127.0.0.1:8080 or db.internal:5432; or unix:/path of a socket";
+fn parse_service(text: &str) -> Result<UpstreamAddress, String> {
+    match text.strip_prefix("unix:") {
+        Some(path) => parse_socket_path(path).map(UpstreamAddress::Unix),
+        None => parse_dial(text),
+    }
 }
 
 /// Networks, such as `10.0.0.0/8`; of single addresses the prefix may be left out.

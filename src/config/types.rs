@@ -226,11 +226,13 @@ pub enum SendProxy {
     V2,
 }
 
-/// `host:port`; the host is an IP address or a DNS name.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `host:port`; the host is an IP address or a DNS name. Or `unix:/path`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UpstreamAddress {
     /// A literal address.
     Socket(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
     /// A DNS name.
     Name {
         /// Host name.
@@ -681,7 +683,7 @@ impl UpstreamAddress {
     pub fn literal(&self) -> Option<SocketAddr> {
         match self {
             Self::Socket(address) => Some(*address),
-            Self::Name { .. } => None,
+            Self::Unix(_) | Self::Name { .. } => None,
         }
     }
 
@@ -689,7 +691,7 @@ impl UpstreamAddress {
     #[must_use]
     pub fn name(&self) -> Option<&str> {
         match self {
-            Self::Socket(_) => None,
+            Self::Socket(_) | Self::Unix(_) => None,
             Self::Name { host, .. } => Some(host),
         }
     }
@@ -699,6 +701,7 @@ impl std::fmt::Display for UpstreamAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Socket(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Name { host, port } => write!(f, "{host}:{port}"),
         }
     }

@@ -1555,3 +1555,48 @@ fn a_local_leg_is_judged_by_its_socket_and_by_what_moves() {
     assert_eq!(close, Some((57, CloseReason::DownstreamSilent)));
     assert_eq!(machine.last_activity(), at(12));
 }
+
+/// A session whose upstream is a Unix socket, and whose client is heard all the time.
+fn at_unix_socket(session: &mut Session, after: u64, state: TcpState) -> Verdict {
+    let local = LegSample {
+        is_local: true,
+        state,
+        ..LegSample::default()
+    };
+    session.both(after, Some(heard(0, 1)), Some(local))
+}
+
+#[test]
+fn a_service_at_a_unix_socket_is_never_dead() {
+    let mut session = Session::new(policy());
+    for after in (1000..3_600_000).step_by(10_000) {
+        let verdict = at_unix_socket(&mut session, after, TcpState::Established);
+        assert_eq!((verdict.close, verdict.actions[1]), (None, None));
+        let upstream = session.machine.leg(Leg::Upstream);
+        assert_eq!(upstream.condition, Condition::Alive);
+    }
+    at_unix_socket(&mut session, 3_600_000, TcpState::CloseWait);
+    assert!(session.machine.said_fin(Leg::Upstream) && session.machine.is_half_closed());
+}
+
+#[test]
+fn a_request_to_a_unix_socket_is_waited_for() {
+    let mut session = Session::new(Policy {
+        first_response_timeout: Some(ms(10_000)),
+        ..policy()
+    });
+    let mut observe = |after: u64, sent: u64, received: u64, answers_before: u64| {
+        session.traffic.sent[1] = sent;
+        session.traffic.received[1] = received;
+        session.answers_before = answers_before;
+        let verdict = at_unix_socket(&mut session, after, TcpState::Established);
+        verdict.close.map(|close| close.reason)
+    };
+    assert_eq!(observe(1000, 9, 0, 0), None);
+    // It was answered, and another one was sent.
+    assert_eq!(observe(10_000, 18, 4, 4), None);
+    assert_eq!(observe(19_000, 18, 4, 4), None);
+    let late = Some(CloseReason::FirstResponseTimeout);
+    assert_eq!(observe(20_000, 18, 4, 4), late);
+    assert_eq!(observe(21_000, 18, 5, 4), None, "answered");
+}

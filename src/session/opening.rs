@@ -23,7 +23,7 @@ use crate::net::stream::TcpStream;
 use crate::proxy_protocol::Header;
 use crate::relay::Relay;
 use crate::sys;
-use crate::upstream::{ActiveSession, Dialling, is_local};
+use crate::upstream::{ActiveSession, Dialling, Endpoint, is_local};
 
 /// A future in a box of its own.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -216,7 +216,7 @@ pub(super) async fn connect(
         greeted.map_err(|error| session.cannot_connect(&error))
     });
     match greeted {
-        Ok(upstream) => Ok((relay, [downstream, upstream.into()])),
+        Ok(upstream) => Ok((relay, [downstream, session.upstream_leg(upstream)])),
         Err(close) => {
             session.turn_away(&close);
             Err(close)
@@ -281,6 +281,15 @@ impl Session {
 
     pub(super) fn assign(&self, endpoint: ActiveSession) {
         self.lock().endpoint = Some(endpoint);
+    }
+
+    /// The leg to the endpoint that was dialled.
+    pub(super) fn upstream_leg(&self, socket: TcpStream) -> LegStream {
+        let state = self.lock();
+        match state.endpoint.as_deref().is_some_and(Endpoint::is_unix) {
+            true => LegStream::local(socket),
+            false => socket.into(),
+        }
     }
 
     pub(super) fn cannot_connect(&self, error: &io::Error) -> Close {

@@ -183,7 +183,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
         let cluster = &session.params.cluster;
         match cluster.connect(address, |endpoint| session.assign(endpoint), early) {
             Ok(Connect::Connected(upstream)) => {
-                let legs = [downstream, upstream.into()];
+                let legs = [downstream, session.upstream_leg(upstream)];
                 self.entry.open(&legs[1]);
                 Stage::Relaying(relay, legs)
             }

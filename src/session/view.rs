@@ -1,5 +1,7 @@
 //! A session as the operator sees it.
 
+use std::io;
+
 use super::{Phase, Session, State};
 use crate::liveness::{CloseReason, LEGS, Leg, Time, Timer, Traffic};
 use crate::sys;
@@ -76,7 +78,10 @@ impl Session {
 
     fn leg_view(&self, state: &State, leg: Leg, now: Time) -> LegView {
         let fd = state.fds[leg as usize];
-        let info = sys::tcp_info(fd).unwrap_or_default();
+        let told = sys::tcp_info(fd);
+        let is_unix = |error: &io::Error| error.raw_os_error() == Some(libc::EOPNOTSUPP);
+        let is_local = told.as_ref().is_err_and(is_unix);
+        let info = told.unwrap_or_default();
         let Traffic { received, sent } = self.counters.traffic();
         let known = state.machine.leg(leg);
         LegView {
@@ -85,7 +90,11 @@ impl Session {
                 Leg::Downstream => Some(state.client.into()),
                 Leg::Upstream => sys::sockopt::peer_address(fd),
             },
-            state: sys::state_name(info.state),
+            state: if is_local {
+                "UNIX"
+            } else {
+                sys::state_name(info.state)
+            },
             condition: known.condition.into(),
             last_life_ms: (now - known.last_heard).as_millis(),
             received_bytes: received[leg as usize],

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
+#[cfg(test)]
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
@@ -18,6 +20,9 @@ use super::pick::{Pick, Turn};
 use crate::config::{Balance, Upstream, UpstreamAddress};
 use crate::net::stream::TcpStream;
 use crate::sys;
+
+/// Between two connects to a Unix socket whose queue is full.
+const QUEUE_FULL: Duration = Duration::from_millis(10);
 
 /// The endpoints of one listener: literal addresses, and the addresses of DNS names. They change as
 /// names are looked up. A session keeps the endpoint that it has dialled.
@@ -45,7 +50,7 @@ struct Known {
 #[derive(Clone, Debug)]
 struct Answer {
     /// The last good answer of the resolver; empty: there was none yet. Of a literal, itself.
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<UpstreamAddress>,
     /// Why the last look-up failed, until the next begins.
     failure: Option<Arc<str>>,
 }
@@ -97,7 +102,9 @@ impl Cluster {
         let answer = |address: &UpstreamAddress| {
             let known = known.iter().find(|(known, _)| known == address);
             let of_literal = || Answer {
-                addresses: address.literal().into_iter().collect(),
+                addresses: address
+                    .name()
+                    .map_or_else(|| vec![address.clone()], |_| Vec::new()),
                 failure: None,
             };
             known.map_or_else(of_literal, |(_, answer)| answer.clone())
@@ -140,15 +147,15 @@ impl Cluster {
 
     /// Makes the endpoints of the answers. Those whose address stays are the same ones.
     fn unite(&self, known: &mut Known) {
-        let old = known.endpoints.iter().map(|e| (e.address(), e));
+        let old = known.endpoints.iter().map(|e| (e.address().clone(), e));
         let mut old: BTreeMap<_, _> = old.collect();
         let (mut new, mut seen) = (Vec::new(), BTreeSet::new());
         for (configured, answer) in self.upstream.addresses().zip(&known.answers) {
             let name = configured.name().map(|_| configured.to_string().into());
             for address in &answer.addresses {
-                if seen.insert(*address) {
+                if seen.insert(address) {
                     let same = old.remove(address).map(Arc::clone);
-                    new.push(same.unwrap_or_else(|| Endpoint::new(*address, name.clone())));
+                    new.push(same.unwrap_or_else(|| Endpoint::new(address.clone(), name.clone())));
                 }
             }
         }
@@ -229,8 +236,15 @@ impl Cluster {
 
     /// The pause before another connect, where the service refused this one and may be restarting.
     fn retry_after(&self, error: &io::Error) -> Option<Duration> {
-        let is_refused = error.kind() == io::ErrorKind::ConnectionRefused;
-        self.upstream.connect_retry.filter(|_| is_refused)
+        match error.kind() {
+            // The queue of a Unix socket is full: the kernel does not wait for it as TCP does.
+            io::ErrorKind::WouldBlock => Some(QUEUE_FULL),
+            // There is no Unix socket yet.
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+                self.upstream.connect_retry
+            }
+            _ => None,
+        }
     }
 
     /// Goes on with a connect for `connect_timeout`. `assign` gets each endpoint that is dialled,
@@ -286,11 +300,14 @@ impl Cluster {
     /// What a session that dialled this endpoint, or none yet, is said to be connected to: an address, and
     /// the name that it comes from.
     #[must_use]
-    pub fn described(&self, dialled: Option<&Endpoint>) -> (Option<SocketAddr>, Option<Arc<str>>) {
-        let mut configured = self.upstream.addresses().map(UpstreamAddress::literal);
+    pub fn described<'a>(
+        &'a self,
+        dialled: Option<&'a Endpoint>,
+    ) -> (Option<&'a UpstreamAddress>, Option<Arc<str>>) {
+        let mut configured = self.upstream.addresses();
         match (dialled, configured.next(), configured.next()) {
             (Some(endpoint), ..) => (Some(endpoint.address()), endpoint.name().cloned()),
-            (None, Some(Some(only)), None) => (Some(only), None),
+            (None, Some(only), None) if only.name().is_none() => (Some(only), None),
             _ => (None, Some(self.upstream.to_string().into())),
         }
     }
@@ -340,7 +357,8 @@ impl Cluster {
     #[cfg(test)]
     pub fn replace(&self, addresses: &[SocketAddr]) {
         self.known.send_modify(|known| {
-            known.answers[0].addresses = addresses.to_vec();
+            let addresses = addresses.iter().copied().map(UpstreamAddress::Socket);
+            known.answers[0].addresses = addresses.collect();
             self.unite(known);
         });
     }
@@ -352,6 +370,7 @@ impl Cluster {
                 match (found, address) {
                     (Ok(found), UpstreamAddress::Name { host: its, port }) if its == host => {
                         let found = found.iter().map(|ip| (*ip, *port).into());
+                        let found = found.map(UpstreamAddress::Socket);
                         known.answers[n].addresses = found.collect();
                     }
                     (Err(error), UpstreamAddress::Name { host: its, .. }) if its == host => {
@@ -406,7 +425,10 @@ pub(super) mod tests {
     /// The addresses that the next session may dial.
     pub(in crate::upstream) async fn next(cluster: &Cluster) -> io::Result<Vec<SocketAddr>> {
         let endpoints = cluster.resolved().await?;
-        Ok(endpoints.iter().map(|e| e.address()).collect())
+        Ok(endpoints
+            .iter()
+            .filter_map(|e| e.address().literal())
+            .collect())
     }
 
     fn answer<const N: usize>(last: [u8; N]) -> io::Result<Vec<IpAddr>> {
@@ -581,7 +603,8 @@ pub(super) mod tests {
         let (stream, active) = connect(&cluster).await;
         let (stream, active) = (stream.unwrap(), active.unwrap());
         assert_eq!(sys::sockopt::peer_address(stream.raw_fd()), Some(alive));
-        assert_eq!((active.address(), counts(&active)), (alive, (1, 1, 0)));
+        assert_eq!(active.address().literal(), Some(alive));
+        assert_eq!(counts(&active), (1, 1, 0));
         assert_eq!(counts(&cluster.endpoints()[0]), (0, 0, 1));
     }
 
@@ -592,6 +615,27 @@ pub(super) mod tests {
         let cluster = of(&dead.map(UpstreamAddress::Socket));
         let (stream, active) = connect(&cluster).await;
         assert_eq!(stream.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
-        assert_eq!(active.unwrap().address(), dead[1]);
+        assert_eq!(active.unwrap().address().literal(), Some(dead[1]));
+    }
+
+    #[tokio::test]
+    async fn a_unix_socket_whose_queue_is_full_is_waited_for() {
+        let path = std::env::temp_dir().join(format!("pulsegate-queue-{}", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let cluster = of(&[UpstreamAddress::Unix(path.clone())]);
+        let (first, active) = connect(&cluster).await;
+        assert!(first.is_ok() && active.unwrap().is_unix());
+        let waiting = {
+            let cluster = cluster.clone();
+            tokio::spawn(async move { connect(&cluster).await.0 })
+        };
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!waiting.is_finished());
+        let _accepted = listener.accept().unwrap();
+        assert!(waiting.await.unwrap().is_ok());
+        std::fs::remove_file(path).unwrap();
+        let gone = connect(&cluster).await.0.unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
     }
 }

@@ -5,17 +5,19 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::sync::Semaphore;
 
 use super::ejection::Ejector;
 use super::endpoint::{ActiveSession, Endpoint};
 use super::pick::Pick;
+use crate::config::UpstreamAddress;
 use crate::net::options;
 use crate::net::stream::TcpStream;
 use crate::sys;
@@ -92,7 +94,12 @@ impl Dialler {
     }
 
     /// Begins to connect, from the source whose turn it is; from another one where that has no port left.
-    fn begin(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    fn begin(&self, address: &UpstreamAddress) -> io::Result<TcpStream> {
+        let address = match address {
+            UpstreamAddress::Socket(address) => *address,
+            UpstreamAddress::Unix(path) => return begin_unix(path),
+            UpstreamAddress::Name { .. } => return Err(io::ErrorKind::InvalidInput.into()),
+        };
         if self.sources.is_empty() {
             return begin(address, None);
         }
@@ -140,6 +147,20 @@ fn begin(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream> {
         return Err(io::Error::new(io::ErrorKind::ConnectionRefused, nobody));
     }
     TcpStream::new(fd)
+}
+
+/// Connects to a Unix socket, which is done at once or not at all.
+fn begin_unix(path: &Path) -> io::Result<TcpStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    match rustix::net::connect(&fd, &SocketAddrUnix::new(path)?) {
+        Ok(()) => TcpStream::new(fd),
+        Err(rustix::io::Errno::AGAIN) => {
+            let full = "the accept queue of the service is full";
+            Err(io::Error::new(io::ErrorKind::WouldBlock, full))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Binds a socket to an address of this host. Its port is chosen at the connect, so that only the pair of

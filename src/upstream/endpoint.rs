@@ -1,18 +1,20 @@
 //! One address of an upstream, and what is counted there.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::ejection::{Ejector, Record, Row};
+use crate::config::UpstreamAddress;
 use crate::liveness::Span;
 
 /// One address of an upstream. It lives for as long as its cluster has it, or a session uses it.
 #[derive(Debug)]
 pub struct Endpoint {
-    address: SocketAddr,
+    /// No name.
+    address: UpstreamAddress,
     /// As it is configured, where that is a DNS name.
     name: Option<Arc<str>>,
     /// Stands for the address where clients are spread by theirs.
@@ -38,11 +40,11 @@ pub enum Standing {
 }
 
 impl Endpoint {
-    pub(super) fn new(address: SocketAddr, name: Option<Arc<str>>) -> Arc<Self> {
+    pub(super) fn new(address: UpstreamAddress, name: Option<Arc<str>>) -> Arc<Self> {
         Arc::new(Self {
+            seed: seed(address.to_string().as_bytes()),
             address,
             name,
-            seed: seed(address.to_string().as_bytes()),
             active: AtomicUsize::new(0),
             connects: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -53,8 +55,14 @@ impl Endpoint {
 
     /// Its address.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn address(&self) -> &UpstreamAddress {
+        &self.address
+    }
+
+    /// Whether it is a Unix socket.
+    #[must_use]
+    pub fn is_unix(&self) -> bool {
+        matches!(self.address, UpstreamAddress::Unix(_))
     }
 
     /// The name that it was first found by, as it is configured; `None`: the address is configured.

@@ -111,13 +111,13 @@ impl Iterator for Pick {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::net::SocketAddr;
 
     use super::*;
+    use crate::config::UpstreamAddress;
     use crate::upstream::endpoint::ActiveSession;
 
     fn endpoints(count: u8) -> Vec<Arc<Endpoint>> {
-        let address = |n| ([192, 0, 2, n], 80).into();
+        let address = |n| UpstreamAddress::Socket(([192, 0, 2, n], 80).into());
         (0..count)
             .map(|n| Endpoint::new(address(n), None))
             .collect()
@@ -190,17 +190,17 @@ mod tests {
     #[test]
     fn a_client_keeps_its_endpoint_while_others_come_and_go() {
         let all = endpoints(5);
-        let chosen = |among: &[Arc<Endpoint>], source| -> SocketAddr {
+        let chosen = |among: &[Arc<Endpoint>], source| {
             let turn = turn(Balance::SourceHash, source as usize, source);
-            turn.first(among).expect("there are some").address()
+            turn.first(among).expect("there are some").address().clone()
         };
         let mut moved = 0;
         let mut used = BTreeSet::new();
         for source in 0..1000 {
             let before = chosen(&all, source);
-            used.insert(before);
+            used.insert(before.clone());
             let after = chosen(&all[1..], source);
-            if before == all[0].address() {
+            if before == *all[0].address() {
                 moved += 1;
             } else {
                 assert_eq!(after, before, "only clients of the one that went move");

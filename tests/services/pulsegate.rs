@@ -133,6 +133,11 @@ impl Pulsegate {
         ask(self.admin, "GET", path)
     }
 
+    /// POSTs to the admin endpoint: status and body.
+    pub fn post(&self, path: &str) -> io::Result<(u16, String)> {
+        ask(self.admin, "POST", path)
+    }
+
     /// Has a session ended, as the operator does.
     #[track_caller]
     pub fn kill(&self, id: &str) {

@@ -22,6 +22,11 @@ pub const CASES: &[Case] = &[
         redis_values_are_byte_exact,
     ),
     Case::new(
+        "redis_values_over_a_unix_socket_are_byte_exact",
+        &["redis-server"],
+        redis_values_over_a_unix_socket_are_byte_exact,
+    ),
+    Case::new(
         "redis_clients_that_wait_are_not_dead",
         &["redis-server"],
         redis_clients_that_wait_are_not_dead,
@@ -31,10 +36,12 @@ pub const CASES: &[Case] = &[
 /// Values of about a megabyte: 200 MB up and 200 MB down.
 const VALUES: usize = 200;
 
+const SOCKET: &str = "redis.sock";
+
 /// A Redis of the test's own, without persistence.
 pub struct Redis {
     _process: Process,
-    _folder: Folder,
+    folder: Folder,
     pub address: SocketAddr,
 }
 
@@ -50,21 +57,28 @@ impl Redis {
             .args(["--bind", "127.0.0.1", "--port", &address.port().to_string()])
             .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
             .arg("--dir")
-            .arg(folder.path());
+            .arg(folder.path())
+            .arg("--unixsocket")
+            .arg(folder.join(SOCKET));
         let mut process = Process::start(&mut command);
         process.wait_until(|_| TcpStream::connect(address).is_ok());
         Self {
             _process: process,
-            _folder: folder,
+            folder,
             address,
         }
+    }
+
+    /// The same Redis, as an upstream.
+    pub fn unix(&self) -> String {
+        format!("unix:{}", self.folder.join(SOCKET).display())
     }
 }
 
 /// A connection to Redis that speaks as much of RESP as is needed here.
 pub struct Client {
     writer: TcpStream,
-    reader: BufReader<TcpStream>,
+    pub reader: BufReader<TcpStream>,
 }
 
 impl Client {
@@ -194,7 +208,16 @@ fn receive_values(from: &mut BufReader<TcpStream>) -> io::Result<()> {
 
 fn redis_values_are_byte_exact() {
     let redis = Redis::start();
-    let proxy = Pulsegate::start(redis.address, &["--detect-within", "5s"]);
+    values_are_byte_exact(redis.address);
+}
+
+fn redis_values_over_a_unix_socket_are_byte_exact() {
+    let redis = Redis::start();
+    values_are_byte_exact(redis.unix());
+}
+
+fn values_are_byte_exact(upstream: impl ToString) {
+    let proxy = Pulsegate::start(upstream, &["--detect-within", "5s"]);
     let mut client = Client::connect(proxy.address);
     thread::scope(|scope| {
         let sender = scope.spawn(|| send_values(&client.writer));

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixListener;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -27,6 +28,21 @@ pub const CASES: &[Case] = &[
         "upstreams_where_sessions_fail_are_ejected_for_a_while",
         &[],
         upstreams_where_sessions_fail_are_ejected_for_a_while,
+    ),
+    Case::new(
+        "upstreams_that_are_unix_sockets_end_only_by_themselves",
+        &["redis-server"],
+        upstreams_that_are_unix_sockets_end_only_by_themselves,
+    ),
+    Case::new(
+        "upstreams_that_are_unix_sockets_have_the_clocks_of_payload",
+        &["redis-server"],
+        upstreams_that_are_unix_sockets_have_the_clocks_of_payload,
+    ),
+    Case::new(
+        "upstreams_that_are_unix_sockets_are_waited_for",
+        &[],
+        upstreams_that_are_unix_sockets_are_waited_for,
     ),
     Case::new(
         "upstreams_a_client_keeps_its_endpoint",
@@ -178,6 +194,90 @@ fn upstreams_where_sessions_fail_are_ejected_for_a_while() {
     }
     let back = Greeter::start(dead);
     assert_eq!(session(), back.address.port());
+}
+
+/// Nobody is asked, and nobody judged: the kernel tells of a process that closes or dies.
+fn upstreams_that_are_unix_sockets_end_only_by_themselves() {
+    let redis = Redis::start();
+    let flags = ["--detect-within", "2s", "--probe-interval", "1s"];
+    let proxy = Pulsegate::start(redis.unix(), &flags);
+    let mut client = Client::connect(proxy.address);
+    let ping = |client: &mut Client| {
+        client.send(&["PING"]);
+        assert_eq!(client.line(), "+PONG");
+    };
+    ping(&mut client);
+    thread::sleep(ms(6000));
+    ping(&mut client);
+    let (_, listed) = proxy.get("/connections?format=text").expect("an answer");
+    assert!(listed.contains("UNIX  "), "{listed}");
+    let (_, verified) = proxy.post("/verify").expect("an answer");
+    assert!(verified.contains("\"alive\":1"), "{verified}");
+    let (_, upstreams) = proxy.get("/upstreams").expect("an answer");
+    assert!(upstreams.contains(&redis.unix()), "{upstreams}");
+    drop(redis);
+    // Redis says FIN, which ends a session once the client has answered it.
+    let left = read_to_any_end(&mut client.reader);
+    assert_eq!(left, b"");
+    drop(client);
+    let metrics = proxy.expect_settled();
+    let ended = closed(&metrics, "finished") + closed(&metrics, "upstream_reset");
+    assert_eq!(ended, 1.0, "{}", metrics.excerpt("pulsegate_connections"));
+    let errors = metrics.value("pulsegate_socket_option_errors_total", &[]);
+    assert_eq!(errors, 0.0);
+}
+
+fn upstreams_that_are_unix_sockets_have_the_clocks_of_payload() {
+    let redis = Redis::start();
+    let flags = ["--detect-within", "5s", "--idle-timeout", "1500ms"];
+    let proxy = Pulsegate::start(redis.unix(), &flags);
+    let mut quiet = Client::connect(proxy.address);
+    let mut busy = Client::connect(proxy.address);
+    for _ in 0..8 {
+        busy.send(&["PING"]);
+        assert_eq!(busy.line(), "+PONG");
+        thread::sleep(ms(500));
+    }
+    assert_eq!(read_to_any_end(&mut quiet.reader), b"");
+    assert_eq!(closed(&proxy.metrics(), "idle_timeout"), 1.0);
+    proxy.expect_active(1);
+    drop(proxy);
+
+    let flags = ["--detect-within", "5s", "--first-response-timeout", "1s"];
+    let proxy = Pulsegate::start(redis.unix(), &flags);
+    let mut waits = Client::connect(proxy.address);
+    waits.send(&["BLPOP", "queue", "0"]);
+    assert_eq!(read_to_any_end(&mut waits.reader), b"");
+    assert_eq!(closed(&proxy.metrics(), "first_response_timeout"), 1.0);
+}
+
+fn upstreams_that_are_unix_sockets_are_waited_for() {
+    let folder = Folder::new();
+    let path = folder.join("service.sock");
+    let upstream = format!("unix:{}", path.display());
+    let proxy = Pulsegate::start(&upstream, &["--connect-retry", "20ms"]);
+    let mut early = connect(proxy.address);
+    early.write_all(b"hello").expect("sent");
+    let is_tried = || {
+        let text = "\"failures\":0,";
+        proxy
+            .get("/upstreams")
+            .is_ok_and(|(_, body)| !body.contains(text))
+    };
+    assert!(eventually(PROMPT, is_tried));
+    let listener = UnixListener::bind(&path).expect("bound");
+    let (mut service, _) = listener.accept().expect("a connection");
+    let mut got = [0; 5];
+    service.read_exact(&mut got).expect("what was sent");
+    assert_eq!(&got, b"hello");
+    // A half-close is passed on both ways.
+    early.shutdown(Shutdown::Write).expect("said");
+    assert_eq!(service.read(&mut got).expect("FIN"), 0);
+    service.write_all(b"bye").expect("sent");
+    drop(service);
+    assert_eq!(read_to_any_end(&mut early), b"bye");
+    drop(early);
+    proxy.expect_all_closed("finished", 1);
 }
 
 /// Says which one it is, to everyone, and reads until the end.
