@@ -213,7 +213,11 @@ fn every_pod_is_restricted() {
                 "RuntimeDefault"
             );
             for volume in pod["volumes"].as_sequence().into_iter().flatten() {
-                assert!(volume["configMap"].is_mapping(), "{name}: {volume:?}");
+                let is_of = |kind: &str| volume[kind].is_mapping();
+                assert!(
+                    is_of("configMap") || is_of("emptyDir"),
+                    "{name}: {volume:?}"
+                );
             }
             for container in containers(pod) {
                 let context = &container["securityContext"];

@@ -81,7 +81,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $listener "address" (printf "%s:%d" $.Values.bindAddress (int .port)) -}}
 {{- $listeners = append $listeners $listener -}}
 {{- end -}}
-{{- $admin := dict "address" (printf "%s:%d" .Values.bindAddress (int .Values.admin.port)) -}}
+{{- $admin := dict "address" (printf "%s:%d" .Values.bindAddress (int .Values.admin.port)) "control" "unix:/run/pulsegate/control.sock" -}}
 {{- toYaml (merge (dict "listeners" $listeners "admin" $admin) (deepCopy .Values.config)) -}}
 {{- end -}}
 
