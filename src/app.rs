@@ -335,6 +335,9 @@ impl Drainable for App {
 
     fn stop_accepting(&self) {
         self.registry.close();
+        if !*self.succeeded.borrow() {
+            listeners::remove_files(&self.registry.listeners(), &[]);
+        }
     }
 
     /// Those of the instance before this one, too, where somebody waits for their end: the next

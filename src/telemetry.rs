@@ -226,8 +226,8 @@ pub struct AccessRecord<'a> {
     pub evidence: Option<Evidence>,
     /// The leg whose peer was found gone.
     pub dead_leg: Option<Leg>,
-    /// The client.
-    pub downstream: SocketAddr,
+    /// The client; `None`: it came by a unix socket.
+    pub downstream: Option<SocketAddr>,
     /// The address that was dialled last, or would have been.
     pub upstream: Option<&'a UpstreamAddress>,
     /// The name that it comes from; what is configured, if nothing was dialled.
@@ -261,7 +261,7 @@ pub fn access_log(record: &AccessRecord<'_>) {
         initiator = record.reason.initiator(),
         evidence = record.evidence.map(<&str>::from),
         dead_leg = record.dead_leg.map(<&str>::from),
-        downstream = %record.downstream,
+        downstream = record.downstream.map(display),
         upstream = record.upstream.map(display),
         upstream_name = record.upstream_name,
         downstream_received = record.received[down],
@@ -327,7 +327,7 @@ mod tests {
             reason: CloseReason::UpstreamDead,
             evidence: Some(Evidence::Retransmit),
             dead_leg: Some(Leg::Upstream),
-            downstream: "192.0.2.7:51234".parse().expect("valid"),
+            downstream: Some("192.0.2.7:51234".parse().expect("valid")),
             upstream: Some(&UPSTREAM),
             upstream_name: None,
             received: [1, 2],

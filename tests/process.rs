@@ -2,6 +2,8 @@
 //! that nobody reads.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
+#[path = "process/addresses.rs"]
+mod addresses;
 #[path = "process/reload.rs"]
 mod reload;
 #[path = "process/rig.rs"]

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize};
 
-use crate::config::{Config, ListenerConfig, OnFull};
+use crate::config::{Config, ListenAddress, ListenerConfig, OnFull};
 use crate::liveness::Span;
 use crate::metrics::Metrics;
 use crate::server::{Listener, Registry, StartError};
@@ -29,7 +29,7 @@ pub(super) fn apply(
     config: &Config,
     registry: &Registry,
     metrics: &Metrics,
-    mut inherited: Vec<OwnedFd>,
+    mut inherited: Vec<(ListenAddress, OwnedFd)>,
 ) -> Result<Changed, StartError> {
     let low_water = config.relay.low_water;
     let _one_at_a_time = registry.change();
@@ -74,6 +74,7 @@ pub(super) fn apply(
         outgoing.iter().any(|old| has_name(old)) && !added.iter().any(has_name)
     };
     let removed = registry.listeners().into_iter().filter(is_gone).collect();
+    remove_files(outgoing.iter().copied(), &added);
     Ok(Changed { added, removed })
 }
 
@@ -94,14 +95,29 @@ fn forget(wanted: &[ListenerConfig], registry: &Registry, metrics: &Metrics) {
     new.for_each(|new| metrics.remove_listener(&new.name));
 }
 
+/// Removes the files of unix sockets on which these listened and nobody else does now.
+pub(super) fn remove_files<'a>(
+    stopped: impl IntoIterator<Item = &'a Arc<Listener>>,
+    serving: &[Arc<Listener>],
+) {
+    for Listener { bound, .. } in stopped.into_iter().map(|listener| &**listener) {
+        if let ListenAddress::Unix(path) = bound
+            && serving.iter().all(|other| other.bound != *bound)
+        {
+            // Whoever starts next replaces what is left.
+            let _gone = std::fs::remove_file(path);
+        }
+    }
+}
+
 /// A second descriptor for each socket that is open, of one that was removed a moment ago, too. Those of
 /// an address may have several listeners, one after the other: the last one has all that are left.
-fn sockets(listeners: &[Arc<Listener>]) -> io::Result<Vec<OwnedFd>> {
+fn sockets(listeners: &[Arc<Listener>]) -> io::Result<Vec<(ListenAddress, OwnedFd)>> {
     let mut sockets = BTreeMap::new();
     for listener in listeners {
         let open = listener.duplicates()?;
         if !open.is_empty() {
-            sockets.insert(listener.bound, open);
+            sockets.insert(&listener.bound, open);
         }
     }
     Ok(sockets.into_values().flatten().collect())

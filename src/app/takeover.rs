@@ -14,11 +14,16 @@ use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::Mode;
+
 use super::{App, AppError};
-use crate::config::{Admin, ControlAddress};
+use crate::config::{self, Admin, ControlAddress, ListenAddress};
 use crate::lifecycle::Drainable;
 use crate::net::{handover, listen};
 use crate::server::{Listener, StartError};
+
+/// Of the control socket's file.
+const OWNER: Mode = Mode::RUSR.union(Mode::WUSR);
 
 /// What may be on the way between two messages: the other one's start, or its drain.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,7 +53,7 @@ pub(super) struct Predecessor {
     pub admin: Option<OwnedFd>,
     /// Of `admin.control`.
     pub second: Option<OwnedFd>,
-    pub listeners: Vec<OwnedFd>,
+    pub listeners: Vec<(ListenAddress, OwnedFd)>,
 }
 
 impl Predecessor {
@@ -77,7 +82,9 @@ impl Predecessor {
                 ("control", Some(fd)) => found.control = Some(fd),
                 ("admin", Some(fd)) => found.admin = Some(fd),
                 ("admin.control", Some(fd)) => found.second = Some(fd),
-                ("listener", Some(fd)) => found.listeners.push(fd),
+                (text, Some(fd)) if let Some(address) = listener_address(text) => {
+                    found.listeners.push((address, fd));
+                }
                 ("end", None) => return Ok(Some(found)),
                 (why, _) => return Err(io::Error::other(why.to_owned())),
             }
@@ -108,8 +115,10 @@ impl Predecessor {
         while !waiting.is_empty() {
             match handover::receive(&self.talk) {
                 Ok(Some((text, _))) => {
-                    let address = text.strip_prefix("free ").and_then(|a| a.parse().ok());
-                    let is_its = |l: &mut Arc<Listener>| address == Some(l.config.address);
+                    let address = text.strip_prefix("free ");
+                    let address = address.and_then(|a| config::listen_address(a).ok());
+                    let is_its =
+                        |l: &mut Arc<Listener>| address.as_ref() == Some(&l.config.address);
                     waiting.extract_if(.., is_its).for_each(|l| open_late(&l));
                 }
                 // It drains on.
@@ -127,6 +136,11 @@ impl Predecessor {
             open_late(&listener);
         }
     }
+}
+
+/// What a socket of a listener is sent with.
+fn listener_address(text: &str) -> Option<ListenAddress> {
+    config::listen_address(text.strip_prefix("listener ")?).ok()
 }
 
 fn open_late(listener: &Listener) {
@@ -205,7 +219,7 @@ fn control_socket(
     let socket = match (given.filter(is_its), address) {
         (Some(socket), _) => Ok(socket),
         (None, ControlAddress::Tcp(address)) => listen::bind_alone(*address),
-        (None, ControlAddress::Unix(path)) => listen::bind_file(path),
+        (None, ControlAddress::Unix(path)) => listen::bind_file(path, OWNER),
     };
     let listening = socket.and_then(|socket| {
         listen::listen(&socket, ADMIN_BACKLOG)?;
@@ -344,8 +358,8 @@ impl App {
             handover::send(talk, "admin.control", Some(second.as_fd()))?;
         }
         for listener in &listeners {
-            for socket in listener.duplicates()? {
-                handover::send(talk, "listener", Some(socket.as_fd()))?;
+            for (address, socket) in listener.duplicates()? {
+                handover::send(talk, &format!("listener {address}"), Some(socket.as_fd()))?;
             }
         }
         handover::send(talk, "end", None)?;
@@ -370,9 +384,9 @@ impl App {
             let left: Vec<_> = held
                 .extract_if(.., |l| l.is_left() && l.limiter.in_use() == 0)
                 .collect();
-            for address in left.iter().map(|listener| listener.config.address) {
+            for address in left.iter().map(|listener| &listener.config.address) {
                 // After a reload several may have had it.
-                if held.iter().all(|other| other.config.address != address) {
+                if held.iter().all(|other| other.config.address != *address) {
                     handover::send(talk, &format!("free {address}"), None)?;
                 }
             }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::config::{self, ListenerConfig};
+use crate::config::{self, ListenAddress, ListenerConfig};
 use std::collections::HashSet;
 
 /// Sends back what it gets; for as long as the test runs.
@@ -48,7 +48,11 @@ fn app(workers: usize, upstream: SocketAddr, more: &[(&'static str, &str)]) -> A
 }
 
 fn listens_on(app: &App) -> SocketAddr {
-    app.registry.listeners()[0].bound
+    bound(&app.registry.listeners()[0])
+}
+
+fn bound(listener: &Listener) -> SocketAddr {
+    listener.bound.socket().expect("an IP address and port")
 }
 
 /// Asks again for up to a minute.
@@ -322,7 +326,7 @@ fn a_listener_is_added_and_removed_while_others_serve() {
     let first = named(&app, "default");
     let both = [first.clone(), named(&app, "second")];
     set_listeners(&app, &both);
-    let to = serving(&app, "second").bound;
+    let to = bound(&serving(&app, "second"));
     let mut live = greeted(to);
     let active = "pulsegate_connections_active{listener=\"second\"} 1\n";
     assert!(Control::metrics(&*app).contains(active));
@@ -352,7 +356,7 @@ fn a_listener_that_changes_refuses_nobody_and_counts_on() {
     let mut holder = greeted(to);
     let limited = |limit| {
         let mut wanted = ListenerConfig {
-            address: to,
+            address: ListenAddress::Socket(to),
             ..named(&app, "default")
         };
         wanted.limits.max_connections = Some(limit);
@@ -383,7 +387,7 @@ fn listeners_that_come_and_go_leave_nothing_behind() {
     let (first, mut other) = (named(&app, "default"), named(&app, "other"));
     // It comes again before the last acceptor has left.
     let free = TcpListener::bind("127.0.0.1:0").expect("a port");
-    other.address = free.local_addr().expect("an address");
+    other.address = ListenAddress::Socket(free.local_addr().expect("an address"));
     drop(free);
     let accepting = || app.balancer().tasks();
     // Of each of the two workers the monitor and the acceptor, which start by themselves.

@@ -7,8 +7,8 @@ use super::kind::DIAL;
 use super::network::Network;
 use super::read::{Reader, Role, Scope};
 use super::types::{
-    Admin, ControlAddress, ListenerConfig, ProxyProtocol, UpstreamAddress, UpstreamEndpoint,
-    listeners,
+    Admin, ControlAddress, ListenAddress, ListenerConfig, ProxyProtocol, UpstreamAddress,
+    UpstreamEndpoint, listeners,
 };
 use super::units::show;
 
@@ -204,15 +204,25 @@ pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&
                 let message = format!("{:?} is also the name of listeners[{j}]", other.name);
                 reader.contradict(&place.child("name"), message);
             }
-            if clash(other.address, listener.address) {
-                let message =
-                    clash_message(listener.address, &format!("listeners[{j}]"), other.address);
-                reader.contradict(&address, message);
+            let name = format!("listeners[{j}]");
+            match (other.address.socket(), listener.address.socket()) {
+                (Some(theirs), Some(ours)) if clash(theirs, ours) => {
+                    reader.contradict(&address, clash_message(ours, &name, theirs));
+                }
+                _ if other.address == listener.address && listener.address.socket().is_none() => {
+                    let message = format!("{} is also {name}", listener.address);
+                    reader.contradict(&address, message);
+                }
+                _ => {}
             }
         }
         for (admin, name) in &admin {
-            if clash(listener.address, *admin) {
-                reader.contradict(&address, clash_message(listener.address, name, *admin));
+            if let Some(ours) = listener
+                .address
+                .socket()
+                .filter(|ours| clash(*ours, *admin))
+            {
+                reader.contradict(&address, clash_message(ours, name, *admin));
             }
         }
         let upstream = place.child("upstream");
@@ -325,7 +335,11 @@ fn way_back(listeners: &[Option<ListenerConfig>], i: usize, to: &UpstreamAddress
     let reached = |to: &UpstreamAddress| {
         let is_there = |n: &usize| {
             let listener = listeners[*n].as_ref();
-            listener.is_some_and(|listener| reaches(to, listener.address))
+            listener.is_some_and(|listener| match (&listener.address, to) {
+                (ListenAddress::Socket(address), to) => reaches(to, *address),
+                (ListenAddress::Unix(path), UpstreamAddress::Unix(to)) => path == to,
+                _ => false,
+            })
         };
         // A listener that reaches itself is the nearest loop.
         let itself = std::iter::once(i);

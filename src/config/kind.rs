@@ -13,7 +13,7 @@ use strum::VariantNames;
 use super::network::Network;
 use super::section::{Accepted, Form};
 use super::setting::{Items, Setting, Type, list, value};
-use super::types::{ControlAddress, MemoryLimit, Rate, UpstreamAddress};
+use super::types::{ControlAddress, ListenAddress, MemoryLimit, Rate, UpstreamAddress};
 use super::units::{self, show, show_rate, show_size};
 
 /// Up to here every whole number is a floating-point number: 2^53.
@@ -167,6 +167,14 @@ pub(super) fn listen() -> Setting<SocketAddr> {
     address("IP:port, such as 0.0.0.0:9000 or [::1]:9000", parse_listen)
 }
 
+/// Where a listener is.
+pub(super) fn listener_address() -> Setting<ListenAddress> {
+    let accepted = "IP:port, such as 0.0.0.0:9000 or [::1]:9000; or unix:/PATH, or fd:NAME";
+    let schema = json!({ "type": "string", "pattern": "^(unix:/.+|fd:.+|.+:[0-9]{1,5})$" });
+    let form = form(accepted, "ADDR", schema);
+    value(Type::Text, form, parse_listener, |a| a.to_string().into())
+}
+
 /// A loopback address, or the path of a socket.
 pub(super) fn control() -> Setting<ControlAddress> {
     let accepted = "a loopback IP:port, such as 127.0.0.1:9901, or unix:/PATH";
@@ -312,6 +320,16 @@ fn parse_listen(text: &str) -> Result<SocketAddr, String> {
         (host, _) if valid_host(host) => Err(format!("names no IP address: {host}")),
         _ => Err("is not an address".to_owned()),
     }
+}
+
+pub(super) fn parse_listener(text: &str) -> Result<ListenAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return parse_socket_path(path).map(ListenAddress::Unix);
+    }
+    if let Some(name) = text.strip_prefix("fd:") {
+        return parse_name(name).map(ListenAddress::Activated);
+    }
+    parse_listen(text).map(ListenAddress::Socket)
 }
 
 fn parse_control(text: &str) -> Result<ControlAddress, String> {

@@ -133,6 +133,15 @@ pub fn host_and_port(text: &str) -> Result<UpstreamAddress, String> {
     kind::parse_dial(text)
 }
 
+/// Reads the address of a listener, as it is printed.
+///
+/// # Errors
+///
+/// What is wrong with the text.
+pub fn listen_address(text: &str) -> Result<ListenAddress, String> {
+    kind::parse_listener(text)
+}
+
 /// Reads a duration as the configuration has it: `500ms`, `10s`, `5m`, `1h`.
 ///
 /// # Errors

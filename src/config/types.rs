@@ -11,8 +11,8 @@ use strum::{Display, EnumString, VariantNames};
 
 use super::check;
 use super::kind::{
-    choice, control, count, dial, file, listen, memory, name, networks, rate, seconds, sources,
-    span, switch, timeout,
+    choice, control, count, dial, file, listen, listener_address, memory, name, networks, rate,
+    seconds, sources, span, switch, timeout,
 };
 use super::network::Network;
 use super::read::Scope;
@@ -66,10 +66,11 @@ section! {
     /// One address on which clients are accepted, and where they are taken.
     ListenerConfig {
         /// Label of this listener in metrics and logs; unique.
-        name: String = name().derived("`default`; of several, `port-` and the port").own(),
-            else |at| default_name(at, address);
-        /// Where clients connect. Port 0: the kernel chooses.
-        address: SocketAddr = listen().flag("listen").own();
+        name: String = name().derived("`default`; of several, `port-` and the port, or the name of the socket").own(),
+            else |at| default_name(at, address.as_ref());
+        /// Where clients connect: IP:port (port 0: the kernel chooses), unix:/PATH (mode 0660), or fd:NAME, a
+        /// socket of systemd.
+        address: ListenAddress = listener_address().flag("listen").own();
         /// Length of the accept queue; the kernel cuts it to net.core.somaxconn.
         backlog: u32 = count(1..=65_535).default("4096").flag("backlog");
         /// Who may connect.
@@ -113,10 +114,44 @@ section! {
     }
 }
 
-fn default_name(at: &Scope<'_>, address: Option<SocketAddr>) -> Option<String> {
-    match at.siblings {
-        1 => Some("default".to_owned()),
-        _ => address.map(|address| format!("port-{}", address.port())),
+fn default_name(at: &Scope<'_>, address: Option<&ListenAddress>) -> Option<String> {
+    match (at.siblings, address?) {
+        (1, _) => Some("default".to_owned()),
+        (_, ListenAddress::Socket(address)) => Some(format!("port-{}", address.port())),
+        (_, ListenAddress::Unix(path)) => Some(path.file_stem()?.to_str()?.to_owned()),
+        (_, ListenAddress::Activated(name)) => Some(name.clone()),
+    }
+}
+
+/// Where clients connect.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ListenAddress {
+    /// `IP:port`.
+    Socket(SocketAddr),
+    /// `unix:/PATH`: a local socket.
+    Unix(PathBuf),
+    /// `fd:NAME`: the socket of this name that the process was started with (sd_listen_fds(3)).
+    Activated(String),
+}
+
+impl ListenAddress {
+    /// The IP address and port, where it is one.
+    #[must_use]
+    pub fn socket(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Socket(address) => Some(*address),
+            Self::Unix(_) | Self::Activated(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Activated(name) => write!(f, "fd:{name}"),
+        }
     }
 }
 

@@ -3,17 +3,18 @@
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
-use rustix::net::SocketFlags;
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketFlags};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use super::options;
 use crate::liveness::Policy;
+use crate::sys;
 
 /// Makes sure that nobody else listens on the address. Workers share it among themselves by
 /// `SO_REUSEPORT`, which would also let a second pulsegate join in silently.
@@ -45,14 +46,15 @@ pub fn bind_alone(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
-/// Binds a socket file that is for this user only. One on which nobody listens is replaced.
+/// Binds a socket file that has this mode. One on which nobody listens is replaced.
 ///
 /// # Errors
 /// EADDRINUSE where somebody listens there or it is no socket, and what else the system says.
-pub fn bind_file(path: &Path) -> io::Result<OwnedFd> {
+pub fn bind_file(path: &Path, mode: Mode) -> io::Result<OwnedFd> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    // The file gets the mode of the socket (unix(7)), so that there is no moment in which it has another.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    // The file gets the mode of the socket (unix(7)), so that there is no moment in which it has more; umask
+    // may have taken from it.
+    rustix::fs::fchmod(&socket, mode)?;
     let address = SockAddr::unix(path)?;
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     if is_socket {
@@ -62,7 +64,43 @@ pub fn bind_file(path: &Path) -> io::Result<OwnedFd> {
         }
     }
     socket.bind(&address)?;
+    rustix::fs::chmod(path, mode)?;
     Ok(socket.into())
+}
+
+/// The sockets of this name that the process was started with (sd_listen_fds(3)).
+///
+/// # Errors
+/// There is none, or it is no socket that streams.
+pub fn activated(name: &str) -> io::Result<Vec<OwnedFd>> {
+    let passed = sys::passed_descriptors();
+    let its = passed.iter().filter(|(known, _)| known == name);
+    let sockets: Vec<OwnedFd> = its
+        .map(|(_, fd)| fd.try_clone())
+        .collect::<io::Result<_>>()?;
+    if sockets.is_empty() {
+        let known: Vec<_> = passed.iter().map(|(name, _)| name.as_str()).collect();
+        let known = known.join(", ");
+        let why =
+            format!("the process was started without a socket of this name; it has: [{known}]");
+        return Err(io::Error::new(io::ErrorKind::NotFound, why));
+    }
+    for socket in &sockets {
+        let socket = SockRef::from(socket);
+        if socket.r#type()? != Type::STREAM {
+            return Err(io::Error::other("it is no stream socket (ListenStream=)"));
+        }
+        socket.set_nonblocking(true)?;
+    }
+    Ok(sockets)
+}
+
+/// Whether a socket is a local one (unix(7)).
+///
+/// # Errors
+/// What getsockname(2) says.
+pub fn is_local(socket: &OwnedFd) -> io::Result<bool> {
+    Ok(SockRef::from(socket).local_addr()?.is_unix())
 }
 
 /// The file a unix socket is bound to.
@@ -70,7 +108,7 @@ pub fn bind_file(path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// What getsockname(2) says.
 pub fn local_file(fd: impl AsFd) -> io::Result<PathBuf> {
-    let address = socket2::SockRef::from(&fd).local_addr()?;
+    let address = SockRef::from(&fd).local_addr()?;
     let path = address.as_pathname().map(Path::to_owned);
     path.ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
@@ -97,11 +135,14 @@ pub fn listen(socket: impl AsFd, backlog: u32) -> io::Result<()> {
 /// # Errors
 /// What getsockname(2) says.
 pub fn local_address(fd: impl AsFd) -> io::Result<SocketAddr> {
-    let address = socket2::SockRef::from(&fd).local_addr()?;
+    let address = SockRef::from(&fd).local_addr()?;
     address
         .as_socket()
         .ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
+
+/// The client of a unix socket has no address of its own: this stands for it.
+pub const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Takes one client out of the accept queue.
 ///
@@ -110,7 +151,11 @@ pub fn local_address(fd: impl AsFd) -> io::Result<SocketAddr> {
 pub fn accept(listener: impl AsFd) -> io::Result<(OwnedFd, SocketAddr)> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let (fd, peer) = rustix::net::acceptfrom_with(listener, flags)?;
-    let peer = peer.and_then(|any| SocketAddr::try_from(any).ok());
+    let address = |any: SocketAddrAny| match any.address_family() {
+        AddressFamily::UNIX => Some(NO_ADDRESS),
+        _ => SocketAddr::try_from(any).ok(),
+    };
+    let peer = peer.and_then(address);
     let peer = peer.ok_or_else(|| io::Error::from(io::ErrorKind::ConnectionAborted))?;
     Ok((fd, peer))
 }

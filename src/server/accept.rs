@@ -154,7 +154,8 @@ impl Acceptor {
         let (pool, metrics) = (&self.pool, &self.listener.params.metrics);
         let place = match &self.listener.header {
             None => self.listener.admit(client.ip()),
-            // That is decided once it has said who it is.
+            // That is decided once it has said who it is; the mode of a unix socket says who may.
+            Some(_) if client == listen::NO_ADDRESS => Ok(None),
             Some(header) if header.trusts(client.ip()) => Ok(None),
             Some(_) => Err(RejectReason::ProxyProtocolUntrusted),
         };
@@ -211,7 +212,7 @@ impl Acceptor {
                 Admission::Wait(Box::pin(wait))
             }
         };
-        let (worker, stream) = (worker.clone(), stream.into());
+        let (worker, stream) = (worker.clone(), self.listener.leg(stream));
         let task = Task::with_preamble(session, worker.clone(), stream, admission, preamble);
         worker.spawn(task);
     }

@@ -1,24 +1,33 @@
 //! One address on which clients are accepted, as all workers share it.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::Mode;
 use strum::VariantArray;
 use tokio::sync::watch;
 
 use super::limiter::Permit;
 use super::rate::Rates;
 use super::{Limiter, StartError};
-use crate::config::{ListenerConfig, OnFull};
+use crate::config::{ListenAddress, ListenerConfig, OnFull};
 use crate::liveness::CloseReason;
 use crate::metrics::{RejectReason, Takeover};
+use crate::net::leg::LegStream;
 use crate::net::listen;
+use crate::net::stream::TcpStream;
 use crate::session::{ProxyHeader, SessionParams};
 use crate::sys;
 use crate::telemetry::Repeated;
+
+/// Of the file of a unix socket: whoever may write to it may connect.
+const GROUP: Mode = Mode::RUSR
+    .union(Mode::WUSR)
+    .union(Mode::RGRP)
+    .union(Mode::WGRP);
 
 /// A listener from bind(2) to its last session.
 #[derive(Debug)]
@@ -26,7 +35,9 @@ pub struct Listener {
     /// What was asked for.
     pub config: ListenerConfig,
     /// Where clients connect: port 0 is replaced by the kernel's choice.
-    pub bound: SocketAddr,
+    pub bound: ListenAddress,
+    /// Whether its clients come by a unix socket.
+    is_local: bool,
     /// What its sessions have in common.
     pub params: Arc<SessionParams>,
     /// What its clients begin with.
@@ -58,16 +69,18 @@ impl Listener {
         params: Arc<SessionParams>,
         before: Option<&Self>,
         workers: usize,
-        inherited: &mut Vec<OwnedFd>,
+        inherited: &mut Vec<(ListenAddress, OwnedFd)>,
     ) -> Result<Arc<Self>, StartError> {
         let refused = |error| StartError::refused(&config, error);
         let serves = |before: &&Self| !*before.stop.borrow();
         let stays = |before: &&Self| before.config.address == config.address;
         // Where the kernel has chosen the port, the choice stays.
         let address = before.filter(serves).filter(stays);
-        let address = address.map_or(config.address, |before| before.bound);
+        let address = address.map_or(&config.address, |before| &before.bound);
         let found = sockets(address, workers, inherited);
         let (bound, sockets) = found.map_err(refused)?;
+        let is_local = sockets.first().map_or(Ok(false), listen::is_local);
+        let is_local = is_local.map_err(refused)?;
         let (limiter, open) = match before {
             Some(before) => (before.limiter.clone(), before.open.clone()),
             None => (Arc::new(Limiter::new(places(&config))), Arc::default()),
@@ -79,6 +92,7 @@ impl Listener {
         Ok(Arc::new(Self {
             header: ProxyHeader::of(&config),
             config,
+            is_local,
             bound,
             params,
             limiter,
@@ -101,6 +115,15 @@ impl Listener {
             listen::listen(&**socket, self.config.backlog)
         };
         self.sockets().iter().try_for_each(listen).map_err(refused)
+    }
+
+    /// The leg to a client.
+    pub(super) fn leg(&self, client: TcpStream) -> LegStream {
+        if self.is_local {
+            LegStream::local(client)
+        } else {
+            client.into()
+        }
     }
 
     /// Has clients accepted.
@@ -147,15 +170,14 @@ impl Listener {
         })
     }
 
-    /// A second descriptor for each socket.
+    /// A second descriptor for each socket, with the address that it serves.
     ///
     /// # Errors
     /// What fcntl(2) says.
-    pub fn duplicates(&self) -> io::Result<Vec<OwnedFd>> {
-        self.sockets()
-            .iter()
-            .map(|socket| socket.try_clone())
-            .collect()
+    pub fn duplicates(&self) -> io::Result<Vec<(ListenAddress, OwnedFd)>> {
+        let sockets = self.sockets();
+        let copy = |socket: &Arc<OwnedFd>| Ok((self.bound.clone(), socket.try_clone()?));
+        sockets.iter().map(copy).collect()
     }
 
     pub(super) fn sockets(&self) -> MutexGuard<'_, Vec<Arc<OwnedFd>>> {
@@ -244,19 +266,36 @@ pub(super) fn places(config: &ListenerConfig) -> Option<usize> {
 
 /// The sockets of a listener, and the address they are bound to.
 fn sockets(
-    mut address: SocketAddr,
+    address: &ListenAddress,
     workers: usize,
-    inherited: &mut Vec<OwnedFd>,
-) -> io::Result<(SocketAddr, Vec<OwnedFd>)> {
-    let is_its = |fd: &mut OwnedFd| listen::local_address(fd).ok() == Some(address);
-    let mut sockets: Vec<_> = inherited.extract_if(.., is_its).collect();
-    if sockets.is_empty() {
-        listen::check_free(address)?;
-        for _ in 0..workers {
-            let socket = listen::bind(address)?;
-            address = listen::local_address(&socket)?;
-            sockets.push(socket);
-        }
+    inherited: &mut Vec<(ListenAddress, OwnedFd)>,
+) -> io::Result<(ListenAddress, Vec<OwnedFd>)> {
+    let is_its = |(of, _): &mut (ListenAddress, OwnedFd)| of == address && is_reachable(of);
+    let sockets: Vec<_> = inherited.extract_if(.., is_its).collect();
+    if !sockets.is_empty() {
+        let sockets = sockets.into_iter().map(|(_, socket)| socket).collect();
+        return Ok((address.clone(), sockets));
     }
-    Ok((address, sockets))
+    match address {
+        ListenAddress::Socket(address) => {
+            let (mut address, mut sockets) = (*address, Vec::new());
+            listen::check_free(address)?;
+            for _ in 0..workers {
+                let socket = listen::bind(address)?;
+                address = listen::local_address(&socket)?;
+                sockets.push(socket);
+            }
+            Ok((ListenAddress::Socket(address), sockets))
+        }
+        ListenAddress::Unix(path) => Ok((address.clone(), vec![listen::bind_file(path, GROUP)?])),
+        ListenAddress::Activated(name) => Ok((address.clone(), listen::activated(name)?)),
+    }
+}
+
+/// A socket whose file was removed is found by no client.
+fn is_reachable(address: &ListenAddress) -> bool {
+    match address {
+        ListenAddress::Unix(path) => path.exists(),
+        _ => true,
+    }
 }

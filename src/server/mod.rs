@@ -11,9 +11,8 @@ mod wait_queue;
 mod workers;
 
 use std::io;
-use std::net::SocketAddr;
 
-use crate::config::ListenerConfig;
+use crate::config::{ListenAddress, ListenerConfig};
 
 pub use limiter::Limiter;
 use limiter::Permit;
@@ -33,7 +32,7 @@ pub enum StartError {
         /// The listener.
         name: String,
         /// Its address.
-        address: SocketAddr,
+        address: ListenAddress,
         /// What the kernel said.
         error: io::Error,
     },
@@ -46,7 +45,7 @@ impl StartError {
     fn refused(config: &ListenerConfig, error: io::Error) -> Self {
         Self::Listen {
             name: config.name.clone(),
-            address: config.address,
+            address: config.address.clone(),
             error,
         }
     }

@@ -8,7 +8,7 @@ use std::{io, thread};
 use super::accept::{self, Acceptor};
 use super::workers::Workers;
 use super::{Hooks, Listener, StartError, listener};
-use crate::config::ListenerConfig;
+use crate::config::{ListenAddress, ListenerConfig};
 use crate::metrics::Metrics;
 use crate::session::SessionParams;
 
@@ -50,7 +50,7 @@ impl Registry {
     pub fn add(
         &self,
         wanted: Vec<(ListenerConfig, Arc<SessionParams>)>,
-        mut inherited: Vec<OwnedFd>,
+        mut inherited: Vec<(ListenAddress, OwnedFd)>,
     ) -> Result<Vec<Arc<Listener>>, StartError> {
         let workers = self.workers.pool().balancer.workers();
         // The last one of a name is the one that its successor is to be like.

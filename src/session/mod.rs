@@ -30,6 +30,7 @@ use crate::liveness::{
 };
 use crate::metrics::{ConnectFailure, ListenerMetrics};
 use crate::net::leg::LegStream;
+use crate::net::listen;
 use crate::net::sample;
 use crate::relay::{self, Counters};
 use crate::sys;
@@ -485,7 +486,7 @@ impl Session {
             reason: close.reason,
             evidence: close.evidence,
             dead_leg: found_dead.map(|(leg, _)| leg),
-            downstream: self.client(),
+            downstream: Some(self.client()).filter(|client| *client != listen::NO_ADDRESS),
             upstream,
             upstream_name: upstream_name.as_deref(),
             received: traffic.received,

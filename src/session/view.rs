@@ -4,6 +4,7 @@ use std::io;
 
 use super::{Phase, Session, State};
 use crate::liveness::{CloseReason, LEGS, Leg, Time, Timer, Traffic};
+use crate::net::listen;
 use crate::sys;
 use crate::view::{self, ConnectionView, LegView, Shown, TimerView};
 
@@ -87,7 +88,7 @@ impl Session {
         LegView {
             local: sys::sockopt::local_address(fd),
             peer: match leg {
-                Leg::Downstream => Some(state.client.into()),
+                Leg::Downstream => Some(state.client.into()).filter(|c| *c != listen::NO_ADDRESS),
                 Leg::Upstream => sys::sockopt::peer_address(fd),
             },
             state: if is_local {

@@ -4,6 +4,7 @@
 //! recycled one is excluded by the session table, which forgets a descriptor before it is closed.
 #![allow(unsafe_code)]
 
+mod activation;
 mod clock;
 mod memory;
 pub mod netlink;
@@ -14,6 +15,7 @@ pub mod sock_diag;
 pub mod sockopt;
 mod tcp_info;
 
+pub use activation::passed_descriptors;
 pub use clock::{now, thread_time, tick};
 pub use memory::release_free_memory;
 pub use register::register;
