@@ -334,9 +334,11 @@ impl Drainable for App {
     }
 
     fn stop_accepting(&self) {
+        // Before they are forgotten.
+        let listeners = self.registry.listeners();
         self.registry.close();
         if !*self.succeeded.borrow() {
-            listeners::remove_files(&self.registry.listeners(), &[]);
+            listeners::remove_files(&listeners, &[]);
         }
     }
 
