@@ -263,7 +263,7 @@ pub fn access_log(record: &AccessRecord<'_>) {
         dead_leg = record.dead_leg.map(<&str>::from),
         downstream = record.downstream.map(display),
         upstream = record.upstream.map(display),
-        upstream_name = record.upstream_name,
+        upstream_name = record.upstream_name.map(display),
         downstream_received = record.received[down],
         downstream_sent = record.sent[down],
         upstream_received = record.received[up],

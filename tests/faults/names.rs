@@ -26,6 +26,7 @@ pub const TESTS: &[Test] = tests![
     sessions_stay_at_the_address_they_dialled,
     an_address_that_swallows_everything_is_passed_over,
     an_address_that_refuses_is_passed_over,
+    a_name_that_lies_loses_no_session_that_has_a_choice,
     a_connection_to_itself_is_refused,
     source_ports_that_run_out_have_a_word,
     more_source_addresses_are_more_ports,
@@ -325,6 +326,41 @@ fn narrow_ports(net: &Net, first: u16, last: u16) {
     let file = "/proc/sys/net/ipv4/ip_local_port_range";
     let write = || fs::write(file, format!("{first} {last}"));
     net.proxy.run(write).expect("enter").expect("a setting");
+}
+
+/// One address, 200 where nobody listens, none, no answer, and back again; beside an endpoint that serves.
+fn a_name_that_lies_loses_no_session_that_has_a_choice() {
+    let upstream = "endpoints: [{ address: 'service.test.:9000' }, { address: '10.3.0.2:9000' }], \
+                    resolve_interval: 1s, balance: first_available";
+    let case = Named::with(&[upstream]);
+    let real = [v4(case.net.address(Host::Service))];
+    let lies: Vec<_> = (1..=200).map(|n| Ipv4Addr::new(127, 0, 1, n)).collect();
+    let answers: [Option<&[Ipv4Addr]>; 7] = [
+        Some(&lies),
+        Some(&[]),
+        Some(&real),
+        None,
+        Some(&lies),
+        Some(&real),
+        Some(&lies),
+    ];
+    for answer in answers {
+        let asked = case.dns.asked();
+        case.dns.says(answer);
+        // Both families are asked for at once, so those that come after these come behind an answer.
+        let questions = if answer.is_some() { 4 } else { 2 };
+        let is_known = || case.dns.asked() >= asked + questions;
+        assert!(eventually(3 * PROMPT, is_known), "{answer:?}");
+        drop(case.session(PORT));
+    }
+    let known = || {
+        let metrics = case.proxy.metrics();
+        let connects = [("outcome", "connected")];
+        metrics.value("pulsegate_endpoint_connects_total", &connects)
+    };
+    assert_eq!(known(), 7.0);
+    let failures = case.count("pulsegate_upstream_connect_failures_total", PORT, &[]);
+    assert_eq!(failures, 0.0);
 }
 
 /// TCP connects a socket to itself where both ends have the same address.

@@ -85,8 +85,8 @@ fn answer(query: &[u8], addresses: &[Ipv4Addr]) -> Option<Vec<u8>> {
     let of_this_type = known && question[end - 12..end - 10] == TYPE_A;
     let records = if of_this_type { addresses } else { &[] };
     let flags = if known { ANSWER } else { NO_SUCH_NAME };
-    let count = u8::try_from(records.len()).expect("few");
-    let counts = [0, 1, 0, count, 0, 0, 0, 0];
+    let [high, low] = u16::try_from(records.len()).expect("few").to_be_bytes();
+    let counts = [0, 1, high, low, 0, 0, 0, 0];
     let mut answer = [&query[..2], &flags[..], &counts[..], question].concat();
     for address in records {
         // The name is the one at offset 12; type A, class IN, no time to live.
