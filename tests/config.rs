@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use pulsegate::config::{
-    self, Admin, Config, LogFormat, LogLevel, MemoryLimit, OnDead, OnEnd, OnFull, keys,
+    self, Admin, Config, LogFormat, LogLevel, MemoryLimit, OnDead, OnEnd, OnFull, Ready, keys,
 };
 use serde_json::Value;
 
@@ -130,7 +130,8 @@ fn the_defaults_are_those_that_are_promised() {
         Some(Admin {
             address,
             control: None,
-            token_file: None
+            token_file: None,
+            ready: Ready::Serving,
         })
     );
     assert_eq!(config.limits.memory, MemoryLimit::Auto);
@@ -313,6 +314,18 @@ listeners:
       source_address: [10.0.0.5, 10.0.0.6]
       ejection: { failures: 3, for: 31s }
       proxy_protocol: v1
+      check:
+        kind: send
+        interval: 18s
+        timeout: 19s
+        rise: 20
+        fall: 21
+        port: 22
+        send: 'PING\\r\\n'
+        expect: '+\\x50ONG'
+        path: /primary
+        status: 201-202
+        on_down: verify
     liveness:
       detect_within: 5s
       probe_interval: 2s
@@ -362,6 +375,17 @@ workers: 15
         ("ejection-failures", "3"),
         ("ejection-for", "31s"),
         ("upstream-proxy-protocol", "v1"),
+        ("check", "send"),
+        ("check-interval", "18s"),
+        ("check-timeout", "19s"),
+        ("check-rise", "20"),
+        ("check-fall", "21"),
+        ("check-port", "22"),
+        ("check-send", r"PING\r\n"),
+        ("check-expect", r"+\x50ONG"),
+        ("check-path", "/primary"),
+        ("check-status", "201-202"),
+        ("check-on-down", "verify"),
         ("detect-within", "5s"),
         ("probe-interval", "2s"),
         ("nat-timeout", "4s"),
@@ -413,8 +437,9 @@ workers: 15
         ("admin", "0.0.0.0:16"),
         ("admin-control", "unix:/run/c.sock"),
         ("admin-token-file", "/run/token"),
+        ("admin-ready", "upstream"),
     ];
-    let yaml = "admin: { address: 0.0.0.0:16, control: unix:/run/c.sock, token_file: /run/token }";
+    let yaml = "admin: { address: 0.0.0.0:16, control: unix:/run/c.sock, token_file: /run/token, ready: upstream }";
     let yaml = MINIMAL.to_owned() + yaml;
     let minimal = [("listen", "0.0.0.0:9000"), ("upstream", "127.0.0.1:8080")];
     let config = load(&yaml).unwrap();

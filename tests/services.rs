@@ -16,6 +16,8 @@ mod admission;
 mod bad_input;
 #[path = "services/bytes.rs"]
 mod bytes;
+#[path = "services/checks.rs"]
+mod checks;
 #[path = "services/control.rs"]
 mod control;
 #[path = "services/ftp.rs"]
@@ -133,6 +135,7 @@ fn main() -> ExitCode {
         control::CASES,
         bad_input::CASES,
         proxy_protocol::CASES,
+        checks::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

@@ -61,6 +61,10 @@ pub trait Control: Send + Sync + 'static {
     fn metrics(&self) -> String;
     /// Whether the process takes new clients.
     fn readiness(&self) -> Readiness;
+    /// A listener that cannot serve because no endpoint of it is up, where that counts.
+    fn without_endpoint(&self) -> Option<String> {
+        None
+    }
     /// Every session, in no order.
     fn sessions(&self) -> Vec<Arc<dyn Shown>>;
     /// Ends these sessions for an operator, who may have given a `reason` for the log. Returns how many of

@@ -285,12 +285,7 @@ impl Router {
         match route {
             Route::Index => Ok(text(INDEX)),
             Route::Livez => Ok(text("ok\n")),
-            Route::Readyz => match self.control.readiness() {
-                Readiness::Ready => Ok(text("ready\n")),
-                Readiness::Draining => {
-                    Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, "draining"))
-                }
-            },
+            Route::Readyz => self.ready(),
             Route::Metrics => {
                 let place = self.figures.get().await?;
                 Ok(place.keep(reply(TEXT_FORMAT, self.control.metrics())))
@@ -400,6 +395,15 @@ impl Router {
             Format::Json => json(session),
             Format::Text => text(table::verified(&verified)),
         })
+    }
+
+    fn ready(&self) -> Result<Reply, Refusal> {
+        let why = match (self.control.readiness(), self.control.without_endpoint()) {
+            (Readiness::Draining, _) => "draining".to_owned(),
+            (Readiness::Ready, Some(name)) => format!("no endpoint of listener {name} is up"),
+            (Readiness::Ready, None) => return Ok(text("ready\n")),
+        };
+        Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, why))
     }
 
     async fn verify_all(&self, head: &Parts) -> Result<Reply, Refusal> {

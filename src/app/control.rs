@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::{App, environment};
 use crate::admin::{Control, NotReloaded, Readiness};
-use crate::config;
+use crate::config::{self, Ready};
 use crate::lifecycle::Drainable;
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Traffic};
 use crate::metrics::{EndpointFigures, ListenerMetrics};
@@ -77,6 +77,19 @@ impl Control for App {
         } else {
             Readiness::Ready
         }
+    }
+
+    fn without_endpoint(&self) -> Option<String> {
+        let ready = self.running().admin.as_ref().map(|admin| admin.ready);
+        if ready != Some(Ready::Upstream) {
+            return None;
+        }
+        let serving = self.registry.serving();
+        let lacks = |listener: &&Arc<Listener>| !listener.params.cluster.is_up();
+        serving
+            .iter()
+            .find(lacks)
+            .map(|listener| listener.config.name.clone())
     }
 
     fn sessions(&self) -> Vec<Arc<dyn Shown>> {

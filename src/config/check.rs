@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use super::bytes::Bytes;
 use super::kind::DIAL;
 use super::network::Network;
 use super::read::{Reader, Role, Scope};
 use super::types::{
-    Admin, ControlAddress, ListenAddress, ListenerConfig, ProxyProtocol, UpstreamAddress,
-    UpstreamEndpoint, listeners,
+    Admin, CheckKind, ControlAddress, Limits, ListenAddress, ListenerConfig, ProxyProtocol,
+    Upstream, UpstreamAddress, UpstreamEndpoint, listeners,
 };
 use super::units::show;
 
@@ -48,6 +49,55 @@ pub(super) fn source_limit(
     if of_source > of_all && place.is_beside(&at.child("max_connections")) {
         let name = reader.name_of(&at.child("max_connections"));
         let message = format!("{of_source} is above {name} {of_all}, which would always act first");
+        reader.contradict(&place, message);
+    }
+}
+
+/// What a check needs.
+pub(super) fn upstream_check(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    kind: Option<CheckKind>,
+    send: Option<&Bytes>,
+    expect: Option<&Bytes>,
+) {
+    let place = at.child("kind");
+    let is_empty = |bytes: Option<&Bytes>| bytes.is_some_and(|bytes| bytes.0.is_empty());
+    match kind {
+        Some(CheckKind::Tls) => {
+            reader.contradict(
+                &place,
+                "tls comes with TLS, which is not there yet".to_owned(),
+            );
+        }
+        Some(CheckKind::Send) if is_empty(send) && is_empty(expect) => {
+            let [send, expect] = ["send", "expect"].map(|key| reader.name_of(&at.child(key)));
+            let message = format!("send needs {send} or {expect}; tcp only connects");
+            reader.contradict(&place, message);
+        }
+        _ => {}
+    }
+}
+
+/// Checks must not use up a device that takes one connection.
+pub(super) fn one_connection(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    upstream: Option<&Upstream>,
+    limits: Option<&Limits>,
+) {
+    let (Some(upstream), Some(limits)) = (upstream, limits) else {
+        return;
+    };
+    let check = &upstream.check;
+    if check.kind != CheckKind::Off && check.port.is_none() && limits.max_connections == Some(1) {
+        let place = at.child("upstream").child("check").child("kind");
+        let (check, limit) = (at.child("upstream").child("check"), at.child("limits"));
+        let port = reader.name_of(&check.child("port"));
+        let limit = reader.name_of(&limit.child("max_connections"));
+        let message = format!(
+            "the check would take the one connection of {limit} 1; check another port ({port}), or not at all"
+        );
         reader.contradict(&place, message);
     }
 }

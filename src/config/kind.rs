@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value as Json, json};
 use strum::VariantNames;
 
+use super::bytes::{Bytes, Statuses};
 use super::network::Network;
 use super::section::{Accepted, Form};
 use super::setting::{Items, Setting, Type, list, value};
@@ -101,6 +102,39 @@ pub(super) fn choice<T: FromStr + Display + VariantNames + 'static>() -> Setting
             .map_err(|_| "is not one of the words".to_owned())
     };
     value(Type::Text, form, parse, |word: &T| word.to_string().into())
+}
+
+/// Bytes with escapes.
+pub(super) fn bytes() -> Setting<Bytes> {
+    let words = r"text with the escapes \r \n \t \0 \\ \xHH";
+    let form = form(words, "TEXT", json!({ "type": "string" }));
+    value(Type::Text, form, str::parse, |bytes: &Bytes| {
+        bytes.to_string().into()
+    })
+}
+
+/// The path of a URL.
+pub(super) fn path() -> Setting<String> {
+    let form = form(
+        "a path such as /health",
+        "PATH",
+        json!({ "type": "string", "pattern": "^/" }),
+    );
+    let parse =
+        |text: &str| match text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic()) {
+            true => Ok(text.to_owned()),
+            false => Err("is no path".to_owned()),
+        };
+    value(Type::Text, form, parse, |path| path.as_str().into())
+}
+
+/// Status codes of HTTP.
+pub(super) fn statuses() -> Setting<Statuses> {
+    let schema = json!({ "type": "string", "pattern": "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$" });
+    let form = form("status codes such as 200-299", "CODES", schema);
+    value(Type::Name, form, str::parse, |codes: &Statuses| {
+        codes.to_string().into()
+    })
 }
 
 /// In YAML 1.1 `off` is `false`, which is accepted, too.

@@ -4,6 +4,7 @@
 //! positions (`yaml`), which the declarations `read`; `check` finds contradictions. The table of
 //! [`keys`], the [`schema`], the [`docs`] and the printed configuration are made from the declarations.
 
+mod bytes;
 mod check;
 mod diff;
 pub mod docs;
@@ -23,6 +24,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+pub use bytes::{Bytes, Statuses};
 pub use diff::{Difference, Effect, diff};
 pub use errors::ConfigErrors;
 pub use network::Network;

@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use strum::{Display, EnumString, VariantNames};
 
+use super::bytes::{Bytes, Statuses};
 use super::check;
 use super::kind::{
-    choice, control, count, dial, file, listen, listener_address, memory, name, networks, rate,
-    seconds, sources, span, switch, timeout,
+    bytes, choice, control, count, dial, file, listen, listener_address, memory, name, networks,
+    path, rate, seconds, sources, span, statuses, switch, timeout,
 };
 use super::network::Network;
 use super::read::Scope;
@@ -91,6 +92,7 @@ section! {
     }
     check |at, reader| {
         check::proxy_protocol(at, reader, proxy_protocol, proxy_protocol_trusted.as_deref());
+        check::one_connection(at, reader, upstream.as_ref(), limits.as_ref());
     }
 }
 
@@ -189,6 +191,8 @@ section! {
         /// Whether each connection begins with a header of the PROXY protocol, which tells the service who
         /// the client is.
         proxy_protocol: SendProxy = choice().default("off").flag("upstream-proxy-protocol");
+        /// How each endpoint is checked.
+        check: Check = section_of();
     }
     check |at, reader| {
         check::endpoints(at, reader, address.as_ref(), endpoints.as_ref());
@@ -237,6 +241,65 @@ pub enum Balance {
     FirstAvailable,
     /// By the client's address (rendezvous hashing).
     SourceHash,
+}
+
+section! {
+    /// How each endpoint is checked.
+    Check {
+        /// tcp: it accepts a connection; send: then it answers `expect` to `send`; http: then it answers a GET
+        /// with one of the codes of `status`.
+        kind: CheckKind = choice().default("off").flag("check");
+        /// From one check to the next, 10 % more or less.
+        interval: Duration = span(100 * MS..=HOUR).default("5s").flag("check-interval");
+        /// How long all of a check may take.
+        timeout: Duration = span(10 * MS..=300 * SECOND).default("2s").flag("check-timeout");
+        /// So many in a row that pass: an endpoint that is down is up.
+        rise: u32 = count(1..=100).default("2").flag("check-rise");
+        /// So many in a row that fail: an endpoint that is up is down.
+        fall: u32 = count(1..=100).default("3").flag("check-fall");
+        /// Where it is checked; none: where it is dialled.
+        port: Option<u16> = count(1..=65_535).or("none").default("none").flag("check-port");
+        /// What is sent (kind: send).
+        send: Bytes = bytes().default("").flag("check-send");
+        /// What the answer begins with (kind: send); empty: no answer is awaited.
+        expect: Bytes = bytes().default("").flag("check-expect");
+        /// What is asked for (kind: http).
+        path: String = path().default("/").flag("check-path");
+        /// What is answered (kind: http).
+        status: Statuses = statuses().default("200-299").flag("check-status");
+        /// What becomes of the sessions of an endpoint that is down. verify: each is asked on its own
+        /// connection, and ends if its peer does not answer; close: they end.
+        on_down: OnDown = choice().default("keep").flag("check-on-down");
+    }
+    check |at, reader| check::upstream_check(at, reader, kind, send.as_ref(), expect.as_ref())
+}
+
+/// How an endpoint is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum CheckKind {
+    /// It is not.
+    Off,
+    /// It accepts a connection.
+    Tcp,
+    /// It completes a TLS handshake.
+    Tls,
+    /// It answers what is expected.
+    Send,
+    /// It answers a request with a status.
+    Http,
+}
+
+/// What becomes of the sessions of an endpoint that checks have found down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum OnDown {
+    /// They go on.
+    Keep,
+    /// Each is asked on its own connection; those whose peers do not answer end.
+    Verify,
+    /// They end.
+    Close,
 }
 
 /// When the service is dialled.
@@ -463,6 +526,8 @@ section! {
         /// A file with a token. Who sends it as `Authorization: Bearer` may change something at any
         /// address. It is read for each such request.
         token_file: Option<PathBuf> = file().or("none").default("none").flag("admin-token-file");
+        /// Whether `/readyz` also needs an endpoint that is up, of each listener (`upstream.check`).
+        ready: Ready = choice().default("serving").flag("admin-ready");
     }
     check |at, reader| {
         let control = control.as_ref().and_then(Option::as_ref);
@@ -486,6 +551,16 @@ impl std::fmt::Display for ControlAddress {
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
+}
+
+/// What `/readyz` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum Ready {
+    /// Whether clients are taken.
+    Serving,
+    /// Whether, besides, each listener has an endpoint that checks have not found down.
+    Upstream,
 }
 
 section! {

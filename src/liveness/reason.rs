@@ -130,6 +130,8 @@ pub enum CloseReason {
     NoBytes,
     /// The client sent nothing for `first_byte_timeout`.
     FirstByteTimeout,
+    /// Checks found its endpoint down (`check.on_down: close`).
+    UpstreamDown,
 }
 
 impl CloseReason {

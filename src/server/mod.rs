@@ -2,6 +2,7 @@
 
 mod accept;
 mod admission;
+mod checks;
 mod limiter;
 mod listener;
 mod memory;

@@ -7,7 +7,7 @@ use std::{io, thread};
 
 use super::accept::{self, Acceptor};
 use super::workers::Workers;
-use super::{Hooks, Listener, StartError, listener};
+use super::{Hooks, Listener, StartError, checks, listener};
 use crate::config::{ListenAddress, ListenerConfig};
 use crate::metrics::Metrics;
 use crate::session::SessionParams;
@@ -82,6 +82,7 @@ impl Registry {
                 let acceptor = Acceptor::new(pool, worker.clone(), listener.clone(), socket);
                 accept::start(acceptor);
             }
+            checks::start(self.workers.pool(), listener);
         }
         let mut listeners = self.lock();
         listeners.extend(added.iter().cloned());

@@ -13,6 +13,7 @@ use crate::liveness::{
 };
 use crate::net::{options, sample};
 use crate::sys;
+use crate::upstream::Endpoint;
 use crate::view::{AnswerWord, OnSilent, VerifiedLeg, VerifiedSession};
 
 /// Of many sessions, those whose turn has not come after this are not asked.
@@ -91,6 +92,14 @@ impl Session {
         });
         // One that was ending already is not ended by this.
         found.is_some_and(|close| self.order_locked(&mut self.lock(), close))
+    }
+
+    /// Whether it is connected to this endpoint.
+    #[must_use]
+    pub fn is_at(&self, endpoint: &Endpoint) -> bool {
+        let state = self.lock();
+        let at = state.endpoint.as_deref();
+        state.phase == Phase::Open && at.is_some_and(|at| std::ptr::eq(at, endpoint))
     }
 
     /// Whether the client of a session that waited is still there: it was heard within a second, or

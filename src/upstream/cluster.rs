@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::dial::{self, Attempt, Begun, Dialler};
 use super::ejection::{Ejector, Row};
-use super::endpoint::{ActiveSession, Endpoint};
+use super::endpoint::{ActiveSession, Endpoint, Standing};
 use super::pick::{Pick, Turn};
 use crate::config::{Balance, Upstream, UpstreamAddress};
 use crate::net::stream::TcpStream;
@@ -295,6 +295,15 @@ impl Cluster {
     #[must_use]
     pub fn endpoints(&self) -> Arc<[Arc<Endpoint>]> {
         self.known.borrow().endpoints.clone()
+    }
+
+    /// Whether there is an endpoint that checks have not found down.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        let endpoints = &self.known.borrow().endpoints;
+        endpoints
+            .iter()
+            .any(|endpoint| endpoint.standing() != Standing::Down)
     }
 
     /// What a session that dialled this endpoint, or none yet, is said to be connected to: an address, and

@@ -3,11 +3,12 @@
 use std::io;
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::check::Health;
 use super::ejection::{Ejector, Record, Row};
-use crate::config::UpstreamAddress;
+use crate::config::{Check, UpstreamAddress};
 use crate::liveness::Span;
 
 /// One address of an upstream. It lives for as long as its cluster has it, or a session uses it.
@@ -25,6 +26,7 @@ pub struct Endpoint {
     pub(super) record: Record,
     /// Whether checks have not found it down.
     up: AtomicBool,
+    health: Mutex<Health>,
 }
 
 /// How an endpoint stands beside the others. The best is dialled first; the others are tried where no
@@ -50,6 +52,7 @@ impl Endpoint {
             failures: AtomicU64::new(0),
             record: Record::default(),
             up: AtomicBool::new(true),
+            health: Mutex::default(),
         })
     }
 
@@ -119,9 +122,23 @@ impl Endpoint {
         self.record.failures()
     }
 
-    /// What checks have found out.
-    pub fn set_up(&self, up: bool) {
+    /// Takes in the result of a check; true if that makes it go up or down.
+    pub fn checked(&self, passed: bool, check: &Check) -> bool {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = health.take(passed, check);
+        self.up.store(health.is_up(), Ordering::Relaxed);
+        changes
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_up(&self, up: bool) {
         self.up.store(up, Ordering::Relaxed);
+    }
+
+    /// It is checked no longer.
+    pub fn unchecked(&self) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Health::default();
+        self.up.store(true, Ordering::Relaxed);
     }
 
     /// How much a client belongs here (rendezvous hashing): it goes where this is the highest. The same

@@ -1,5 +1,6 @@
 //! Where clients are taken: the endpoints of a listener, which one is next, and the connect.
 
+mod check;
 mod cluster;
 mod dial;
 mod ejection;
@@ -13,19 +14,22 @@ pub use cluster::{Cluster, Connect, Dialling};
 pub use endpoint::{ActiveSession, Endpoint, Standing, is_local};
 pub use resolve::start as start_resolving;
 
-use crate::config::Upstream;
+use crate::config::{CheckKind, Upstream};
 
-/// Descriptors that DNS look-ups and dials of several addresses hold at most, beside those of
+/// Descriptors that checks, DNS look-ups and dials of several addresses hold at most, beside those of
 /// sessions.
 #[must_use]
 pub fn descriptors<'a>(upstreams: impl Iterator<Item = &'a Upstream>) -> u64 {
-    let (mut names, mut double) = (BTreeSet::new(), 0);
+    let (mut names, mut double, mut checks) = (BTreeSet::new(), 0, 0);
     for upstream in upstreams {
         let (named, places) = (names.len(), upstream.addresses().count());
         names.extend(upstream.addresses().filter_map(|address| address.name()));
+        if upstream.check.kind != CheckKind::Off {
+            checks = check::MOST as u64;
+        }
         if names.len() > named || places > 1 {
             double = dial::MOST_DOUBLE as u64;
         }
     }
-    resolve::descriptors(names.len()) + double
+    resolve::descriptors(names.len()) + double + checks
 }

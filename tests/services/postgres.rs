@@ -48,10 +48,10 @@ pub const CASES: &[Case] = &[
 const PROMPT: Duration = Duration::from_secs(30);
 
 /// A PostgreSQL of the test's own.
-struct Postgres {
+pub struct Postgres {
     _process: Process,
     _folder: Folder,
-    address: SocketAddr,
+    pub address: SocketAddr,
 }
 
 impl Postgres {
@@ -65,7 +65,7 @@ impl Postgres {
         Self::start_at(address, |command| Process::start_in(host, command))
     }
 
-    fn start_at(address: SocketAddr, start: impl Fn(&mut Command) -> Process) -> Self {
+    pub fn start_at(address: SocketAddr, start: impl Fn(&mut Command) -> Process) -> Self {
         let folder = Folder::new();
         // It refuses to run as root.
         let account = Account::of(&["postgres", "nobody"]);
@@ -125,14 +125,14 @@ fn client(name: &str, to: SocketAddr) -> Command {
 }
 
 /// psql, without the user's settings, with bare output, that stops at an error.
-fn psql(to: SocketAddr) -> Command {
+pub fn psql(to: SocketAddr) -> Command {
     let mut command = client("psql", to);
     command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
     command
 }
 
 #[track_caller]
-fn query(to: SocketAddr, sql: &str) -> String {
+pub fn query(to: SocketAddr, sql: &str) -> String {
     run(psql(to).args(["-c", sql])).trim().to_owned()
 }
 

@@ -1,0 +1,97 @@
+//! Has the endpoints of a listener checked, and acts on those that go down.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use super::Listener;
+use super::workers::Pool;
+use crate::config::{CheckKind, OnDown};
+use crate::liveness::{Close, CloseHow, CloseReason, Span};
+use crate::session::{self, Session};
+use crate::upstream::Endpoint;
+use crate::view::OnSilent;
+
+/// Sessions that are asked at a time when their endpoint went down.
+const ASKED_AT_ONCE: usize = 64;
+
+/// Checks for as long as the listener takes clients.
+pub(super) fn start(pool: &Arc<Pool>, listener: &Arc<Listener>) {
+    let cluster = &listener.params.cluster;
+    if cluster.upstream().check.kind == CheckKind::Off {
+        // They may have been checked before a reload.
+        return cluster
+            .endpoints()
+            .iter()
+            .for_each(|endpoint| endpoint.unchecked());
+    }
+    let Some(worker) = pool.balancer.workers().first() else {
+        return;
+    };
+    let (pool, listener) = (pool.clone(), listener.clone());
+    worker.spawn(async move {
+        let mut stopped = listener.is_stopped();
+        tokio::select! {
+            // The sender is the listener's own.
+            _ = stopped.wait_for(|stopped| *stopped) => {}
+            () = rounds(&pool, &listener) => {}
+        }
+    });
+}
+
+async fn rounds(pool: &Arc<Pool>, listener: &Arc<Listener>) {
+    let interval = listener.params.cluster.upstream().check.interval;
+    loop {
+        let mut checks = JoinSet::new();
+        for endpoint in &*listener.params.cluster.endpoints() {
+            checks.spawn(check(pool.clone(), listener.clone(), endpoint.clone()));
+        }
+        while checks.join_next().await.is_some() {}
+        tokio::time::sleep(jittered(interval)).await;
+    }
+}
+
+/// 10 % more or less, so that many instances do not check at the same time.
+fn jittered(interval: Duration) -> Duration {
+    let random = RandomState::new().hash_one(()) % 201;
+    let permille = 900 + u32::try_from(random).unwrap_or_default();
+    interval * permille / 1000
+}
+
+async fn check(pool: Arc<Pool>, listener: Arc<Listener>, endpoint: Arc<Endpoint>) {
+    let cluster = &listener.params.cluster;
+    let check = &cluster.upstream().check;
+    let result = cluster.check(&endpoint).await;
+    if !endpoint.checked(result.is_ok(), check) {
+        return;
+    }
+    let (name, address) = (&*listener.params.name, endpoint.address());
+    let Err(why) = result else {
+        return tracing::info!(listener = name, endpoint = %address, "an endpoint is up");
+    };
+    tracing::warn!(listener = name, endpoint = %address, "an endpoint is down: {why}");
+    let mut sessions: Vec<Arc<Session>> = Vec::new();
+    pool.balancer.for_each(|session| {
+        if session.is_at(&endpoint) {
+            sessions.push(session.clone());
+        }
+    });
+    match check.on_down {
+        OnDown::Keep => {}
+        OnDown::Verify => {
+            let at_once = Arc::new(Semaphore::new(ASKED_AT_ONCE));
+            drop(session::verify_all(sessions, OnSilent::End, at_once).await);
+        }
+        OnDown::Close => sessions.iter().for_each(|session| {
+            session.order(Close {
+                reason: CloseReason::UpstreamDown,
+                how: CloseHow::Flush,
+                evidence: None,
+                silent_for: Span::ZERO,
+            });
+        }),
+    }
+}

@@ -1,0 +1,202 @@
+//! Active checks: what is asked of an endpoint, who is dialled then, and what becomes of live sessions.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::Case;
+use crate::postgres::{Postgres, psql, query};
+use crate::process::{Folder, Process, free_address, read_to_any_end};
+use crate::pulsegate::{Pulsegate, closed};
+use crate::support::eventually;
+
+pub const CASES: &[Case] = &[
+    Case::new(
+        "checks_follow_the_primary_of_postgres",
+        &["initdb", "postgres", "psql"],
+        checks_follow_the_primary_of_postgres,
+    ),
+    Case::new(
+        "checks_ask_and_expect_behind_a_header_of_their_own",
+        &[],
+        checks_ask_and_expect_behind_a_header_of_their_own,
+    ),
+    Case::new(
+        "checks_that_connect_see_a_service_go_and_come",
+        &[],
+        checks_that_connect_see_a_service_go_and_come,
+    ),
+];
+
+const PROMPT: Duration = Duration::from_secs(30);
+
+/// A server, and the answer that Patroni would give to `GET /primary` there.
+struct Member {
+    postgres: Postgres,
+    is_primary: Arc<AtomicBool>,
+}
+
+impl Member {
+    fn start(ip: Ipv4Addr, port: u16, patroni: u16, is_primary: bool) -> Self {
+        let address = SocketAddr::from((ip, port));
+        let postgres = Postgres::start_at(address, Process::start);
+        let is_primary = Arc::new(AtomicBool::new(is_primary));
+        let listener = TcpListener::bind((ip, patroni)).expect("listen");
+        let answer = is_primary.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a check");
+                let mut line = String::new();
+                let _cut = BufReader::new(&stream).read_line(&mut line);
+                let status = match (line.starts_with("GET /primary "), &answer) {
+                    (true, answer) if answer.load(Ordering::Relaxed) => "200 OK",
+                    (true, _) => "503 Service Unavailable",
+                    (false, _) => "404 Not Found",
+                };
+                let _cut = write!(stream, "HTTP/1.0 {status}\r\n\r\n{{}}");
+            }
+        });
+        Self {
+            postgres,
+            is_primary,
+        }
+    }
+}
+
+/// Waits until the endpoints have these states, in the order of the list.
+#[track_caller]
+fn expect_states(proxy: &Pulsegate, states: &[&str]) {
+    let shown = || {
+        let (_, body) = proxy.get("/upstreams").expect("an answer");
+        let list: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+        let endpoints = list.as_array().cloned().unwrap_or_default();
+        let states = endpoints
+            .iter()
+            .map(|e| e["state"].as_str().unwrap_or("?").to_owned());
+        states.collect::<Vec<_>>()
+    };
+    assert!(eventually(PROMPT, || shown() == states), "{:?}", shown());
+}
+
+fn checks_follow_the_primary_of_postgres() {
+    let [first, second] = [Ipv4Addr::new(127, 0, 0, 1), Ipv4Addr::new(127, 0, 0, 2)];
+    let (port, patroni) = (free_address().port(), free_address().port());
+    let (a, b) = thread::scope(|scope| {
+        let a = scope.spawn(|| Member::start(first, port, patroni, true));
+        let b = Member::start(second, port, patroni, false);
+        (a.join().expect("started"), b)
+    });
+    let folder = Folder::new();
+    let where_am_i = "select host(inet_server_addr())";
+    for on_down in ["keep", "verify", "close"] {
+        a.is_primary.store(true, Ordering::Relaxed);
+        b.is_primary.store(false, Ordering::Relaxed);
+        let (address, admin) = (free_address(), free_address());
+        let file = folder.join(on_down);
+        let text = format!(
+            "listeners:\n- address: '{address}'\n  upstream:\n    \
+             endpoints: [{{ address: '{}' }}, {{ address: '{}' }}]\n    \
+             check: {{ kind: http, path: /primary, port: {patroni}, interval: 100ms, fall: 2, \
+             on_down: {on_down} }}\nadmin: {{ address: '{admin}', ready: upstream }}\n",
+            a.postgres.address, b.postgres.address
+        );
+        fs::write(&file, text).expect("write a file");
+        let proxy = Pulsegate::start_config(&file, address, admin);
+        expect_states(&proxy, &["up", "down"]);
+        let asks = |expected: IpAddr| assert_eq!(query(address, where_am_i), expected.to_string());
+        (0..3).for_each(|_| asks(first.into()));
+        let mut live = Process::start(&mut psql(address));
+        let ask = |live: &mut Process| {
+            writeln!(live.input(), "{where_am_i};").expect("psql reads");
+        };
+        ask(&mut live);
+        let answers = |live: &Process| live.output().matches("127.0.0.1").count();
+        assert!(eventually(PROMPT, || answers(&live) == 1));
+
+        // Nobody is the primary for a moment.
+        a.is_primary.store(false, Ordering::Relaxed);
+        expect_states(&proxy, &["down", "down"]);
+        let (status, why) = proxy.get("/readyz").expect("an answer");
+        assert_eq!(status, 503, "{why}");
+        assert!(why.contains("default"), "{why}");
+        b.is_primary.store(true, Ordering::Relaxed);
+        expect_states(&proxy, &["down", "up"]);
+        assert_eq!(proxy.get("/readyz").expect("an answer").0, 200);
+        (0..3).for_each(|_| asks(second.into()));
+        let ended = || closed(&proxy.metrics(), "upstream_down");
+        if on_down == "close" {
+            assert!(eventually(PROMPT, || ended() == 1.0));
+        } else {
+            // The server that is no primary any more lives.
+            ask(&mut live);
+            assert!(eventually(PROMPT, || answers(&live) == 2), "{on_down}");
+            assert_eq!(ended(), 0.0);
+        }
+    }
+}
+
+fn checks_ask_and_expect_behind_a_header_of_their_own() {
+    for (version, header) in [
+        ("off", &b""[..]),
+        ("v1", b"PROXY UNKNOWN\r\n"),
+        ("v2", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"),
+    ] {
+        let service = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+        let upstream = service.local_addr().expect("bound");
+        let asked = [header, b"PING\r\n"].concat();
+        let right = Arc::new(AtomicBool::new(true));
+        let answers = right.clone();
+        thread::spawn(move || {
+            for stream in service.incoming() {
+                let mut stream = stream.expect("a check");
+                let mut got = vec![0; asked.len()];
+                let whole = stream.read_exact(&mut got).is_ok() && got == asked;
+                let answer: &[u8] = match whole && answers.load(Ordering::Relaxed) {
+                    true => b"+PONG\r\nand more",
+                    false => b"-LOADING",
+                };
+                let _cut = stream.write_all(answer);
+            }
+        });
+        let flags = [
+            "--check",
+            "send",
+            "--check-send",
+            "PING\\r\\n",
+            "--check-expect",
+            "+PONG",
+            "--check-interval",
+            "100ms",
+            "--upstream-proxy-protocol",
+            version,
+        ];
+        let proxy = Pulsegate::start(upstream, &flags);
+        right.store(false, Ordering::Relaxed);
+        expect_states(&proxy, &["down"]);
+        right.store(true, Ordering::Relaxed);
+        expect_states(&proxy, &["up"]);
+        let log = proxy.log();
+        assert!(log.contains("another answer than check.expect"), "{log}");
+    }
+}
+
+fn checks_that_connect_see_a_service_go_and_come() {
+    let upstream = free_address();
+    let proxy = Pulsegate::start(upstream, &["--check", "tcp", "--check-interval", "100ms"]);
+    expect_states(&proxy, &["down"]);
+    // One that is down is dialled where there is no other.
+    // The end may come before connect() has returned.
+    if let Ok(mut client) = TcpStream::connect(proxy.address) {
+        assert_eq!(read_to_any_end(&mut client), b"");
+    }
+    let service = TcpListener::bind(upstream).expect("listen");
+    expect_states(&proxy, &["up"]);
+    drop(service);
+    expect_states(&proxy, &["down"]);
+    proxy.expect_active(0);
+    assert_eq!(closed(&proxy.metrics(), "connect_refused"), 1.0);
+}
