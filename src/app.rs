@@ -24,10 +24,10 @@ use crate::admin::{self, Control, Readiness, TokenFile};
 use crate::config::{Admin, Config, ConfigErrors, ControlAddress};
 use crate::exit::{self, Exit};
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
-use crate::liveness::{Close, CloseHow, CloseReason, Span};
+use crate::liveness::{Close, CloseHow, CloseReason, Span, Turn};
 use crate::metrics::Metrics;
 use crate::server::{Hooks, Limiter, Listener, Registry, StartError, Workers};
-use crate::session::Balancer;
+use crate::session::{Balancer, Session};
 use crate::sys;
 use crate::telemetry::{self, LogSwitch};
 
@@ -208,6 +208,18 @@ impl App {
         self.registry.workers.sessions()
     }
 
+    /// Ends those sessions whose turn in a drain has come, and that are at rest.
+    fn finish_quiet_of(&self, turn: Turn, of: impl Fn(&Session) -> bool) {
+        let now = sys::now();
+        let due =
+            |session: &Session| turn.has_come(session.id) && of(session) && session.is_at_rest(now);
+        self.balancer().for_each(|session| {
+            if due(session) {
+                session.order(order(CloseReason::Drain, CloseHow::Flush));
+            }
+        });
+    }
+
     fn order_all(&self, reason: CloseReason, how: CloseHow) {
         let close = order(reason, how);
         self.balancer().for_each(|session| session.order(close));
@@ -357,6 +369,10 @@ impl Drainable for App {
             let _opened = open.wait_for(|open| *open).await;
         }
         self.balancer().emptied().await;
+    }
+
+    fn finish_quiet(&self, turn: Turn) {
+        self.finish_quiet_of(turn, |_| true);
     }
 
     fn finish_all(&self) {

@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::config::Drain;
+use crate::liveness::Turn;
 
 /// What makes the process end.
 #[derive(Debug)]
@@ -73,6 +74,8 @@ pub trait Drainable {
     fn sessions(&self) -> usize;
     /// Waits until none is left, and no accepted client is to become one.
     fn emptied(&self) -> impl Future<Output = ()>;
+    /// Ends the sessions whose turn has come, those that are at rest.
+    fn finish_quiet(&self, turn: Turn);
     /// Ends every session: what was received is delivered (bounded), then RST, or FIN by `on_end`.
     fn finish_all(&self);
     /// Ends every session by RST.
@@ -126,9 +129,23 @@ async fn wait_for_sessions(limits: &Drain, process: &impl Drainable) -> Drained 
     tokio::time::sleep(limits.delay).await;
     process.stop_accepting();
     // Clients that were queued are still taken.
-    match tokio::time::timeout(limits.timeout, process.emptied()).await {
-        Ok(()) => Drained::Clean,
-        Err(_) => Drained::TimedOut(process.sessions()),
+    tokio::select! {
+        () = process.emptied() => Drained::Clean,
+        () = in_turns(limits.timeout, |turn| process.finish_quiet(turn)) => {
+            Drained::TimedOut(process.sessions())
+        }
+    }
+}
+
+/// Waits for as long as a drain may take. In its second half sessions are ended by and by, so that their
+/// clients do not all come again in one instant.
+pub async fn in_turns(timeout: Duration, end: impl Fn(Turn)) {
+    const STEPS: u32 = 50;
+    let half = timeout / 2;
+    tokio::time::sleep(half).await;
+    for step in 1..=STEPS {
+        tokio::time::sleep(half / STEPS).await;
+        end(Turn { step, steps: STEPS });
     }
 }
 

@@ -49,8 +49,9 @@ const LATERAL: [(&str, &str, &str); 8] = [
 
 /// What the pure layer may use of the standard library: nothing that has a clock, a thread, a
 /// descriptor or a lock behind it.
-const PURE_STD: [&str; 9] = [
+const PURE_STD: [&str; 10] = [
     "array",
+    "borrow",
     "cmp",
     "collections",
     "convert",

@@ -4,6 +4,8 @@
 
 #[path = "process/addresses.rs"]
 mod addresses;
+#[path = "process/ends.rs"]
+mod ends;
 #[path = "process/reload.rs"]
 mod reload;
 #[path = "process/rig.rs"]

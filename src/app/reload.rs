@@ -11,14 +11,16 @@ use std::thread;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{MissedTickBehavior, interval};
 
 use super::{App, listeners, order, resources};
 use crate::admin::{Control, NotReloaded, Readiness};
 use crate::config::{self, Config, ConfigErrors, Effect};
+use crate::lifecycle::in_turns;
 use crate::liveness::{CloseHow, CloseReason};
 use crate::metrics::ReloadOutcome;
 use crate::server::{Listener, StartError};
+use crate::session::Session;
 use crate::telemetry::LogSwitch;
 use crate::view::ReloadReport;
 
@@ -210,17 +212,14 @@ impl App {
         if removed.is_empty() {
             return;
         }
-        sleep(timeout).await;
-        let removed: Vec<_> = removed
-            .iter()
-            .filter_map(std::sync::Weak::upgrade)
-            .collect();
+        let is_of = |session: &Session| {
+            let params = Arc::as_ptr(&session.params);
+            removed.iter().any(|removed| removed.as_ptr() == params)
+        };
+        in_turns(timeout, |turn| self.finish_quiet_of(turn, is_of)).await;
         let over = order(CloseReason::Drain, CloseHow::Flush);
         self.balancer().for_each(|session| {
-            if removed
-                .iter()
-                .any(|params| Arc::ptr_eq(params, &session.params))
-            {
+            if is_of(session) {
                 session.order(over);
             }
         });

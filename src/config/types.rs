@@ -375,7 +375,8 @@ section! {
         /// Ends a session whose service got a request and sent no byte for this long.
         first_response_timeout: Option<Duration> =
             timeout().default("0s").flag("first-response-timeout");
-        /// Ends a session this long after both its legs were connected.
+        /// Ends a session this long after both its legs were connected; each in the last tenth of that time, at
+        /// a time of its own.
         max_connection_duration: Option<Duration> =
             timeout().default("0s").flag("max-connection-duration");
         /// How the live leg is ended when the other one was found dead: RST, or FIN.
@@ -598,7 +599,8 @@ section! {
     Drain {
         /// Time between SIGTERM, when readiness ends, and the end of accepting.
         delay: Duration = span(Duration::ZERO..=HOUR).default("0s").flag("drain-delay");
-        /// How long sessions may then take to finish.
+        /// How long sessions may then take to finish. In the second half of it those at rest are ended one
+        /// after the other.
         timeout: Duration = span(Duration::ZERO..=DAY).default("25s").flag("drain-timeout");
     }
 }

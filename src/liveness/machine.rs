@@ -15,6 +15,9 @@ const REPEATED: Span = Span::ms(200);
 /// comes from a host that has forgotten the connection.
 const FORGOT: Span = Span::ms(1000);
 
+/// Without a byte for this long a session is between two exchanges.
+const REST: Span = Span::ms(1000);
+
 /// Decides whether one session lives. See the [module documentation](super).
 #[derive(Clone, Debug)]
 pub struct Machine {
@@ -248,6 +251,14 @@ impl Machine {
     #[must_use]
     pub fn last_activity(&self) -> Time {
         self.activity
+    }
+
+    /// Whether an end does little harm now: nothing is on its way, no request waits for its answer, and no
+    /// byte has moved for a second. To be asked after an observation, with another one.
+    #[must_use]
+    pub fn is_at_rest(&self, now: Time, observation: &Observation) -> bool {
+        let mut legs = observation.legs.iter().flatten();
+        legs.all(LegSample::is_silent) && self.waiting.is_none() && now >= self.activity + REST
     }
 
     /// Whether exactly one side has said FIN.

@@ -52,6 +52,7 @@ mod proof;
 mod reason;
 mod sample;
 mod shed;
+mod spread;
 #[cfg(test)]
 mod tests;
 mod time;
@@ -66,5 +67,6 @@ pub use pressure::{Pressure, Reading};
 pub use reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
 pub use sample::{LegSample, Observation, TcpState, Traffic};
 pub use shed::{Candidate, Rank};
+pub use spread::Turn;
 pub use time::{Span, Time};
 pub use verdict::{Action, Close, Condition, Fault, LegVerdict, LegView, Timer, Verdict};

@@ -1,5 +1,8 @@
 //! What the operator promised, as plain numbers.
 
+use std::borrow::Cow;
+
+use super::spread::shortened;
 use super::time::{Span, Time};
 
 /// The keepalive options of the kernel count whole seconds.
@@ -57,6 +60,19 @@ impl Policy {
             receive_timeout: [None; 2],
             first_response_timeout: None,
             max_duration: None,
+        }
+    }
+
+    /// The same for the session of this number: it ends by its age in the last tenth of the limit, each at
+    /// its own time.
+    #[must_use]
+    pub fn of_session(&self, id: u64) -> Cow<'_, Self> {
+        match self.max_duration {
+            None => Cow::Borrowed(self),
+            Some(limit) => Cow::Owned(Self {
+                max_duration: Some(shortened(limit, id)),
+                ..self.clone()
+            }),
         }
     }
 

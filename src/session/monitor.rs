@@ -63,7 +63,8 @@ impl Session {
         state.watch_pending = false;
         self.watch(&mut state)?;
         // An observation costs as much as the options: most sessions have nothing to tell yet.
-        let mut first = state.machine.first_observation(&self.params.policy);
+        let policy = self.params.policy.of_session(self.id);
+        let mut first = state.machine.first_observation(&policy);
         if self.counters.sent() > 0 {
             first = first.min(now + self.params.policy.busy_interval());
         }
@@ -152,9 +153,21 @@ impl Session {
         }
     }
 
+    /// Whether an end does little harm now.
+    #[must_use]
+    pub fn is_at_rest(&self, now: Time) -> bool {
+        self.refresh(now);
+        let state = self.lock();
+        if state.phase != Phase::Open || state.order.is_some() {
+            return false;
+        }
+        let observation = state.observe(&self.counters, self.preamble.load(Ordering::Relaxed));
+        state.machine.is_at_rest(now, &observation)
+    }
+
     /// One observation; returns when the next one is due.
     fn observe_locked(&self, state: &mut State, now: Time) -> Time {
-        let policy = &self.params.policy;
+        let policy = &*self.params.policy.of_session(self.id);
         let observation = state.observe(&self.counters, self.preamble.load(Ordering::Relaxed));
         self.params.metrics.observed();
         let before = state.machine.clone();

@@ -67,7 +67,7 @@ impl Session {
             let at = since + span.into();
             Timer { reason, at }
         });
-        let policy = &self.params.policy;
+        let policy = &*self.params.policy.of_session(self.id);
         let of_peers = (!state.is_left_alone()).then(|| state.machine.next_timer(policy));
         let first_byte = self.first_byte_timer(state);
         let timers = waiting

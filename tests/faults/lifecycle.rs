@@ -76,7 +76,8 @@ fn drain_ends_idle_sessions_when_its_time_is_over() {
     client.wait_end(ms(2000) + SLACK);
     service.wait_end(PROMPT);
     let after = since.elapsed();
-    assert!(after >= ms(1800), "ended after only {after:?}");
+    // In the second half, when its turn has come.
+    assert!(after >= ms(1000), "ended after only {after:?}");
     // The ends do not say FIN themselves; the process does not wait for them for ever.
     case.proxy.wait_exit(PROMPT);
     let output = case.proxy.output();

@@ -1,0 +1,90 @@
+//! Ends that are due for many sessions at once are spread over time.
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::rig::{Ports, Proxy, Service, ask, kept};
+
+const SESSIONS: usize = 40;
+
+fn sessions(to: SocketAddr) -> Vec<TcpStream> {
+    let session = |_| {
+        let mut client = TcpStream::connect(to).expect("connected");
+        ask(&mut client).expect("served");
+        client
+    };
+    (0..SESSIONS).map(session).collect()
+}
+
+/// How long each of them goes on.
+fn ends(clients: Vec<TcpStream>, since: Instant) -> Vec<Duration> {
+    let watch = |mut client: TcpStream| {
+        thread::spawn(move || {
+            let _reset = client.read(&mut [0]);
+            since.elapsed()
+        })
+    };
+    let watching: Vec<_> = clients.into_iter().map(watch).collect();
+    let ended = watching.into_iter().map(|thread| thread.join());
+    let mut ended: Vec<_> = ended.map(|end| end.expect("it ended")).collect();
+    ended.sort();
+    ended
+}
+
+/// The idle ones go by and by, and one that works stays to the end.
+#[test]
+fn a_drain_spreads_its_ends_and_prefers_quiet_moments() {
+    let service = Service::start();
+    let ports = Ports::free();
+    let flags = ["--drain-timeout", "8s"];
+    let mut proxy = Proxy::start(ports, service.address, kept().1, &flags);
+    let mut busy = TcpStream::connect(ports.clients).expect("connected");
+    ask(&mut busy).expect("served");
+    let idle = sessions(ports.clients);
+    let since = Instant::now();
+    proxy.signal(Signal::TERM);
+    let over = AtomicBool::new(false);
+    let (ended, busy_until) = thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            while ask(&mut busy).is_ok() {
+                thread::sleep(Duration::from_millis(50));
+            }
+            assert!(
+                over.load(Ordering::Relaxed),
+                "it ended before the idle ones"
+            );
+            since.elapsed()
+        });
+        let ended = ends(idle, since);
+        over.store(true, Ordering::Relaxed);
+        (ended, working.join().expect("it worked"))
+    });
+    let half = Duration::from_secs(4);
+    assert!(ended[0] >= half, "{ended:?}");
+    assert!(
+        ended[SESSIONS - 1] - ended[0] >= Duration::from_secs(2),
+        "{ended:?}"
+    );
+    assert!(busy_until >= half * 2, "{busy_until:?}");
+    assert_eq!(proxy.wait().code(), Some(0));
+}
+
+#[test]
+fn sessions_of_one_age_do_not_end_at_once() {
+    let service = Service::start();
+    let ports = Ports::free();
+    let flags = ["--max-connection-duration", "10s"];
+    let _proxy = Proxy::start(ports, service.address, kept().1, &flags);
+    let since = Instant::now();
+    let clients = sessions(ports.clients);
+    let began = since.elapsed();
+    let ended = ends(clients, since);
+    assert!(ended[0] >= Duration::from_secs(9), "{ended:?}");
+    let spread = ended[SESSIONS - 1] - ended[0] + began;
+    assert!(spread >= Duration::from_millis(500), "{ended:?}");
+}
