@@ -382,6 +382,28 @@ fn a_listener_that_changes_refuses_nobody_and_counts_on() {
 }
 
 #[test]
+fn a_listener_that_changes_gives_nobody_a_new_burst() {
+    let limits = [("rate-per-source", "1/m"), ("burst-per-source", "2")];
+    let app = app(1, echo(), &limits);
+    let to = listens_on(&app);
+    let (_first, _second) = (greeted(to), greeted(to));
+    let served = || {
+        let mut stream = TcpStream::connect(to).expect("never refused");
+        let _reset = stream.write_all(b"hello");
+        stream.read_exact(&mut [0; 5]).is_ok()
+    };
+    assert!(!served());
+    let mut wanted = named(&app, "default");
+    wanted.address = ListenAddress::Socket(to);
+    wanted.limits.max_connections = Some(7);
+    set_listeners(&app, &[wanted.clone()]);
+    assert!(!served());
+    wanted.limits.burst_per_source = 3;
+    set_listeners(&app, &[wanted]);
+    assert!(served(), "other limits begin anew");
+}
+
+#[test]
 fn listeners_that_come_and_go_leave_nothing_behind() {
     let app = app(2, echo(), &[]);
     let (first, mut other) = (named(&app, "default"), named(&app, "other"));

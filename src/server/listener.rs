@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::limiter::Permit;
 use super::rate::Rates;
 use super::{Limiter, StartError};
-use crate::config::{ListenAddress, ListenerConfig, OnFull};
+use crate::config::{Limits, ListenAddress, ListenerConfig, OnFull};
 use crate::liveness::CloseReason;
 use crate::metrics::{RejectReason, Takeover};
 use crate::net::leg::LegStream;
@@ -52,7 +52,7 @@ pub struct Listener {
     /// Those that are open, one for each worker.
     sockets: Mutex<Vec<Arc<OwnedFd>>>,
     /// How often each source has connected, where that is limited.
-    rates: Option<Mutex<Rates>>,
+    rates: Option<Arc<Mutex<Rates>>>,
     /// Lines about clients that were refused, one for each [`RejectReason`].
     refused: [Repeated; RejectReason::VARIANTS.len()],
 }
@@ -85,10 +85,7 @@ impl Listener {
             Some(before) => (before.limiter.clone(), before.open.clone()),
             None => (Arc::new(Limiter::new(places(&config))), Arc::default()),
         };
-        let limits = &config.limits;
-        let rates = limits
-            .rate_per_source
-            .map(|rate| Rates::new(rate, limits.burst_per_source));
+        let rates = rates(&config.limits, before);
         Ok(Arc::new(Self {
             header: ProxyHeader::of(&config),
             config,
@@ -99,7 +96,7 @@ impl Listener {
             open,
             stop: watch::Sender::new(false),
             sockets: Mutex::new(sockets.into_iter().map(Arc::new).collect()),
-            rates: rates.map(Mutex::new),
+            rates,
             refused: Default::default(),
         }))
     }
@@ -262,6 +259,19 @@ impl Listener {
 /// How many sessions there may be at once.
 pub(super) fn places(config: &ListenerConfig) -> Option<usize> {
     config.limits.max_connections.map(|n| n as usize)
+}
+
+/// Those of a listener that is replaced where the limits stay: who has used up a burst gets no other one.
+fn rates(limits: &Limits, before: Option<&Listener>) -> Option<Arc<Mutex<Rates>>> {
+    let (rate, burst) = (limits.rate_per_source, limits.burst_per_source);
+    let stays = |before: &&Listener| {
+        let before = &before.config.limits;
+        (before.rate_per_source, before.burst_per_source) == (rate, burst)
+    };
+    match before.filter(stays) {
+        Some(before) => before.rates.clone(),
+        None => rate.map(|rate| Arc::new(Mutex::new(Rates::new(rate, burst)))),
+    }
 }
 
 /// The sockets of a listener, and the address they are bound to.
