@@ -45,6 +45,11 @@ pub const CASES: &[Case] = &[
         upstreams_that_are_unix_sockets_are_waited_for,
     ),
     Case::new(
+        "upstreams_get_what_was_read_before_another_refused",
+        &[],
+        upstreams_get_what_was_read_before_another_refused,
+    ),
+    Case::new(
         "upstreams_a_client_keeps_its_endpoint",
         &[],
         upstreams_a_client_keeps_its_endpoint,
@@ -194,6 +199,34 @@ fn upstreams_where_sessions_fail_are_ejected_for_a_while() {
     }
     let back = Greeter::start(dead);
     assert_eq!(session(), back.address.port());
+}
+
+/// What a client has sent while it waited for a place is read as it is dialled for.
+fn upstreams_get_what_was_read_before_another_refused() {
+    let (refuses, listener) = (
+        free_address(),
+        TcpListener::bind("127.0.0.1:0").expect("bound"),
+    );
+    let serves = listener.local_addr().expect("bound");
+    let upstream = endpoints(&[refuses, serves], "first_available");
+    let one_place = "limits: { max_connections: 1, on_full: queue";
+    let rig = Rig::with(&format!("{upstream} }}, {one_place}"));
+    let first = connect(rig.proxy.address);
+    let (held, _) = listener.accept().expect("a session");
+    let mut second = connect(rig.proxy.address);
+    second.write_all(b"hello").expect("sent");
+    let waits = || {
+        rig.proxy
+            .metrics()
+            .value("pulsegate_connections_queued", &[])
+            == 1.0
+    };
+    assert!(eventually(PROMPT, waits));
+    drop((first, held));
+    let (mut service, _) = listener.accept().expect("the next session");
+    let mut got = [0; 5];
+    service.read_exact(&mut got).expect("what was sent");
+    assert_eq!(&got, b"hello");
 }
 
 /// Nobody is asked, and nobody judged: the kernel tells of a process that closes or dies.
