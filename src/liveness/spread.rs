@@ -6,7 +6,7 @@ use super::time::Span;
 /// Of the numbers 0 to 2^32, the place of a session. Sessions are numbered one after the other, and multiples
 /// of the golden ratio divide a range most evenly, wherever they begin and end (Knuth, TAOCP 6.4).
 fn place(id: u64) -> u64 {
-    (id & 0xFFFF_FFFF) * 0x9E37_79B9 & 0xFFFF_FFFF
+    ((id & 0xFFFF_FFFF) * 0x9E37_79B9) & 0xFFFF_FFFF
 }
 
 /// Takes up to a tenth off a limit.

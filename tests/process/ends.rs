@@ -30,7 +30,7 @@ fn ends(clients: Vec<TcpStream>, since: Instant) -> Vec<Duration> {
         })
     };
     let watching: Vec<_> = clients.into_iter().map(watch).collect();
-    let ended = watching.into_iter().map(|thread| thread.join());
+    let ended = watching.into_iter().map(thread::JoinHandle::join);
     let mut ended: Vec<_> = ended.map(|end| end.expect("it ended")).collect();
     ended.sort();
     ended
