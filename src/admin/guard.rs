@@ -13,6 +13,8 @@ use std::sync::Arc;
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, StatusCode};
 
+use crate::telemetry::Repeated;
+
 /// From where the endpoint can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
@@ -40,6 +42,9 @@ pub struct TokenFile(Arc<Path>);
 /// A token has so many characters at least: as many as no guesses of a few thousand a second find.
 const SHORTEST_TOKEN: usize = 16;
 const LONGEST_TOKEN: usize = 4096;
+
+/// Lines about a token file that cannot be used any more.
+static TOKEN_LINES: Repeated = Repeated::new();
 
 impl TokenFile {
     /// One that has a token now.
@@ -79,7 +84,14 @@ impl TokenFile {
         match self.read() {
             Ok(token) => is_same(given.as_bytes(), token.as_bytes()),
             Err(why) => {
-                tracing::warn!("a change with a token is refused: {why}");
+                if TOKEN_LINES.begin() {
+                    tracing::warn!("a change with a token is refused: {why}");
+                    tokio::spawn(TOKEN_LINES.sum_up(|more| {
+                        tracing::warn!(
+                            "changes with a token are refused: {more} more in the last 10 s"
+                        );
+                    }));
+                }
                 false
             }
         }
@@ -242,8 +254,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn tokens() {
+    #[tokio::test]
+    async fn tokens() {
         let path = std::env::temp_dir().join(format!("pulsegate-token-{}", std::process::id()));
         let write = |text: &str| std::fs::write(&path, text).expect("written");
         for bad in [
