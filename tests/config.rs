@@ -326,6 +326,7 @@ listeners:
         path: /primary
         status: 201-202
         on_down: verify
+      when_down: refuse
     liveness:
       detect_within: 5s
       probe_interval: 2s
@@ -386,6 +387,7 @@ workers: 15
         ("check-path", "/primary"),
         ("check-status", "201-202"),
         ("check-on-down", "verify"),
+        ("when-down", "refuse"),
         ("detect-within", "5s"),
         ("probe-interval", "2s"),
         ("nat-timeout", "4s"),

@@ -9,7 +9,7 @@ use super::network::Network;
 use super::read::{Reader, Role, Scope};
 use super::types::{
     Admin, CheckKind, ControlAddress, Limits, ListenAddress, ListenerConfig, ProxyProtocol,
-    Upstream, UpstreamAddress, UpstreamEndpoint, listeners,
+    Upstream, UpstreamAddress, UpstreamEndpoint, WhenDown, listeners,
 };
 use super::units::show;
 
@@ -77,6 +77,28 @@ pub(super) fn upstream_check(
         }
         _ => {}
     }
+}
+
+/// Only a port of its own can be closed for a while, and only checks say when.
+pub(super) fn when_down(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    address: Option<&ListenAddress>,
+    upstream: Option<&Upstream>,
+) {
+    let (Some(address), Some(upstream)) = (address, upstream) else {
+        return;
+    };
+    let needs = match address {
+        _ if upstream.when_down == WhenDown::Reset => return,
+        ListenAddress::Socket(address) if address.port() > 0 => match upstream.check.kind {
+            CheckKind::Off => "needs checks, which say when every endpoint is down",
+            _ => return,
+        },
+        _ => "needs an address with a port of its own",
+    };
+    let place = at.child("upstream").child("when_down");
+    reader.contradict(&place, format!("refuse {needs}"));
 }
 
 /// Checks must not use up a device that takes one connection.

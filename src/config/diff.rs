@@ -37,6 +37,8 @@ const EFFECTS: &[(&str, Effect)] = &[
     ("listeners[].backlog", Effect::Applied),
     // What a client meets before it is a session.
     ("listeners[].access", Effect::Applied),
+    ("listeners[].upstream.check", Effect::Applied),
+    ("listeners[].upstream.when_down", Effect::Applied),
     ("listeners[].limits.max_connections", Effect::Applied),
     (
         "listeners[].limits.max_connections_per_source",

@@ -93,6 +93,7 @@ section! {
     check |at, reader| {
         check::proxy_protocol(at, reader, proxy_protocol, proxy_protocol_trusted.as_deref());
         check::one_connection(at, reader, upstream.as_ref(), limits.as_ref());
+        check::when_down(at, reader, address.as_ref(), upstream.as_ref());
     }
 }
 
@@ -193,6 +194,9 @@ section! {
         proxy_protocol: SendProxy = choice().default("off").flag("upstream-proxy-protocol");
         /// How each endpoint is checked.
         check: Check = section_of();
+        /// What clients meet while checks find every endpoint down. refuse: the kernel refuses them, so that those
+        /// with several addresses try the next one.
+        when_down: WhenDown = choice().default("reset").flag("when-down");
     }
     check |at, reader| {
         check::endpoints(at, reader, address.as_ref(), endpoints.as_ref());
@@ -288,6 +292,16 @@ pub enum CheckKind {
     Send,
     /// It answers a request with a status.
     Http,
+}
+
+/// What clients meet while every endpoint is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum WhenDown {
+    /// They are accepted, and reset where they cannot be connected.
+    Reset,
+    /// The listening socket is closed.
+    Refuse,
 }
 
 /// What becomes of the sessions of an endpoint that checks have found down.

@@ -130,6 +130,12 @@ pub fn listen(socket: impl AsFd, backlog: u32) -> io::Result<()> {
     Ok(rustix::net::listen(socket, backlog)?)
 }
 
+/// Has the kernel take none until [`listen`]: the socket stays bound (`inet_shutdown`, net/ipv4/af_inet.c).
+pub fn close(socket: impl AsFd) {
+    // It fails only where it has no effect: on a socket that does not listen.
+    let _not_listening = socket2::SockRef::from(&socket).shutdown(std::net::Shutdown::Read);
+}
+
 /// The address a socket is bound to.
 ///
 /// # Errors

@@ -60,21 +60,30 @@ pub(super) fn start(acceptor: Acceptor) {
 
 /// Returns what another worker is to go on with.
 async fn accept(acceptor: Acceptor, here: &Arc<Worker>) -> Option<Acceptor> {
-    let registered = sys::register(acceptor.socket.clone()?, Interest::READABLE);
-    let failed = |error| tracing::error!("cannot watch a listening socket: {error}");
-    let socket = registered.map_err(failed).ok()?;
     let listener = &acceptor.listener;
     let (mut open, mut stop) = (listener.is_open(), listener.is_stopped());
+    let mut refusing = listener.is_refusing();
+    // The senders are the listener's own.
+    let takes = async {
+        drop(open.wait_for(|open| *open).await);
+        drop(refusing.wait_for(|refuses| !refuses).await);
+    };
     tokio::select! {
         biased;
-        // The senders are the listener's own.
-        _ = open.wait_for(|open| *open) => {}
+        () = takes => {}
         // These clients were never ours.
         _ = stop.wait_for(|stop| *stop) => return None,
     }
+    // A socket that was closed for a while is watched anew: that it was is never forgotten.
+    let registered = sys::register(acceptor.socket.clone()?, Interest::READABLE);
+    let failed = |error| tracing::error!("cannot watch a listening socket: {error}");
+    let socket = registered.map_err(failed).ok()?;
     let mut pause = Duration::ZERO;
     loop {
         if !Arc::ptr_eq(acceptor.pool.balancer.acceptor(&acceptor.worker), here) {
+            return Some(acceptor);
+        }
+        if *refusing.borrow_and_update() {
             return Some(acceptor);
         }
         let stopping = *stop.borrow();

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use super::Listener;
 use super::workers::Pool;
-use crate::config::{CheckKind, OnDown};
+use crate::config::{CheckKind, OnDown, WhenDown};
 use crate::liveness::{Close, CloseHow, CloseReason, Span};
 use crate::session::{self, Session};
 use crate::upstream::Endpoint;
@@ -50,7 +50,24 @@ async fn rounds(pool: &Arc<Pool>, listener: &Arc<Listener>) {
             checks.spawn(check(pool.clone(), listener.clone(), endpoint.clone()));
         }
         while checks.join_next().await.is_some() {}
+        refuse_or_take(listener);
         tokio::time::sleep(jittered(interval)).await;
+    }
+}
+
+/// Has the kernel refuse clients while every endpoint is down, where that is wanted.
+fn refuse_or_take(listener: &Listener) {
+    let cluster = &listener.params.cluster;
+    let taken = match cluster.upstream().when_down {
+        WhenDown::Refuse if !cluster.is_up() => {
+            listener.refuse_connects();
+            Ok(())
+        }
+        WhenDown::Refuse | WhenDown::Reset => listener.take_connects(),
+    };
+    // It is tried again after the next checks.
+    if let Err(error) = taken {
+        tracing::error!("{error}");
     }
 }
 

@@ -47,6 +47,8 @@ pub struct Listener {
     /// Whether its clients are accepted; until then they wait in the kernel. Shared with the listener that it
     /// replaced.
     open: Arc<watch::Sender<bool>>,
+    /// Whether the kernel refuses clients, because every endpoint is down.
+    refusing: watch::Sender<bool>,
     /// Whether no more clients are taken.
     stop: watch::Sender<bool>,
     /// Those that are open, one for each worker.
@@ -94,6 +96,7 @@ impl Listener {
             params,
             limiter,
             open,
+            refusing: watch::Sender::new(false),
             stop: watch::Sender::new(false),
             sockets: Mutex::new(sockets.into_iter().map(Arc::new).collect()),
             rates,
@@ -131,6 +134,33 @@ impl Listener {
     /// Whether clients are accepted; it changes once.
     pub fn is_open(&self) -> watch::Receiver<bool> {
         self.open.subscribe()
+    }
+
+    /// Whether the kernel refuses clients for now.
+    pub(super) fn is_refusing(&self) -> watch::Receiver<bool> {
+        self.refusing.subscribe()
+    }
+
+    /// Has the kernel refuse clients, and reset those that wait to be accepted.
+    pub(super) fn refuse_connects(&self) {
+        // First, so that nobody waits for a socket that is about to be closed.
+        if !self.refusing.send_replace(true) {
+            self.sockets()
+                .iter()
+                .for_each(|socket| listen::close(socket));
+        }
+    }
+
+    /// Has it take them again.
+    ///
+    /// # Errors
+    /// Somebody else listens on the address meanwhile.
+    pub(super) fn take_connects(&self) -> Result<(), StartError> {
+        if *self.refusing.borrow() {
+            self.listen()?;
+            self.refusing.send_replace(false);
+        }
+        Ok(())
     }
 
     /// Takes no more clients than those that wait in the kernel; sessions go on.

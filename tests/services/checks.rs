@@ -1,8 +1,8 @@
 //! Active checks: what is asked of an endpoint, who is dialled then, and what becomes of live sessions.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -24,6 +24,11 @@ pub const CASES: &[Case] = &[
         "checks_ask_and_expect_behind_a_header_of_their_own",
         &[],
         checks_ask_and_expect_behind_a_header_of_their_own,
+    ),
+    Case::new(
+        "checks_close_the_port_while_all_is_down",
+        &[],
+        checks_close_the_port_while_all_is_down,
     ),
     Case::new(
         "checks_that_connect_see_a_service_go_and_come",
@@ -199,4 +204,40 @@ fn checks_that_connect_see_a_service_go_and_come() {
     expect_states(&proxy, &["down"]);
     proxy.expect_active(0);
     assert_eq!(closed(&proxy.metrics(), "connect_refused"), 1.0);
+}
+
+/// The port is refused while the service is away, again and again, and taken once it is there.
+fn checks_close_the_port_while_all_is_down() {
+    let upstream = free_address();
+    let flags = [
+        "--check",
+        "tcp",
+        "--check-interval",
+        "100ms",
+        "--when-down",
+        "refuse",
+    ];
+    let proxy = Pulsegate::start(upstream, &flags);
+    let is_refused = || {
+        let connected = TcpStream::connect(proxy.address);
+        connected.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    };
+    for _ in 0..3 {
+        assert!(eventually(PROMPT, is_refused));
+        let service = TcpListener::bind(upstream).expect("listen");
+        assert!(eventually(PROMPT, || TcpStream::connect(proxy.address).is_ok()));
+        let serve = || {
+            let mut client = TcpStream::connect(proxy.address).ok()?;
+            client.write_all(b"hello").ok()?;
+            client.shutdown(Shutdown::Write).ok()?;
+            let mut got = String::new();
+            // Checks connect, too.
+            while got != "hello" {
+                got.clear();
+                service.accept().ok()?.0.read_to_string(&mut got).ok()?;
+            }
+            Some(())
+        };
+        serve().expect("served");
+    }
 }
