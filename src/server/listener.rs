@@ -145,9 +145,7 @@ impl Listener {
     pub(super) fn refuse_connects(&self) {
         // First, so that nobody waits for a socket that is about to be closed.
         if !self.refusing.send_replace(true) {
-            self.sockets()
-                .iter()
-                .for_each(|socket| listen::close(socket));
+            self.sockets().iter().for_each(listen::close);
         }
     }
 
