@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::dial::{self, Attempt, Begun, Dialler};
+use super::dial::{self, Attempt, Begun, Dialler, Failed, Round};
 use super::ejection::{Ejector, Row};
 use super::endpoint::{ActiveSession, Endpoint, Standing};
 use super::pick::{Pick, Turn};
@@ -208,8 +208,9 @@ impl Cluster {
             return pending(None);
         };
         assign(ActiveSession::new(endpoint.clone()));
-        let begun = Attempt::begin(endpoint.clone(), &self.dialler)
-            .and_then(|attempt| Ok((attempt.try_early(&self.dialler, early)?, attempt)));
+        let round = self.first_round();
+        let begun = Attempt::begin(endpoint.clone(), round)
+            .and_then(|attempt| Ok((attempt.try_early(round, early)?, attempt)));
         match begun {
             Ok((true, attempt)) => Ok(Connect::Connected(attempt.stream)),
             Ok((false, attempt)) => pending(Some(Begun::Attempt(attempt))),
@@ -217,6 +218,13 @@ impl Cluster {
                 pending(Some(Begun::Failed(endpoint, error)))
             }
             Err(error) => Err(error),
+        }
+    }
+
+    fn first_round(&self) -> Round<'_> {
+        Round {
+            dialler: &self.dialler,
+            is_repeated: false,
         }
     }
 
@@ -260,14 +268,29 @@ impl Cluster {
         let until = sys::now() + self.upstream.connect_timeout.into();
         let left = || Duration::from(until - sys::now());
         let Dialling { turn, mut begun } = dialling;
+        let mut round = self.first_round();
         loop {
-            let connected = self.dial(turn, begun.take(), left, &assign).await;
-            let retry = connected.as_ref().err().and_then(|e| self.retry_after(e));
-            match retry.filter(|pause| *pause < left()) {
+            let dialled = self.dial(turn, begun.take(), left, round, &assign).await;
+            let (error, endpoint) = match dialled {
+                Ok(stream) => return Ok(stream),
+                Err(failed) => failed,
+            };
+            match self.retry_after(&error).filter(|pause| *pause < left()) {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None => return connected,
+                None => return Err(self.given_up(error, endpoint)),
             }
+            round.is_repeated = true;
         }
+    }
+
+    /// The queue of a Unix socket was full all the time: that was not counted yet.
+    fn given_up(&self, error: io::Error, endpoint: Option<Arc<Endpoint>>) -> io::Error {
+        if error.kind() == io::ErrorKind::WouldBlock
+            && let Some(endpoint) = endpoint
+        {
+            endpoint.count_failure(&self.dialler.ejector, &error);
+        }
+        error
     }
 
     /// Dials the endpoints that are known, or will be, one of which may have been dialled.
@@ -276,19 +299,20 @@ impl Cluster {
         turn: Turn,
         begun: Option<Begun>,
         left: impl Fn() -> Duration,
+        round: Round<'_>,
         assign: &impl Fn(ActiveSession),
-    ) -> io::Result<TcpStream> {
+    ) -> Result<TcpStream, Failed> {
         let Ok(endpoints) = tokio::time::timeout(left(), self.resolved()).await else {
             let late = format!("{} is not resolved within connect_timeout", self.upstream);
-            return Err(io::Error::other(late));
+            return Err((io::Error::other(late), None));
         };
         let left = left();
-        let mut order = turn.order(&endpoints?);
+        let mut order = turn.order(&endpoints.map_err(|error| (error, None))?);
         if let Some(begun) = &begun {
             order.retain(|endpoint| !Arc::ptr_eq(endpoint, begun.endpoint()));
         }
         let pick = Pick::new(order, left);
-        dial::first_of(pick, begun, left, &self.dialler, assign).await
+        dial::first_of(pick, begun, left, round, assign).await
     }
 
     /// The endpoints that new sessions may dial; none before a name is resolved.
@@ -591,6 +615,24 @@ pub(super) mod tests {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
+    /// However often it tries: others would lose an endpoint that restarts.
+    #[tokio::test]
+    async fn a_client_is_one_failure_at_each_endpoint() {
+        let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let dead = [bind(), bind()].map(|listener| listener.local_addr().unwrap());
+        let mut upstream = of(&dead.map(UpstreamAddress::Socket)).upstream().clone();
+        upstream.connect_retry = Some(Duration::from_millis(10));
+        upstream.connect_timeout = Duration::from_millis(100);
+        let cluster = Cluster::new("db".into(), upstream);
+        for clients in 1..=2 {
+            assert!(connect(&cluster).await.0.is_err());
+            for endpoint in &*cluster.endpoints() {
+                assert_eq!(endpoint.failures(), clients);
+                assert_eq!(endpoint.consecutive_failures(), clients as u32);
+            }
+        }
+    }
+
     #[tokio::test]
     async fn outcomes_are_counted_at_the_endpoint_that_had_them() {
         let bind = || TcpListener::bind("127.0.0.1:0").unwrap();
@@ -643,6 +685,15 @@ pub(super) mod tests {
         assert!(!waiting.is_finished());
         let _accepted = listener.accept().unwrap();
         assert!(waiting.await.unwrap().is_ok());
+        let endpoint = cluster.endpoints()[0].clone();
+        assert_eq!(endpoint.failures(), 0, "it had to wait");
+
+        // Nobody takes the second one out of the queue.
+        let mut upstream = cluster.upstream().clone();
+        upstream.connect_timeout = Duration::from_millis(50);
+        let late = connect(&cluster.followed_by(upstream)).await.0;
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(endpoint.failures(), 1, "it gave up");
         std::fs::remove_file(path).unwrap();
         let gone = connect(&cluster).await.0.unwrap_err();
         assert_eq!(gone.kind(), io::ErrorKind::NotFound);

@@ -40,10 +40,10 @@ impl Attempt {
     ///
     /// # Errors
     /// What socket(2) or connect(2) say at once (descriptors, no route, refused on loopback).
-    pub(super) fn begin(endpoint: Arc<Endpoint>, dialler: &Dialler) -> io::Result<Self> {
-        match dialler.begin(endpoint.address()) {
+    pub(super) fn begin(endpoint: Arc<Endpoint>, round: Round<'_>) -> io::Result<Self> {
+        match round.dialler.begin(endpoint.address()) {
             Ok(stream) => Ok(Self { endpoint, stream }),
-            Err(error) => endpoint.count(&dialler.ejector, Err(error)),
+            Err(error) => round.count(&endpoint, Err(error)),
         }
     }
 
@@ -53,24 +53,44 @@ impl Attempt {
     /// Why it cannot be connected.
     pub(super) fn try_early(
         &self,
-        dialler: &Dialler,
+        round: Round<'_>,
         early: impl FnOnce(&TcpStream) -> io::Result<bool>,
     ) -> io::Result<bool> {
         match early(&self.stream) {
             Ok(false) => Ok(false),
-            outcome => self.endpoint.count(&dialler.ejector, outcome),
+            outcome => round.count(&self.endpoint, outcome),
         }
     }
 
-    fn poll_connected(&self, dialler: &Dialler, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_connected(&self, round: Round<'_>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let connected = ready!(self.stream.poll_connected(cx));
-        Poll::Ready(self.endpoint.count(&dialler.ejector, connected))
+        Poll::Ready(round.count(&self.endpoint, connected))
     }
 
     /// It was not answered in its time, or others were dialled later and have answered.
-    fn give_up(self, dialler: &Dialler) {
+    fn give_up(self, round: Round<'_>) {
         let late = io::ErrorKind::TimedOut.into();
-        let _counted: io::Result<()> = self.endpoint.count(&dialler.ejector, Err(late));
+        let _counted: io::Result<()> = round.count(&self.endpoint, Err(late));
+    }
+}
+
+/// One of the times that a client dials its endpoints.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Round<'a> {
+    pub dialler: &'a Dialler,
+    /// Whether the client has dialled them before, and they have failed.
+    pub is_repeated: bool,
+}
+
+impl Round<'_> {
+    /// Counts the outcome of a connect, and returns it. However often a client is refused by an endpoint,
+    /// that is one failure. That the queue of a Unix socket is full is one when the client gives up.
+    fn count<T>(self, endpoint: &Endpoint, outcome: io::Result<T>) -> io::Result<T> {
+        let is_full = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        match outcome {
+            Err(error) if self.is_repeated || is_full(&error) => Err(error),
+            outcome => endpoint.count(&self.dialler.ejector, outcome),
+        }
     }
 }
 
@@ -192,6 +212,9 @@ impl Begun {
     }
 }
 
+/// Why no endpoint could be connected, and the last one, where it failed by itself.
+pub(super) type Failed = (io::Error, Option<Arc<Endpoint>>);
+
 /// Connects to the first endpoint that accepts, in the spirit of RFC 8305: the next one is dialled
 /// as soon as one fails, or does not answer for 250 ms, while that one is still waited for. At most
 /// two are dialled at once, and each is given its share of the time, at least. The first one may have
@@ -203,9 +226,9 @@ pub(super) async fn first_of(
     mut pick: Pick,
     begun: Option<Begun>,
     within: Duration,
-    dialler: &Dialler,
+    round: Round<'_>,
     assign: impl Fn(ActiveSession),
-) -> io::Result<TcpStream> {
+) -> Result<TcpStream, Failed> {
     let began = sys::now();
     let left = || within.saturating_sub((sys::now() - began).into());
     let mut last = (io::Error::from(io::ErrorKind::NotFound), None);
@@ -224,10 +247,10 @@ pub(super) async fn first_of(
             if dialled.len() > usize::from(double.is_some())
                 && let Some(oldest) = dialled.pop_front()
             {
-                oldest.give_up(dialler);
+                oldest.give_up(round);
             }
             assign(ActiveSession::new(endpoint.clone()));
-            match Attempt::begin(endpoint.clone(), dialler) {
+            match Attempt::begin(endpoint.clone(), round) {
                 Ok(attempt) => dialled.push_back(attempt),
                 Err(error) => {
                     last = (error, Some(endpoint));
@@ -236,10 +259,9 @@ pub(super) async fn first_of(
             }
         }
         if dialled.is_empty() {
-            let (error, endpoint) = last;
-            let endpoint = endpoint.map(ActiveSession::new);
-            endpoint.into_iter().for_each(assign);
-            return Err(error);
+            let active = last.1.clone().map(ActiveSession::new);
+            active.into_iter().for_each(assign);
+            return Err(last);
         }
         if dialled.len() == 1 {
             double = pick.has_more().then(|| DOUBLE.try_acquire().ok()).flatten();
@@ -248,13 +270,13 @@ pub(super) async fn first_of(
             true => pick.patience(dialled.len(), 1 + usize::from(double.is_some())),
             false => left(),
         };
-        let any = poll_fn(|cx| poll_any(&dialled, dialler, cx));
+        let any = poll_fn(|cx| poll_any(&dialled, round, cx));
         tokio::select! {
             (n, connected) = any => {
                 let Some(attempt) = dialled.remove(n) else { continue };
                 match connected {
                     Ok(()) => {
-                        dialled.drain(..n).for_each(|late| late.give_up(dialler));
+                        dialled.drain(..n).for_each(|late| late.give_up(round));
                         assign(ActiveSession::new(attempt.endpoint));
                         return Ok(attempt.stream);
                     }
@@ -262,8 +284,8 @@ pub(super) async fn first_of(
                 }
             }
             () = tokio::time::sleep(patience) => if !pick.has_more() {
-                dialled.drain(..).for_each(|late| late.give_up(dialler));
-                return Err(io::ErrorKind::TimedOut.into());
+                dialled.drain(..).for_each(|late| late.give_up(round));
+                return Err((io::ErrorKind::TimedOut.into(), None));
             }
         }
     }
@@ -272,11 +294,11 @@ pub(super) async fn first_of(
 /// The first that has connected or failed.
 fn poll_any(
     dialled: &VecDeque<Attempt>,
-    dialler: &Dialler,
+    round: Round<'_>,
     cx: &mut Context<'_>,
 ) -> Poll<(usize, io::Result<()>)> {
     for (n, attempt) in dialled.iter().enumerate() {
-        if let Poll::Ready(connected) = attempt.poll_connected(dialler, cx) {
+        if let Poll::Ready(connected) = attempt.poll_connected(round, cx) {
             return Poll::Ready((n, connected));
         }
     }

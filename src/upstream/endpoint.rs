@@ -158,14 +158,17 @@ impl Endpoint {
                 self.connects.fetch_add(1, Ordering::Relaxed);
                 ejector.went_well(self, Row::Connects);
             }
-            Err(error) => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
-                if !is_local(error) {
-                    ejector.failed(self, Row::Connects, error);
-                }
-            }
+            Err(error) => self.count_failure(ejector, error),
         }
         outcome
+    }
+
+    /// Counts a connect that failed.
+    pub(super) fn count_failure(&self, ejector: &Arc<Ejector>, error: &io::Error) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        if !is_local(error) {
+            ejector.failed(self, Row::Connects, error);
+        }
     }
 }
 
