@@ -248,6 +248,41 @@ fn explain_has_a_row_for_each_receive_timeout() {
 }
 
 #[test]
+fn explain_has_no_tcp_fault_on_a_leg_that_is_a_unix_socket() {
+    let run = |command, listen, upstream, further: &[&str]| {
+        let args = [command, "--listen", listen, "--upstream", upstream];
+        out(&pulsegate(&[&args, further].concat()))
+    };
+    let (tcp, unix, listen) = ("127.0.0.1:1", "unix:/run/a.sock", "unix:/run/b.sock");
+    let judged = |line: &&str| line.ends_with("do not act on it");
+    for command in ["check", "explain"] {
+        let one = run(command, tcp, unix, &[]);
+        assert_eq!(one.lines().filter(judged).count(), 1, "{one}");
+        assert!(
+            one.contains("  upstream leg ") && one.contains("outage"),
+            "{one}"
+        );
+        let none = run(command, listen, unix, &[]);
+        assert_eq!(none.lines().filter(judged).count(), 2, "{none}");
+        for word in ["outage", "probe", "_dead", "phantom"] {
+            assert!(!none.contains(word), "{word}: {none}");
+        }
+        let plain = run(command, tcp, "127.0.0.1:2", &[]);
+        assert_eq!(plain.lines().find(judged), None);
+    }
+    let service = run("explain", tcp, unix, &["--first-byte-timeout", "7s"]);
+    assert!(
+        service.contains("  downstream  vanished, idle "),
+        "{service}"
+    );
+    assert!(service.contains("first_byte_timeout  7s\n"), "{service}");
+    assert!(!service.contains("phantom"), "{service}");
+    let client = run("explain", unix, tcp, &[]);
+    assert!(client.contains("  upstream  vanished, idle "), "{client}");
+    assert!(client.contains("upstream_phantom"), "{client}");
+}
+
+#[test]
 fn explain_says_which_legs_a_nat_does_not_forget() {
     let explain = |further: &[&str]| {
         let args = [

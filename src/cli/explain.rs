@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, ListenerConfig, Liveness, show};
+use crate::config::{Config, ListenAddress, ListenerConfig, Liveness, UpstreamAddress, show};
 use crate::liveness::{CloseReason, Evidence, LEGS, Span};
 
 /// What `check` prints.
@@ -12,7 +12,7 @@ pub(super) fn summary(source: &str, config: &Config) -> String {
     let mut out = format!("ok: {source}: {listeners} listener{plural}\n");
     for listener in &config.listeners {
         out += &heading(listener);
-        out += &derived(&listener.liveness);
+        out += &legs(listener);
     }
     out + &process(config)
 }
@@ -22,12 +22,14 @@ pub(super) fn explain(config: &Config) -> String {
     let mut out = String::new();
     for listener in &config.listeners {
         out += &heading(listener);
-        out += &derived(&listener.liveness);
+        out += &legs(listener);
         out.push('\n');
         out += &table(&rows(listener));
         out.push('\n');
-        out += &notes(&listener.liveness);
-        out.push('\n');
+        if !judged(listener).is_empty() {
+            out += &notes(&listener.liveness);
+            out.push('\n');
+        }
     }
     out + &process(config) + &takeover(config)
 }
@@ -76,6 +78,45 @@ fn process(config: &Config) -> String {
         "admin {admin}; workers {workers}; memory limit {memory}; drain: {delay} delay, then {timeout} for the sessions: \
          the process ends within about {ends} of SIGTERM\n"
     )
+}
+
+/// What holds on each leg.
+fn legs(listener: &ListenerConfig) -> String {
+    let mut out = String::new();
+    for (leg, ends) in LEGS.into_iter().zip(local_ends(listener)) {
+        if ends.contains(&true) {
+            let leg = format!("{} leg", <&str>::from(leg));
+            out += &format!(
+                "  {leg:20} a unix socket is never judged: detect_within, stall_timeout and delivery_timeout do \
+                 not act on it\n"
+            );
+        }
+    }
+    match judged(listener) {
+        "" => out,
+        _ => out + &derived(&listener.liveness),
+    }
+}
+
+/// By leg, whether each address at its end is a Unix socket.
+fn local_ends(listener: &ListenerConfig) -> [Vec<bool>; 2] {
+    let service = listener.upstream.addresses();
+    [
+        vec![matches!(listener.address, ListenAddress::Unix(_))],
+        service
+            .map(|address| matches!(address, UpstreamAddress::Unix(_)))
+            .collect(),
+    ]
+}
+
+/// The legs that are judged, in the words of the table; empty: none.
+fn judged(listener: &ListenerConfig) -> &'static str {
+    match local_ends(listener).map(|ends| ends.contains(&false)) {
+        [true, true] => "either",
+        [true, false] => "downstream",
+        [false, true] => "upstream",
+        [false, false] => "",
+    }
 }
 
 fn derived(liveness: &Liveness) -> String {
@@ -139,22 +180,27 @@ fn rows(listener: &ListenerConfig) -> Vec<Row> {
     let connect = (CloseReason::ConnectTimeout.into(), connect);
     let duration = liveness.max_connection_duration;
     let duration = (CloseReason::MaxDuration.into(), duration);
-    let mut rows = vanished(liveness);
+    let judged = judged(listener);
+    let service = match judged {
+        "either" | "upstream" => "upstream",
+        _ => "",
+    };
+    let mut rows = vanished(judged, liveness);
     rows.extend([
-        row("either", "sent RST", "-", "*_reset", "at once"),
+        row(judged, "sent RST", "-", "*_reset", "at once"),
         row(
-            "either",
+            judged,
             "forgot the connection (restart)",
             Evidence::Reset.into(),
             DEAD,
             &format!("{} and a round trip", show(liveness.probe_interval)),
         ),
-        ended("either", "alive, takes no data", "-", &[stall, idle]),
-        ended("either", "heard, data does not arrive", "-", &[delivery]),
+        ended(judged, "alive, takes no data", "-", &[stall, idle]),
+        ended(judged, "heard, data does not arrive", "-", &[delivery]),
         ended("upstream", "no answer to a request", "-", &[first, idle]),
         // first_response_timeout begins only when it is known what the peer is.
         row(
-            "upstream",
+            service,
             "got a request, never accepted",
             "-",
             CloseReason::UpstreamPhantom.into(),
@@ -170,24 +216,36 @@ fn rows(listener: &ListenerConfig) -> Vec<Row> {
         ended("both", "session too old", "-", &[duration]),
         ended("upstream", "no answer to connect", "-", &[connect]),
     ]);
-    let receive = &liveness.receive_timeout;
+    rows.extend(mute(listener));
+    rows.retain(|[leg, ..]| !leg.is_empty());
+    rows
+}
+
+/// Peers that live and send nothing, where there is a limit to that.
+fn mute(listener: &ListenerConfig) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let receive = &listener.liveness.receive_timeout;
     for (leg, span) in LEGS.into_iter().zip([receive.downstream, receive.upstream]) {
         if span.is_some() {
             let silent = (CloseReason::silent(leg).into(), span);
             rows.push(ended(leg.into(), "alive, sends no payload", "-", &[silent]));
         }
     }
+    let first_byte = listener.limits.first_byte_timeout;
+    if first_byte.is_some() {
+        let first_byte = (CloseReason::FirstByteTimeout.into(), first_byte);
+        rows.push(ended("downstream", "sent nothing yet", "-", &[first_byte]));
+    }
     rows
 }
 
 /// The head of the table, and a vanished peer. Limits that count from the last byte come first only
 /// where no byte moves: data in flight keeps them waiting.
-fn vanished(liveness: &Liveness) -> Vec<Row> {
+fn vanished(judged: &str, liveness: &Liveness) -> Vec<Row> {
     let (idle, half_close) = (idle(liveness), half_close(liveness));
     let found = (DEAD, Some(dead_after(liveness).into()));
-    let ended = |fault, evidence: Evidence, limits: &[Limit]| {
-        ended("either", fault, evidence.into(), limits)
-    };
+    let ended =
+        |fault, evidence: Evidence, limits: &[Limit]| ended(judged, fault, evidence.into(), limits);
     vec![
         row(
             "LEG",

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{Phase, Session, State};
-use crate::liveness::{CloseReason, LEGS, Leg, Time, Timer, Traffic};
+use crate::liveness::{CloseReason, LEGS, Leg, Policy, Time, Timer, Traffic};
 use crate::net::listen;
 use crate::sys;
 use crate::view::{self, ConnectionView, LegView, Shown, TimerView};
@@ -22,7 +22,12 @@ impl Shown for Session {
         if state.fds == [-1; 2] {
             return None;
         }
-        let [downstream, upstream] = LEGS.map(|leg| self.leg_view(&state, leg, now));
+        let mut policy = self.params.policy.of_session(self.id).into_owned();
+        for leg in LEGS.map(|leg| leg as usize) {
+            // A local peer is never asked, so it is never found dead.
+            policy.probes[leg] &= !is_local(&sys::tcp_info(state.fds[leg]));
+        }
+        let [downstream, upstream] = LEGS.map(|leg| self.leg_view(&state, leg, &policy, now));
         let peer = sys::sockopt::peer_address(state.fds[Leg::Downstream as usize]);
         Some(ConnectionView {
             id: self.id,
@@ -39,14 +44,14 @@ impl Shown for Session {
             proxy: peer.filter(|peer| Some(*peer) != downstream.peer),
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
-            timer: self.next_timer(&state).map(|t| timer_view(t, now)),
+            timer: self.next_timer(&state, &policy).map(|t| timer_view(t, now)),
             verdict: state.order.map(|close| close.reason.into()),
         })
     }
 }
 
 impl Session {
-    fn next_timer(&self, state: &State) -> Option<Timer> {
+    fn next_timer(&self, state: &State, policy: &Policy) -> Option<Timer> {
         let waiting = match state.phase {
             Phase::Queued => {
                 let span = self.params.queue_timeout;
@@ -67,7 +72,6 @@ impl Session {
             let at = since + span.into();
             Timer { reason, at }
         });
-        let policy = &*self.params.policy.of_session(self.id);
         let of_peers = (!state.is_left_alone()).then(|| state.machine.next_timer(policy));
         let first_byte = self.first_byte_timer(state);
         let timers = waiting
@@ -77,11 +81,10 @@ impl Session {
         timers.min_by_key(|timer| timer.at)
     }
 
-    fn leg_view(&self, state: &State, leg: Leg, now: Time) -> LegView {
+    fn leg_view(&self, state: &State, leg: Leg, policy: &Policy, now: Time) -> LegView {
         let fd = state.fds[leg as usize];
         let told = sys::tcp_info(fd);
-        let is_unix = |error: &io::Error| error.raw_os_error() == Some(libc::EOPNOTSUPP);
-        let is_local = told.as_ref().is_err_and(is_unix);
+        let is_local = is_local(&told);
         let info = told.unwrap_or_default();
         let Traffic { received, sent } = self.counters.traffic();
         let known = state.machine.leg(leg);
@@ -106,11 +109,17 @@ impl Session {
             probes: u32::from(info.probes),
             rtt_us: info.rtt_us,
             timer: (state.phase != Phase::Closing && !state.is_left_alone())
-                .then(|| state.machine.leg_timer(&self.params.policy, leg))
+                .then(|| state.machine.leg_timer(policy, leg))
                 .flatten()
                 .map(|t| timer_view(t, now)),
         }
     }
+}
+
+/// Whether the kernel says so of a socket: it has no TCP to tell of.
+fn is_local<T>(told: &io::Result<T>) -> bool {
+    let is_unix = |error: &io::Error| error.raw_os_error() == Some(libc::EOPNOTSUPP);
+    told.as_ref().is_err_and(is_unix)
 }
 
 fn timer_view(timer: Timer, now: Time) -> TimerView {

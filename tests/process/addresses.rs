@@ -75,6 +75,7 @@ fn clients_come_by_a_unix_socket() {
     let shown = proxy.get("/connections").expect("answered");
     assert!(shown.contains("\"state\":\"UNIX\""), "{shown}");
     assert!(shown.contains("\"condition\":\"alive\""), "{shown}");
+    assert!(!shown.contains("downstream_dead"), "{shown}");
     let verified = proxy.ask("POST", "/verify").expect("answered");
     assert!(verified.contains("\"alive\":1"), "{verified}");
 

@@ -244,6 +244,7 @@ fn upstreams_that_are_unix_sockets_end_only_by_themselves() {
     ping(&mut client);
     let (_, listed) = proxy.get("/connections?format=text").expect("an answer");
     assert!(listed.contains("UNIX  "), "{listed}");
+    assert!(!listed.contains("upstream_dead"), "{listed}");
     let (_, verified) = proxy.post("/verify").expect("an answer");
     assert!(verified.contains("\"alive\":1"), "{verified}");
     let (_, upstreams) = proxy.get("/upstreams").expect("an answer");
