@@ -349,9 +349,12 @@ impl App {
         let Ok(mut estate) = self.estate.try_lock() else {
             return handover::send(talk, "another instance is taking over", None);
         };
-        let Some(given) = estate.as_ref().filter(|_| request == "takeover" || drained) else {
-            return handover::send(talk, "it does not drain", None);
+        let Some(given) = &*estate else {
+            return handover::send(talk, "it hands over to another instance already", None);
         };
+        if request != "takeover" && !drained {
+            return handover::send(talk, "it does not drain", None);
+        }
         handover::send(talk, "control", Some(given.control.as_fd()))?;
         handover::send(talk, "admin", Some(given.admin.as_fd()))?;
         if let Some(second) = &given.second {

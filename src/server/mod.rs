@@ -54,7 +54,10 @@ impl StartError {
 
 fn advice(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; another process listens there: stop it or choose another",
+        io::ErrorKind::AddrInUse => {
+            "; something listens there already: another process, or a listener of this configuration on an \
+             overlapping address. Stop it or choose another"
+        }
         io::ErrorKind::PermissionDenied => {
             "; ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher one"
         }
