@@ -8,6 +8,7 @@ mod reload;
 mod resources;
 mod takeover;
 
+use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Control, Readiness, TokenFile};
+use crate::admin::{self, Control, Notice, Readiness, TokenFile};
 use crate::config::{Admin, Config, ConfigErrors, ControlAddress};
 use crate::exit::{self, Exit};
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
@@ -53,6 +54,8 @@ pub struct App {
     /// Taken by the one that serves them.
     admin: Mutex<Vec<OwnedFd>>,
     token: Option<TokenFile>,
+    /// Where the subcommands find this instance, as long as it is open.
+    _notice: Option<File>,
     /// What the next instance is given; `None` where nobody is to ask, or somebody has it.
     estate: Mutex<Option<Estate>>,
     /// The next instance has the admin address and the clients.
@@ -97,7 +100,7 @@ impl App {
             takeover::explain(error, admin.as_ref(), before.as_ref(), succession)
         })?;
         announce(&added, count);
-        announce_admin(config.admin.as_ref(), admin.as_ref());
+        let notice = announce_admin(config.admin.as_ref(), admin.as_ref());
         environment::try_on_demand_probe(metrics.clone());
         if let Some(before) = &before {
             before.relieve().map_err(AppError::Takeover)?;
@@ -120,6 +123,7 @@ impl App {
             drain: DrainRequest::default(),
             admin: Mutex::new(sockets.flatten().collect()),
             token,
+            _notice: notice,
             estate: Mutex::new(estate),
             succeeded: watch::Sender::new(false),
             descriptor_limit,
@@ -328,7 +332,8 @@ fn announce(listeners: &[Arc<Listener>], workers: usize) {
     }
 }
 
-fn announce_admin(config: Option<&Admin>, sockets: Option<&AdminSockets>) {
+/// In the log, and to the subcommands.
+fn announce_admin(config: Option<&Admin>, sockets: Option<&AdminSockets>) -> Option<File> {
     match sockets {
         Some(AdminSockets { address, .. }) => tracing::info!(%address, "the admin endpoint"),
         None => tracing::info!("no admin endpoint"),
@@ -336,6 +341,19 @@ fn announce_admin(config: Option<&Admin>, sockets: Option<&AdminSockets>) {
     if let Some(address) = config.and_then(|admin| admin.control.as_ref()) {
         tracing::info!(%address, "the admin endpoint, for changes too");
     }
+    let bound = config.zip(sockets).map(|(admin, sockets)| Admin {
+        address: sockets.address,
+        control: admin
+            .control
+            .clone()
+            .map(|address| sockets.control_address(address)),
+        ..admin.clone()
+    });
+    let posted = bound.map(Notice::from).unwrap_or_default().post();
+    let say = |error: &io::Error| {
+        tracing::warn!("subcommands find this process by --admin only: {error}")
+    };
+    posted.inspect_err(say).ok()
 }
 
 impl Drainable for App {

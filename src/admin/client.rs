@@ -20,13 +20,14 @@ use hyper::header::{AUTHORIZATION, CONNECTION, HOST, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout_at;
 
 use super::guard::TokenFile;
+use super::notice::Notice;
 use super::query::Query;
 pub use super::query::{Format, Sort};
+use super::server::Stream;
 use super::table;
 use crate::config::ControlAddress;
 use crate::view::{AnswerWord, OnSilent, VerifiedSession, VerifyList};
@@ -47,14 +48,15 @@ const MAX_ANSWER: usize = 512 * 1024 * 1024;
 /// An endpoint, and what it is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    address: ControlAddress,
+    /// At least one. The next one is tried where nobody can be connected to.
+    addresses: Vec<ControlAddress>,
     token: Option<String>,
 }
 
 impl From<ControlAddress> for Target {
     fn from(address: ControlAddress) -> Self {
-        let token = None;
-        Self { address, token }
+        let (addresses, token) = (vec![address], None);
+        Self { addresses, token }
     }
 }
 
@@ -65,6 +67,20 @@ impl From<SocketAddr> for Target {
 }
 
 impl Target {
+    /// What is said there; `None`: the endpoint is off.
+    pub fn of(
+        Notice {
+            addresses,
+            token_file,
+        }: Notice,
+    ) -> Option<Self> {
+        let token = None;
+        let target = (!addresses.is_empty()).then_some(Self { addresses, token })?;
+        // Whoever may not read it can still ask.
+        let borne = token_file.map(|file| target.clone().with_token(file));
+        Some(borne.and_then(Result::ok).unwrap_or(target))
+    }
+
     /// The same with the token of this file.
     ///
     /// # Errors
@@ -77,7 +93,8 @@ impl Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.address.fmt(f)
+        let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();
+        f.write_str(&addresses.join(", "))
     }
 }
 
@@ -363,6 +380,29 @@ fn exchange_once(addr: &Target, method: &Method, path: &str, deadline: Instant) 
     answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// To the first address that can be connected to, with the name of the host there.
+async fn connect(addr: &Target) -> io::Result<(Box<dyn Stream>, String)> {
+    let mut failed = io::ErrorKind::AddrNotAvailable.into();
+    for address in &addr.addresses {
+        let connected = match address {
+            ControlAddress::Tcp(address) => {
+                let address = reachable(*address);
+                let connected = TcpStream::connect(address).await;
+                connected.map(|stream| (Box::new(stream) as Box<dyn Stream>, address.to_string()))
+            }
+            ControlAddress::Unix(path) => {
+                let connected = UnixStream::connect(path).await;
+                connected.map(|stream| (Box::new(stream) as _, "localhost".to_owned()))
+            }
+        };
+        match connected {
+            Ok(connected) => return Ok(connected),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
 async fn ask(addr: &Target, method: &Method, path: &str) -> Answer {
     let request = Request::builder()
         .method(method)
@@ -372,24 +412,9 @@ async fn ask(addr: &Target, method: &Method, path: &str) -> Answer {
         Some(token) => request.header(AUTHORIZATION, format!("Bearer {token}")),
         None => request,
     };
-    let to_host = |host: String| request.header(HOST, host).body(Empty::<Bytes>::new());
-    match &addr.address {
-        ControlAddress::Tcp(address) => {
-            let address = reachable(*address);
-            let request = to_host(address.to_string()).map_err(io::Error::other)?;
-            exchange_over(TcpStream::connect(address).await?, request).await
-        }
-        ControlAddress::Unix(path) => {
-            let request = to_host("localhost".to_owned()).map_err(io::Error::other)?;
-            exchange_over(UnixStream::connect(path).await?, request).await
-        }
-    }
-}
-
-async fn exchange_over(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    request: Request<Empty<Bytes>>,
-) -> Answer {
+    let (stream, host) = connect(addr).await?;
+    let request = request.header(HOST, host).body(Empty::<Bytes>::new());
+    let request = request.map_err(io::Error::other)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| failure(&e))?;

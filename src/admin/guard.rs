@@ -3,22 +3,26 @@
 //! The network must not change anything but with a token, and web pages in the operator's browser must not
 //! do either.
 
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::hint::black_box;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, StatusCode};
+use rustix::fs::OFlags;
 
 use crate::telemetry::Repeated;
 
 /// From where the endpoint can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reach {
-    /// It listens on a loopback address or a unix socket.
+    /// It listens on a unix socket, which no browser reaches: the mode of the file says who may.
+    File,
+    /// It listens on a loopback address.
     Host,
     /// From other hosts.
     Network,
@@ -59,10 +63,9 @@ impl TokenFile {
     /// The token. It may be replaced at any time, so it is not kept.
     pub(super) fn read(&self) -> Result<String, String> {
         let path = self.0.display();
-        let mut text = String::new();
-        let file = File::open(&*self.0);
-        let read = file.and_then(|f| f.take(LONGEST_TOKEN as u64 + 1).read_to_string(&mut text));
-        read.map_err(|error| format!("the token file {path} cannot be read: {error}"))?;
+        let text = read_file(&self.0);
+        let text =
+            text.map_err(|error| format!("the token file {path} cannot be read: {error}"))?;
         let token = text.trim_end();
         let fits = token.bytes().all(|b| b.is_ascii_graphic());
         if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token.len()) || !fits {
@@ -98,6 +101,23 @@ impl TokenFile {
     }
 }
 
+/// No more than shows that it is too long. A FIFO would be waited for.
+fn read_file(path: &Path) -> io::Result<String> {
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("is not a regular file"));
+    }
+    let mut text = String::new();
+    let read = file
+        .take(LONGEST_TOKEN as u64 + 1)
+        .read_to_string(&mut text);
+    read.map(|_| text)
+}
+
 /// Takes the same time wherever the first difference is.
 fn is_same(a: &[u8], b: &[u8]) -> bool {
     let pairs = a.iter().zip(b);
@@ -130,6 +150,7 @@ impl Guard {
         match (&self.token, self.reach) {
             // No page of another site can send it unasked.
             (Some(token), _) if token.is_borne(headers) => None,
+            (_, Reach::File) => None,
             (_, Reach::Host) => change_refusal(headers).map(forbidden),
             (Some(_), _) => Some((
                 StatusCode::UNAUTHORIZED,
@@ -292,6 +313,12 @@ mod tests {
         assert!(refused("Bearer 0123456789abcdef").is_some());
         std::fs::remove_file(&path).expect("removed");
         assert!(refused("Bearer fedcba9876543210").is_some());
+        let (mode, cwd) = (rustix::fs::Mode::RWXU, rustix::fs::CWD);
+        rustix::fs::mknodat(cwd, &path, rustix::fs::FileType::Fifo, mode, 0).expect("made");
+        let why = TokenFile::new(path.clone()).expect_err("a FIFO");
+        assert!(why.contains("is not a regular file"), "{why}");
+        assert!(refused("Bearer fedcba9876543210").is_some());
+        std::fs::remove_file(&path).expect("removed");
         let none = Guard { reach, token: None };
         let refused = none.refuses(&headers(&[("host", "127.0.0.1")]));
         assert_eq!(
@@ -305,6 +332,9 @@ mod tests {
         let rebound = headers(&[("host", "evil.example:9900")]);
         assert_eq!(refusal(Reach::Host, &rebound), Some(FOREIGN_HOST));
         assert_eq!(refusal(Reach::Network, &rebound), None);
+        assert_eq!(refusal(Reach::File, &rebound), None);
+        let (reach, token) = (Reach::File, None);
+        assert_eq!(Guard { reach, token }.refuses(&rebound), None);
         let own: [&[_]; 3] = [&[], &[("host", "localhost:1")], &[("host", "[::1]:1")]];
         for pairs in own {
             assert_eq!(refusal(Reach::Host, &headers(pairs)), None, "{pairs:?}");

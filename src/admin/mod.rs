@@ -7,6 +7,7 @@
 mod answer;
 pub mod client;
 mod guard;
+mod notice;
 mod patience;
 mod query;
 mod routes;
@@ -15,6 +16,7 @@ mod table;
 pub use crate::view;
 
 pub use guard::TokenFile;
+pub use notice::Notice;
 pub use server::{MAX_CONNECTIONS, Socket, serve};
 
 use std::pin::Pin;

@@ -70,7 +70,7 @@ impl From<TcpListener> for Socket {
 }
 
 /// One connection of either kind.
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
@@ -94,7 +94,7 @@ impl Socket {
                 Ok(address) => Reach::of(address.ip()),
                 Err(_) => Reach::Network,
             },
-            Self::Unix(_) => Reach::Host,
+            Self::Unix(_) => Reach::File,
         }
     }
 

@@ -161,6 +161,17 @@ pub(super) struct AdminSockets {
     pub control: Option<OwnedFd>,
 }
 
+impl AdminSockets {
+    /// The address of `admin.control` with the port that the system chose, if it did.
+    pub fn control_address(&self, configured: ControlAddress) -> ControlAddress {
+        let bound = |socket| listen::local_address(socket).ok();
+        match (&configured, self.control.as_ref().and_then(bound)) {
+            (ControlAddress::Tcp(_), Some(bound)) => ControlAddress::Tcp(bound),
+            _ => configured,
+        }
+    }
+}
+
 /// With the instance that they were got from, if they were.
 pub(super) fn admin_sockets(
     admin: Option<&Admin>,

@@ -51,13 +51,6 @@ impl RunArgs {
         self.config.as_deref()
     }
 
-    /// Those of a process that works in this folder.
-    #[must_use]
-    pub fn seen_from(mut self, folder: &Path) -> Self {
-        self.config = self.config.map(|path| folder.join(path));
-        self
-    }
-
     /// Whether neither a file nor a flag was given.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -6,7 +6,6 @@ mod doctor;
 mod explain;
 mod remote;
 
-use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -179,14 +178,6 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => remote::verify(&args),
         Command::Kill(args) => remote::kill(&args),
         Command::Demo(options) => crate::demo::run(&options),
-    }
-}
-
-/// The configuration in a command line of `pulsegate run`.
-fn started_with(words: &[&OsStr]) -> Option<RunArgs> {
-    match Cli::try_parse_from(words).ok()?.command {
-        Command::Run(Run { args, .. }) => Some(args),
-        _ => None,
     }
 }
 

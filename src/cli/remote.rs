@@ -1,10 +1,8 @@
 //! Subcommands that ask a running pulsegate through its admin endpoint.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,9 +10,10 @@ use clap::Args;
 use strum::VariantNames;
 
 use super::address::Place;
-use super::{Output, RunArgs, started_with, write_out};
+use super::{Output, write_out};
+use crate::admin::Notice;
 use crate::admin::client::{self, Health, Sort, Target, Which};
-use crate::config::{self, Admin};
+use crate::config;
 use crate::exit::{self, Exit};
 use crate::liveness::Condition;
 use crate::view::{OnSilent, Phase};
@@ -28,7 +27,7 @@ struct Endpoint {
     /// Ask where this configuration file says
     #[arg(short, long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
-    /// Ask the pulsegate with this process id where its command line says: 1 in a container
+    /// Ask the pulsegate with this process id where it says that it listens: 1 in a container
     #[arg(long, value_name = "PID", conflicts_with_all = ["admin", "config"])]
     pid: Option<u32>,
     /// Send the token of this file
@@ -39,20 +38,21 @@ struct Endpoint {
 impl Endpoint {
     /// Where it is; `None` where it is off.
     fn find(&self) -> Result<Option<Target>, String> {
-        let config = match (&self.admin, &self.config, self.pid) {
+        let notice = match (&self.admin, &self.config, self.pid) {
             (Some(place), ..) => return self.with_token(place.target()?).map(Some),
-            (None, Some(file), _) => config::load_file(file),
-            (None, None, Some(pid)) => configuration_of(pid)?.load(),
+            (None, Some(file), _) => {
+                let config = config::load_file(file).map_err(|errors| errors.to_string())?;
+                config.admin.map(Notice::from).unwrap_or_default()
+            }
+            (None, None, Some(pid)) => Notice::of(pid)?,
             (None, None, None) => {
                 let default = || SocketAddr::from(([127, 0, 0, 1], 9900)).into();
                 let found = the_one_that_runs().unwrap_or_else(default);
                 return self.with_token(found).map(Some);
             }
         };
-        let admin = config.map_err(|errors| errors.to_string())?.admin;
-        admin
-            .map(|admin| self.with_token(target_of(admin)))
-            .transpose()
+        let target = Target::of(notice);
+        target.map(|target| self.with_token(target)).transpose()
     }
 
     /// Where it must be.
@@ -69,24 +69,17 @@ impl Endpoint {
     }
 }
 
-fn target_of(admin: Admin) -> Target {
-    if let Some(control) = admin.control {
-        return control.into();
-    }
-    let target = Target::from(admin.address);
-    // Whoever may not read it can still ask.
-    let borne = admin.token_file.map(|file| target.clone().with_token(file));
-    borne.and_then(Result::ok).unwrap_or(target)
-}
-
 /// Where the pulsegate answers that runs in this network, if there is one and no other: two that follow
 /// each other have the same address.
 fn the_one_that_runs() -> Option<Target> {
     let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
     let here = network("self")?;
     let target = |pid: &str| {
-        let config = configuration_of(pid.parse().ok()?).ok()?.load().ok()?;
-        (network(pid)? == here).then(|| config.admin.map(target_of))?
+        let id = pid
+            .parse()
+            .ok()
+            .filter(|_| network(pid).as_ref() == Some(&here))?;
+        Target::of(Notice::of(id).ok()?)
     };
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let mut found = processes.filter_map(|process| target(process.file_name().to_str()?));
@@ -236,20 +229,6 @@ pub(super) fn healthcheck(args: &Healthcheck) -> ExitCode {
         None => Ok("admin is off: nobody to ask\n"),
     });
     report(asked.map(str::to_owned))
-}
-
-/// With what a process was started, perhaps by an init such as tini.
-fn configuration_of(pid: u32) -> Result<RunArgs, String> {
-    let line = fs::read(format!("/proc/{pid}/cmdline"));
-    let line = line.map_err(|error| format!("process {pid}: {error}"))?;
-    let words = line.split(|byte| *byte == 0).map(OsStr::from_bytes);
-    let is_pulsegate = |word: &&OsStr| Path::new(word).file_name() == Some("pulsegate".as_ref());
-    let mut words: Vec<_> = words.skip_while(|word| !is_pulsegate(word)).collect();
-    // A zero byte ends the last one, too.
-    words.pop();
-    let args =
-        started_with(&words).ok_or_else(|| format!("process {pid} is no `pulsegate run`"))?;
-    Ok(args.seen_from(Path::new(&format!("/proc/{pid}/cwd"))))
 }
 
 pub(super) fn drain(args: &Drain) -> ExitCode {

@@ -1,6 +1,7 @@
 //! Who may change something, and where: the control address, the token, and how the subcommands find them.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -9,6 +10,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use ::pulsegate::sys::netns::Namespace;
 use rustix::process::Signal;
 
 use crate::Case;
@@ -24,6 +26,12 @@ pub const CASES: &[Case] = &[
         changes_go_by_the_control_socket,
     ),
     Case::new("changes_go_by_the_token", &[], changes_go_by_the_token),
+    Case::new(
+        "a_changed_file_hides_nobody",
+        &[],
+        a_changed_file_hides_nobody,
+    )
+    .isolated(),
     Case::new("a_control_address_of_tcp", &[], a_control_address_of_tcp),
     Case::new(
         "a_takeover_hands_the_control_socket_over",
@@ -117,6 +125,13 @@ fn changes_go_by_the_control_socket() {
         let healthy = ask(&["healthcheck", "--ready", how[0], how[1]]);
         assert!(healthy.status.success(), "{healthy:?}");
     }
+    // No browser reaches it: any name will do (curl --unix-socket).
+    let mut asking = UnixStream::connect(&socket).expect("connected");
+    let request = "GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    asking.write_all(request.as_bytes()).expect("asked");
+    let mut answer = String::new();
+    asking.read_to_string(&mut answer).expect("answered");
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     // More than the endpoint takes.
     let held: Vec<_> = (0..80).map(|_| UnixStream::connect(&socket)).collect();
     setup.is_done(&["--pid", &pid]);
@@ -160,6 +175,47 @@ fn changes_go_by_the_token() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("admin.token_file: the token file"), "{said}");
+}
+
+/// In a network of its own: there is no other one to be found.
+fn a_changed_file_hides_nobody() {
+    let network = Namespace::new().expect("a network");
+    let tried = network.run(|| {
+        let runtime = many::runtime();
+        let keys =
+            |folder: &Folder| format!("control: \"unix:{}\"", folder.join("c.sock").display());
+        let setup = Setup::new(&runtime, keys);
+        let file = fs::read_to_string(setup.file()).expect("read");
+        let file = file.replace("0.0.0.0", "127.0.0.1");
+        fs::write(setup.file(), &file).expect("write");
+        let proxy = setup.start();
+        let pid = proxy.pid().to_string();
+        let reloads = |code: i32, says: &str| {
+            for how in [&["--pid", &*pid][..], &[]] {
+                for command in [&["healthcheck", "--ready"][..], &["conns"]] {
+                    let output = ask(&[command, how].concat());
+                    assert!(output.status.success(), "{command:?} {how:?} {output:?}");
+                }
+                let output = ask(&[&["reload"], how].concat());
+                assert_eq!(output.status.code(), Some(code), "{how:?} {output:?}");
+                let said = [&*output.stdout, &*output.stderr].concat();
+                let said = String::from_utf8_lossy(&said);
+                assert!(said.contains(says), "{said}");
+            }
+        };
+        reloads(0, "");
+        fs::write(setup.file(), format!("{file}nonsense: 1\n")).expect("write");
+        reloads(2, "nonsense");
+        let elsewhere = file.replace(&setup.admin.to_string(), "127.0.0.1:1");
+        fs::write(setup.file(), elsewhere).expect("write");
+        reloads(0, "admin.address");
+        fs::remove_file(setup.file()).expect("removed");
+        reloads(2, "pulsegate.yaml");
+        fs::write(setup.file(), &file).expect("write");
+        fs::remove_file(setup.folder.join("c.sock")).expect("removed");
+        reloads(0, "");
+    });
+    tried.expect("entered");
 }
 
 fn a_control_address_of_tcp() {

@@ -1,0 +1,128 @@
+//! Where a running process can be asked, as it says itself: in a file in memory that the subcommands find among
+//! its descriptors. Its command line and its configuration file cannot tell: the file may have changed since.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{MemfdFlags, memfd_create};
+
+use crate::config::{Admin, ControlAddress};
+
+const NAME: &str = "pulsegate-admin";
+/// How /proc/PID/fd shows it (proc_pid_fd(5)).
+const LINK: &str = "/memfd:pulsegate-admin (deleted)";
+/// Two addresses and a path are shorter.
+const LONGEST: u64 = 8192;
+/// Marks the line that is no address.
+const TOKEN_FILE: &str = "token_file:";
+
+/// The addresses of an endpoint, none where it is off, and what helps to use them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Notice {
+    /// In the order in which they are tried.
+    pub addresses: Vec<ControlAddress>,
+    /// The token is for whoever can read it.
+    pub token_file: Option<PathBuf>,
+}
+
+impl From<Admin> for Notice {
+    /// Changes are accepted at the control address, so it comes first.
+    fn from(admin: Admin) -> Self {
+        let address = ControlAddress::Tcp(admin.address);
+        Self {
+            addresses: admin.control.into_iter().chain([address]).collect(),
+            token_file: admin.token_file,
+        }
+    }
+}
+
+impl Notice {
+    /// Has this process say so, as long as the file is open.
+    ///
+    /// # Errors
+    /// The system makes no such file.
+    pub fn post(&self) -> io::Result<File> {
+        // Linux 6.3 can be told to insist on the seal; older ones do not know it.
+        let make = |more| memfd_create(NAME, MemfdFlags::CLOEXEC | more);
+        let made = make(MemfdFlags::NOEXEC_SEAL).or_else(|_| make(MemfdFlags::empty()));
+        let mut posted = File::from(made?);
+        posted.write_all(self.text()?.as_bytes())?;
+        Ok(posted)
+    }
+
+    /// One line for each address, and one for the file.
+    fn text(&self) -> io::Result<String> {
+        let lines = self.addresses.iter().map(|address| format!("{address}\n"));
+        let mut text: String = lines.collect();
+        if let Some(file) = &self.token_file {
+            // The reader works in another folder.
+            let file = std::path::absolute(file)?;
+            text += &format!("{TOKEN_FILE}{}\n", file.display());
+        }
+        Ok(text)
+    }
+
+    /// What the process with this id says.
+    ///
+    /// # Errors
+    /// In one line: it is no pulsegate, or it may not be asked.
+    pub fn of(pid: u32) -> Result<Self, String> {
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::PermissionDenied => format!(
+                "process {pid}: its descriptors may not be read, as it is another user's or has more capabilities: \
+                 use --admin ADDR"
+            ),
+            _ => format!("process {pid}: {error}"),
+        };
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).map_err(failed)?;
+        let mut paths = descriptors.flatten().map(|descriptor| descriptor.path());
+        let is_notice = |path: &PathBuf| fs::read_link(path).is_ok_and(|to| to == Path::new(LINK));
+        let path = paths.find(is_notice);
+        let path =
+            path.ok_or_else(|| format!("process {pid} is no `pulsegate run` that serves"))?;
+        let mut text = String::new();
+        let file = File::open(path).map_err(failed)?;
+        file.take(LONGEST)
+            .read_to_string(&mut text)
+            .map_err(failed)?;
+        Self::parse(&text)
+            .ok_or_else(|| format!("process {pid} is another version: use --admin ADDR"))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let mut notice = Self::default();
+        for line in text.lines() {
+            if let Some(file) = line.strip_prefix(TOKEN_FILE) {
+                notice.token_file = Some(file.into());
+            } else if let Some(path) = line.strip_prefix("unix:") {
+                notice.addresses.push(ControlAddress::Unix(path.into()));
+            } else {
+                let address = line.parse().ok()?;
+                notice.addresses.push(ControlAddress::Tcp(address));
+            }
+        }
+        Some(notice)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let notice = Notice {
+            addresses: vec![
+                ControlAddress::Unix("/run/a b/c.sock".into()),
+                ControlAddress::Tcp("[::1]:9900".parse().expect("valid")),
+            ],
+            token_file: Some("/run/token".into()),
+        };
+        for notice in [notice, Notice::default()] {
+            let text = notice.text().expect("written");
+            assert_eq!(Notice::parse(&text), Some(notice));
+        }
+        assert_eq!(Notice::parse("something else\n"), None);
+    }
+}
