@@ -166,7 +166,8 @@ fn changes_go_by_the_token() {
     setup.is_done(&["--admin", &admin, "--token-file", &with(&wrong)]);
     fs::write(&right, "short").expect("write");
     setup.is_refused(&["--admin", &admin, "--token-file", &with(&wrong)], "token");
-    assert!(proxy.log().contains("16 to 4096"), "{}", proxy.log());
+    let is_logged = || proxy.log().contains("16 to 4096");
+    assert!(eventually(ms(10_000), is_logged), "{}", proxy.log());
 
     // A wrong file is found at the start.
     let mut command = binary();
