@@ -351,7 +351,7 @@ fn announce_admin(config: Option<&Admin>, sockets: Option<&AdminSockets>) -> Opt
     });
     let posted = bound.map(Notice::from).unwrap_or_default().post();
     let say = |error: &io::Error| {
-        tracing::warn!("subcommands find this process by --admin only: {error}")
+        tracing::warn!("subcommands find this process by --admin only: {error}");
     };
     posted.inspect_err(say).ok()
 }
