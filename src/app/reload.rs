@@ -185,7 +185,7 @@ impl App {
         if let Some(log) = &self.log {
             log.set(&after.log);
         }
-        tokio::spawn(self.clone().drain_removed(removed, after.drain.timeout));
+        tokio::spawn(self.clone().drain_removed(&removed, after.drain.timeout));
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
         Ok(report(&before, wanted))
     }
@@ -206,23 +206,30 @@ impl App {
         Ok(changed.removed)
     }
 
-    /// The sessions of listeners that were removed may finish, like those of a process that drains.
-    async fn drain_removed(self: Arc<Self>, removed: Vec<Arc<Listener>>, timeout: Duration) {
+    /// The sessions of listeners that were removed may finish, like those of a process that drains. A
+    /// listener itself is not kept for that long: it has a table of rates.
+    pub(super) fn drain_removed(
+        self: Arc<Self>,
+        removed: &[Arc<Listener>],
+        timeout: Duration,
+    ) -> impl Future<Output = ()> + use<> {
         let removed: Vec<_> = removed.iter().map(|l| Arc::downgrade(&l.params)).collect();
-        if removed.is_empty() {
-            return;
-        }
-        let is_of = |session: &Session| {
-            let params = Arc::as_ptr(&session.params);
-            removed.iter().any(|removed| removed.as_ptr() == params)
-        };
-        in_turns(timeout, |turn| self.finish_quiet_of(turn, is_of)).await;
-        let over = order(CloseReason::Drain, CloseHow::Flush);
-        self.balancer().for_each(|session| {
-            if is_of(session) {
-                session.order(over);
+        async move {
+            if removed.is_empty() {
+                return;
             }
-        });
+            let is_of = |session: &Session| {
+                let params = Arc::as_ptr(&session.params);
+                removed.iter().any(|removed| removed.as_ptr() == params)
+            };
+            in_turns(timeout, |turn| self.finish_quiet_of(turn, is_of)).await;
+            let over = order(CloseReason::Drain, CloseHow::Flush);
+            self.balancer().for_each(|session| {
+                if is_of(session) {
+                    session.order(over);
+                }
+            });
+        }
     }
 }
 

@@ -349,6 +349,24 @@ fn a_listener_is_added_and_removed_while_others_serve() {
     );
 }
 
+/// It may have a table of rates.
+#[test]
+fn a_removed_listener_is_not_kept_by_its_drain() {
+    let app = app(1, echo(), &[]);
+    let first = named(&app, "default");
+    set_listeners(&app, &[first, named(&app, "second")]);
+    let second = Arc::downgrade(&serving(&app, "second"));
+    let removed = app.serve_on(&app.running()).expect("removed");
+    let drain = app.clone().drain_removed(&removed, Duration::from_secs(60));
+    drop(removed);
+    let is_forgotten = || {
+        drop(app.registry.listeners());
+        second.upgrade().is_none()
+    };
+    assert!(eventually(is_forgotten));
+    drop(drain);
+}
+
 #[test]
 fn a_listener_that_changes_refuses_nobody_and_counts_on() {
     let app = app(2, echo(), &[("max-connections", "1")]);
