@@ -464,7 +464,7 @@ section! {
         /// How long an incoming connection may wait for a place (on_full: queue, verify, replace);
         /// 0s: for ever.
         queue_timeout: Option<Duration> = timeout().default("30s").flag("queue-timeout");
-        /// Ends a client that sends nothing for this long, counted from the PROXY header where there is one.
+        /// Ends a client that sends nothing for this long, counted from when it has its place.
         first_byte_timeout: Option<Duration> = timeout().default("0s").flag("first-byte-timeout");
         /// Whether a client is still served that sent data and FIN while it waited for a place.
         abandoned: Abandoned = choice().default("serve").flag("abandoned");

@@ -170,7 +170,10 @@ impl Acceptor {
         };
         let place = match place {
             Ok(place) => place,
-            Err(reason) => return self.listener.refuse(client.ip(), reason),
+            Err(reason) => {
+                metrics.rejected(reason);
+                return self.listener.report_refused(client.ip(), reason);
+            }
         };
         let (granted, otherwise) = if *pool.out_of_memory.borrow() {
             (None, RejectReason::Memory)

@@ -105,7 +105,8 @@ pub(super) async fn admit(
     match listener.admit(ip) {
         Ok(place) => wait(pool, listener, client, place, resources).await,
         Err(reason) => {
-            listener.refuse(ip, reason);
+            client.refuse(reason);
+            listener.report_refused(ip, reason);
             Err(CloseReason::Rejected)
         }
     }

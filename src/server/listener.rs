@@ -248,9 +248,8 @@ impl Listener {
         }
     }
 
-    /// Counts a client that is refused, and says who it is.
-    pub(super) fn refuse(self: &Arc<Self>, client: IpAddr, reason: RejectReason) {
-        self.params.metrics.rejected(reason);
+    /// Says who a client is that is refused.
+    pub(super) fn report_refused(self: &Arc<Self>, client: IpAddr, reason: RejectReason) {
         if !self.refused[reason as usize].begin() {
             return;
         }

@@ -129,12 +129,16 @@ pub enum Phase {
     Preamble,
     /// Waiting for a place (`limits.on_full`).
     Queued,
+    /// Has its place, and has sent nothing yet (`upstream.dial: first_byte`).
+    Mute,
     /// The upstream is being connected.
     Connecting,
     /// Both legs are up.
     Open,
     /// Being ended.
     Closing,
+    /// Being ended, and counted as refused.
+    Refused,
 }
 
 /// One connection pair, as its task, the monitor and the admin endpoint share it.
@@ -468,18 +472,13 @@ impl Session {
             }
         }
         if let Some(endpoint) = &endpoint {
-            let cluster = &self.params.cluster;
-            if close.reason.blames_upstream() {
-                cluster.failed(endpoint, &close.reason);
-            } else if close.reason != CloseReason::UpstreamReset
-                && traffic.received[Leg::Upstream as usize] > 0
-            {
-                cluster.served(endpoint);
-            }
+            self.rate(endpoint, close.reason, &traffic);
         }
         let (upstream, upstream_name) = self.params.cluster.described(endpoint.as_deref());
         // Whoever sees an end counted sees why.
-        metrics.closed(close.reason, duration, &traffic);
+        if self.lock().phase != Phase::Refused {
+            metrics.closed(close.reason, duration, &traffic);
+        }
         telemetry::access_log(&telemetry::AccessRecord {
             id: self.id,
             listener: &self.params.name,
@@ -498,6 +497,18 @@ impl Session {
             silent: found_dead.map(|_| silent),
             probes_answered: answered,
         });
+    }
+
+    /// What its end says about the endpoint.
+    fn rate(&self, endpoint: &ActiveSession, reason: CloseReason, traffic: &Traffic) {
+        let cluster = &self.params.cluster;
+        if reason.blames_upstream() {
+            cluster.failed(endpoint, &reason);
+        } else if reason != CloseReason::UpstreamReset
+            && traffic.received[Leg::Upstream as usize] > 0
+        {
+            cluster.served(endpoint);
+        }
     }
 
     /// A peer that had talked was called dead, and had not answered one probe.

@@ -81,8 +81,8 @@ impl Session {
         let up = match state.phase {
             Phase::Open => Watch::Both,
             _ if state.is_left_alone() => return None,
-            Phase::Queued | Phase::Preamble | Phase::Connecting => Watch::Downstream,
-            Phase::Closing => return None,
+            Phase::Queued | Phase::Preamble | Phase::Mute | Phase::Connecting => Watch::Downstream,
+            Phase::Closing | Phase::Refused => return None,
         };
         for leg in LEGS {
             let fd = state.fds[leg as usize];

@@ -1,5 +1,5 @@
-//! From the accept to two open legs: a client waits for its place, says what it has to say before its
-//! upstream is dialled, and waits for the connect.
+//! From the accept to two open legs: a client says what it has to say before its upstream is dialled, waits
+//! for its place, and waits for the connect.
 //!
 //! All that time it is watched like everybody, and may abort, and the operator may end it.
 
@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::{Phase, Session, Watch, aborted};
 use crate::config::{Abandoned, Dial};
 use crate::liveness::{Close, CloseReason, Leg};
-use crate::metrics::ConnectFailure;
+use crate::metrics::{ConnectFailure, RejectReason};
 use crate::net::leg::LegStream;
 use crate::net::options;
 use crate::net::stream::TcpStream;
@@ -81,8 +81,8 @@ impl Client {
     }
 }
 
-/// The time between accept and dial: the client says what it has to say first, then waits for its place.
-/// What it sends beyond that stays in its socket.
+/// The time between accept and dial: the client says what it has to say first, then waits for its place,
+/// and holds that while its first byte is waited for. What it sends beyond that stays in its socket.
 pub(super) async fn open<P>(
     session: Arc<Session>,
     mut client: Client,
@@ -97,10 +97,6 @@ pub(super) async fn open<P>(
         if let Some(preamble) = preamble {
             read(&session, &mut client, &*preamble).await?;
         }
-        if session.params.cluster.upstream().dial == Dial::FirstByte {
-            session.begin(Phase::Preamble);
-            first_byte(&session, &client).await?;
-        }
         if let Some(mut wait) = wait {
             place = Some(
                 match poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await {
@@ -111,6 +107,10 @@ pub(super) async fn open<P>(
                     }
                 },
             );
+        }
+        if session.params.cluster.upstream().dial == Dial::FirstByte {
+            session.begin(Phase::Mute);
+            first_byte(&session, &client).await?;
         }
         session.begin(Phase::Connecting);
         Ok(())
@@ -258,6 +258,12 @@ impl Session {
         self.lock().client = (client.ip(), client.port());
     }
 
+    /// The client is refused by what it has said about itself. It is counted as such, and not as a session.
+    pub fn refuse(&self, reason: RejectReason) {
+        self.params.metrics.rejected(reason);
+        self.lock().phase = Phase::Refused;
+    }
+
     /// What the failure of a client's socket says before both legs are up.
     pub(super) fn client_failed(&self, error: &io::Error) -> Close {
         match self.fault(Leg::Downstream, error) {
@@ -338,8 +344,10 @@ impl Session {
 
     /// A client that was not served is about to be reset, unless it has aborted itself.
     pub(super) fn turn_away(&self, close: &Close) {
-        self.lock().fds = [-1; 2];
-        if close.reason != CloseReason::ConnectCancelled {
+        let mut state = self.lock();
+        state.fds = [-1; 2];
+        // That of a client that was refused is counted with the refusal.
+        if close.reason != CloseReason::ConnectCancelled && state.phase != Phase::Refused {
             self.params.metrics.reset_sent(Leg::Downstream);
         }
     }

@@ -244,7 +244,7 @@ impl Session {
     #[must_use]
     pub fn known_candidate(&self, now: Time) -> Option<Candidate> {
         let state = self.lock();
-        if state.phase != Phase::Open || state.order.is_some() {
+        if !matches!(state.phase, Phase::Mute | Phase::Open) || state.order.is_some() {
             return None;
         }
         let suspect = |leg| {

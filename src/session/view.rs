@@ -34,10 +34,10 @@ impl Shown for Session {
             listener: self.params.name.to_string(),
             phase: match state.phase {
                 Phase::Queued => view::Phase::Queued,
-                Phase::Preamble | Phase::Connecting => view::Phase::Connecting,
+                Phase::Preamble | Phase::Mute | Phase::Connecting => view::Phase::Connecting,
                 Phase::Open if state.machine.is_half_closed() => view::Phase::HalfClosed,
                 Phase::Open => view::Phase::Open,
-                Phase::Closing => view::Phase::Closing,
+                Phase::Closing | Phase::Refused => view::Phase::Closing,
             },
             age_ms: (now - state.machine.started()).as_millis(),
             idle_ms: (now - state.machine.last_activity()).as_millis(),
@@ -65,8 +65,8 @@ impl Session {
                     span,
                 ))
             }
-            Phase::Preamble | Phase::Open => None,
-            Phase::Closing => return None,
+            Phase::Preamble | Phase::Mute | Phase::Open => None,
+            Phase::Closing | Phase::Refused => return None,
         };
         let waiting = waiting.map(|(reason, since, span)| {
             let at = since + span.into();

@@ -73,6 +73,21 @@ pub const CASES: &[Case] = &[
         &[],
         a_header_comes_before_the_queue,
     ),
+    Case::new(
+        "clients_refused_by_their_header_are_counted_once",
+        &[],
+        clients_refused_by_their_header_are_counted_once,
+    ),
+    Case::new(
+        "silent_clients_hold_places",
+        &[],
+        silent_clients_hold_places,
+    ),
+    Case::new(
+        "a_silent_client_is_replaced",
+        &[],
+        a_silent_client_is_replaced,
+    ),
 ];
 
 /// Where curl comes from.
@@ -515,6 +530,103 @@ fn the_client_of_the_header_is_admitted_or_not() {
 }
 
 const HEADER: &str = "PROXY TCP4 192.0.2.7 10.0.0.1 4711 443\r\n";
+
+fn clients_refused_by_their_header_are_counted_once() {
+    let (service, upstream) = Service::start();
+    let proxy = Pulsegate::start(
+        upstream,
+        &[IN, &["--max-connections-per-source", "1"]].concat(),
+    );
+    let begin = || {
+        let mut stream = connect(proxy.address);
+        stream.write_all(HEADER.as_bytes()).expect("sent");
+        stream
+    };
+    let holder = begin();
+    let taken = service.accept();
+    for _ in 0..3 {
+        assert_eq!(read_to_any_end(&mut begin()), b"");
+    }
+    proxy.expect_active(1);
+    let metrics = proxy.metrics();
+    let all = metrics.excerpt("pulsegate_");
+    let count = |name: &str| metrics.value(&format!("pulsegate_{name}_total"), &[]);
+    assert_eq!(count("connections_accepted"), 4.0, "{all}");
+    assert_eq!(count("connections_rejected"), 3.0, "{all}");
+    let labels = [("reason", "source_connections")];
+    let refused = metrics.value("pulsegate_connections_rejected_total", &labels);
+    assert_eq!(refused, 3.0, "{all}");
+    assert_eq!(count("connections_closed"), 0.0, "{all}");
+    assert_eq!(count("resets_sent"), 3.0, "{all}");
+    drop((holder, taken));
+    proxy.expect_active(0);
+    let metrics = proxy.metrics();
+    let ended = metrics.value("pulsegate_connections_closed_total", &[]);
+    assert_eq!(ended, 1.0, "{}", metrics.excerpt("pulsegate_"));
+}
+
+/// With `dial: first_byte`, whether there is a header or not: the others wait, and one of them has the place
+/// of the first one that leaves.
+fn silent_clients_hold_places() {
+    for (flags, header, source) in [(&[][..], "", "127.0.0.1"), (IN, HEADER, "192.0.2.7")] {
+        let (service, upstream) = Service::start();
+        let own = ["--dial", "first_byte", "--max-connections", "2"];
+        let proxy = Pulsegate::start(upstream, &[flags, &own, &["--on-full", "queue"]].concat());
+        let begin = || {
+            let mut client = connect(proxy.address);
+            client.write_all(header.as_bytes()).expect("sent");
+            client
+        };
+        let queued = |n: f64| {
+            let queued = || proxy.metrics().value("pulsegate_connections_queued", &[]);
+            assert!(eventually(ms(30_000), || queued() == n), "{}", queued());
+        };
+        let mut holders = [begin(), begin()];
+        // Their headers have been read.
+        let known = || {
+            let (_, list) = proxy.get("/connections").expect("an answer");
+            list.matches(&format!("\"peer\":\"{source}:")).count()
+        };
+        assert!(eventually(ms(30_000), || known() == 2));
+        let waiting: Vec<_> = (0..20).map(|_| begin()).collect();
+        proxy.expect_active(22);
+        queued(20.0);
+        service.expect_nobody();
+        service.0.set_nonblocking(false).expect("an option");
+        holders[0].shutdown(Shutdown::Write).expect("open");
+        assert_eq!(read_to_any_end(&mut holders[0]), b"");
+        queued(19.0);
+        assert_eq!(closed(&proxy.metrics(), "no_bytes"), 1.0);
+        drop((holders, waiting));
+        proxy.expect_active(0);
+    }
+}
+
+/// At once, as if it had been dialled for.
+fn a_silent_client_is_replaced() {
+    let (service, upstream) = Service::start();
+    let own = ["--max-connections", "2", "--on-full", "replace"];
+    let flags = ["--dial", "first_byte", "--queue-timeout", "60s"];
+    let proxy = Pulsegate::start(upstream, &[flags, own].concat());
+    let mut clients: Vec<_> = (0..20).map(|_| connect(proxy.address)).collect();
+    let settled = || {
+        let metrics = proxy.metrics();
+        closed(&metrics, "replaced") == 18.0
+            && metrics.value("pulsegate_connections_active", &[]) == 2.0
+            && metrics.value("pulsegate_connections_queued", &[]) == 0.0
+    };
+    let said = || proxy.metrics().excerpt("pulsegate_connections");
+    assert!(eventually(ms(30_000), settled), "{}", said());
+    service.expect_nobody();
+    service.0.set_nonblocking(false).expect("an option");
+    let mut last = connect(proxy.address);
+    last.write_all(b"served").expect("sent");
+    let mut got = [0; 6];
+    service.accept().read_exact(&mut got).expect("its bytes");
+    assert_eq!(&got, b"served");
+    assert_eq!(closed(&proxy.metrics(), "replaced"), 19.0);
+    clients.clear();
+}
 
 /// Whether there is a header or not, and whether the byte comes with it or later.
 fn a_service_is_dialled_at_the_first_byte() {
