@@ -3,9 +3,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::geteuid;
 
 use crate::config::{Admin, ControlAddress};
 
@@ -63,7 +65,7 @@ impl Notice {
         Ok(text)
     }
 
-    /// What the process with this id says.
+    /// What the process with this id says; where the token is, only of a process of the same user.
     ///
     /// # Errors
     /// In one line: it is no pulsegate, or it may not be asked.
@@ -86,8 +88,13 @@ impl Notice {
         file.take(LONGEST)
             .read_to_string(&mut text)
             .map_err(failed)?;
-        Self::parse(&text)
-            .ok_or_else(|| format!("process {pid} is another version: use --admin ADDR"))
+        let mut notice = Self::parse(&text)
+            .ok_or_else(|| format!("process {pid} is another version: use --admin ADDR"))?;
+        // Another user's process must not choose a file that its reader sends to it. The folder belongs to
+        // the effective user of the process (proc_pid(5)).
+        let owner = fs::metadata(format!("/proc/{pid}")).map_err(failed)?.uid();
+        notice.token_file.take_if(|_| owner != geteuid().as_raw());
+        Ok(notice)
     }
 
     fn parse(text: &str) -> Option<Self> {
