@@ -100,7 +100,8 @@ async fn check(pool: Arc<Pool>, listener: Arc<Listener>, endpoint: Arc<Endpoint>
         OnDown::Keep => {}
         OnDown::Verify => {
             let at_once = Arc::new(Semaphore::new(ASKED_AT_ONCE));
-            drop(session::verify_all(sessions, OnSilent::End, at_once).await);
+            // Of many sessions that takes long, and the next checks do not wait for it.
+            tokio::spawn(session::verify_all(sessions, OnSilent::End, at_once));
         }
         OnDown::Close => sessions.iter().for_each(|session| {
             session.order(Close {
