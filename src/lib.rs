@@ -1,7 +1,7 @@
 //! pulsegate: a layer-4 (TCP) reverse proxy that enforces liveness in front of legacy services.
 //!
 //! Reading order, from the bottom: [`liveness`] decides (pure), [`sys`] touches the kernel (the
-//! only `unsafe`), [`net`] and [`relay`] hold and move bytes, [`host`] reads what bounds the
+//! only `unsafe`), [`net`] and [`relay`] hold and move bytes, [`tls`] wraps them, [`host`] reads what bounds the
 //! promise on this machine, [`session`] ties one connection
 //! pair together, [`server`] accepts, [`app`] composes.
 
@@ -22,5 +22,6 @@ pub mod server;
 pub mod session;
 pub mod sys;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod view;

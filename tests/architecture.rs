@@ -18,6 +18,7 @@ const LAYERS: [&[&str]; 6] = [
         "net",
         "relay",
         "telemetry",
+        "tls",
         "upstream",
         "view",
     ],
@@ -28,7 +29,7 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Uses inside a layer, each with its reason. Everything else is an error.
-const LATERAL: [(&str, &str, &str); 8] = [
+const LATERAL: [(&str, &str, &str); 10] = [
     ("main", "cli", "the binary is nothing but the entry to it"),
     ("cli", "demo", "a subcommand"),
     ("relay", "net", "bytes are moved over `net::leg`"),
@@ -37,6 +38,8 @@ const LATERAL: [(&str, &str, &str); 8] = [
         "config",
         "the log's settings, and the upstream as it is printed",
     ),
+    ("tls", "metrics", "the words for failures and versions"),
+    ("tls", "net", "a layer of `net::leg`"),
     ("upstream", "config", "the address as it is configured"),
     ("upstream", "net", "dials a `net::stream`"),
     (

@@ -26,8 +26,8 @@ use series::{
     By, Collectors, KnownCounter, KnownGauge, PerEndpoint, Registration, raise, saturating, series,
 };
 pub use words::{
-    AcceptErrorClass, ConnectFailure, ConnectOutcome, HostSource, RejectReason, ReloadOutcome,
-    Shortage, Takeover,
+    AcceptErrorClass, ConnectFailure, ConnectOutcome, HandshakeFailure, HostSource, RejectReason,
+    ReloadOutcome, Shortage, Takeover, TlsVersion,
 };
 
 /// The default budget is 30 s and the largest sensible one some minutes.

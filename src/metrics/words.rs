@@ -125,6 +125,53 @@ pub enum ReloadOutcome {
     Failure,
 }
 
+/// Why there is no TLS on a leg.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[strum(serialize_all = "snake_case")]
+#[repr(u8)]
+pub enum HandshakeFailure {
+    /// The peer's certificate, or one of its chain, is over.
+    CertificateExpired,
+    /// The same has not begun.
+    CertificateNotYetValid,
+    /// The certificate is not for the name that was dialled.
+    WrongName,
+    /// No CA that is trusted here has issued it.
+    UnknownCa,
+    /// The client sent none, and one is required.
+    NoClientCertificate,
+    /// It is revoked, malformed, for another purpose, or badly signed.
+    BadCertificate,
+    /// The versions of TLS of both sides do not meet.
+    NoSharedVersion,
+    /// The same for cipher suites, groups, signature schemes or protocols (ALPN).
+    NoSharedCipher,
+    /// No certificate here is for the name that the client asked for (`sni: strict`).
+    UnknownServerName,
+    /// The peer does not speak TLS.
+    PlainText,
+    /// The peer has sent an alert.
+    RefusedByPeer,
+    /// It took longer than `handshake_timeout`.
+    Timeout,
+    /// The peer ended the connection.
+    Closed,
+    /// A message that is not as the protocol has it, or not in its place.
+    ProtocolError,
+}
+
+/// The version of TLS that was agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Display, IntoStaticStr, VariantArray)]
+#[repr(u8)]
+pub enum TlsVersion {
+    /// RFC 5246.
+    #[strum(serialize = "TLSv1.2")]
+    V12,
+    /// RFC 8446.
+    #[strum(serialize = "TLSv1.3")]
+    V13,
+}
+
 /// Label names of enums whose variants are numbered from 0.
 macro_rules! labels {
     ($($name:literal: $words:ty;)+) => {
@@ -149,6 +196,8 @@ labels! {
     "cause": Shortage;
     "source": HostSource;
     "outcome": ReloadOutcome;
+    "reason": HandshakeFailure;
+    "version": TlsVersion;
 }
 
 impl Label for CloseReason {

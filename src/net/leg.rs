@@ -53,6 +53,16 @@ pub struct Wire {
 }
 
 impl Wire {
+    /// A socket of which so many bytes were read and written already.
+    #[must_use]
+    pub fn with_counts(socket: TcpStream, received: u64, sent: u64) -> Self {
+        Self {
+            socket,
+            received,
+            sent,
+        }
+    }
+
     /// Reads what is there; 0 is the peer's FIN.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
         let n = ready!(self.socket.poll_read(cx, buf))?;
@@ -94,14 +104,9 @@ impl From<TcpStream> for LegStream {
 }
 
 impl LegStream {
-    /// A layer over a socket of which nothing was read or written yet.
+    /// A layer over a socket.
     #[must_use]
-    pub fn layered(socket: TcpStream, layer: Box<dyn Layer>) -> Self {
-        let wire = Wire {
-            socket,
-            received: 0,
-            sent: 0,
-        };
+    pub fn layered(wire: Wire, layer: Box<dyn Layer>) -> Self {
         Self::Layered(Box::new(Layered { wire, layer }))
     }
 
@@ -289,12 +294,8 @@ impl DetachedLeg {
                 received,
                 sent,
             } => {
-                let wire = Wire {
-                    socket: TcpStream::new(fd)?,
-                    received,
-                    sent,
-                };
-                LegStream::Layered(Box::new(Layered { wire, layer }))
+                let wire = Wire::with_counts(TcpStream::new(fd)?, received, sent);
+                LegStream::layered(wire, layer)
             }
         })
     }
