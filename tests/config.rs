@@ -90,13 +90,26 @@ fn the_reference_names_every_key_and_holds_the_defaults() {
         // What excludes something else is shown as a comment.
         let list = pointer.rsplit_once("/0/").map(|(list, _)| list);
         let is_empty = list.and_then(|list| document.pointer(list)) == Some(&Value::Array(vec![]));
-        let shown = is_empty && text.contains(&format!("#     - {}:", key.name()));
+        let in_list = is_empty && text.contains(&format!("#     - {}:", key.name()));
+        let section = ancestors(&pointer).find_map(|section| document.pointer(section));
+        let is_off = section == Some(&Value::String("off".to_owned()));
+        let name = format!("{}:", key.name());
+        let comment = |line: &str| {
+            let line = line.trim_start().strip_prefix("#   ");
+            line.is_some_and(|line| line.trim_start_matches([' ', '-']).starts_with(&name))
+        };
+        let shown = in_list || (is_off && text.lines().any(comment));
         assert!(
             document.pointer(&pointer).is_some() || shown,
             "{} is missing",
             key.path
         );
     }
+}
+
+/// The places around a place, the innermost first.
+fn ancestors(pointer: &str) -> impl Iterator<Item = &str> {
+    pointer.rmatch_indices('/').map(|(at, _)| &pointer[..at])
 }
 
 #[test]
@@ -132,6 +145,7 @@ fn the_defaults_are_those_that_are_promised() {
             control: None,
             token_file: None,
             ready: Ready::Serving,
+            tls: None,
         })
     );
     assert_eq!(config.limits.memory, MemoryLimit::Auto);
@@ -336,6 +350,14 @@ listeners:
     address: 127.0.0.1:1
     backlog: 2
     access: { allow: [10.0.0.0/8, fd00::/8], deny: [10.1.0.0/16] }
+    tls:
+      certificates: [{ certificate: /c, key: /k }]
+      client_ca: /ca
+      client_auth: optional
+      min_version: 1.3
+      alpn: [h2, http/1.1]
+      sni: strict
+      handshake_timeout: 3s
     proxy_protocol: require
     proxy_protocol_trusted: [10.0.0.0/8, '::1/128']
     proxy_protocol_timeout: 7s
@@ -349,6 +371,13 @@ listeners:
       source_address: [10.0.0.5, 10.0.0.6]
       ejection: { failures: 3, for: 31s }
       proxy_protocol: v1
+      tls:
+        ca: /uca
+        server_name: db.example
+        certificate: /uc
+        key: /uk
+        min_version: '1.3'
+        alpn: [redis]
       check:
         kind: send
         interval: 18s
@@ -398,6 +427,14 @@ workers: 15
     let given = [
         ("listen", "127.0.0.1:1"),
         ("backlog", "2"),
+        ("tls-certificate", "/c"),
+        ("tls-key", "/k"),
+        ("tls-client-ca", "/ca"),
+        ("tls-client-auth", "optional"),
+        ("tls-min-version", "1.3"),
+        ("tls-alpn", "h2,http/1.1"),
+        ("tls-sni", "strict"),
+        ("tls-handshake-timeout", "3s"),
         ("proxy-protocol", "require"),
         ("proxy-protocol-trusted", "10.0.0.0/8,::1/128"),
         ("proxy-protocol-timeout", "7s"),
@@ -411,6 +448,12 @@ workers: 15
         ("ejection-failures", "3"),
         ("ejection-for", "31s"),
         ("upstream-proxy-protocol", "v1"),
+        ("upstream-tls-ca", "/uca"),
+        ("upstream-tls-server-name", "db.example"),
+        ("upstream-tls-certificate", "/uc"),
+        ("upstream-tls-key", "/uk"),
+        ("upstream-tls-min-version", "1.3"),
+        ("upstream-tls-alpn", "redis"),
         ("check", "send"),
         ("check-interval", "18s"),
         ("check-timeout", "19s"),
@@ -475,8 +518,11 @@ workers: 15
         ("admin-control", "unix:/run/c.sock"),
         ("admin-token-file", "/run/token"),
         ("admin-ready", "upstream"),
+        ("admin-tls-certificate", "/ac"),
+        ("admin-tls-key", "/ak"),
     ];
-    let yaml = "admin: { address: 0.0.0.0:16, control: unix:/run/c.sock, token_file: /run/token, ready: upstream }";
+    let yaml = "admin: { address: 0.0.0.0:16, control: unix:/run/c.sock, token_file: /run/token, ready: upstream, \
+                tls: { certificate: /ac, key: /ak } }";
     let yaml = MINIMAL.to_owned() + yaml;
     let minimal = [("listen", "0.0.0.0:9000"), ("upstream", "127.0.0.1:8080")];
     let config = load(&yaml).unwrap();
@@ -633,8 +679,10 @@ fn the_key_table_is_sound() {
             "{} hangs in the air",
             key.path
         );
+        // A section has the defaults of its keys, or is off.
+        let is_off = key.default == keys::Default::Value("off");
         assert_eq!(
-            key.default == keys::Default::Keys,
+            key.default == keys::Default::Keys || (is_off && key.is_section()),
             key.is_section(),
             "{}",
             key.path

@@ -1,14 +1,16 @@
 //! What contradicts what.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::bytes::Bytes;
 use super::kind::DIAL;
 use super::network::Network;
 use super::read::{Reader, Role, Scope};
+use super::tls::{ClientAuth, UpstreamTls};
 use super::types::{
-    Admin, CheckKind, ControlAddress, Limits, ListenAddress, ListenerConfig, ProxyProtocol,
+    Admin, Check, CheckKind, ControlAddress, Limits, ListenAddress, ListenerConfig, ProxyProtocol,
     Upstream, UpstreamAddress, UpstreamEndpoint, WhenDown, listeners,
 };
 use super::units::show;
@@ -64,12 +66,6 @@ pub(super) fn upstream_check(
     let place = at.child("kind");
     let is_empty = |bytes: Option<&Bytes>| bytes.is_some_and(|bytes| bytes.0.is_empty());
     match kind {
-        Some(CheckKind::Tls) => {
-            reader.contradict(
-                &place,
-                "tls comes with TLS, which is not there yet".to_owned(),
-            );
-        }
         Some(CheckKind::Send) if is_empty(send) && is_empty(expect) => {
             let [send, expect] = ["send", "expect"].map(|key| reader.name_of(&at.child(key)));
             let message = format!("send needs {send} or {expect}; tcp only connects");
@@ -77,6 +73,77 @@ pub(super) fn upstream_check(
         }
         _ => {}
     }
+}
+
+/// A handshake is checked as sessions make it.
+pub(super) fn tls_check(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    tls: Option<&Option<UpstreamTls>>,
+    check: Option<&Check>,
+) {
+    if let (Some(None), Some(CheckKind::Tls)) = (tls, check.map(|check| check.kind)) {
+        let message = "tls needs upstream.tls, which says who is trusted; tcp only connects";
+        reader.contradict(&at.child("check").child("kind"), message.to_owned());
+    }
+}
+
+/// What a service must prove to be.
+pub(super) fn server_name(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    address: Option<&Option<UpstreamAddress>>,
+    endpoints: Option<&Vec<UpstreamEndpoint>>,
+    tls: Option<&Option<UpstreamTls>>,
+) {
+    let Some(Some(UpstreamTls {
+        server_name: None, ..
+    })) = tls
+    else {
+        return;
+    };
+    let several = endpoints.into_iter().flatten().map(|e| &e.address);
+    let mut all = address.into_iter().flatten().chain(several);
+    if let Some(local) = all.find(|to| matches!(to, UpstreamAddress::Unix(_))) {
+        let message = format!("is missing: {local} has no host, so say what its certificate names");
+        reader.contradict(&at.child("tls").child("server_name"), message);
+    }
+}
+
+/// Who asks clients for certificates says who may have issued them, and the other way round.
+pub(super) fn client_auth(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    ca: Option<&Option<PathBuf>>,
+    auth: Option<Option<ClientAuth>>,
+) {
+    let name = reader.name_of(&at.child("client_ca"));
+    let message = match (ca, auth) {
+        (Some(None), Some(Some(auth))) => {
+            format!("{auth} needs {name}: the authorities that issue the certificates of clients")
+        }
+        (Some(Some(_)), Some(None)) => {
+            format!("none leaves {name} without use; leave one of them out")
+        }
+        _ => return,
+    };
+    reader.contradict(&at.child("client_auth"), message);
+}
+
+/// Neither is of use without the other.
+pub(super) fn certificate_and_key(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    certificate: Option<&Option<PathBuf>>,
+    key: Option<&Option<PathBuf>>,
+) {
+    let (given, missing) = match (certificate, key) {
+        (Some(Some(_)), Some(None)) => ("certificate", "key"),
+        (Some(None), Some(Some(_))) => ("key", "certificate"),
+        _ => return,
+    };
+    let name = reader.name_of(&at.child(missing));
+    reader.contradict(&at.child(given), format!("needs {name}, too"));
 }
 
 /// Only a port of its own can be closed for a while, and only checks say when.

@@ -14,6 +14,7 @@ use super::bytes::{Bytes, Statuses};
 use super::network::Network;
 use super::section::{Accepted, Form};
 use super::setting::{Items, Setting, Type, list, value};
+use super::tls::{MinVersion, Roots};
 use super::types::{ControlAddress, ListenAddress, MemoryLimit, Rate, UpstreamAddress};
 use super::units::{self, show, show_rate, show_size};
 
@@ -231,6 +232,73 @@ pub(super) fn file() -> Setting<PathBuf> {
     value(Type::Text, form, parse, |path: &PathBuf| {
         path.display().to_string().into()
     })
+}
+
+/// The authorities that are trusted.
+pub(super) fn roots() -> Setting<Roots> {
+    let schema = json!({ "type": "string", "minLength": 1 });
+    let form = form("system, or the path of a file", "system|FILE", schema);
+    let parse = |text: &str| match text {
+        "" => Err("is no path".to_owned()),
+        "system" => Ok(Roots::System),
+        path => Ok(Roots::File(path.into())),
+    };
+    value(Type::Text, form, parse, |roots| roots.to_string().into())
+}
+
+/// A version of TLS. Without quotes it is a number.
+pub(super) fn version() -> Setting<MinVersion> {
+    let words = MinVersion::VARIANTS;
+    let numbers = words
+        .iter()
+        .filter_map(|word| word.parse::<f64>().ok())
+        .map(Json::from);
+    let all: Vec<Json> = words
+        .iter()
+        .map(|word| json!(word))
+        .chain(numbers)
+        .collect();
+    let form = form(words.join(", "), words.join("|"), json!({ "enum": all }));
+    let parse = |text: &str| {
+        text.parse()
+            .map_err(|_| "is not one of the versions".to_owned())
+    };
+    value(Type::Version, form, parse, |version: &MinVersion| {
+        version.to_string().into()
+    })
+}
+
+/// Names of protocols inside TLS.
+pub(super) fn alpn() -> Setting<Vec<String>> {
+    let schema = json!({ "type": "string", "minLength": 1, "maxLength": 255 });
+    let form = form("the name of a protocol, such as h2", "NAME,...", schema);
+    let parse = |text: &str| {
+        let fits = |b: u8| b.is_ascii_graphic() && b != b',';
+        match text.len() {
+            1..=255 if text.bytes().all(fits) => Ok(text.to_owned()),
+            _ => Err("is no name of a protocol".to_owned()),
+        }
+    };
+    let of = value(Type::Text, form, parse, |name: &String| {
+        name.as_str().into()
+    });
+    let (needed, template) = (None, None);
+    list(Items {
+        of,
+        needed,
+        template,
+    })
+}
+
+/// What a certificate can name: a host, or an IP address.
+pub(super) fn server_name() -> Setting<String> {
+    let words = "a DNS name or an IP address, such as db.example";
+    let form = form(words, "NAME", json!({ "type": "string", "minLength": 1 }));
+    let parse = |text: &str| match text.parse::<IpAddr>().is_ok() || valid_host(text) {
+        true => Ok(text.to_owned()),
+        false => Err("is neither a DNS name nor an IP address".to_owned()),
+    };
+    value(Type::Text, form, parse, |name| name.as_str().into())
 }
 
 /// `host:port` of a service, or its Unix socket.

@@ -16,6 +16,7 @@ pub mod schema;
 mod section;
 mod setting;
 mod table;
+mod tls;
 mod types;
 mod units;
 mod yaml;
@@ -28,6 +29,7 @@ pub use bytes::{Bytes, Statuses};
 pub use diff::{Difference, Effect, diff};
 pub use errors::ConfigErrors;
 pub use network::Network;
+pub use tls::*;
 pub use types::*;
 pub use units::show;
 

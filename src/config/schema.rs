@@ -38,11 +38,12 @@ fn section(path: &str) -> Value {
     schema
 }
 
-/// A section is needed if a key in it is.
+/// A section that cannot be left out is needed if a key in it is.
 fn is_needed(path: &str, key: &Key) -> bool {
     let needed = |child: &Key| child.default == Default::Required;
     match &key.form {
         Form::List(noun) => noun.is_some(),
+        Form::Section(_) if key.default != Default::Keys => false,
         Form::Section(_) => Table(&KEYS).children(path).any(needed),
         _ => needed(key),
     }

@@ -44,6 +44,8 @@ pub(super) enum Type {
     Name,
     /// A number with a unit, which is text.
     Amount,
+    /// Text that looks like a fraction, and need not be quoted.
+    Version,
     Number,
     Switch,
 }
@@ -88,6 +90,7 @@ fn scalar<T>(
         (Type::Amount, Content::Int(n)) => Err(format!("{n} has no unit")),
         (Type::Name, Content::Int(n)) => Err(format!("{n} is a number; quoted it is a name")),
         (_, Content::Int(n)) => Err(format!("{n} is a number")),
+        (Type::Version, Content::OtherNumber(n)) => parse_text(n),
         // What `off` is in YAML 1.1, which Helm and others still read and write.
         (Type::Text | Type::Amount, Content::Bool(false)) => {
             parse("off").map_err(|_| "false is not accepted".to_owned())
@@ -138,6 +141,12 @@ impl<T> Items<T> {
         let accepted = self.form().accepted();
         let template = self.template.map(|name| reader.root().child(name));
         match (at.given().map(|(_, node)| &node.content), self.needed) {
+            // Flags are the keys of one item.
+            (None, Some(_)) if reader.is_of_flags() => {
+                let item = Rc::new(Node::of_flag(Content::Map(Vec::new())));
+                let list = Node::of_flag(Content::List(vec![item]));
+                self.each(&at.with(&list), reader)
+            }
             (None, Some(_)) => reader.missing(at, &accepted),
             (None, None) => Some(Vec::new()),
             (Some(Content::List(items)), Some(noun)) if items.is_empty() => {
@@ -187,7 +196,8 @@ pub(super) fn list<T: 'static>(items: Items<T>) -> Setting<Vec<T>> {
     let (form, items) = (items.form(), Rc::new(items));
     let (inner, shown) = (items.clone(), items.clone());
     let inside = move |list: &Key, table: &mut Vec<Key>| {
-        let (path, inherited) = (format!("{}[]", list.path), inner.template.is_some());
+        let path = format!("{}[]", list.path);
+        let inherited = list.inherited || inner.template.is_some();
         let item = Key::new(inner.of.key.form.clone());
         (inner.of.inside)(
             &Key {

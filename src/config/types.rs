@@ -19,6 +19,7 @@ use super::network::Network;
 use super::read::Scope;
 use super::section::section;
 use super::setting::{Items, list, section_of, template_of};
+use super::tls::{AdminTls, Tls, UpstreamTls};
 use super::units;
 use crate::liveness::{Policy, Span};
 
@@ -76,6 +77,8 @@ section! {
         backlog: u32 = count(1..=65_535).default("4096").flag("backlog");
         /// Who may connect.
         access: Access = section_of();
+        /// TLS between clients and this listener.
+        tls: Option<Tls> = section_of().or("off").default("off");
         /// Whether a header of the PROXY protocol, version 1 or 2, says who the client is. It is never guessed.
         proxy_protocol: ProxyProtocol = choice().default("off").flag("proxy-protocol");
         /// Who may send that header: the load balancers in front. Connections from elsewhere are reset.
@@ -192,6 +195,8 @@ section! {
         /// Whether each connection begins with a header of the PROXY protocol, which tells the service who
         /// the client is.
         proxy_protocol: SendProxy = choice().default("off").flag("upstream-proxy-protocol");
+        /// TLS between this listener and the service.
+        tls: Option<UpstreamTls> = section_of().or("off").default("off");
         /// How each endpoint is checked.
         check: Check = section_of();
         /// What clients meet while checks find every endpoint down. refuse: the kernel refuses them, so that those
@@ -201,6 +206,8 @@ section! {
     check |at, reader| {
         check::endpoints(at, reader, address.as_ref(), endpoints.as_ref());
         check::sources(at, reader, address.as_ref(), endpoints.as_ref(), source_address.as_ref());
+        check::server_name(at, reader, address.as_ref(), endpoints.as_ref(), tls.as_ref());
+        check::tls_check(at, reader, tls.as_ref(), check.as_ref());
     }
 }
 
@@ -250,8 +257,8 @@ pub enum Balance {
 section! {
     /// How each endpoint is checked.
     Check {
-        /// tcp: it accepts a connection; send: then it answers `expect` to `send`; http: then it answers a GET
-        /// with one of the codes of `status`.
+        /// tcp: it accepts a connection; tls: and completes a handshake; send: then it answers `expect` to
+        /// `send`; http: then it answers a GET with one of the codes of `status`.
         kind: CheckKind = choice().default("off").flag("check");
         /// From one check to the next, 10 % more or less.
         interval: Duration = span(100 * MS..=HOUR).default("5s").flag("check-interval");
@@ -543,6 +550,8 @@ section! {
         token_file: Option<PathBuf> = file().or("none").default("none").flag("admin-token-file");
         /// Whether `/readyz` also needs an endpoint that is up, of each listener (`upstream.check`).
         ready: Ready = choice().default("serving").flag("admin-ready");
+        /// HTTPS in place of HTTP at `address`, and at `control` where that is an address of TCP.
+        tls: Option<AdminTls> = section_of().or("off").default("off");
     }
     check |at, reader| {
         let control = control.as_ref().and_then(Option::as_ref);
