@@ -50,6 +50,8 @@ pub struct Wire {
     socket: TcpStream,
     received: u64,
     sent: u64,
+    /// It had no room. It is asked for more often than it gets some.
+    full: bool,
 }
 
 impl Wire {
@@ -60,6 +62,7 @@ impl Wire {
             socket,
             received,
             sent,
+            full: false,
         }
     }
 
@@ -72,7 +75,12 @@ impl Wire {
 
     /// Writes what fits.
     pub fn poll_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(self.socket.poll_write(cx, buf))?;
+        if self.full {
+            ready!(self.socket.poll_writable(cx));
+        }
+        let written = self.socket.poll_write(cx, buf);
+        self.full = written.is_pending();
+        let n = ready!(written)?;
         self.sent += n as u64;
         Poll::Ready(Ok(n))
     }

@@ -1,16 +1,32 @@
 //! The handshake of one leg.
 
-use std::fmt;
+use std::cell::RefCell;
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{CipherSuite, ClientConfig, Error, HandshakeKind, ProtocolVersion, ServerConfig};
 
+use super::connection::{Connection, Step};
+use super::failure::HandshakeError;
 use super::layer::Tls;
-use crate::metrics::{HandshakeFailure, TlsVersion};
+use crate::metrics::TlsVersion;
 use crate::net::leg::{LegStream, Wire};
 use crate::net::stream::TcpStream;
+
+/// Read at once. Most messages of a handshake are shorter.
+const CHUNK_BYTES: usize = 4096;
+
+thread_local! {
+    static SERVER_NAME: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// For resolvers of certificates, which alone see it: tells the handshake that runs on this thread what
+/// name the client asked for.
+pub fn note_server_name(name: Option<&str>) {
+    SERVER_NAME.set(name.map(str::to_owned));
+}
 
 /// Which side of the handshake this is, and with what.
 #[derive(Clone, Debug)]
@@ -39,27 +55,11 @@ pub struct Established {
     pub identity: Option<String>,
 }
 
-/// Why there is no TLS on a leg.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HandshakeError {
-    /// For counting.
-    pub failure: HandshakeFailure,
-    /// For the operator.
-    pub text: String,
-}
-
-impl fmt::Display for HandshakeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl std::error::Error for HandshakeError {}
-
 /// A handshake that goes on. It may be dropped at any time, which does not close the socket.
 #[derive(Debug)]
 pub struct Handshake {
     layer: Box<Tls>,
+    server_name: Option<String>,
     received: u64,
     sent: u64,
 }
@@ -70,10 +70,13 @@ impl Handshake {
     /// # Errors
     /// If the configuration cannot be used.
     pub fn new(side: Side, unread: Vec<u8>) -> Result<Self, HandshakeError> {
-        let _ = (side, unread);
-        Err(HandshakeError {
-            failure: HandshakeFailure::ProtocolError,
-            text: "not there yet".to_owned(),
+        let connection =
+            Connection::new(side).map_err(|error| HandshakeError::of(&error, &[], None))?;
+        Ok(Self {
+            received: unread.len() as u64,
+            sent: 0,
+            server_name: None,
+            layer: Box::new(Tls::new(connection, unread)),
         })
     }
 
@@ -83,8 +86,29 @@ impl Handshake {
         socket: &TcpStream,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Established, HandshakeError>> {
-        let _ = (socket, cx);
-        Poll::Pending
+        loop {
+            let state = self.layer.state();
+            if !state.is_handshaking() && !state.wants_write() {
+                ready!(self.poll_flush(socket, cx))?;
+                return Poll::Ready(Ok(self.established()));
+            }
+            SERVER_NAME.set(None);
+            let step = self.layer.shake();
+            if let name @ Some(_) = SERVER_NAME.take() {
+                self.server_name = name;
+            }
+            match step {
+                Ok(Step::Again | Step::PeerClosed) => {}
+                Ok(Step::Done(_)) => {
+                    ready!(self.poll_flush(socket, cx))?;
+                    ready!(self.poll_receive(socket, cx))?;
+                }
+                Err(error) => {
+                    let _best_effort = self.poll_flush(socket, cx);
+                    return Poll::Ready(Err(self.failed(&error)));
+                }
+            }
+        }
     }
 
     /// The leg, whose wire counts include the handshake.
@@ -97,8 +121,67 @@ impl Handshake {
     }
 }
 
-/// For resolvers of certificates, which alone see it: tells the handshake that runs on this thread what
-/// name the client asked for.
-pub fn note_server_name(name: Option<&str>) {
-    let _ = name;
+impl Handshake {
+    fn poll_flush(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let sent = &mut self.sent;
+        self.layer.poll_put(|records| {
+            let n = ready!(socket.poll_write(cx, records))?;
+            *sent += n as u64;
+            Poll::Ready(Ok(n))
+        })
+    }
+
+    fn poll_receive(
+        &mut self,
+        socket: &TcpStream,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), HandshakeError>> {
+        let mut chunk = [0; CHUNK_BYTES];
+        let n = ready!(socket.poll_read(cx, &mut chunk))?;
+        if n == 0 {
+            return Poll::Ready(Err(HandshakeError::ended(self.received)));
+        }
+        self.received += n as u64;
+        Poll::Ready(
+            self.layer
+                .receive(&chunk[..n])
+                .map_err(HandshakeError::from),
+        )
+    }
+
+    fn established(&mut self) -> Established {
+        let state = self.layer.state();
+        let suite = state.negotiated_cipher_suite();
+        let alpn = state.alpn_protocol().map(String::from_utf8_lossy);
+        Established {
+            version: match state.protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => TlsVersion::V13,
+                _ => TlsVersion::V12,
+            },
+            is_resumed: state.handshake_kind() == Some(HandshakeKind::Resumed),
+            server_name: self.server_name.take(),
+            alpn: alpn.map(Into::into),
+            cipher: suite.map_or("unknown", |suite| cipher_name(suite.suite())),
+            identity: None,
+        }
+    }
+
+    fn failed(&self, error: &Error) -> HandshakeError {
+        // Else the peer has said something that was TLS.
+        let first = match self.layer.received() {
+            received if received.len() as u64 == self.received => received,
+            _ => &[],
+        };
+        HandshakeError::of(error, first, self.server_name.as_deref())
+    }
+}
+
+/// rustls tells those of TLS 1.3 by a prefix of its own.
+fn cipher_name(suite: CipherSuite) -> &'static str {
+    match suite {
+        CipherSuite::TLS13_AES_128_GCM_SHA256 => "TLS_AES_128_GCM_SHA256",
+        CipherSuite::TLS13_AES_256_GCM_SHA384 => "TLS_AES_256_GCM_SHA384",
+        CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => "TLS_CHACHA20_POLY1305_SHA256",
+        suite => suite.as_str().unwrap_or("unknown"),
+    }
 }

@@ -3,6 +3,8 @@
 //! Sessions use the unbuffered interface of rustls, so that an idle one holds no buffer. Whoever serves
 //! or asks a few connections (the admin address, checks, `probe`) uses tokio-rustls with [`provider`].
 
+mod connection;
+mod failure;
 mod handshake;
 mod layer;
 
@@ -10,7 +12,8 @@ use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 
-pub use self::handshake::{Established, Handshake, HandshakeError, Side, note_server_name};
+pub use self::failure::HandshakeError;
+pub use self::handshake::{Established, Handshake, Side, note_server_name};
 pub use crate::metrics::{HandshakeFailure, TlsVersion};
 
 /// The cryptography of every configuration of rustls here.
@@ -23,3 +26,6 @@ pub fn provider() -> Arc<CryptoProvider> {
     #[cfg(not(any(feature = "ring", feature = "aws-lc")))]
     compile_error!("TLS needs one of the features `ring` and `aws-lc`");
 }
+
+#[cfg(test)]
+mod tests;

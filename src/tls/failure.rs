@@ -1,0 +1,252 @@
+//! Why there is no TLS, in words that an operator can use.
+
+use std::fmt;
+use std::io;
+
+use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+
+use crate::metrics::HandshakeFailure;
+
+/// Why there is no TLS on a leg.
+#[derive(Debug)]
+pub struct HandshakeError {
+    /// For counting.
+    pub failure: HandshakeFailure,
+    /// For the operator.
+    pub text: String,
+    /// What the socket says, if that is why.
+    pub io: Option<io::Error>,
+}
+
+impl fmt::Display for HandshakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for HandshakeError {}
+
+impl From<io::Error> for HandshakeError {
+    fn from(error: io::Error) -> Self {
+        let text = format!("the connection failed during the handshake: {error}");
+        Self {
+            io: Some(error),
+            ..Self::new(HandshakeFailure::Closed, text)
+        }
+    }
+}
+
+impl From<Broken> for HandshakeError {
+    fn from(broken: Broken) -> Self {
+        Self::new(HandshakeFailure::ProtocolError, broken.text)
+    }
+}
+
+impl HandshakeError {
+    fn new(failure: HandshakeFailure, text: String) -> Self {
+        Self {
+            failure,
+            text,
+            io: None,
+        }
+    }
+
+    /// The peer's FIN has come, after so many bytes.
+    pub(super) fn ended(received: u64) -> Self {
+        let text = match received {
+            0 => "the peer ended the connection before it said anything".to_owned(),
+            n => format!(
+                "the peer ended the connection in the middle of the handshake, after {n} bytes"
+            ),
+        };
+        Self::new(HandshakeFailure::Closed, text)
+    }
+
+    /// What rustls says. `first` is what the peer said first, if that is what is wrong; `server_name` what
+    /// the client asked for.
+    pub(super) fn of(error: &Error, first: &[u8], server_name: Option<&str>) -> Self {
+        let failure = classify(error, first);
+        let text = match (failure, error) {
+            (HandshakeFailure::PlainText, _) => plain_text(first),
+            (HandshakeFailure::UnknownServerName, _) => match server_name {
+                Some(name) => {
+                    format!("no certificate is for the name that the client asked for, {name}")
+                }
+                None => "the client did not say what name it asks for (SNI)".to_owned(),
+            },
+            (_, Error::AlertReceived(alert)) => refusal("the handshake", *alert),
+            (_, error) => match advice(failure) {
+                "" => error.to_string(),
+                advice => format!("{error}; {advice}"),
+            },
+        };
+        Self::new(failure, text)
+    }
+}
+
+/// Why an established connection cannot be read any more.
+#[derive(Debug)]
+pub(super) struct Broken {
+    kind: io::ErrorKind,
+    text: String,
+}
+
+impl Broken {
+    pub fn error(&self) -> io::Error {
+        io::Error::new(self.kind, self.text.clone())
+    }
+}
+
+/// The peer's FIN has come first.
+pub(super) fn truncated() -> Broken {
+    Broken {
+        kind: io::ErrorKind::UnexpectedEof,
+        text: "the peer ended the connection without close_notify, so its stream may be cut"
+            .to_owned(),
+    }
+}
+
+/// More of a message was received than is held.
+pub(super) fn too_long() -> Broken {
+    Broken {
+        kind: io::ErrorKind::InvalidData,
+        text: "the peer sends a handshake message that is too long".to_owned(),
+    }
+}
+
+/// What rustls says of an established connection.
+pub(super) fn broken(error: &Error) -> Broken {
+    match error {
+        Error::AlertReceived(alert) => Broken {
+            kind: io::ErrorKind::ConnectionAborted,
+            text: refusal("TLS", *alert),
+        },
+        error => Broken {
+            kind: io::ErrorKind::InvalidData,
+            text: format!("TLS is broken: {error}"),
+        },
+    }
+}
+
+fn classify(error: &Error, first: &[u8]) -> HandshakeFailure {
+    use HandshakeFailure as Failure;
+    match error {
+        Error::InvalidCertificate(error) => of_certificate(error),
+        Error::NoCertificatesPresented => Failure::NoClientCertificate,
+        Error::AlertReceived(AlertDescription::CloseNotify) => Failure::Closed,
+        Error::AlertReceived(_) => Failure::RefusedByPeer,
+        Error::PeerIncompatible(
+            PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled,
+        ) => Failure::NoSharedVersion,
+        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Failure::NoSharedCipher,
+        // Said of the resolver of certificates, and of nothing else.
+        Error::General(text) if text.contains("no server certificate") => {
+            Failure::UnknownServerName
+        }
+        Error::InvalidMessage(
+            InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
+        ) if !first.is_empty() => Failure::PlainText,
+        _ => Failure::ProtocolError,
+    }
+}
+
+fn of_certificate(error: &CertificateError) -> HandshakeFailure {
+    match error {
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            HandshakeFailure::CertificateExpired
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            HandshakeFailure::CertificateNotYetValid
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            HandshakeFailure::WrongName
+        }
+        CertificateError::UnknownIssuer => HandshakeFailure::UnknownCa,
+        _ => HandshakeFailure::BadCertificate,
+    }
+}
+
+/// What helps on our side.
+fn advice(failure: HandshakeFailure) -> &'static str {
+    match failure {
+        HandshakeFailure::CertificateExpired => {
+            "renew the peer's certificate, or set the clock right"
+        }
+        HandshakeFailure::CertificateNotYetValid => {
+            "set the clock right, here or where it was issued"
+        }
+        HandshakeFailure::WrongName => "dial a name that it has, or set server_name",
+        HandshakeFailure::UnknownCa => {
+            "the CA that issued the peer's certificate is not in the configured file, or the peer does not \
+             send its whole chain"
+        }
+        HandshakeFailure::NoClientCertificate => {
+            "client_auth is required, and the client sent none"
+        }
+        HandshakeFailure::NoSharedVersion => "TLS 1.2 and 1.3 are spoken here, from min_version on",
+        _ => "",
+    }
+}
+
+/// The peer's fatal alert.
+fn refusal(what: &str, alert: AlertDescription) -> String {
+    let number = u8::from(alert);
+    let hint = match alert {
+        AlertDescription::UnknownCA => ": it does not trust the CA that issued our certificate",
+        AlertDescription::CertificateExpired => ": our certificate is over, or its clock is wrong",
+        AlertDescription::BadCertificate
+        | AlertDescription::UnsupportedCertificate
+        | AlertDescription::CertificateUnknown
+        | AlertDescription::CertificateRevoked => ": it does not accept our certificate",
+        AlertDescription::CertificateRequired => ": it demands a certificate, and got none from us",
+        AlertDescription::ProtocolVersion => ": it does not speak our versions of TLS",
+        AlertDescription::HandshakeFailure | AlertDescription::InsufficientSecurity => {
+            ": it accepts none of our cipher suites, or demands a certificate"
+        }
+        AlertDescription::UnrecognisedName => ": it does not know the name that it was asked for",
+        AlertDescription::NoApplicationProtocol => ": it speaks none of the protocols of alpn",
+        AlertDescription::AccessDenied => ": it does not let us in",
+        _ => "",
+    };
+    let name = words(alert.as_str().unwrap_or("unknown"));
+    format!("the peer refused {what} with the alert \"{name}\" ({number}){hint}")
+}
+
+/// `BadRecordMac` as `bad record mac`, `UnknownCA` as `unknown ca`.
+fn words(name: &str) -> String {
+    let mut words = String::new();
+    let mut before = 'A';
+    for letter in name.chars() {
+        if letter.is_uppercase() && before.is_lowercase() {
+            words.push(' ');
+        }
+        words.extend(letter.to_lowercase());
+        before = letter;
+    }
+    words
+}
+
+/// What somebody speaks who does not speak TLS.
+fn plain_text(received: &[u8]) -> String {
+    /// The request of PostgreSQL's protocol to go on in TLS.
+    const SSL_REQUEST: &[u8] = b"\0\0\0\x08\x04\xd2\x16\x2f";
+    let begins = |starts: &[&[u8]]| starts.iter().any(|start| received.starts_with(start));
+    let what = if begins(&[SSL_REQUEST]) {
+        "PostgreSQL's request for TLS inside its own protocol; let the client begin with TLS \
+         (sslnegotiation=direct)"
+    } else if begins(&[b"GET ", b"POST ", b"HEAD ", b"PUT ", b"OPTIONS ", b"HTTP/"]) {
+        "plain HTTP"
+    } else if begins(&[b"SSH-"]) {
+        "SSH"
+    } else if begins(&[b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"]) {
+        "a PROXY header, which is not expected there (proxy_protocol)"
+    } else {
+        let start = received[..received.len().min(16)].escape_ascii();
+        return format!("the peer does not speak TLS; it begins with \"{start}\"");
+    };
+    format!("the peer does not speak TLS, but {what}")
+}
