@@ -279,16 +279,21 @@ pub(super) fn estate(
 
 /// Has clients accepted: at once, but where the instance before may still have a session that
 /// counts against a limit.
-pub(super) fn open(listeners: &[Arc<Listener>], before: Option<Predecessor>) -> io::Result<()> {
+pub(super) fn open(
+    listeners: &[Arc<Listener>],
+    before: Option<Predecessor>,
+) -> Result<(), AppError> {
     let mut waiting = Vec::new();
     for listener in listeners {
+        // The other one may have had the kernel refuse clients until a moment ago.
+        listener.stay_open()?;
         if before.is_some() && listener.config.limits.max_connections.is_some() {
             waiting.push(listener.clone());
         } else {
             listener.open();
         }
     }
-    before.map_or(Ok(()), |before| before.make_way(waiting))
+    Ok(before.map_or(Ok(()), |before| before.make_way(waiting))?)
 }
 
 /// The sockets that a successor gets, beside those of the listeners.

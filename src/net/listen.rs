@@ -126,14 +126,26 @@ pub fn prepare(socket: &impl AsRawFd, policy: &Policy) -> io::Result<()> {
 /// # Errors
 /// What listen(2) says.
 pub fn listen(socket: impl AsFd, backlog: u32) -> io::Result<()> {
+    // `close` has taken it away.
+    SockRef::from(&socket).set_reuse_address(true)?;
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     Ok(rustix::net::listen(socket, backlog)?)
 }
 
-/// Has the kernel take none until [`listen`]: the socket stays bound (`inet_shutdown`, net/ipv4/af_inet.c).
+/// Has the kernel take none until [`listen`]: the socket stays bound (`tcp_disconnect`, net/ipv4/tcp.c).
+/// shutdown(2) does the same to one that listens, but two in a row leave a mark that clients inherit.
+/// Others could bind the address of one that does not listen if both had `SO_REUSEADDR`, and listen there
+/// (`inet_bind_conflict`, net/ipv4/inet_connection_sock.c).
 pub fn close(socket: impl AsFd) {
-    // It fails only where it has no effect: on a socket that does not listen.
-    let _not_listening = socket2::SockRef::from(&socket).shutdown(std::net::Shutdown::Read);
+    // An open socket takes both.
+    let _open = SockRef::from(&socket).set_reuse_address(false);
+    let _open = rustix::net::connect_unspec(socket);
+}
+
+/// Whether the kernel takes clients.
+#[must_use]
+pub fn is_listening(socket: impl AsFd) -> bool {
+    SockRef::from(&socket).is_listener().unwrap_or(false)
 }
 
 /// The address a socket is bound to.

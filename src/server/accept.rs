@@ -1,5 +1,6 @@
 //! The accept loop of one worker on one address.
 
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use crate::telemetry::Repeated;
 const BATCH: usize = 64;
 /// The longest pause after an error that waiting can help against.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Before a socket that does not listen is looked at again.
+const CLOSED_PAUSE: Duration = Duration::from_millis(100);
 
 /// Lines about errors of accept4(2), one for each [`AcceptErrorClass`]: what runs out is the
 /// process's or the host's.
@@ -88,7 +91,7 @@ async fn accept(acceptor: Acceptor, here: &Arc<Worker>) -> Option<Acceptor> {
         }
         let stopping = *stop.borrow();
         match acceptor.take_some(&socket) {
-            Batch::Empty | Batch::Failed if stopping => return None,
+            Batch::Empty | Batch::Failed | Batch::Closed if stopping => return None,
             Batch::Full => tokio::task::yield_now().await,
             Batch::Empty => {
                 pause = Duration::ZERO;
@@ -104,6 +107,16 @@ async fn accept(acceptor: Acceptor, here: &Arc<Worker>) -> Option<Acceptor> {
                     () = tokio::time::sleep(pause) => {}
                 }
             }
+            Batch::Closed => {
+                tokio::select! {
+                    _ = stop.changed() => {}
+                    () = tokio::time::sleep(CLOSED_PAUSE) => {}
+                }
+                // What failed is tried again.
+                let opened = acceptor.listener.stay_open();
+                opened.unwrap_or_else(|error| tracing::error!("{error}"));
+                return Some(acceptor);
+            }
         }
     }
 }
@@ -115,6 +128,8 @@ enum Batch {
     Full,
     /// Descriptors or memory ran out: pause.
     Failed,
+    /// The socket does not listen: clients are refused, or an instance that shares it has closed it.
+    Closed,
 }
 
 impl Acceptor {
@@ -141,9 +156,10 @@ impl Acceptor {
                     params.metrics.accepted();
                     self.admit(fd, client);
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     return Batch::Empty;
                 }
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Batch::Closed,
                 Err(error) => {
                     let class = classify(&error);
                     params.metrics.accept_error(class);
@@ -230,7 +246,7 @@ impl Acceptor {
     }
 }
 
-fn report(listener: &str, class: AcceptErrorClass, error: &std::io::Error) {
+fn report(listener: &str, class: AcceptErrorClass, error: &io::Error) {
     let lines = &ACCEPT_LINES[class as usize];
     if !lines.begin() {
         return;
@@ -276,7 +292,7 @@ async fn readable(socket: &AsyncFd<Arc<OwnedFd>>) {
 
 /// Sorts an error of accept4(2) by what helps: nothing needs to be waited for where only that
 /// client was concerned ("treat them like EAGAIN by retrying", accept(2)).
-fn classify(error: &std::io::Error) -> AcceptErrorClass {
+fn classify(error: &io::Error) -> AcceptErrorClass {
     match error.raw_os_error() {
         Some(libc::EMFILE | libc::ENFILE) => AcceptErrorClass::Descriptors,
         Some(libc::ENOMEM | libc::ENOBUFS) => AcceptErrorClass::Memory,
@@ -291,7 +307,7 @@ fn classify(error: &std::io::Error) -> AcceptErrorClass {
             | libc::EPERM
             | libc::EINTR,
         ) => AcceptErrorClass::Connection,
-        _ if error.kind() == std::io::ErrorKind::ConnectionAborted => AcceptErrorClass::Connection,
+        _ if error.kind() == io::ErrorKind::ConnectionAborted => AcceptErrorClass::Connection,
         _ => AcceptErrorClass::Other,
     }
 }

@@ -43,31 +43,29 @@ pub(super) fn start(pool: &Arc<Pool>, listener: &Arc<Listener>) {
 }
 
 async fn rounds(pool: &Arc<Pool>, listener: &Arc<Listener>) {
-    let interval = listener.params.cluster.upstream().check.interval;
+    let upstream = listener.params.cluster.upstream();
+    let (interval, when_down) = (upstream.check.interval, upstream.when_down);
     loop {
         let mut checks = JoinSet::new();
         for endpoint in &*listener.params.cluster.endpoints() {
             checks.spawn(check(pool.clone(), listener.clone(), endpoint.clone()));
         }
-        while checks.join_next().await.is_some() {}
-        refuse_or_take(listener);
-        tokio::time::sleep(jittered(interval)).await;
-    }
-}
-
-/// Has the kernel refuse clients while every endpoint is down, where that is wanted.
-fn refuse_or_take(listener: &Listener) {
-    let cluster = &listener.params.cluster;
-    let taken = match cluster.upstream().when_down {
-        WhenDown::Refuse if !cluster.is_up() => {
-            listener.refuse_connects();
-            Ok(())
+        let mut passed = false;
+        while let Some(result) = checks.join_next().await {
+            passed |= result.unwrap_or_default();
         }
-        WhenDown::Refuse | WhenDown::Reset => listener.take_connects(),
-    };
-    // It is tried again after the next checks.
-    if let Err(error) = taken {
-        tracing::error!("{error}");
+        let listened = match when_down {
+            WhenDown::Refuse if !listener.params.cluster.is_up() => {
+                listener.refuse_connects();
+                Ok(())
+            }
+            // Of an endpoint that is new nothing is known: it opens no port that is closed.
+            WhenDown::Refuse if !passed => listener.stay_open(),
+            WhenDown::Refuse | WhenDown::Reset => listener.take_connects(),
+        };
+        // It is tried again after the next checks.
+        listened.unwrap_or_else(|error| tracing::error!("{error}"));
+        tokio::time::sleep(jittered(interval)).await;
     }
 }
 
@@ -78,25 +76,33 @@ fn jittered(interval: Duration) -> Duration {
     interval * permille / 1000
 }
 
-async fn check(pool: Arc<Pool>, listener: Arc<Listener>, endpoint: Arc<Endpoint>) {
+/// Checks an endpoint, and acts if it goes up or down; whether it has passed.
+async fn check(pool: Arc<Pool>, listener: Arc<Listener>, endpoint: Arc<Endpoint>) -> bool {
     let cluster = &listener.params.cluster;
-    let check = &cluster.upstream().check;
     let result = cluster.check(&endpoint).await;
-    if !endpoint.checked(result.is_ok(), check) {
-        return;
+    let passed = result.is_ok();
+    if !endpoint.checked(passed, &cluster.upstream().check) {
+        return passed;
     }
     let (name, address) = (&*listener.params.name, endpoint.address());
-    let Err(why) = result else {
-        return tracing::info!(listener = name, endpoint = %address, "an endpoint is up");
-    };
-    tracing::warn!(listener = name, endpoint = %address, "an endpoint is down: {why}");
+    match result {
+        Ok(()) => tracing::info!(listener = name, endpoint = %address, "an endpoint is up"),
+        Err(why) => {
+            tracing::warn!(listener = name, endpoint = %address, "an endpoint is down: {why}");
+            went_down(&pool, &endpoint, cluster.upstream().check.on_down);
+        }
+    }
+    passed
+}
+
+fn went_down(pool: &Pool, endpoint: &Endpoint, on_down: OnDown) {
     let mut sessions: Vec<Arc<Session>> = Vec::new();
     pool.balancer.for_each(|session| {
-        if session.is_at(&endpoint) {
+        if session.is_at(endpoint) {
             sessions.push(session.clone());
         }
     });
-    match check.on_down {
+    match on_down {
         OnDown::Keep => {}
         OnDown::Verify => {
             let at_once = Arc::new(Semaphore::new(ASKED_AT_ONCE));

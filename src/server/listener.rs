@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::limiter::Permit;
 use super::rate::Rates;
 use super::{Limiter, StartError};
-use crate::config::{Limits, ListenAddress, ListenerConfig, OnFull};
+use crate::config::{Limits, ListenAddress, ListenerConfig, OnFull, WhenDown};
 use crate::liveness::CloseReason;
 use crate::metrics::{RejectReason, Takeover};
 use crate::net::leg::LegStream;
@@ -80,7 +80,12 @@ impl Listener {
         let address = before.filter(serves).filter(stays);
         let address = address.map_or(&config.address, |before| &before.bound);
         let found = sockets(address, workers, inherited);
-        let (bound, sockets) = found.map_err(refused)?;
+        let Found {
+            bound,
+            sockets,
+            are_closed,
+        } = found.map_err(refused)?;
+        let refusing = are_closed && config.upstream.when_down == WhenDown::Refuse;
         let is_local = sockets.first().map_or(Ok(false), listen::is_local);
         let is_local = is_local.map_err(refused)?;
         let (limiter, open) = match before {
@@ -96,7 +101,7 @@ impl Listener {
             params,
             limiter,
             open,
-            refusing: watch::Sender::new(false),
+            refusing: watch::Sender::new(refusing),
             stop: watch::Sender::new(false),
             sockets: Mutex::new(sockets.into_iter().map(Arc::new).collect()),
             rates,
@@ -104,17 +109,28 @@ impl Listener {
         }))
     }
 
-    /// Has the kernel take clients.
+    /// Has the kernel take clients, unless it refused them for a listener before this one: then it does so
+    /// until a check has passed.
     ///
     /// # Errors
     /// Somebody else listens on the address meanwhile.
     pub(super) fn listen(&self) -> Result<(), StartError> {
         let refused = |error| StartError::refused(&self.config, error);
-        let listen = |socket: &Arc<OwnedFd>| {
-            listen::prepare(&**socket, &self.params.policy)?;
-            listen::listen(&**socket, self.config.backlog)
-        };
-        self.sockets().iter().try_for_each(listen).map_err(refused)
+        let sockets = self.sockets();
+        let prepare = |socket: &Arc<OwnedFd>| listen::prepare(&**socket, &self.params.policy);
+        sockets.iter().try_for_each(prepare).map_err(refused)?;
+        match *self.refusing.borrow() {
+            true => Ok(()),
+            false => self.listen_on(sockets.iter()),
+        }
+    }
+
+    fn listen_on<'a>(
+        &self,
+        mut sockets: impl Iterator<Item = &'a Arc<OwnedFd>>,
+    ) -> Result<(), StartError> {
+        let listened = sockets.try_for_each(|socket| listen::listen(socket, self.config.backlog));
+        listened.map_err(|error| StartError::refused(&self.config, error))
     }
 
     /// The leg to a client.
@@ -143,10 +159,20 @@ impl Listener {
 
     /// Has the kernel refuse clients, and reset those that wait to be accepted.
     pub(super) fn refuse_connects(&self) {
+        let sockets = self.sockets();
+        // Another listener may have them.
+        if *self.stop.borrow() {
+            return;
+        }
         // First, so that nobody waits for a socket that is about to be closed.
         if !self.refusing.send_replace(true) {
-            self.sockets().iter().for_each(listen::close);
+            let name = &*self.params.name;
+            tracing::warn!(
+                listener = name,
+                "every endpoint is down: clients are refused"
+            );
         }
+        sockets.iter().for_each(listen::close);
     }
 
     /// Has it take them again.
@@ -154,15 +180,45 @@ impl Listener {
     /// # Errors
     /// Somebody else listens on the address meanwhile.
     pub(super) fn take_connects(&self) -> Result<(), StartError> {
-        if *self.refusing.borrow() {
-            self.listen()?;
-            self.refusing.send_replace(false);
+        let sockets = self.sockets();
+        self.reopen(&sockets)?;
+        if !*self.stop.borrow() && self.refusing.send_replace(false) {
+            let name = &*self.params.name;
+            tracing::info!(
+                listener = name,
+                "an endpoint is up: clients are taken again"
+            );
         }
         Ok(())
     }
 
-    /// Takes no more clients than those that wait in the kernel; sessions go on.
+    /// Has it take them where another instance, which had the sockets for a moment, has closed them.
+    ///
+    /// # Errors
+    /// Somebody else listens on the address meanwhile.
+    pub fn stay_open(&self) -> Result<(), StartError> {
+        let sockets = self.sockets();
+        match *self.refusing.borrow() {
+            true => Ok(()),
+            false => self.reopen(&sockets),
+        }
+    }
+
+    fn reopen(&self, sockets: &[Arc<OwnedFd>]) -> Result<(), StartError> {
+        // Another listener may have them.
+        if *self.stop.borrow() {
+            return Ok(());
+        }
+        let closed = sockets
+            .iter()
+            .filter(|socket| !listen::is_listening(socket));
+        self.listen_on(closed)
+    }
+
+    /// Takes no more clients than those that wait in the kernel; sessions go on. From now on the sockets
+    /// are left as they are.
     pub fn stop(&self) {
+        let _nobody_closes_them = self.sockets();
         self.stop.send_replace(true);
     }
 
@@ -301,17 +357,33 @@ fn rates(limits: &Limits, before: Option<&Listener>) -> Option<Arc<Mutex<Rates>>
     }
 }
 
-/// The sockets of a listener, and the address they are bound to.
+/// The sockets of a listener.
+struct Found {
+    /// The address they are bound to.
+    bound: ListenAddress,
+    sockets: Vec<OwnedFd>,
+    /// Whoever had them before has had the kernel refuse clients.
+    are_closed: bool,
+}
+
 fn sockets(
     address: &ListenAddress,
     workers: usize,
     inherited: &mut Vec<(ListenAddress, OwnedFd)>,
-) -> io::Result<(ListenAddress, Vec<OwnedFd>)> {
+) -> io::Result<Found> {
+    let found = |bound, sockets| Found {
+        bound,
+        sockets,
+        are_closed: false,
+    };
     let is_its = |(of, _): &mut (ListenAddress, OwnedFd)| of == address && is_reachable(of);
-    let sockets: Vec<_> = inherited.extract_if(.., is_its).collect();
+    let sockets = inherited.extract_if(.., is_its);
+    let sockets: Vec<_> = sockets.map(|(_, socket)| socket).collect();
     if !sockets.is_empty() {
-        let sockets = sockets.into_iter().map(|(_, socket)| socket).collect();
-        return Ok((address.clone(), sockets));
+        return Ok(Found {
+            are_closed: !sockets.iter().any(listen::is_listening),
+            ..found(address.clone(), sockets)
+        });
     }
     match address {
         ListenAddress::Socket(address) => {
@@ -322,10 +394,13 @@ fn sockets(
                 address = listen::local_address(&socket)?;
                 sockets.push(socket);
             }
-            Ok((ListenAddress::Socket(address), sockets))
+            Ok(found(ListenAddress::Socket(address), sockets))
         }
-        ListenAddress::Unix(path) => Ok((address.clone(), vec![listen::bind_file(path, GROUP)?])),
-        ListenAddress::Activated(name) => Ok((address.clone(), listen::activated(name)?)),
+        ListenAddress::Unix(path) => Ok(found(
+            address.clone(),
+            vec![listen::bind_file(path, GROUP)?],
+        )),
+        ListenAddress::Activated(name) => Ok(found(address.clone(), listen::activated(name)?)),
     }
 }
 

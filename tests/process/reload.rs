@@ -20,12 +20,12 @@ use crate::rig::{
 };
 
 /// A folder of the test's own with the file in it, and what runs with that.
-struct Rig {
+pub struct Rig {
     folder: Temporary,
     service: Service,
-    admin: SocketAddr,
-    log: File,
-    proxy: Option<Proxy>,
+    pub admin: SocketAddr,
+    pub log: File,
+    pub proxy: Option<Proxy>,
 }
 
 /// A listener of the file.
@@ -48,7 +48,7 @@ impl<'a> Spec<'a> {
 }
 
 impl Rig {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = Temporary::new("d");
         fs::create_dir(&folder.0).expect("a folder");
         Self {
@@ -68,7 +68,7 @@ impl Rig {
         rig
     }
 
-    fn run(&mut self, flags: &[&str]) {
+    pub fn run(&mut self, flags: &[&str]) {
         let (log, stdio) = kept();
         self.log = log;
         let ports = Ports {
@@ -82,11 +82,11 @@ impl Rig {
         assert!(eventually(PATIENT, ready), "{}", text(&self.log));
     }
 
-    fn proxy(&self) -> &Proxy {
+    pub fn proxy(&self) -> &Proxy {
         self.proxy.as_ref().expect("it runs")
     }
 
-    fn file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.folder.0.join("pulsegate.yaml")
     }
 
@@ -111,7 +111,7 @@ impl Rig {
     }
 
     /// Status and body.
-    fn reload(&self) -> (u16, String) {
+    pub fn reload(&self) -> (u16, String) {
         let answer = self.proxy().ask("POST", "/reload").expect("answered");
         let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
         let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
@@ -119,7 +119,7 @@ impl Rig {
     }
 
     #[track_caller]
-    fn reloaded(&self) -> Value {
+    pub fn reloaded(&self) -> Value {
         let (status, body) = self.reload();
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).expect("JSON")
@@ -142,18 +142,18 @@ impl Rig {
     }
 }
 
-fn session(to: SocketAddr) -> TcpStream {
+pub fn session(to: SocketAddr) -> TcpStream {
     let mut client = TcpStream::connect(to).expect("connected");
     ask(&mut client).expect("served");
     client
 }
 
-fn refuses(address: SocketAddr) -> bool {
+pub fn refuses(address: SocketAddr) -> bool {
     let refused = TcpStream::connect(address).err().map(|error| error.kind());
     refused == Some(ErrorKind::ConnectionRefused)
 }
 
-const UNWATCHED: &str = "reload: { watch: false }";
+pub const UNWATCHED: &str = "reload: { watch: false }";
 
 #[test]
 fn listeners_come_change_and_go_under_live_sessions() {
