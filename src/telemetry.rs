@@ -228,6 +228,8 @@ pub struct AccessRecord<'a> {
     pub dead_leg: Option<Leg>,
     /// The client; `None`: it came by a unix socket.
     pub downstream: Option<SocketAddr>,
+    /// The peer of the client's connection, if that told by the PROXY protocol who the client is.
+    pub proxy: Option<SocketAddr>,
     /// The address that was dialled last, or would have been.
     pub upstream: Option<&'a UpstreamAddress>,
     /// The name that it comes from; what is configured, if nothing was dialled.
@@ -262,6 +264,7 @@ pub fn access_log(record: &AccessRecord<'_>) {
         evidence = record.evidence.map(<&str>::from),
         dead_leg = record.dead_leg.map(<&str>::from),
         downstream = record.downstream.map(display),
+        proxy = record.proxy.map(display),
         upstream = record.upstream.map(display),
         upstream_name = record.upstream_name.map(display),
         downstream_received = record.received[down],
@@ -328,6 +331,7 @@ mod tests {
             evidence: Some(Evidence::Retransmit),
             dead_leg: Some(Leg::Upstream),
             downstream: Some("192.0.2.7:51234".parse().expect("valid")),
+            proxy: Some("10.0.0.2:40000".parse().expect("valid")),
             upstream: Some(&UPSTREAM),
             upstream_name: None,
             received: [1, 2],
@@ -358,7 +362,7 @@ mod tests {
             "level": "INFO", "target": "access", "message": "session ended",
             "id": 7, "listener": "db", "reason": "upstream_dead", "initiator": "upstream",
             "evidence": "retransmit", "dead_leg": "upstream",
-            "downstream": "192.0.2.7:51234", "upstream": "10.0.0.9:5432",
+            "downstream": "192.0.2.7:51234", "proxy": "10.0.0.2:40000", "upstream": "10.0.0.9:5432",
             "queued_ms": 40, "abandoned": true, "downstream_received": 1, "downstream_sent": 3,
             "upstream_received": 2, "upstream_sent": 4,
             "duration_ms": 90_000, "connect_ms": 3, "silent_ms": 29_900,
@@ -374,8 +378,9 @@ mod tests {
         record.connect = None;
         record.silent = None;
         record.dead_leg = None;
+        record.proxy = None;
         let text = written(&JSON, || access_log(&record));
-        for field in ["evidence", "connect_ms", "silent_ms", "dead_leg"] {
+        for field in ["evidence", "connect_ms", "silent_ms", "dead_leg", "proxy"] {
             assert!(!text.contains(&format!("\"{field}\":")), "{field}: {text}");
         }
     }

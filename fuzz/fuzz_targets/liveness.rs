@@ -103,10 +103,12 @@ fuzz_target!(|input: Input| {
                     Fault::Reset,
                     Fault::TimedOut,
                     Fault::Unreachable,
+                    Fault::Truncated,
+                    Fault::Layer,
                     Fault::Local,
                 ];
                 let after = after.map(LegSample::from);
-                let fault = faults[usize::from(kind / 2 % 4)];
+                let fault = faults[usize::from(kind / 2) % faults.len()];
                 let _close = machine.fault(now, leg(*kind), fault, after.as_ref());
             }
             Event::Open => {
@@ -192,6 +194,7 @@ impl From<Sample> for LegSample {
             rtt_us: sample.rtt_us,
             rttvar_us: sample.rttvar_us,
             is_local: false,
+            is_layered: false,
         }
     }
 }

@@ -178,6 +178,8 @@ impl Machine {
             Fault::Reset if phantom => (CloseReason::UpstreamPhantom, None),
             Fault::Reset if asked => (CloseReason::dead(leg), Some(Evidence::Reset)),
             Fault::Reset => (CloseReason::reset(leg), None),
+            Fault::Truncated => (CloseReason::truncated(leg), None),
+            Fault::Layer => (CloseReason::tls_failed(leg), None),
             Fault::Local => (CloseReason::LocalError, None),
             Fault::TimedOut => (CloseReason::dead(leg), Some(Evidence::KernelTimeout)),
             Fault::Unreachable => (CloseReason::dead(leg), Some(Evidence::Unreachable)),

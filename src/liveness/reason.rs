@@ -132,6 +132,14 @@ pub enum CloseReason {
     FirstByteTimeout,
     /// Checks found its endpoint down (`check.on_down: close`).
     UpstreamDown,
+    /// The client's connection ended by FIN before its TLS did (`close_notify`): what it sent is cut.
+    DownstreamTruncated,
+    /// The service's connection ended by FIN before its TLS did.
+    UpstreamTruncated,
+    /// There was no TLS with the client, or it broke.
+    DownstreamTlsFailed,
+    /// There was no TLS with the service, or it broke.
+    UpstreamTlsFailed,
 }
 
 impl CloseReason {
@@ -165,6 +173,18 @@ impl CloseReason {
         [Self::DownstreamSilent, Self::UpstreamSilent][leg as usize]
     }
 
+    /// The reason for a leg whose connection ended before its TLS did.
+    #[must_use]
+    pub const fn truncated(leg: Leg) -> Self {
+        [Self::DownstreamTruncated, Self::UpstreamTruncated][leg as usize]
+    }
+
+    /// The reason for a leg whose TLS failed.
+    #[must_use]
+    pub const fn tls_failed(leg: Leg) -> Self {
+        [Self::DownstreamTlsFailed, Self::UpstreamTlsFailed][leg as usize]
+    }
+
     /// The leg that was proven dead, if that is the reason.
     #[must_use]
     pub const fn dead_leg(self) -> Option<Leg> {
@@ -175,8 +195,8 @@ impl CloseReason {
         }
     }
 
-    /// Whether the service failed a session that was connected. An RST is not counted: some services end
-    /// each session so.
+    /// Whether the service failed a session that was connected. An RST is not counted, nor a FIN without the
+    /// end of TLS: some services end each session so.
     #[must_use]
     pub const fn blames_upstream(self) -> bool {
         matches!(
@@ -187,7 +207,14 @@ impl CloseReason {
                 | Self::UpstreamUndelivered
                 | Self::UpstreamSilent
                 | Self::FirstResponseTimeout
+                | Self::UpstreamTlsFailed
         )
+    }
+
+    /// Whether the service broke a session off, and nobody can tell whether by intent.
+    #[must_use]
+    pub const fn is_broken_off(self) -> bool {
+        matches!(self, Self::UpstreamReset | Self::UpstreamTruncated)
     }
 
     /// Who ended the session: `downstream`, `upstream`, `proxy`, or `peers` where both finished.
@@ -199,13 +226,17 @@ impl CloseReason {
             | Self::ConnectCancelled
             | Self::DownstreamDead
             | Self::ProxyProtocolError
-            | Self::NoBytes => "downstream",
+            | Self::NoBytes
+            | Self::DownstreamTruncated
+            | Self::DownstreamTlsFailed => "downstream",
             Self::UpstreamReset
             | Self::UpstreamPhantom
             | Self::UpstreamDead
             | Self::ConnectRefused
             | Self::ConnectTimeout
-            | Self::ConnectFailed => "upstream",
+            | Self::ConnectFailed
+            | Self::UpstreamTruncated
+            | Self::UpstreamTlsFailed => "upstream",
             _ => "proxy",
         }
     }

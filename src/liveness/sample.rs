@@ -78,6 +78,9 @@ pub struct LegSample {
     /// A local socket, of which the kernel tells the state only: its peer is heard at any time. The ages
     /// come from [`Traffic`].
     pub is_local: bool,
+    /// The payload is wrapped (TLS). `bytes_received` is the payload that was read, and what has come on the
+    /// wire and was not; the rest is of the wire.
+    pub is_layered: bool,
 }
 
 impl LegSample {
@@ -161,14 +164,16 @@ impl LegSample {
     /// What we sent last has been acknowledged, no data came after it, and some still may. The
     /// ages tell the order of two events only where they lie in different ticks of the kernel's
     /// clock. Of an answer and the next request within one tick the relay knows: it had read the
-    /// answer when it wrote the request. (Were it written unread, they count as answered.)
+    /// answer when it wrote the request. (Were it written unread, they count as answered.) Of a layer
+    /// the last data sent may be the end of the stream, which is no request.
     pub(super) fn awaits_answer(&self, answers_before: u64) -> bool {
         let may_answer = matches!(
             self.state,
             TcpState::Established | TcpState::FinWait1 | TcpState::FinWait2
         );
-        let no_answer =
-            self.bytes_received == answers_before || self.last_sent_age < self.last_data_age;
+        let is_request = !self.is_layered || self.state == TcpState::Established;
+        let no_answer = self.bytes_received == answers_before
+            || (is_request && self.last_sent_age < self.last_data_age);
         may_answer && self.is_silent() && no_answer
     }
 
@@ -210,6 +215,6 @@ pub struct Observation {
     pub legs: [Option<LegSample>; 2],
     /// The relay's counters.
     pub traffic: Traffic,
-    /// Bytes that the relay had read from the upstream when it last wrote to it.
+    /// Bytes of payload that the relay had read from the upstream when it last wrote to it.
     pub answers_before: u64,
 }

@@ -1043,6 +1043,35 @@ fn an_answer_and_the_next_request_may_share_a_tick() {
     }
 }
 
+/// `close_notify` is the last data sent on a leg of TLS, long after the answer. Plain data behind an answer
+/// is a request.
+#[test]
+fn the_end_of_a_layer_is_no_request() {
+    for (state, is_layered, is_request) in [
+        (TcpState::FinWait2, true, false),
+        (TcpState::Established, true, true),
+        (TcpState::FinWait2, false, true),
+    ] {
+        let mut session = Session::new(Policy {
+            first_response_timeout: Some(ms(5000)),
+            ..policy()
+        });
+        session.traffic.sent[1] = 10;
+        let up = LegSample {
+            state,
+            is_layered,
+            last_sent_age: ms(1000),
+            last_data_age: ms(1500),
+            bytes_received: 9,
+            ..heard(0, 2)
+        };
+        session.both(2000, Some(heard(0, 2)), Some(up));
+        let timer = session.machine.next_timer(&session.policy);
+        let is_due = timer.is_some_and(|t| t.reason == CloseReason::FirstResponseTimeout);
+        assert_eq!(is_due, is_request, "{state:?}, {is_layered}");
+    }
+}
+
 #[test]
 fn a_session_ends_at_its_greatest_age_whatever_it_does() {
     let max_duration = Some(ms(60_000));
@@ -1259,6 +1288,7 @@ fn any_sample() -> impl Strategy<Value = LegSample> {
             bytes_received: bytes,
             rto: ms(ages[2] % 2000),
             is_local: counts[1] == 4,
+            is_layered: counts[2] == 4,
         },
     )
 }

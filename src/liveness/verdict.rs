@@ -118,6 +118,10 @@ pub enum Fault {
     TimedOut,
     /// EHOSTUNREACH, ENETUNREACH and the like.
     Unreachable,
+    /// FIN came before the layer of the leg (TLS) was at its end.
+    Truncated,
+    /// The layer of the leg cannot go on: the peer said what it must not, or that it failed.
+    Layer,
     /// Anything else (ENOMEM, EPROTO): the peer has no part in it.
     Local,
 }

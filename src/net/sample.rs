@@ -59,6 +59,7 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         rtt_us: info.rtt_us,
         rttvar_us: info.rttvar_us,
         is_local: false,
+        is_layered: false,
     }
 }
 

@@ -25,7 +25,7 @@ pub const KEPT_PIPE_DESCRIPTORS: u64 = 2 * pipe::KEPT as u64;
 pub struct Counters {
     received: [AtomicU64; 2],
     sent: [AtomicU64; 2],
-    /// What had been read from the wire of the upstream when it was last written to.
+    /// What had been read from the upstream when it was last written to.
     answers_before: AtomicU64,
 }
 
@@ -41,7 +41,7 @@ impl Counters {
         }
     }
 
-    /// Wire bytes read from the upstream before it was last written to: an answer to that write is
+    /// Bytes read from the upstream before it was last written to: an answer to that write is
     /// whatever came since. To be read before the kernel is asked how much came.
     #[must_use]
     pub fn answers_before(&self) -> u64 {
@@ -54,13 +54,12 @@ impl Counters {
         self.sent.iter().map(bytes).sum()
     }
 
-    fn written_to(&self, upstream: &LegStream) -> u64 {
-        upstream.wire_sent(self.sent[Leg::Upstream as usize].load(Ordering::Relaxed))
+    fn requested(&self) -> u64 {
+        self.sent[Leg::Upstream as usize].load(Ordering::Relaxed)
     }
 
-    fn note_request(&self, upstream: &LegStream) {
+    fn note_request(&self) {
         let answers = self.received[Leg::Upstream as usize].load(Ordering::Relaxed);
-        let answers = upstream.wire_received(answers);
         self.answers_before.store(answers, Ordering::Release);
     }
 
@@ -145,12 +144,11 @@ impl Relay {
             if direction.done {
                 continue;
             }
-            let upstream = Leg::Upstream as usize;
-            let written = counters.written_to(&legs[upstream]);
+            let requested = counters.requested();
             let polled = direction.poll(&mut counters.route(leg, legs), cx);
             // The upstream was not read meanwhile: that is the other direction.
-            if counters.written_to(&legs[upstream]) != written {
-                counters.note_request(&legs[upstream]);
+            if counters.requested() != requested {
+                counters.note_request();
             }
             let Poll::Ready(stop) = polled else {
                 continue;

@@ -60,7 +60,7 @@ pub(super) async fn end(
         let mut state = session.lock();
         state.phase = Phase::Closing;
         // For those who look, and for orders that are harsher.
-        state.order = Some(close);
+        state.order = Some(Box::new(close));
     }
     match close.how {
         _ if close.reason == CloseReason::Finished => drop_both(session, legs),
@@ -180,7 +180,7 @@ async fn deliver_whole(
 ) -> CloseHow {
     {
         let mut state = session.lock();
-        if let Some(order) = state.order.filter(|order| order.how != how) {
+        if let Some(order) = state.order.as_deref().filter(|order| order.how != how) {
             return order.how;
         }
         state.machine.give_up(gone);

@@ -2,7 +2,9 @@
 //! the verdict or the peers ask for.
 
 mod balancer;
+mod books;
 mod closing;
+mod facts;
 mod monitor;
 mod opening;
 mod proxy_header;
@@ -16,7 +18,7 @@ mod view;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -25,19 +27,18 @@ use strum::VariantArray;
 
 use crate::config::{Abandoned, OnDead, OnEnd};
 use crate::liveness::{
-    Close, CloseHow, CloseReason, Evidence, Fault, Leg, Machine, Observation, Policy, Span, Time,
-    Traffic,
+    Close, CloseHow, CloseReason, Fault, Leg, Machine, Policy, Span, Time, Traffic,
 };
 use crate::metrics::{ConnectFailure, ListenerMetrics};
 use crate::net::leg::LegStream;
-use crate::net::listen;
 use crate::net::sample;
 use crate::relay::{self, Counters};
 use crate::sys;
-use crate::telemetry::{self, Repeated};
+use crate::telemetry::Repeated;
 use crate::upstream::{ActiveSession, Cluster};
 
 pub use balancer::{Balancer, Coming, Worker};
+use facts::Facts;
 pub use monitor::monitor;
 pub use opening::{Admission, Boxed, Client, Preamble};
 pub use proxy_header::ProxyHeader;
@@ -83,17 +84,19 @@ pub struct SessionParams {
     pub last_end: AtomicU8,
 }
 
-/// What an error of a connected socket says. Only these of the peer, or of the way to it, are: anything
-/// else is wrong with this host.
+/// What an error of a connected leg says. Only these of the peer, or of the way to it, are: anything
+/// else is wrong with this host. The kernel knows none of the two of a layer.
 fn fault_of(error: &io::Error) -> Fault {
     use io::ErrorKind::{
-        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown,
-        NetworkUnreachable, TimedOut,
+        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, InvalidData, NetworkDown,
+        NetworkUnreachable, TimedOut, UnexpectedEof,
     };
     match error.kind() {
         ConnectionReset | ConnectionAborted | BrokenPipe => Fault::Reset,
         TimedOut => Fault::TimedOut,
         HostUnreachable | NetworkUnreachable | NetworkDown => Fault::Unreachable,
+        UnexpectedEof => Fault::Truncated,
+        InvalidData => Fault::Layer,
         _ if error.raw_os_error() == Some(libc::EHOSTDOWN) => Fault::Unreachable,
         _ => Fault::Local,
     }
@@ -153,10 +156,7 @@ pub struct Session {
     ordered: AtomicBool,
     /// The monitor will observe it soon enough for a session that carries data.
     observed_soon: AtomicBool,
-    /// What the client said before its payload, bytes: the kernel counts them, the relay does not. Here it
-    /// and the next one fill a gap of the record.
-    preamble: AtomicU16,
-    /// How long it waited for a place, ms; 0 if it did not have to.
+    /// How long it waited for a place, ms; 0 if it did not have to. Here it fills a gap of the record.
     queued_ms: AtomicU32,
     state: Mutex<State>,
 }
@@ -177,10 +177,12 @@ struct State {
     watch: Watch,
     /// The client said FIN while it waited.
     abandoned: bool,
-    order: Option<Close>,
+    /// Boxed, since hardly any session has one.
+    order: Option<Box<Close>>,
     waker: Option<Waker>,
     /// The endpoint that was dialled last.
     endpoint: Option<ActiveSession>,
+    facts: Option<Box<Facts>>,
 }
 
 /// Of which legs keepalive and its companions are set.
@@ -211,7 +213,6 @@ impl Session {
             counters: Counters::default(),
             ordered: AtomicBool::new(false),
             observed_soon: AtomicBool::new(false),
-            preamble: AtomicU16::new(0),
             queued_ms: AtomicU32::new(0),
             state: Mutex::new(State {
                 phase: Phase::Connecting,
@@ -225,6 +226,7 @@ impl Session {
                 order: None,
                 waker: None,
                 endpoint: None,
+                facts: None,
             }),
         })
     }
@@ -240,7 +242,7 @@ impl Session {
         match &mut state.order {
             Some(first) if close.how.is_harsher_than(first.how) => first.how = close.how,
             Some(_) => return false,
-            None => state.order = Some(close),
+            None => state.order = Some(Box::new(close)),
         }
         self.ordered.store(true, Ordering::Release);
         if let Some(waker) = &state.waker {
@@ -260,7 +262,10 @@ impl Session {
             return Poll::Pending;
         }
         // Taken once; the flag stays up so that later orders are seen as too late.
-        self.lock().order.map_or(Poll::Pending, Poll::Ready)
+        self.lock()
+            .order
+            .as_deref()
+            .map_or(Poll::Pending, |close| Poll::Ready(*close))
     }
 
     /// An order was carried out as far as it goes for now; others may come.
@@ -271,7 +276,8 @@ impl Session {
 
     /// Whether RST at once was ordered.
     fn is_to_abort(&self) -> bool {
-        let order = self.lock().order;
+        let state = self.lock();
+        let order = state.order.as_deref();
         order.is_some_and(|close| close.how == CloseHow::Abort)
     }
 
@@ -313,22 +319,6 @@ impl Session {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn observe(&self, counters: &Counters, preamble: u16) -> Observation {
-        // Before the kernel is asked: a request that is written meanwhile, on another thread, must
-        // not be taken for the older one of which the kernel told.
-        let (mut traffic, answers_before) = (counters.traffic(), counters.answers_before());
-        traffic.received[Leg::Downstream as usize] += u64::from(preamble);
-        let legs = self.fds;
-        let legs = legs.map(|fd| if fd < 0 { None } else { sample::sample(fd) });
-        Observation {
-            legs,
-            traffic,
-            answers_before,
-        }
     }
 }
 
@@ -428,100 +418,5 @@ impl Drop for Entry {
     fn drop(&mut self) {
         // Only a runtime that is torn down drops a session without a reason.
         self.finish(&aborted(CloseReason::Drain));
-    }
-}
-
-impl Session {
-    /// Settles the books of a session that has ended.
-    fn settle(&self, close: &Close) {
-        let now = sys::now();
-        let traffic = self.counters.traffic();
-        let (started, connect, queued, abandoned, answered, endpoint) = {
-            let mut state = self.lock();
-            state.fds = [-1; 2];
-            // The waker holds the task, which holds this session.
-            state.waker = None;
-            self.report_conditions(&state.machine, None);
-            let queued = match state.phase {
-                Phase::Queued => now - state.machine.waits_since(),
-                _ => self.queued(),
-            };
-            let opened = state.machine.opened();
-            let connect = opened.map(|at| at - state.machine.waits_since());
-            let answered = state.machine.probes_answered();
-            let endpoint = state.endpoint.take();
-            let started = state.machine.started();
-            (
-                started,
-                connect,
-                queued,
-                state.abandoned,
-                answered,
-                endpoint,
-            )
-        };
-        let metrics = &self.params.metrics;
-        let duration = Duration::from(now - started);
-        let silent = Duration::from(close.silent_for);
-        let found_dead = close.reason.dead_leg().zip(close.evidence);
-        if let Some((leg, evidence)) = found_dead {
-            metrics.half_open_found(leg, evidence, silent);
-            let talked = traffic.received[leg as usize] > 0 && answered[leg as usize] == 0;
-            if evidence == Evidence::Keepalive && talked {
-                self.doubt_probes(leg);
-            }
-        }
-        if let Some(endpoint) = &endpoint {
-            self.rate(endpoint, close.reason, &traffic);
-        }
-        let (upstream, upstream_name) = self.params.cluster.described(endpoint.as_deref());
-        // Whoever sees an end counted sees why.
-        if self.lock().phase != Phase::Refused {
-            metrics.closed(close.reason, duration, &traffic);
-        }
-        telemetry::access_log(&telemetry::AccessRecord {
-            id: self.id,
-            listener: &self.params.name,
-            reason: close.reason,
-            evidence: close.evidence,
-            dead_leg: found_dead.map(|(leg, _)| leg),
-            downstream: Some(self.client()).filter(|client| *client != listen::NO_ADDRESS),
-            upstream,
-            upstream_name: upstream_name.as_deref(),
-            received: traffic.received,
-            sent: traffic.sent,
-            duration,
-            queued: (queued > Span::ZERO).then(|| queued.into()),
-            abandoned,
-            connect: connect.map(Duration::from),
-            silent: found_dead.map(|_| silent),
-            probes_answered: answered,
-        });
-    }
-
-    /// What its end says about the endpoint.
-    fn rate(&self, endpoint: &ActiveSession, reason: CloseReason, traffic: &Traffic) {
-        let cluster = &self.params.cluster;
-        if reason.blames_upstream() {
-            cluster.failed(endpoint, &reason);
-        } else if reason != CloseReason::UpstreamReset
-            && traffic.received[Leg::Upstream as usize] > 0
-        {
-            cluster.served(endpoint);
-        }
-    }
-
-    /// A peer that had talked was called dead, and had not answered one probe.
-    fn doubt_probes(&self, leg: Leg) {
-        let params = &self.params;
-        if params.probes[leg as usize].is_suspicious() {
-            let key = format!("liveness.probes.{leg}");
-            tracing::warn!(
-                listener = &*params.name,
-                leg = <&str>::from(leg),
-                "a peer was ended as dead without ever answering a keepalive probe, and no other was seen to \
-                 answer one; if something on the way drops probes, set {key}: false"
-            );
-        }
     }
 }

@@ -161,14 +161,14 @@ impl Session {
         if state.phase != Phase::Open || state.order.is_some() {
             return false;
         }
-        let observation = state.observe(&self.counters, self.preamble.load(Ordering::Relaxed));
+        let observation = state.observe(&self.counters);
         state.machine.is_at_rest(now, &observation)
     }
 
     /// One observation; returns when the next one is due.
     fn observe_locked(&self, state: &mut State, now: Time) -> Time {
         let policy = &*self.params.policy.of_session(self.id);
-        let observation = state.observe(&self.counters, self.preamble.load(Ordering::Relaxed));
+        let observation = state.observe(&self.counters);
         self.params.metrics.observed();
         let before = state.machine.clone();
         let verdict = state.machine.observe(now, policy, &observation);

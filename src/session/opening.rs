@@ -6,7 +6,6 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,8 +43,7 @@ pub trait Preamble: fmt::Debug + Send + Sync {
     /// It takes longer. Returns the reason that the session is closed for.
     fn late(&self, session: &Session) -> CloseReason;
 
-    /// Reads it. May say who the client is ([`Session::set_client`]). Fails with how the session is
-    /// closed.
+    /// Reads it. Fails with how the session is closed.
     fn read<'a>(
         &'a self,
         session: &'a Session,
@@ -251,11 +249,6 @@ impl Session {
         let mut state = self.lock();
         state.machine.wait(sys::now());
         state.phase = phase;
-    }
-
-    /// The client is somebody else than the peer of its connection.
-    pub fn set_client(&self, client: SocketAddr) {
-        self.lock().client = (client.ip(), client.port());
     }
 
     /// The client is refused by what it has said about itself. It is counted as such, and not as a session.

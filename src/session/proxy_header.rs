@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -129,12 +128,8 @@ fn poll_more(
 
 impl Session {
     fn take_header(&self, header: &Header, length: usize) {
-        if let Some(addresses) = header.addresses {
-            self.set_client(addresses.source);
-        }
-        // A header is far shorter.
-        let length = u16::try_from(length).unwrap_or(u16::MAX);
-        self.preamble.store(length, Ordering::Relaxed);
+        let client = header.addresses.map(|addresses| addresses.source);
+        self.lock().told_of(client, length);
     }
 
     /// What the upstream is told about the client before its payload; nothing if that is off.

@@ -203,6 +203,7 @@ fn open(params: SessionParams) -> (Arc<Session>, Peer, Peer) {
     let all = Balancer::new([tokio::runtime::Handle::current()]);
     let (worker, address) = (all.workers()[0].clone(), client.0.local_addr().unwrap());
     let session = Session::new(1, Arc::new(params), address, sys::now());
+    session.lock().facts_mut().is_layered = [true; 2];
     let task = Task::<()>::open(session.clone(), worker.clone(), legs);
     tokio::spawn(task);
     tokio::spawn(monitor(worker));
@@ -277,26 +278,27 @@ async fn an_unanswered_request_of_a_layered_leg_is_noticed() {
     let mut params = params(nowhere);
     params.policy.first_response_timeout = Some(Span::ms(1000));
     let (session, mut client, mut service) = open(params);
-    let wire = thread::spawn(move || {
-        let mut wire = 0;
+    let talking = thread::spawn(move || {
+        let mut answers = 0;
         for n in 1..=20 {
             client.send(&bytes(n, 0));
             let request = service.receive();
             service.send(&request[..n.min(3)]);
-            wire += frame(&request[..n.min(3)]).len();
+            answers += n.min(3);
             client.receive();
         }
         client.send(b"the last");
         assert_eq!(service.receive(), b"the last");
-        (wire as u64, client, service)
+        // Bytes of the layer are no answer.
+        service.0.write_all(&[b'F', 0, 9]).unwrap();
+        (answers as u64, client, service)
     });
     assert_eq!(
         ended(&session).await,
         CloseReason::FirstResponseTimeout as u8
     );
-    let (wire, ..) = wire.join().unwrap();
-    assert_eq!(session.counters.answers_before(), wire);
-    assert!(session.traffic().received[Leg::Upstream as usize] < wire);
+    let (answers, ..) = talking.join().unwrap();
+    assert_eq!(session.counters.answers_before(), answers);
 }
 
 /// Who the client is, in a line of its own.
@@ -330,7 +332,9 @@ impl Preamble for Line {
                 };
                 let line = std::str::from_utf8(&said[..end]).ok();
                 let address = line.and_then(|line| line.parse().ok());
-                session.set_client(address.ok_or_else(wrong)?);
+                session
+                    .lock()
+                    .told_of(Some(address.ok_or_else(wrong)?), end + 1);
                 client.unsent = said.split_off(end + 1);
                 return Ok(());
             }
@@ -409,6 +413,13 @@ fn only_errors_of_the_peer_are_blamed_on_it() {
         (libc::EPROTO, Fault::Local),
         (libc::EIO, Fault::Local),
     ];
+    let of_layer = [
+        (io::ErrorKind::UnexpectedEof, Fault::Truncated),
+        (io::ErrorKind::InvalidData, Fault::Layer),
+    ];
+    for (kind, fault) in of_layer {
+        assert_eq!(fault_of(&kind.into()), fault, "{kind}");
+    }
     for (errno, fault) in table {
         assert_eq!(
             fault_of(&io::Error::from_raw_os_error(errno)),

@@ -28,7 +28,6 @@ impl Shown for Session {
             policy.probes[leg] &= !is_local(&sys::tcp_info(state.fds[leg]));
         }
         let [downstream, upstream] = LEGS.map(|leg| self.leg_view(&state, leg, &policy, now));
-        let peer = sys::sockopt::peer_address(state.fds[Leg::Downstream as usize]);
         Some(ConnectionView {
             id: self.id,
             listener: self.params.name.to_string(),
@@ -41,11 +40,11 @@ impl Shown for Session {
             },
             age_ms: (now - state.machine.started()).as_millis(),
             idle_ms: (now - state.machine.last_activity()).as_millis(),
-            proxy: peer.filter(|peer| Some(*peer) != downstream.peer),
+            proxy: state.facts.as_ref().and_then(|facts| facts.proxy),
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
             timer: self.next_timer(&state, &policy).map(|t| timer_view(t, now)),
-            verdict: state.order.map(|close| close.reason.into()),
+            verdict: state.order.as_deref().map(|close| close.reason.into()),
         })
     }
 }

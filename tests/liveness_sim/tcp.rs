@@ -403,6 +403,7 @@ impl Endpoint {
             rtt_us: (rtt * 1000) as u32,
             rttvar_us: 0,
             is_local: false,
+            is_layered: false,
         }
     }
 

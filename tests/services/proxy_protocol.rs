@@ -313,6 +313,7 @@ fn the_operator_sees_the_client_and_the_balancer() {
     proxy.expect_active(0);
     let said = proxy.log();
     assert!(said.contains("\"downstream\":\"192.0.2.7:4711\""), "{said}");
+    assert!(said.contains(&format!("\"proxy\":\"{own}\"")), "{said}");
     assert!(said.contains("\"downstream_received\":2,"), "{said}");
 
     // What speaks of nobody keeps the address of the connection.

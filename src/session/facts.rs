@@ -1,0 +1,72 @@
+//! What is known of a session beyond what all have. Most have nothing of it, so it is in a box.
+
+use std::net::SocketAddr;
+
+use super::State;
+use crate::liveness::{LEGS, LegSample, Observation};
+use crate::net::{listen, sample};
+use crate::relay::Counters;
+use crate::sys::sockopt;
+
+/// The box.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    /// The peer of the client's connection, which told who the client is.
+    pub proxy: Option<SocketAddr>,
+    /// What the client said before its payload, bytes: the kernel counts them, the relay does not.
+    pub preamble: u64,
+    /// Whether the payload of each leg is wrapped.
+    pub is_layered: [bool; 2],
+}
+
+impl State {
+    pub(super) fn facts_mut(&mut self) -> &mut Facts {
+        self.facts.get_or_insert_default()
+    }
+
+    /// The client said so many bytes about itself, and that it is somebody else than the peer of its
+    /// connection.
+    pub(super) fn told_of(&mut self, client: Option<SocketAddr>, preamble: usize) {
+        let peer = SocketAddr::from(self.client);
+        let facts = self.facts_mut();
+        facts.preamble += preamble as u64;
+        if let Some(client) = client {
+            facts.proxy = Some(peer).filter(|peer| *peer != listen::NO_ADDRESS);
+            self.client = (client.ip(), client.port());
+        }
+    }
+
+    pub(super) fn observe(&self, counters: &Counters) -> Observation {
+        // Before the kernel is asked: a request that is written meanwhile, on another thread, must
+        // not be taken for the older one of which the kernel told.
+        let (mut traffic, answers_before) = (counters.traffic(), counters.answers_before());
+        let mut legs = [None; 2];
+        for leg in LEGS.map(|leg| leg as usize) {
+            let fd = self.fds[leg];
+            if fd < 0 {
+                continue;
+            }
+            legs[leg] = match &self.facts {
+                Some(facts) if facts.is_layered[leg] => {
+                    // Bytes that the relay takes between the two are counted twice: as read, and as unread.
+                    let unread = sockopt::receive_queue_bytes(fd).unwrap_or(0);
+                    let read = counters.traffic().received[leg];
+                    sample::sample(fd).map(|sample| LegSample {
+                        bytes_received: read + u64::from(unread),
+                        is_layered: true,
+                        ..sample
+                    })
+                }
+                _ => sample::sample(fd),
+            };
+        }
+        if let Some(facts) = self.facts.as_ref().filter(|facts| !facts.is_layered[0]) {
+            traffic.received[0] += facts.preamble;
+        }
+        Observation {
+            legs,
+            traffic,
+            answers_before,
+        }
+    }
+}
