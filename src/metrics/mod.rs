@@ -91,6 +91,12 @@ series! {
             "Time to connect to the upstream, successes only.", CONNECT_BUCKETS;
         connect_failures: By<ConnectFailure, IntCounter> = "pulsegate_upstream_connect_failures_total",
             "Upstream connects that failed.";
+        handshakes: By<Leg, By<TlsVersion, IntCounter>> = "pulsegate_tls_handshakes_total",
+            "TLS handshakes that were completed.";
+        handshake_failures: By<Leg, By<HandshakeFailure, IntCounter>> = "pulsegate_tls_handshake_failures_total",
+            "TLS handshakes that failed.";
+        handshake_duration: By<Leg, Histogram> = "pulsegate_tls_handshake_duration_seconds",
+            "Time from the first byte of a TLS handshake to its end, successes only.", CONNECT_BUCKETS;
         endpoint_active: PerEndpoint<IntGaugeVec> = "pulsegate_endpoint_active_connections",
             "Sessions now that are connected to the endpoint, or are being connected.";
         endpoint_connects: By<ConnectOutcome, PerEndpoint<IntCounterVec>> = "pulsegate_endpoint_connects_total",
@@ -434,6 +440,17 @@ impl ListenerMetrics {
     /// A connect to the upstream failed.
     pub fn connect_failed(&self, reason: ConnectFailure) {
         self.series.connect_failures[reason].inc();
+    }
+
+    /// A TLS handshake was completed within `duration`.
+    pub fn handshake_made(&self, leg: Leg, version: TlsVersion, duration: Duration) {
+        self.series.handshakes[leg][version].inc();
+        self.series.handshake_duration[leg].observe(duration.as_secs_f64());
+    }
+
+    /// A TLS handshake failed.
+    pub fn handshake_failed(&self, leg: Leg, failure: HandshakeFailure) {
+        self.series.handshake_failures[leg][failure].inc();
     }
 
     /// The endpoints now. The series of others are removed.

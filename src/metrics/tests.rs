@@ -62,6 +62,8 @@ fn events_reach_their_series() {
     db.reset_sent(Leg::Downstream);
     db.probe_sent(Leg::Upstream);
     db.connected(Duration::from_millis(3));
+    db.handshake_made(Leg::Downstream, TlsVersion::V13, Duration::from_millis(2));
+    db.handshake_failed(Leg::Upstream, HandshakeFailure::UnknownCa);
     (0..7).for_each(|_| db.observed());
     metrics.set_draining();
     metrics.set_descriptors(Some(12), u64::MAX);
@@ -88,6 +90,10 @@ fn events_reach_their_series() {
         "pulsegate_resets_sent_total{leg=\"downstream\",listener=\"db\"} 2",
         "pulsegate_probes_sent_total{leg=\"upstream\",listener=\"db\"} 1",
         "pulsegate_upstream_connect_duration_seconds_count{listener=\"db\"} 1",
+        "pulsegate_tls_handshakes_total{leg=\"downstream\",listener=\"db\",version=\"TLSv1.3\"} 1",
+        "pulsegate_tls_handshakes_total{leg=\"upstream\",listener=\"db\",version=\"TLSv1.2\"} 0",
+        "pulsegate_tls_handshake_failures_total{leg=\"upstream\",listener=\"db\",reason=\"unknown_ca\"} 1",
+        "pulsegate_tls_handshake_duration_seconds_count{leg=\"downstream\",listener=\"db\"} 1",
         "pulsegate_liveness_looks_total 7",
         "pulsegate_draining 1",
         "pulsegate_open_descriptors 12",
@@ -354,7 +360,10 @@ fn docs_list_every_label_value() {
             let known = values.entry(label.name()).or_default();
             known.insert(label.value().to_owned());
         }
-        values.retain(|label, _| !matches!(*label, "listener" | "version" | "endpoint"));
+        values.retain(|label, _| !matches!(*label, "listener" | "endpoint"));
+        if family.name() == "pulsegate_build_info" {
+            continue;
+        }
         for (label, values) in values {
             let plain = format!("| `{label}` |");
             let specific = format!("| `{label}` of `{}` |", family.name());
