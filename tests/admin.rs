@@ -53,6 +53,10 @@ impl Control for Fake {
         }
     }
 
+    fn knows_listener(&self, name: &str) -> bool {
+        ["db", "web"].contains(&name)
+    }
+
     fn sessions(&self) -> Vec<Arc<dyn Shown>> {
         let ids = 1..=self.sessions.load(SeqCst) as u64;
         ids.rev()
@@ -359,6 +363,15 @@ db        192.0.2.1:5432  -     ejected  3         40        2         2        
     assert_eq!(text, expected);
     e.get("/upstreams?phase=open")
         .expect(400, "phase: unknown; accepted are listener, format");
+    for (method, path) in [
+        ("GET", "/upstreams"),
+        ("GET", "/connections"),
+        ("DELETE", "/connections"),
+        ("POST", "/verify"),
+    ] {
+        e.ask(method, &format!("{path}?listener=dbs"))
+            .expect(400, "listener: there is none of the name 'dbs'");
+    }
 }
 
 #[test]

@@ -46,6 +46,10 @@ impl Control for Process {
         Readiness::Ready
     }
 
+    fn knows_listener(&self, name: &str) -> bool {
+        name == "db"
+    }
+
     fn sessions(&self) -> Vec<Arc<dyn Shown>> {
         Vec::new()
     }

@@ -9,7 +9,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout_at;
 
-use super::guard::TokenFile;
+use super::guard::{TokenFile, read_token};
 use super::notice::Notice;
 use super::query::Query;
 pub use super::query::{Format, Sort};
@@ -77,16 +77,16 @@ impl Target {
         let token = None;
         let target = (!addresses.is_empty()).then_some(Self { addresses, token })?;
         // Whoever may not read it can still ask.
-        let borne = token_file.map(|file| target.clone().with_token(file));
-        Some(borne.and_then(Result::ok).unwrap_or(target))
+        let token = token_file.and_then(|file| TokenFile::new(file).ok()?.read().ok());
+        Some(Self { token, ..target })
     }
 
-    /// The same with the token of this file.
+    /// The same with the token of this file, or pipe.
     ///
     /// # Errors
     /// In one line: why there is none.
-    pub fn with_token(self, file: PathBuf) -> Result<Self, String> {
-        let token = Some(TokenFile::new(file)?.read()?);
+    pub fn with_token(self, file: &Path) -> Result<Self, String> {
+        let token = Some(read_token(file)?);
         Ok(Self { token, ..self })
     }
 }

@@ -3,7 +3,7 @@
 //! The network must not change anything but with a token, and web pages in the operator's browser must not
 //! do either.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::hint::black_box;
 use std::io::{self, Read};
 use std::net::IpAddr;
@@ -62,19 +62,7 @@ impl TokenFile {
 
     /// The token. It may be replaced at any time, so it is not kept.
     pub(super) fn read(&self) -> Result<String, String> {
-        let path = self.0.display();
-        let text = read_file(&self.0);
-        let text =
-            text.map_err(|error| format!("the token file {path} cannot be read: {error}"))?;
-        let token = text.trim_end();
-        let fits = token.bytes().all(|b| b.is_ascii_graphic());
-        if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token.len()) || !fits {
-            return Err(format!(
-                "the token file {path} must hold {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable characters on one \
-                 line, no blanks"
-            ));
-        }
-        Ok(token.to_owned())
+        token_in(&self.0, read_file(&self.0))
     }
 
     /// Whether a request has the token.
@@ -101,7 +89,30 @@ impl TokenFile {
     }
 }
 
-/// No more than shows that it is too long. A FIFO would be waited for.
+/// The token of a file that is read once: a pipe, too.
+///
+/// # Errors
+/// In a few words: why it has none.
+pub(super) fn read_token(path: &Path) -> Result<String, String> {
+    token_in(path, File::open(path).and_then(read_some))
+}
+
+/// What a token file must hold.
+fn token_in(path: &Path, text: io::Result<String>) -> Result<String, String> {
+    let path = path.display();
+    let text = text.map_err(|error| format!("the token file {path} cannot be read: {error}"))?;
+    let token = text.trim_end();
+    let fits = token.bytes().all(|b| b.is_ascii_graphic());
+    if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token.len()) || !fits {
+        return Err(format!(
+            "the token file {path} must hold {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable characters on one \
+             line, no blanks"
+        ));
+    }
+    Ok(token.to_owned())
+}
+
+/// A FIFO would be waited for, each time.
 fn read_file(path: &Path) -> io::Result<String> {
     let flags = OFlags::NONBLOCK.bits().cast_signed();
     let file = OpenOptions::new()
@@ -111,6 +122,11 @@ fn read_file(path: &Path) -> io::Result<String> {
     if !file.metadata()?.is_file() {
         return Err(io::Error::other("is not a regular file"));
     }
+    read_some(file)
+}
+
+/// No more than shows that it is too long.
+fn read_some(file: File) -> io::Result<String> {
     let mut text = String::new();
     let read = file
         .take(LONGEST_TOKEN as u64 + 1)

@@ -67,6 +67,8 @@ pub trait Control: Send + Sync + 'static {
     fn without_endpoint(&self) -> Option<String> {
         None
     }
+    /// Whether a listener of this name serves, or has a session yet.
+    fn knows_listener(&self, name: &str) -> bool;
     /// Every session, in no order.
     fn sessions(&self) -> Vec<Arc<dyn Shown>>;
     /// Ends these sessions for an operator, who may have given a `reason` for the log. Returns how many of

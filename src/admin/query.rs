@@ -120,6 +120,11 @@ impl Query {
         Self::parse_with(query, &UPSTREAMS_PARAMETERS)
     }
 
+    /// The listener that is asked for.
+    pub(super) fn listener(&self) -> Option<&str> {
+        self.listener.as_deref()
+    }
+
     /// Whether a listener is asked for.
     pub(super) fn wants_listener(&self, name: &str) -> bool {
         self.listener.as_deref().is_none_or(|wanted| wanted == name)

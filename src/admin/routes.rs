@@ -292,7 +292,7 @@ impl Router {
             }
             Route::Config => Ok(reply("application/yaml", self.control.config())),
             Route::Upstreams => {
-                let query = Query::parse_upstreams(query(head)).map_err(Refusal::bad_request)?;
+                let query = self.understood(Query::parse_upstreams(query(head)))?;
                 let mut endpoints = self.control.upstreams();
                 endpoints.retain(|endpoint| query.wants_listener(&endpoint.listener));
                 Ok(match format(&query, head) {
@@ -315,7 +315,7 @@ impl Router {
     }
 
     async fn reload(&self, head: &Parts) -> Result<Reply, Refusal> {
-        let query = Query::parse(query(head)).map_err(Refusal::bad_request)?;
+        let query = self.understood(Query::parse(query(head)))?;
         match self.control.reload().await {
             Ok(report) => Ok(match format(&query, head) {
                 Format::Json => json(&report),
@@ -340,8 +340,20 @@ impl Router {
         })
     }
 
+    /// A query that is well-formed, and names no listener that is not there.
+    fn understood(&self, query: Result<Query, String>) -> Result<Query, Refusal> {
+        let query = query.map_err(Refusal::bad_request)?;
+        match query.listener() {
+            Some(name) if !self.control.knows_listener(name) => {
+                let why = format!("listener: there is none of the name '{name}'");
+                Err(Refusal::bad_request(why))
+            }
+            _ => Ok(query),
+        }
+    }
+
     async fn connections(&self, head: &Parts) -> Result<Reply, Refusal> {
-        let query = Query::parse(query(head)).map_err(Refusal::bad_request)?;
+        let query = self.understood(Query::parse(query(head)))?;
         let place = self.listings.get().await?;
         let chosen = query.choose(self.control.sessions()).await;
         Ok(place.keep(match format(&query, head) {
@@ -351,7 +363,7 @@ impl Router {
     }
 
     fn connection(&self, id: u64, head: &Parts) -> Result<Reply, Refusal> {
-        let query = Query::parse(query(head)).map_err(Refusal::bad_request)?;
+        let query = self.understood(Query::parse(query(head)))?;
         let mut sessions = self.control.sessions().into_iter();
         let session = sessions.find(|session| session.id() == id);
         let view = session.and_then(|session| session.view());
@@ -363,7 +375,7 @@ impl Router {
     }
 
     fn close(&self, id: u64, head: &Parts) -> Result<Reply, Refusal> {
-        let query = Query::parse_close(query(head)).map_err(Refusal::bad_request)?;
+        let query = self.understood(Query::parse_close(query(head)))?;
         match self.control.close(&[id], query.reason.as_deref()) {
             0 => Err(Refusal::unknown(id)),
             _ => Ok(accepted(format!("session {id} is being ended\n"))),
@@ -371,7 +383,7 @@ impl Router {
     }
 
     async fn close_all(&self, head: &Parts) -> Result<Reply, Refusal> {
-        let query = Query::parse_close(query(head)).map_err(Refusal::bad_request)?;
+        let query = self.understood(Query::parse_close(query(head)))?;
         if !query.names_sessions() {
             let why = "name the sessions by a filter, or say all=true";
             return Err(Refusal::bad_request(why.to_owned()));
@@ -388,7 +400,7 @@ impl Router {
     }
 
     async fn verify(&self, id: u64, head: &Parts) -> Result<Reply, Refusal> {
-        let query = Query::parse_verify(query(head)).map_err(Refusal::bad_request)?;
+        let query = self.understood(Query::parse_verify(query(head)))?;
         let verified = self.control.verify(&[id], query.on_silent).await;
         let session = verified.first().ok_or_else(|| Refusal::unknown(id))?;
         Ok(match format(&query, head) {
@@ -407,7 +419,7 @@ impl Router {
     }
 
     async fn verify_all(&self, head: &Parts) -> Result<Reply, Refusal> {
-        let query = Query::parse_verify(query(head)).map_err(Refusal::bad_request)?;
+        let query = self.understood(Query::parse_verify(query(head)))?;
         let place = self.listings.get().await?;
         let chosen = query.choose(self.control.sessions()).await.sessions;
         let ids: Vec<u64> = chosen.iter().map(|session| session.id()).collect();

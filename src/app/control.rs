@@ -92,6 +92,13 @@ impl Control for App {
             .map(|listener| listener.config.name.clone())
     }
 
+    fn knows_listener(&self, name: &str) -> bool {
+        let listeners = self.registry.listeners();
+        listeners
+            .iter()
+            .any(|listener| listener.config.name == name)
+    }
+
     fn sessions(&self) -> Vec<Arc<dyn Shown>> {
         let mut sessions: Vec<Arc<dyn Shown>> = Vec::with_capacity(self.balancer().sessions());
         self.balancer()

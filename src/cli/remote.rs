@@ -63,7 +63,7 @@ impl Endpoint {
 
     fn with_token(&self, target: Target) -> Result<Target, String> {
         match &self.token_file {
-            Some(file) => target.with_token(file.clone()),
+            Some(file) => target.with_token(file),
             None => Ok(target),
         }
     }

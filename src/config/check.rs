@@ -10,8 +10,8 @@ use super::network::Network;
 use super::read::{Reader, Role, Scope};
 use super::tls::{ClientAuth, UpstreamTls};
 use super::types::{
-    Admin, Check, CheckKind, ControlAddress, Limits, ListenAddress, ListenerConfig, ProxyProtocol,
-    Upstream, UpstreamAddress, UpstreamEndpoint, WhenDown, listeners,
+    Admin, Check, CheckKind, ControlAddress, Limits, ListenAddress, ListenerConfig, OnFull,
+    ProxyProtocol, Upstream, UpstreamAddress, UpstreamEndpoint, WhenDown, listeners,
 };
 use super::units::show;
 
@@ -51,6 +51,56 @@ pub(super) fn source_limit(
     if of_source > of_all && place.is_beside(&at.child("max_connections")) {
         let name = reader.name_of(&at.child("max_connections"));
         let message = format!("{of_source} is above {name} {of_all}, which would always act first");
+        reader.contradict(&place, message);
+    }
+}
+
+/// What acts only at a limit needs one: a burst needs a rate, clients that wait need a number of places. With
+/// `shed`, sessions make room when memory or descriptors are short, too.
+pub(super) fn needs_limit(at: &Scope<'_>, reader: &mut Reader<'_>, on_full: Option<OnFull>) {
+    let waits = matches!(
+        on_full,
+        Some(OnFull::Queue | OnFull::Verify | OnFull::Replace)
+    );
+    let needed: [(&str, &[&str], bool); 2] = [
+        (
+            "on_full",
+            &["max_connections", "max_connections_per_source"],
+            waits,
+        ),
+        ("burst_per_source", &["rate_per_source"], true),
+    ];
+    for (key, limits, acts_at_limit) in needed {
+        let place = at.child(key);
+        let is_limited = limits.iter().any(|limit| at.child(limit).given().is_some());
+        // Of what is inherited, each listener sets what it needs.
+        if acts_at_limit && place.is_own() && !is_limited && reader.role == Role::Value {
+            let names: Vec<_> = limits
+                .iter()
+                .map(|l| reader.name_of(&at.child(l)))
+                .collect();
+            let message = format!("does nothing without {}", names.join(" or "));
+            reader.contradict(&place, message);
+        }
+    }
+}
+
+/// A connect cannot be tried again when its time is over.
+pub(super) fn connect_retry(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    pause: Option<Duration>,
+    timeout: Option<Duration>,
+) {
+    let (Some(pause), Some(timeout)) = (pause, timeout) else {
+        return;
+    };
+    let (place, limit) = (at.child("connect_retry"), at.child("connect_timeout"));
+    // What is inherited may be cut short by the listener's own limit.
+    if pause >= timeout && (place.is_own() || !limit.is_own()) {
+        let (pause, timeout, name) = (show(pause), show(timeout), reader.name_of(&limit));
+        let message =
+            format!("{pause} is not below {name} {timeout}: no connect would be tried again");
         reader.contradict(&place, message);
     }
 }

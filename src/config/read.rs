@@ -185,7 +185,9 @@ impl<'a> Reader<'a> {
             // All keys of a section commented out.
             Content::Null if !at.path.ends_with(']') => &[],
             other => {
-                return self.refuse(at, &format!("is {}; accepted: {accepted}", other.kind()));
+                let (kind, names) = (other.kind(), self.table.names(&generic(&at.path)));
+                let message = format!("is {kind}; accepted: {accepted}; the keys are {names}");
+                return self.refuse(at, &message);
             }
         };
         let section = generic(&at.path);

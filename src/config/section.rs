@@ -297,13 +297,13 @@ groups:
             "f:4:29: groups[0].tls.certificates[0].weigth: unknown key, did you mean weight? accepted: certificate, weight",
             "f:5:11: groups[0].tls.certificates[1].certificate: is missing; accepted: 1 to 63 letters, digits, \"-\", \"_\" or \".\"",
             "f:5:21: groups[0].tls.certificates[1].weight: 10 is above 9; accepted: a whole number from 1 to 9, or none",
-            "f:6:11: groups[0].tls.certificates[2]: is a number; accepted: a mapping of keys",
+            "f:6:11: groups[0].tls.certificates[2]: is a number; accepted: a mapping of keys; the keys are certificate, weight",
             "f:7:18: groups[0].tls.alpn[1]: 5 is a number; quoted it is a name; accepted: 1 to 63 letters, digits, \"-\", \"_\" or \".\"",
             "f:7:21: groups[0].tls.alpn[2]: is a list; accepted: 1 to 63 letters, digits, \"-\", \"_\" or \".\"",
             "f:8:7: groups[0].tls.sni: unknown key; accepted: certificates, alpn",
             "f:9:24: groups[0].check.interval: \"10s\" is above 9s; accepted: a duration such as 10s, from 0s to 9s",
             "f:10:26: groups[1].tls.certificates: is empty; at least one certificate is needed",
-            "f:11:10: groups[2].tls: is text; accepted: a mapping of keys, or off",
+            "f:11:10: groups[2].tls: is text; accepted: a mapping of keys, or off; the keys are certificates, alpn",
         ];
         assert_eq!(errors.unwrap_err().lines(), expected);
     }

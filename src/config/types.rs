@@ -205,6 +205,7 @@ section! {
     }
     check |at, reader| {
         check::endpoints(at, reader, address.as_ref(), endpoints.as_ref());
+        check::connect_retry(at, reader, connect_retry.flatten(), connect_timeout);
         check::sources(at, reader, address.as_ref(), endpoints.as_ref(), source_address.as_ref());
         check::server_name(at, reader, address.as_ref(), endpoints.as_ref(), tls.as_ref());
         check::tls_check(at, reader, tls.as_ref(), check.as_ref());
@@ -497,6 +498,7 @@ section! {
     check |at, reader| {
         let all = max_connections.flatten();
         check::source_limit(at, reader, max_connections_per_source.flatten(), all);
+        check::needs_limit(at, reader, on_full);
     }
 }
 

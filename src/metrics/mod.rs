@@ -50,7 +50,7 @@ series! {
         accepted: IntCounter = "pulsegate_connections_accepted_total",
             "Client connections taken from the accept queue, rejected ones included.";
         rejected: By<RejectReason, IntCounter> = "pulsegate_connections_rejected_total",
-            "Client connections reset right after they were accepted.";
+            "Client connections reset right after they were accepted, or after their PROXY header.";
         active: IntGauge = "pulsegate_connections_active",
             "Sessions now, those still connecting to the upstream included.";
         queued: IntGauge = "pulsegate_connections_queued",

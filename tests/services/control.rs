@@ -162,6 +162,11 @@ fn changes_go_by_the_token() {
     setup.is_refused(&["--admin", &admin, "--token-file", &with(&wrong)], "token");
     setup.is_done(&["--admin", &admin, "--token-file", &with(&right)]);
     setup.is_done(&["--pid", &pid]);
+    let piped = "cat $0 | $1 kill --all --admin $2 --token-file /dev/stdin";
+    let mut shell = Command::new("sh");
+    let binary_file = env!("CARGO_BIN_EXE_pulsegate");
+    let shell = shell.args(["-c", piped, &with(&right), binary_file, &admin]);
+    assert!(shell.status().expect("run it").success(), "by a pipe");
     fs::copy(&wrong, &right).expect("copied");
     setup.is_done(&["--admin", &admin, "--token-file", &with(&wrong)]);
     fs::write(&right, "short").expect("write");
