@@ -26,6 +26,13 @@ impl fmt::Display for HandshakeError {
 
 impl std::error::Error for HandshakeError {}
 
+/// Of a judgement beside a handshake.
+impl From<&Error> for HandshakeError {
+    fn from(error: &Error) -> Self {
+        Self::of(error, &[], None)
+    }
+}
+
 impl From<io::Error> for HandshakeError {
     fn from(error: io::Error) -> Self {
         let text = format!("the connection failed during the handshake: {error}");
@@ -60,6 +67,18 @@ impl HandshakeError {
             ),
         };
         Self::new(HandshakeFailure::Closed, text)
+    }
+
+    /// What a stream of tokio-rustls says, over which `first` came first.
+    #[must_use]
+    pub fn of_stream(error: io::Error, first: &[u8]) -> Self {
+        match error.downcast::<Error>() {
+            Ok(error) => Self::of(&error, first, None),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                Self::ended(first.len() as u64)
+            }
+            Err(error) => error.into(),
+        }
     }
 
     /// What rustls says. `first` is what the peer said first, if that is what is wrong; `server_name` what

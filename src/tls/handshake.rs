@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use rustls::pki_types::ServerName;
-use rustls::{CipherSuite, ClientConfig, Error, HandshakeKind, ProtocolVersion, ServerConfig};
+use rustls::{
+    CipherSuite, ClientConfig, CommonState, Error, HandshakeKind, ProtocolVersion, ServerConfig,
+};
 
 use super::connection::{Connection, Step};
 use super::failure::HandshakeError;
@@ -53,6 +55,26 @@ pub struct Established {
     pub cipher: &'static str,
     /// The first SAN of the peer's certificate, else its CN. None without a certificate.
     pub identity: Option<String>,
+}
+
+impl Established {
+    /// As far as the state of a connection tells.
+    #[must_use]
+    pub fn of(state: &CommonState) -> Self {
+        let suite = state.negotiated_cipher_suite();
+        let alpn = state.alpn_protocol().map(String::from_utf8_lossy);
+        Self {
+            version: match state.protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => TlsVersion::V13,
+                _ => TlsVersion::V12,
+            },
+            is_resumed: state.handshake_kind() == Some(HandshakeKind::Resumed),
+            server_name: None,
+            alpn: alpn.map(Into::into),
+            cipher: suite.map_or("unknown", |suite| cipher_name(suite.suite())),
+            identity: None,
+        }
+    }
 }
 
 /// A handshake that goes on. It may be dropped at any time, which does not close the socket.
@@ -150,19 +172,9 @@ impl Handshake {
     }
 
     fn established(&mut self) -> Established {
-        let state = self.layer.state();
-        let suite = state.negotiated_cipher_suite();
-        let alpn = state.alpn_protocol().map(String::from_utf8_lossy);
         Established {
-            version: match state.protocol_version() {
-                Some(ProtocolVersion::TLSv1_3) => TlsVersion::V13,
-                _ => TlsVersion::V12,
-            },
-            is_resumed: state.handshake_kind() == Some(HandshakeKind::Resumed),
             server_name: self.server_name.take(),
-            alpn: alpn.map(Into::into),
-            cipher: suite.map_or("unknown", |suite| cipher_name(suite.suite())),
-            identity: None,
+            ..Established::of(self.layer.state())
         }
     }
 

@@ -6,7 +6,9 @@
 mod connection;
 mod failure;
 mod handshake;
+mod judge;
 mod layer;
+pub mod stream;
 
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use rustls::crypto::CryptoProvider;
 
 pub use self::failure::HandshakeError;
 pub use self::handshake::{Established, Handshake, Side, note_server_name};
+pub use self::judge::{Judge, Shown};
 pub use crate::metrics::{HandshakeFailure, TlsVersion};
 
 /// The cryptography of every configuration of rustls here.
