@@ -94,10 +94,14 @@ impl HandshakeError {
                 None => "the client did not say what name it asks for (SNI)".to_owned(),
             },
             (_, Error::AlertReceived(alert)) => refusal("the handshake", *alert),
-            (_, error) => match advice(failure) {
-                "" => error.to_string(),
-                advice => format!("{error}; {advice}"),
-            },
+            (_, Error::InvalidCertificate(error)) => certificate(error),
+            (HandshakeFailure::NoClientCertificate, _) => {
+                "the client sent no certificate, and one is required (client_auth)".to_owned()
+            }
+            (HandshakeFailure::NoSharedVersion, error) => {
+                format!("{error}; TLS 1.2 and 1.3 are spoken here, from min_version on")
+            }
+            (_, error) => error.to_string(),
         };
         Self::new(failure, text)
     }
@@ -189,25 +193,39 @@ fn of_certificate(error: &CertificateError) -> HandshakeFailure {
     }
 }
 
-/// What helps on our side.
-fn advice(failure: HandshakeFailure) -> &'static str {
-    match failure {
-        HandshakeFailure::CertificateExpired => {
-            "renew the peer's certificate, or set the clock right"
+/// What is wrong with the peer's certificate, and what helps.
+fn certificate(error: &CertificateError) -> String {
+    match error {
+        CertificateError::ExpiredContext { time, not_after } => {
+            let ago = time.as_secs().saturating_sub(not_after.as_secs());
+            format!("the peer's certificate expired {} ago", span(ago))
         }
-        HandshakeFailure::CertificateNotYetValid => {
-            "set the clock right, here or where it was issued"
+        CertificateError::NotValidYetContext { time, not_before } => {
+            let ahead = not_before.as_secs().saturating_sub(time.as_secs());
+            format!(
+                "the peer's certificate is not valid for another {}; is the clock right, here and where it \
+                 was issued?",
+                span(ahead)
+            )
         }
-        HandshakeFailure::WrongName => "dial a name that it has, or set server_name",
-        HandshakeFailure::UnknownCa => {
-            "the CA that issued the peer's certificate is not in the configured file, or the peer does not \
-             send its whole chain"
+        CertificateError::UnknownIssuer => {
+            "the peer's certificate was issued by a CA that is not among those configured, or the peer does \
+             not send its whole chain"
+                .to_owned()
         }
-        HandshakeFailure::NoClientCertificate => {
-            "client_auth is required, and the client sent none"
+        CertificateError::BadSignature => {
+            "a signature of the peer's certificate is wrong; a CA made anew has the old name and another key"
+                .to_owned()
         }
-        HandshakeFailure::NoSharedVersion => "TLS 1.2 and 1.3 are spoken here, from min_version on",
-        _ => "",
+        error => format!("the peer's certificate is not accepted: {error}"),
+    }
+}
+
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..7_200 => format!("{seconds} s"),
+        7_200..172_800 => format!("{} hours", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
     }
 }
 

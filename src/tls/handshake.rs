@@ -120,11 +120,11 @@ impl Handshake {
                 self.server_name = name;
             }
             match step {
-                Ok(Step::Again | Step::PeerClosed) => {}
-                Ok(Step::Done(_)) => {
+                Ok(Step::Done(_)) if self.layer.state().is_handshaking() => {
                     ready!(self.poll_flush(socket, cx))?;
                     ready!(self.poll_receive(socket, cx))?;
                 }
+                Ok(_) => {}
                 Err(error) => {
                     let _best_effort = self.poll_flush(socket, cx);
                     return Poll::Ready(Err(self.failed(&error)));

@@ -335,12 +335,21 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// Whether there is a whole record at the front of what was received, or what is none.
+/// Whether there is a whole record at the front of what was received, or what cannot become one. Saves a
+/// look at each part of one.
 fn is_whole(held: &[u8], more: &[u8]) -> bool {
-    let mut length = held.iter().chain(more).skip(HEADER_BYTES - 2);
-    let (Some(high), Some(low)) = (length.next(), length.next()) else {
+    let received = held.len() + more.len();
+    if received < HEADER_BYTES {
         return false;
-    };
-    let length = usize::from(u16::from_be_bytes([*high, *low]));
-    length > MOST_IN_RECORD || held.len() + more.len() >= HEADER_BYTES + length
+    }
+    let mut header = [0; HEADER_BYTES];
+    let bytes = held.iter().chain(more);
+    header
+        .iter_mut()
+        .zip(bytes)
+        .for_each(|(to, byte)| *to = *byte);
+    let [kind, major, _, length @ ..] = header;
+    let length = usize::from(u16::from_be_bytes(length));
+    let is_record = (20..=24).contains(&kind) && major == 3 && length <= MOST_IN_RECORD;
+    !is_record || received >= HEADER_BYTES + length
 }
