@@ -1,7 +1,7 @@
 //! The byte stream of one leg: a TCP socket, a local one, or a layer over one that changes the bytes (TLS).
 //!
-//! The relay counts payload. Whoever compares with the kernel's figures (`tcpi_bytes_received`) needs
-//! wire bytes, which a layer moves through [`Wire`] only, so that none is missed.
+//! The relay counts payload, and so does the machine. What the kernel tells of a leg under a layer is of the
+//! wire; see [`LegSample`](crate::liveness::LegSample).
 
 use std::fmt;
 use std::io;
@@ -44,33 +44,37 @@ pub trait Layer: fmt::Debug + Send + Sync {
     fn buffered(&self) -> usize;
 }
 
-/// The socket below a layer. Counts what passes.
+/// The socket below a layer.
 #[derive(Debug)]
 pub struct Wire {
     socket: TcpStream,
-    received: u64,
-    sent: u64,
+    is_local: bool,
     /// It had no room. It is asked for more often than it gets some.
     full: bool,
+    /// Its readiness may be late: it is read whatever that says.
+    is_read_now: bool,
+    /// Written since it was registered.
+    sent: u64,
 }
 
 impl Wire {
-    /// A socket of which so many bytes were read and written already.
-    #[must_use]
-    pub fn with_counts(socket: TcpStream, received: u64, sent: u64) -> Self {
+    fn new(socket: TcpStream, is_local: bool) -> Self {
         Self {
             socket,
-            received,
-            sent,
+            is_local,
             full: false,
+            is_read_now: false,
+            sent: 0,
         }
     }
 
     /// Reads what is there; 0 is the peer's FIN.
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let n = ready!(self.socket.poll_read(cx, buf))?;
-        self.received += n as u64;
-        Poll::Ready(Ok(n))
+        if self.is_read_now {
+            read_now(&self.socket, buf)
+        } else {
+            self.socket.poll_read(cx, buf)
+        }
     }
 
     /// Writes what fits.
@@ -83,6 +87,13 @@ impl Wire {
         let n = ready!(written)?;
         self.sent += n as u64;
         Poll::Ready(Ok(n))
+    }
+}
+
+fn read_now(socket: &TcpStream, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+    match socket.try_read(buf) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
+        read => Poll::Ready(read),
     }
 }
 
@@ -103,6 +114,25 @@ pub enum LegStream {
 pub struct Layered {
     wire: Wire,
     layer: Box<dyn Layer>,
+    /// How many bytes the layer has said at the end of the stream, once it has come to that.
+    last_words: Option<u32>,
+}
+
+impl Layered {
+    fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let said = match self.last_words {
+            Some(said) => said,
+            None => {
+                ready!(self.layer.poll_flush(&mut self.wire, cx))?;
+                0
+            }
+        };
+        let before = self.wire.sent;
+        let finished = self.layer.poll_finish(&mut self.wire, cx);
+        let more = u32::try_from(self.wire.sent - before).unwrap_or(u32::MAX);
+        self.last_words = Some(said.saturating_add(more));
+        finished
+    }
 }
 
 impl From<TcpStream> for LegStream {
@@ -112,10 +142,20 @@ impl From<TcpStream> for LegStream {
 }
 
 impl LegStream {
-    /// A layer over a socket.
+    /// The same leg under a layer, in the place of another one.
     #[must_use]
-    pub fn layered(wire: Wire, layer: Box<dyn Layer>) -> Self {
-        Self::Layered(Box::new(Layered { wire, layer }))
+    pub fn under(self, layer: Box<dyn Layer>) -> Self {
+        let wire = match self {
+            Self::Plain(socket) => Wire::new(socket, false),
+            Self::Local(socket) => Wire::new(*socket, true),
+            Self::Layered(layered) => layered.wire,
+        };
+        let last_words = None;
+        Self::Layered(Box::new(Layered {
+            wire,
+            layer,
+            last_words,
+        }))
     }
 
     /// A local socket.
@@ -154,18 +194,21 @@ impl LegStream {
         }
     }
 
-    /// The same, whatever the readiness of a plain socket says: a low-water mark delays it.
+    /// The same, whatever the readiness of the socket says: a low-water mark delays it.
     pub fn poll_read_now(
         &mut self,
         cx: &mut Context<'_>,
         buf: &mut [u8],
     ) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(socket) => match socket.try_read(buf) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Poll::Pending,
-                read => Poll::Ready(read),
-            },
-            Self::Local(_) | Self::Layered(_) => self.poll_read(cx, buf),
+            Self::Plain(socket) => read_now(socket, buf),
+            Self::Local(socket) => read_now(socket, buf),
+            Self::Layered(layered) => {
+                layered.wire.is_read_now = true;
+                let read = layered.layer.poll_read(&mut layered.wire, cx, buf);
+                layered.wire.is_read_now = false;
+                read
+            }
         }
     }
 
@@ -191,9 +234,18 @@ impl LegStream {
     /// Ends the stream after what was written: the layer's last words, then FIN.
     pub fn poll_finish(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Self::Layered(layered) = self {
-            ready!(layered.layer.poll_finish(&mut layered.wire, cx))?;
+            ready!(layered.poll_finish(cx))?;
         }
         Poll::Ready(self.socket().finish())
+    }
+
+    /// Payload that was taken from the socket and not read, in bytes; an upper bound.
+    #[must_use]
+    pub fn buffered(&self) -> usize {
+        match self {
+            Self::Plain(_) | Self::Local(_) => 0,
+            Self::Layered(layered) => layered.layer.buffered(),
+        }
     }
 
     /// Payload that has come and was not read, in bytes; of a layer, an upper bound.
@@ -201,10 +253,7 @@ impl LegStream {
     pub fn unread(&self) -> usize {
         let queued = sockopt::receive_queue_bytes(self.socket().raw_fd()).unwrap_or(0);
         let queued = usize::try_from(queued).unwrap_or(usize::MAX);
-        match self {
-            Self::Plain(_) | Self::Local(_) => queued,
-            Self::Layered(layered) => queued.saturating_add(layered.layer.buffered()),
-        }
+        queued.saturating_add(self.buffered())
     }
 
     /// Whether the peer has acknowledged everything that was written.
@@ -224,27 +273,18 @@ impl LegStream {
         match self {
             // They wait in the queue of the peer, and stay there whatever becomes of this end.
             Self::Local(_) => Some(0),
+            Self::Layered(layered) if layered.wire.is_local => Some(0),
             _ => sockopt::send_queue_bytes(self.socket().raw_fd()).ok(),
         }
     }
 
-    /// Bytes received on the wire, where so many of `payload` were read.
-    #[inline]
+    /// How many bytes the layer has said at the end of the stream. A peer that said its own end before and
+    /// has closed answers them with RST, and misses nothing.
     #[must_use]
-    pub fn wire_received(&self, payload: u64) -> u64 {
+    pub fn last_words(&self) -> u32 {
         match self {
-            Self::Plain(_) | Self::Local(_) => payload,
-            Self::Layered(layered) => layered.wire.received,
-        }
-    }
-
-    /// Bytes sent on the wire, where so many of `payload` were written.
-    #[inline]
-    #[must_use]
-    pub fn wire_sent(&self, payload: u64) -> u64 {
-        match self {
-            Self::Plain(_) | Self::Local(_) => payload,
-            Self::Layered(layered) => layered.wire.sent,
+            Self::Plain(_) | Self::Local(_) => 0,
+            Self::Layered(layered) => layered.last_words.unwrap_or(0),
         }
     }
 
@@ -255,12 +295,16 @@ impl LegStream {
             Self::Plain(socket) => DetachedLeg::Plain(socket.into_fd()),
             Self::Local(socket) => DetachedLeg::Local(socket.into_fd()),
             Self::Layered(layered) => {
-                let Layered { wire, layer } = *layered;
+                let Layered {
+                    wire,
+                    layer,
+                    last_words,
+                } = *layered;
                 DetachedLeg::Layered {
                     fd: wire.socket.into_fd(),
+                    is_local: wire.is_local,
                     layer,
-                    received: wire.received,
-                    sent: wire.sent,
+                    last_words,
                 }
             }
         }
@@ -278,12 +322,12 @@ pub enum DetachedLeg {
     Layered {
         /// The socket.
         fd: OwnedFd,
+        /// Whether it is a local one.
+        is_local: bool,
         /// What is over it.
         layer: Box<dyn Layer>,
-        /// Bytes on the wire.
-        received: u64,
-        /// The same.
-        sent: u64,
+        /// As in [`Layered`].
+        last_words: Option<u32>,
     },
 }
 
@@ -298,12 +342,16 @@ impl DetachedLeg {
             Self::Local(fd) => LegStream::local(TcpStream::new(fd)?),
             Self::Layered {
                 fd,
+                is_local,
                 layer,
-                received,
-                sent,
+                last_words,
             } => {
-                let wire = Wire::with_counts(TcpStream::new(fd)?, received, sent);
-                LegStream::layered(wire, layer)
+                let wire = Wire::new(TcpStream::new(fd)?, is_local);
+                LegStream::Layered(Box::new(Layered {
+                    wire,
+                    layer,
+                    last_words,
+                }))
             }
         })
     }

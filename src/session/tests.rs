@@ -197,8 +197,7 @@ fn pair() -> (TcpStream, Peer) {
 /// An open session over two layered legs, the client and the service.
 fn open(params: SessionParams) -> (Arc<Session>, Peer, Peer) {
     let [(downstream, client), (upstream, service)] = [pair(), pair()];
-    let layered =
-        |socket| LegStream::layered(Wire::with_counts(socket, 0, 0), Box::<Frames>::default());
+    let layered = |socket| LegStream::from(socket).under(Box::<Frames>::default());
     let legs = [layered(downstream), layered(upstream)];
     let all = Balancer::new([tokio::runtime::Handle::current()]);
     let (worker, address) = (all.workers()[0].clone(), client.0.local_addr().unwrap());

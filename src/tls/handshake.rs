@@ -14,7 +14,7 @@ use super::connection::{Connection, Step};
 use super::failure::HandshakeError;
 use super::layer::Tls;
 use crate::metrics::TlsVersion;
-use crate::net::leg::{LegStream, Wire};
+use crate::net::leg::LegStream;
 use crate::net::stream::TcpStream;
 
 /// Read at once. Most messages of a handshake are shorter.
@@ -83,7 +83,6 @@ pub struct Handshake {
     layer: Box<Tls>,
     server_name: Option<String>,
     received: u64,
-    sent: u64,
 }
 
 impl Handshake {
@@ -96,7 +95,6 @@ impl Handshake {
             Connection::new(side).map_err(|error| HandshakeError::of(&error, &[], None))?;
         Ok(Self {
             received: unread.len() as u64,
-            sent: 0,
             server_name: None,
             layer: Box::new(Tls::new(connection, unread)),
         })
@@ -133,24 +131,17 @@ impl Handshake {
         }
     }
 
-    /// The leg, whose wire counts include the handshake.
+    /// The leg that it was for, under TLS.
     #[must_use]
-    pub fn into_leg(self, socket: TcpStream) -> LegStream {
-        LegStream::layered(
-            Wire::with_counts(socket, self.received, self.sent),
-            self.layer,
-        )
+    pub fn into_leg(self, leg: LegStream) -> LegStream {
+        leg.under(self.layer)
     }
 }
 
 impl Handshake {
     fn poll_flush(&mut self, socket: &TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let sent = &mut self.sent;
-        self.layer.poll_put(|records| {
-            let n = ready!(socket.poll_write(cx, records))?;
-            *sent += n as u64;
-            Poll::Ready(Ok(n))
-        })
+        self.layer
+            .poll_put(|records| socket.poll_write(cx, records))
     }
 
     fn poll_receive(

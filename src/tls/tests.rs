@@ -115,7 +115,7 @@ async fn sockets() -> (TcpStream, Socket) {
 async fn shake(side: Side, socket: TcpStream) -> Result<(LegStream, Established), HandshakeError> {
     let mut handshake = Handshake::new(side, Vec::new())?;
     let established = poll_fn(|cx| handshake.poll(&socket, cx)).await?;
-    Ok((handshake.into_leg(socket), established))
+    Ok((handshake.into_leg(socket.into()), established))
 }
 
 /// Both ends of an established connection; ours is the server.
