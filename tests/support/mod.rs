@@ -2,6 +2,7 @@
 //!
 //! * [`Net`]: namespaces and links, cut and healed one direction at a time;
 //! * [`Endpoint`], [`Service`]: TCP ends that check every byte and say how the stream ended;
+//! * [`certificates`]: an authority of the tests' own;
 //! * [`Deaf`]: a service that does not accept, and whose accept queue is full if need be;
 //! * [`Dns`]: a name server, which may fall silent;
 //! * [`Proxy`]: the binary inside the network, its metrics, its descriptors;
@@ -15,6 +16,7 @@
     reason = "the tests live in real time, beside the process that they judge"
 )]
 
+pub mod certificates;
 mod deaf;
 mod dns;
 mod endpoint;
