@@ -129,6 +129,7 @@ fn service() -> Arc<SessionParams> {
     let upstream = config.unwrap().listeners.remove(0).upstream;
     Arc::new(SessionParams {
         name: "bench".into(),
+        tls: None,
         cluster: Arc::new(Cluster::new("bench".into(), upstream)),
         connect_lines: Default::default(),
         policy: policy(),

@@ -4,6 +4,7 @@ mod control;
 mod environment;
 mod error;
 mod listeners;
+mod materials;
 mod reload;
 mod resources;
 mod takeover;
@@ -31,8 +32,12 @@ use crate::server::{Hooks, Limiter, Listener, Registry, StartError, Workers};
 use crate::session::{Balancer, Session};
 use crate::sys;
 use crate::telemetry::{self, LogSwitch};
+use crate::tls::AdminAcceptor;
 
 pub use error::AppError;
+use materials::Materials;
+pub use materials::check as check_files;
+use reload::Watched;
 pub use reload::{ConfigFile, Source};
 pub use resources::{default_workers, reserved_descriptors};
 pub use takeover::Succession;
@@ -54,6 +59,8 @@ pub struct App {
     /// Taken by the one that serves them.
     admin: Mutex<Vec<OwnedFd>>,
     token: Option<TokenFile>,
+    /// What clients of the admin address meet, where that is TLS.
+    admin_tls: Option<Arc<AdminAcceptor>>,
     /// Where the subcommands find this instance, as long as it is open.
     _notice: Option<File>,
     /// What the next instance is given; `None` where nobody is to ask, or somebody has it.
@@ -81,25 +88,24 @@ impl App {
         succession: Succession,
     ) -> Result<Arc<Self>, AppError> {
         let token = token(&config)?;
+        let watched = Watched::new(source.file, &config);
+        let materials = Materials::load(&config, &[], None)?;
         let (admin, mut before) = takeover::admin_sockets(config.admin.as_ref(), succession)?;
         let metrics = Arc::new(Metrics::new());
         let descriptor_limit = resources::raise_descriptor_limit();
         let count = resources::workers(&config);
         let capacity = resources::session_capacity(&config, descriptor_limit, count)?;
-        let workers = Workers::start(count, Limiter::new(Some(capacity)), hooks);
-        let mut workers = workers.map_err(StartError::Thread)?;
-        if let Some(meter) = resources::memory_meter(&config) {
-            let watched = workers.watch_memory(meter, metrics.clone());
-            watched.map_err(StartError::Thread)?;
-        }
+        let limiter = Limiter::new(Some(capacity));
+        let workers = workers(&config, count, limiter, hooks, &metrics)?;
         let registry = Registry::new(workers, hooks.clone(), metrics.clone());
         let inherited = before.as_mut().map(|b| std::mem::take(&mut b.listeners));
         let inherited = inherited.unwrap_or_default();
-        let applied = listeners::apply(&config, &registry, &metrics, inherited);
+        let applied = listeners::apply(&config, &materials, &registry, &metrics, inherited);
         let listeners::Changed { added, .. } = applied.map_err(|error| {
             takeover::explain(error, admin.as_ref(), before.as_ref(), succession)
         })?;
         announce(&added, count);
+        materials.report(&metrics);
         let notice = announce_admin(config.admin.as_ref(), admin.as_ref());
         environment::try_on_demand_probe(metrics.clone());
         if let Some(before) = &before {
@@ -113,7 +119,7 @@ impl App {
             _ => None,
         };
         takeover::open(&added, before)?;
-        let (reloads, followed) = reload::Requests::new(source.file);
+        let (reloads, followed) = reload::Requests::new(watched);
         let sockets = admin.into_iter().flat_map(|a| [Some(a.main), a.control]);
         Ok(Arc::new(Self {
             config: Mutex::new(Arc::new(config)),
@@ -123,6 +129,7 @@ impl App {
             drain: DrainRequest::default(),
             admin: Mutex::new(sockets.flatten().collect()),
             token,
+            admin_tls: materials.admin(),
             _notice: notice,
             estate: Mutex::new(estate),
             succeeded: watch::Sender::new(false),
@@ -305,6 +312,23 @@ async fn run_loaded(
     }
     drop(log);
     Ok(())
+}
+
+/// The data-plane threads, and the one that watches the memory.
+fn workers(
+    config: &Config,
+    count: usize,
+    limiter: Limiter,
+    hooks: &Hooks,
+    metrics: &Arc<Metrics>,
+) -> Result<Workers, StartError> {
+    let workers = Workers::start(count, limiter, hooks);
+    let mut workers = workers.map_err(StartError::Thread)?;
+    if let Some(meter) = resources::memory_meter(config) {
+        let watched = workers.watch_memory(meter, metrics.clone());
+        watched.map_err(StartError::Thread)?;
+    }
+    Ok(workers)
 }
 
 /// It must be there at the start: a wrong path is to be noticed now.

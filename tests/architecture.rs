@@ -29,7 +29,7 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Uses inside a layer, each with its reason. Everything else is an error.
-const LATERAL: [(&str, &str, &str); 10] = [
+const LATERAL: [(&str, &str, &str); 12] = [
     ("main", "cli", "the binary is nothing but the entry to it"),
     ("cli", "demo", "a subcommand"),
     ("relay", "net", "bytes are moved over `net::leg`"),
@@ -37,6 +37,11 @@ const LATERAL: [(&str, &str, &str); 10] = [
         "telemetry",
         "config",
         "the log's settings, and the upstream as it is printed",
+    ),
+    (
+        "tls",
+        "config",
+        "the sections that name certificates and keys",
     ),
     ("tls", "metrics", "the words for failures and versions"),
     ("tls", "net", "a layer of `net::leg`"),
@@ -47,6 +52,7 @@ const LATERAL: [(&str, &str, &str); 10] = [
         "telemetry",
         "ejections that repeat are summed up",
     ),
+    ("upstream", "tls", "how its endpoints are met"),
     ("sys", "liveness", "`Time`, a point of the clock"),
 ];
 
@@ -84,7 +90,7 @@ const CLOCKS: [(&str, &str); 4] = [
     ("sys/clock.rs", "the one clock of the data plane"),
     (
         "metrics/mod.rs",
-        "the wall-clock time of the start and of reloads",
+        "the wall-clock time of the start and of reloads, and whether certificates are good",
     ),
     (
         "admin/client.rs",
@@ -117,6 +123,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/SINGLE-SESSION.md",
     "docs/UPSTREAMS.md",
     "docs/RELOAD.md",
+    "docs/TLS.md",
     "docs/PROXY-PROTOCOL.md",
     "docs/KERNEL-NOTES.md",
 ];

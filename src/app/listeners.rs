@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize};
 
+use super::materials::Materials;
 use crate::config::{Config, ListenAddress, ListenerConfig, OnFull};
 use crate::liveness::Span;
 use crate::metrics::Metrics;
@@ -27,6 +28,7 @@ pub(super) struct Changed {
 /// one go on as they began.
 pub(super) fn apply(
     config: &Config,
+    materials: &Materials,
     registry: &Registry,
     metrics: &Metrics,
     mut inherited: Vec<(ListenAddress, OwnedFd)>,
@@ -42,7 +44,7 @@ pub(super) fn apply(
         .listeners
         .iter()
         .filter(|new| !named(&new.name).is_some_and(|old| stays(old, new)))
-        .map(|new| (new, cluster(new, named(&new.name))))
+        .map(|new| (new, cluster(new, materials, named(&new.name))))
         .collect();
     let goes = |old: &&Arc<Listener>| {
         let is_it = |new: &ListenerConfig| new.name == old.config.name && stays(old, new);
@@ -57,7 +59,8 @@ pub(super) fn apply(
     };
     upstream::start_resolving(clusters.iter().filter(is_new))?;
     let wanted = wanted.into_iter().map(|(new, cluster)| {
-        let params = params(new, cluster, low_water, metrics);
+        let mut params = params(new, cluster, low_water, metrics);
+        params.tls = materials.acceptor(&new.name);
         (new.clone(), Arc::new(params))
     });
     let added = registry.add(wanted.collect(), inherited);
@@ -79,12 +82,18 @@ pub(super) fn apply(
 }
 
 /// What is known of the endpoints of a listener that changes stays.
-fn cluster(new: &ListenerConfig, old: Option<&Arc<Listener>>) -> Arc<Cluster> {
-    match old.map(|old| &old.params.cluster) {
-        Some(old) if *old.upstream() == new.upstream => old.clone(),
-        Some(old) => Arc::new(old.followed_by(new.upstream.clone())),
-        None => Arc::new(Cluster::new(new.name.as_str().into(), new.upstream.clone())),
-    }
+fn cluster(
+    new: &ListenerConfig,
+    materials: &Materials,
+    old: Option<&Arc<Listener>>,
+) -> Arc<Cluster> {
+    let upstream = new.upstream.clone();
+    let made = match old.map(|old| &old.params.cluster) {
+        Some(old) if *old.upstream() == upstream => return old.clone(),
+        Some(old) => old.followed_by(upstream),
+        None => Cluster::new(new.name.as_str().into(), upstream),
+    };
+    Arc::new(made.with_tls(materials.connector(&new.name)))
 }
 
 /// Removes the series of those that did not come to be.
@@ -131,6 +140,7 @@ fn params(
 ) -> SessionParams {
     SessionParams {
         name: config.name.as_str().into(),
+        tls: None,
         cluster,
         connect_lines: Default::default(),
         policy: config.liveness.policy(),

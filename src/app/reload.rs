@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::materials::Materials;
 use super::{App, listeners, order, resources};
 use crate::admin::{Control, NotReloaded, Readiness};
 use crate::config::{self, Config, ConfigErrors, Effect};
@@ -38,12 +39,23 @@ pub struct Source {
     pub log: Option<LogSwitch>,
 }
 
-/// A configuration file, and what it was when it was last looked at.
+/// A configuration file, and what it was before it was read.
 #[derive(Debug)]
 pub struct ConfigFile {
     path: PathBuf,
-    seen: Option<Stamp>,
-    tried: Option<Stamp>,
+    stamp: Option<Stamp>,
+}
+
+/// The configuration file, the files that the configuration names, and what all of them were when they were
+/// last looked at.
+#[derive(Debug)]
+pub(super) struct Watched {
+    /// `None`: from flags.
+    config: Option<PathBuf>,
+    /// Certificates and keys.
+    others: Vec<PathBuf>,
+    seen: Vec<Option<Stamp>>,
+    tried: Vec<Option<Stamp>>,
 }
 
 /// What changes when a file is written or replaced, by a link to another one, too: device, inode,
@@ -63,29 +75,68 @@ impl ConfigFile {
     /// To be called before it is read for the first time.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        let found = stamp(&path);
-        let (seen, tried) = (found, found);
-        Self { path, seen, tried }
+        let stamp = stamp(&path);
+        Self { path, stamp }
+    }
+}
+
+impl Watched {
+    /// To be called before the files that the configuration names are read for the first time.
+    pub fn new(file: Option<ConfigFile>, config: &Config) -> Self {
+        let stamp = file.as_ref().map(|file| file.stamp);
+        let mut watched = Self {
+            config: file.map(|file| file.path),
+            others: Vec::new(),
+            seen: Vec::new(),
+            tried: stamp.into_iter().collect(),
+        };
+        watched.follow(config);
+        watched.seen = watched.tried.clone();
+        watched
     }
 
-    /// Whether it is another one than was read last, and still the one that was seen last: whoever
-    /// writes it is given the time between two looks.
+    /// Whether there is nothing to look at.
+    fn is_empty(&self) -> bool {
+        self.tried.is_empty()
+    }
+
+    /// Whether any of them is another one than was read last, and all are still those that were seen last:
+    /// whoever writes them is given the time between two looks.
     fn has_changed(&mut self) -> bool {
-        let found = stamp(&self.path);
-        let is_settled = mem::replace(&mut self.seen, found) == found;
+        let all = self.config.iter().chain(&self.others);
+        let found: Vec<_> = all.map(|path| stamp(path)).collect();
+        let is_settled = mem::replace(&mut self.seen, found.clone()) == found;
         is_settled && found != self.tried
     }
 
-    fn read(&mut self) -> Result<Config, ConfigErrors> {
-        self.tried = stamp(&self.path);
+    /// What is wanted now. From flags: what is running, with what its files hold now.
+    fn read(&mut self, running: &Config) -> Result<Config, ConfigErrors> {
+        let wanted = match self.config.clone() {
+            Some(path) => self.read_file(&path)?,
+            None => running.clone(),
+        };
+        self.follow(&wanted);
+        Ok(wanted)
+    }
+
+    fn read_file(&mut self, path: &Path) -> Result<Config, ConfigErrors> {
+        self.tried[0] = stamp(path);
         // A FIFO would be waited for.
-        match fs::metadata(&self.path) {
+        match fs::metadata(path) {
             Ok(found) if !found.is_file() => {
-                let line = format!("{}: is not a regular file", self.path.display());
+                let line = format!("{}: is not a regular file", path.display());
                 Err(ConfigErrors::one(line))
             }
-            _ => config::load_file(&self.path),
+            _ => config::load_file(path),
         }
+    }
+
+    /// The files that this configuration names are to be read next.
+    fn follow(&mut self, config: &Config) {
+        self.others = config.tls_files().map(Path::to_owned).collect();
+        self.tried.truncate(usize::from(self.config.is_some()));
+        self.tried
+            .extend(self.others.iter().map(|path| stamp(path)));
     }
 }
 
@@ -99,16 +150,17 @@ type Asked = oneshot::Sender<Outcome>;
 pub(super) struct Requests(mpsc::Sender<Asked>);
 
 /// What that thread begins with.
-pub(super) type Followed = (ConfigFile, mpsc::Receiver<Asked>);
+pub(super) type Followed = (Watched, mpsc::Receiver<Asked>);
 
 impl Requests {
     /// With a file, what [`App::follow_file`] needs.
-    pub fn new(file: Option<ConfigFile>) -> (Self, Option<Followed>) {
+    pub fn new(watched: Watched) -> (Self, Option<Followed>) {
         let (sender, receiver) = mpsc::channel(WAITING);
-        (Self(sender), file.map(|file| (file, receiver)))
+        let followed = (!watched.is_empty()).then_some((watched, receiver));
+        (Self(sender), followed)
     }
 
-    /// Has the file read again.
+    /// Has the files read again.
     pub async fn ask(&self) -> Outcome {
         let (asked, outcome) = oneshot::channel();
         // Nobody follows a file.
@@ -136,7 +188,7 @@ impl App {
     pub(super) fn follow_file(self: &Arc<Self>) -> io::Result<()> {
         let followed = self.followed.lock();
         let followed = followed.unwrap_or_else(PoisonError::into_inner).take();
-        let Some((file, asked)) = followed else {
+        let Some((watched, asked)) = followed else {
             return Ok(());
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -144,15 +196,16 @@ impl App {
             .build()?;
         let app = self.clone();
         let thread = thread::Builder::new().name("reload".to_owned());
-        let follow = move || runtime.block_on(follow(app, file, asked));
+        let follow = move || runtime.block_on(follow(app, watched, asked));
         thread.spawn(follow).map(drop)
     }
 
-    fn reload(self: &Arc<Self>, file: &mut ConfigFile) -> Outcome {
+    fn reload(self: &Arc<Self>, watched: &mut Watched) -> Outcome {
         if self.readiness() == Readiness::Draining {
             return Err(NotReloaded::Impossible("it drains".to_owned()));
         }
-        let wanted = file.read().map_err(|errors| errors.lines().to_vec());
+        let wanted = watched.read(&self.running());
+        let wanted = wanted.map_err(|errors| errors.lines().to_vec());
         let outcome = wanted.and_then(|wanted| self.take_up(&wanted));
         // What is over is forgotten, whether or not somebody asks for metrics.
         drop(self.registry.listeners());
@@ -178,16 +231,22 @@ impl App {
         let workers = resources::workers(&after);
         let capacity = resources::session_capacity(&after, self.descriptor_limit, workers);
         let capacity = capacity.map_err(|error| vec![error.to_string()])?;
+        let serving = self.registry.serving();
+        let materials = Materials::load(&after, &serving, self.admin_tls.as_ref());
+        let mut materials = materials.map_err(|errors| errors.lines().to_vec())?;
         let removed = self
-            .serve_on(&after)
+            .serve_on(&after, &materials)
             .map_err(|error| vec![error.to_string()])?;
+        let mut report = report(&before, wanted);
+        report.applied.extend(materials.put_in_force());
+        materials.report(&self.metrics);
         self.registry.workers.resize(capacity);
         if let Some(log) = &self.log {
             log.set(&after.log);
         }
         tokio::spawn(self.clone().drain_removed(&removed, after.drain.timeout));
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
-        Ok(report(&before, wanted))
+        Ok(report)
     }
 
     /// Adds, replaces and removes listeners, so that they are those of a configuration. Nothing changes
@@ -195,9 +254,14 @@ impl App {
     ///
     /// # Errors
     /// The first address that could not be had; then all is as before.
-    pub(super) fn serve_on(&self, config: &Config) -> Result<Vec<Arc<Listener>>, StartError> {
+    pub(super) fn serve_on(
+        &self,
+        config: &Config,
+        materials: &Materials,
+    ) -> Result<Vec<Arc<Listener>>, StartError> {
         let before = self.registry.listeners();
-        let changed = listeners::apply(config, &self.registry, &self.metrics, Vec::new())?;
+        let changed =
+            listeners::apply(config, materials, &self.registry, &self.metrics, Vec::new())?;
         // One that takes the place of another is as open as that: it may wait for a device.
         let is_new = |l: &&Arc<Listener>| before.iter().all(|b| b.config.name != l.config.name);
         for listener in changed.added.iter().filter(is_new) {
@@ -233,7 +297,7 @@ impl App {
     }
 }
 
-async fn follow(app: Arc<App>, mut file: ConfigFile, mut asked: mpsc::Receiver<Asked>) {
+async fn follow(app: Arc<App>, mut watched: Watched, mut asked: mpsc::Receiver<Asked>) {
     let mut looks = interval(LOOK_EVERY);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -246,9 +310,9 @@ async fn follow(app: Arc<App>, mut file: ConfigFile, mut asked: mpsc::Receiver<A
         };
         match asked {
             // He may have gone.
-            Some(asked) => drop(asked.send(app.reload(&mut file))),
-            None if app.running().reload.watch && file.has_changed() => {
-                drop(app.reload(&mut file));
+            Some(asked) => drop(asked.send(app.reload(&mut watched))),
+            None if app.running().reload.watch && watched.has_changed() => {
+                drop(app.reload(&mut watched));
             }
             None => {}
         }

@@ -310,7 +310,8 @@ fn set_listeners(app: &App, listeners: &[ListenerConfig]) {
         listeners: listeners.to_vec(),
         ..(*app.running()).clone()
     };
-    app.serve_on(&config).expect("changed");
+    app.serve_on(&config, &Materials::default())
+        .expect("changed");
 }
 
 fn named(app: &App, name: &str) -> ListenerConfig {
@@ -356,7 +357,9 @@ fn a_removed_listener_is_not_kept_by_its_drain() {
     let first = named(&app, "default");
     set_listeners(&app, &[first, named(&app, "second")]);
     let second = Arc::downgrade(&serving(&app, "second"));
-    let removed = app.serve_on(&app.running()).expect("removed");
+    let removed = app
+        .serve_on(&app.running(), &Materials::default())
+        .expect("removed");
     let drain = app.clone().drain_removed(&removed, Duration::from_secs(60));
     drop(removed);
     let is_forgotten = || {

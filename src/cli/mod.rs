@@ -14,7 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::admin::client::Format;
 use crate::app::Succession;
-use crate::config::{Config, ConfigErrors, schema};
+use crate::config::{ConfigErrors, schema};
 use crate::exit::{self, Exit};
 use crate::sys;
 
@@ -165,8 +165,8 @@ pub fn main() -> ExitCode {
             let file = args.file().map(Path::to_owned);
             crate::app::run(move || args.load(), file, succession)
         }
-        Command::Check(args) => print(&args, |config| explain::summary(&args.source(), config)),
-        Command::Explain(args) => print(&args, explain::explain),
+        Command::Check(args) => check(&args),
+        Command::Explain(args) => print(args.load().map(|config| explain::explain(&config))),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Schema => write_out(&format!("{:#}\n", schema::json())),
         Command::Version => write_out(concat!("pulsegate ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -181,9 +181,19 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn print(args: &RunArgs, text: impl FnOnce(&Config) -> String) -> ExitCode {
-    match args.load() {
-        Ok(config) => write_out(&text(&config)),
+/// The files that the configuration names, too.
+fn check(args: &RunArgs) -> ExitCode {
+    let text = args.load().and_then(|config| {
+        let certificates = crate::app::check_files(&config)?;
+        let lines = certificates.iter().map(|line| format!("{line}\n"));
+        Ok(explain::summary(&args.source(), &config) + &lines.collect::<String>())
+    });
+    print(text)
+}
+
+fn print(text: Result<String, ConfigErrors>) -> ExitCode {
+    match text {
+        Ok(text) => write_out(&text),
         Err(errors) => refuse(&errors),
     }
 }

@@ -28,6 +28,11 @@ impl ConfigErrors {
         Self { lines: vec![line] }
     }
 
+    /// What is wrong with the files that a configuration names.
+    pub(crate) fn of_files(lines: Vec<String>) -> Self {
+        Self { lines }
+    }
+
     pub(super) fn new(mut problems: Vec<Problem>, source: Source<'_>, table: Table<'_>) -> Self {
         problems.sort_by_key(|problem| problem.at);
         let mut lines: Vec<String> = problems.iter().map(|p| source.line(p, table)).collect();

@@ -1,14 +1,14 @@
 //! The keys of TLS. A section that is left out is plain TCP, or plain HTTP.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use strum::{Display, EnumString, VariantNames};
 
-use super::check;
 use super::kind::{alpn, choice, file, roots, server_name, span, version};
 use super::section::section;
 use super::setting::{Items, list, section_of};
+use super::{Config, check};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -22,7 +22,7 @@ section! {
         /// A file with the certificates of the authorities that may have issued those of clients, PEM. none: clients
         /// are not asked for one.
         client_ca: Option<PathBuf> = file().or("none").default("none").flag("tls-client-ca");
-        /// Whether a client must have a certificate. optional: one that is sent must be good.
+/// Whether a client must have a certificate. optional: one that is sent must be good.
         client_auth: Option<ClientAuth> = choice().or("none")
             .derived("`required` with client_ca, else `none`").flag("tls-client-auth"),
             else |_| Some(client_ca.as_ref()?.as_ref().map(|_| ClientAuth::Required));
@@ -90,6 +90,34 @@ section! {
         certificate: PathBuf = file().flag("admin-tls-certificate");
         /// Its key, PEM: PKCS#8, SEC1 or RSA, not encrypted.
         key: PathBuf = file().flag("admin-tls-key");
+    }
+}
+
+impl Config {
+    /// The files with certificates and keys that it names.
+    pub fn tls_files(&self) -> impl Iterator<Item = &Path> {
+        let down = self.listeners.iter().filter_map(|l| l.tls.as_ref());
+        let up = self
+            .listeners
+            .iter()
+            .filter_map(|l| l.upstream.tls.as_ref());
+        let down = down.flat_map(|tls| {
+            let pairs = tls
+                .certificates
+                .iter()
+                .flat_map(|p| [&p.certificate, &p.key]);
+            pairs.chain(&tls.client_ca)
+        });
+        let up = up.flat_map(|tls| {
+            let ca = match &tls.ca {
+                Roots::File(file) => Some(file),
+                Roots::System => None,
+            };
+            ca.into_iter().chain(&tls.certificate).chain(&tls.key)
+        });
+        let admin = self.admin.iter().filter_map(|admin| admin.tls.as_ref());
+        let admin = admin.flat_map(|tls| [&tls.certificate, &tls.key]);
+        down.chain(up).chain(admin).map(PathBuf::as_path)
     }
 }
 

@@ -5,6 +5,7 @@
 //! alert on a rate needs the series before the first event. No label has an unbounded set of
 //! values. `docs/METRICS.md` says more about each series; a test holds the two together.
 
+mod certificates;
 mod endpoints;
 mod series;
 mod words;
@@ -20,6 +21,8 @@ use prometheus::{
 };
 
 use crate::liveness::{CloseReason, Condition, Evidence, LEGS, Leg, Traffic};
+pub use certificates::CertificateFigure;
+use certificates::Certificates;
 pub use endpoints::EndpointFigures;
 use endpoints::EndpointSeries;
 use series::{
@@ -141,6 +144,8 @@ series! {
             "1 if the last attempt succeeded, or none was made, else 0.";
         last_reload: IntGauge = "pulsegate_config_last_reload_timestamp_seconds",
             "When the configuration in force was taken up, in seconds since the Unix epoch.";
+        certificates: Certificates = "pulsegate_certificate_not_after_seconds",
+            "Until when a certificate in force is good, in seconds since the Unix epoch.";
         start_time: IntGauge = "pulsegate_process_start_time_seconds",
             "When the process started, in seconds since the Unix epoch.";
     }
@@ -279,6 +284,11 @@ impl Metrics {
         }
     }
 
+    /// The certificates in force, all of them.
+    pub fn set_certificates(&self, figures: Vec<CertificateFigure>) {
+        self.process.certificates.set(figures);
+    }
+
     /// File descriptors held, and the limit of the process. The last number stays where there is
     /// none.
     pub fn set_descriptors(&self, open: Option<u64>, limit: u64) {
@@ -310,9 +320,10 @@ impl Metrics {
     }
 }
 
-/// Seconds since the Unix epoch.
+/// Seconds since the Unix epoch: the dates of certificates are of that clock.
+#[must_use]
 #[expect(clippy::disallowed_methods, reason = "for people: decides nothing")]
-fn wall_clock() -> i64 {
+pub fn wall_clock() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     saturating(since.unwrap_or_default().as_secs())
 }

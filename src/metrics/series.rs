@@ -143,7 +143,10 @@ impl<'a> Registration<'a> {
     /// Registration depends on constants and on the names of listeners, which are distinct; any
     /// test that makes a [`Metrics`](super::Metrics) proves that the constants are valid.
     #[expect(clippy::expect_used, reason = "constants only, see above")]
-    fn register<C: Collector + Clone + 'static>(&mut self, made: prometheus::Result<C>) -> C {
+    pub(super) fn register<C: Collector + Clone + 'static>(
+        &mut self,
+        made: prometheus::Result<C>,
+    ) -> C {
         let collector = made.expect("the names are valid");
         let registered = self.registry.register(Box::new(collector.clone()));
         registered.expect("the names are distinct");

@@ -255,7 +255,40 @@ fn complete() -> Metrics {
     host.on_demand_probe.set(Some(1));
     host.memory_used.set(Some(96));
     host.memory_limit.set(Some(100));
+    let certificates = ["downstream", "upstream"].map(|leg| CertificateFigure {
+        leg: leg.to_owned(),
+        ..certificate("db", "/a.crt", 7)
+    });
+    metrics.set_certificates(certificates.into());
     metrics
+}
+
+fn certificate(listener: &str, file: &str, not_after: i64) -> CertificateFigure {
+    CertificateFigure {
+        listener: listener.to_owned(),
+        leg: "downstream".to_owned(),
+        file: file.to_owned(),
+        not_after,
+    }
+}
+
+#[test]
+fn certificates_have_series_while_they_are_in_force() {
+    let metrics = Metrics::new();
+    let name = "pulsegate_certificate_not_after_seconds";
+    let line = |listener: &str, file: &str, n: i64| {
+        format!("{name}{{certificate=\"{file}\",leg=\"downstream\",listener=\"{listener}\"}} {n}")
+    };
+    metrics.set_certificates(vec![certificate("a", "/a", 1), certificate("b", "/a", 2)]);
+    assert!(has(&metrics, &line("a", "/a", 1)) && has(&metrics, &line("b", "/a", 2)));
+    metrics.set_certificates(vec![certificate("a", "/a", 3), certificate("a", "/b", 4)]);
+    assert!(has(&metrics, &line("a", "/a", 3)) && has(&metrics, &line("a", "/b", 4)));
+    assert_eq!(
+        metrics.render().matches(name).count(),
+        4,
+        "{}",
+        metrics.render()
+    );
 }
 
 #[test]
@@ -360,7 +393,7 @@ fn docs_list_every_label_value() {
             let known = values.entry(label.name()).or_default();
             known.insert(label.value().to_owned());
         }
-        values.retain(|label, _| !matches!(*label, "listener" | "endpoint"));
+        values.retain(|label, _| !matches!(*label, "listener" | "endpoint" | "certificate"));
         if family.name() == "pulsegate_build_info" {
             continue;
         }

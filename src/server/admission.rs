@@ -403,6 +403,7 @@ mod tests {
     fn params(name: &str, upstream: SocketAddr, metrics: &Metrics) -> Arc<SessionParams> {
         Arc::new(SessionParams {
             name: name.into(),
+            tls: None,
             cluster: Arc::new(Cluster::new(
                 name.into(),
                 Upstream::of(UpstreamAddress::Socket(upstream)),

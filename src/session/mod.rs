@@ -35,6 +35,7 @@ use crate::net::sample;
 use crate::relay::{self, Counters};
 use crate::sys;
 use crate::telemetry::Repeated;
+use crate::tls::Acceptor;
 use crate::upstream::{ActiveSession, Cluster};
 
 pub use balancer::{Balancer, Coming, Worker};
@@ -52,6 +53,8 @@ pub use verify::{Asked, verify_all};
 pub struct SessionParams {
     /// The listener's name.
     pub name: Arc<str>,
+    /// How TLS with clients is spoken, if it is.
+    pub tls: Option<Arc<Acceptor>>,
     /// Where clients are taken.
     pub cluster: Arc<Cluster>,
     /// Liveness limits.

@@ -20,6 +20,7 @@ use crate::upstream::Cluster;
 pub(super) fn params(upstream: SocketAddr) -> SessionParams {
     SessionParams {
         name: "db".into(),
+        tls: None,
         cluster: Arc::new(Cluster::new(
             "db".into(),
             Upstream::of(UpstreamAddress::Socket(upstream)),

@@ -5,11 +5,12 @@ use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
     CipherSuite, ClientConfig, CommonState, Error, HandshakeKind, ProtocolVersion, ServerConfig,
 };
 
+use super::certificate::Certificate;
 use super::connection::{Connection, Step};
 use super::failure::HandshakeError;
 use super::layer::Tls;
@@ -72,7 +73,7 @@ impl Established {
             server_name: None,
             alpn: alpn.map(Into::into),
             cipher: suite.map_or("unknown", |suite| cipher_name(suite.suite())),
-            identity: None,
+            identity: identity(state.peer_certificates()),
         }
     }
 }
@@ -177,6 +178,11 @@ impl Handshake {
         };
         HandshakeError::of(error, first, self.server_name.as_deref())
     }
+}
+
+/// Whose the first certificate of a chain is.
+fn identity(chain: Option<&[CertificateDer<'_>]>) -> Option<String> {
+    Certificate::of(chain?.first()?)?.identity
 }
 
 /// rustls tells those of TLS 1.3 by a prefix of its own.

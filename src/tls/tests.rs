@@ -1,5 +1,7 @@
 //! Our side against rustls' buffered one (tokio-rustls), over loopback.
 
+pub(super) mod lab;
+
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, LazyLock};

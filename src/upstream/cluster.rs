@@ -20,6 +20,7 @@ use super::pick::{Pick, Turn};
 use crate::config::{Balance, Upstream, UpstreamAddress};
 use crate::net::stream::TcpStream;
 use crate::sys;
+use crate::tls::Connector;
 
 /// Between two connects to a Unix socket whose queue is full.
 const QUEUE_FULL: Duration = Duration::from_millis(10);
@@ -29,6 +30,7 @@ const QUEUE_FULL: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Cluster {
     upstream: Upstream,
+    tls: Option<Arc<Connector>>,
     dialler: Dialler,
     /// Sessions that had a choice.
     turns: AtomicUsize,
@@ -116,6 +118,7 @@ impl Cluster {
                 &upstream.source_address,
             ),
             upstream,
+            tls: None,
             turns: AtomicUsize::new(0),
             known: watch::Sender::new(Known { answers, endpoints }),
             resolvers: Mutex::default(),
@@ -123,6 +126,19 @@ impl Cluster {
         };
         cluster.known.send_modify(|known| cluster.unite(known));
         cluster
+    }
+
+    /// With TLS as the upstream of it has it.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Option<Arc<Connector>>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// How TLS with its endpoints is spoken, if it is.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Arc<Connector>> {
+        self.tls.as_ref()
     }
 
     /// What is configured.

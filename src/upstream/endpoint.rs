@@ -74,6 +74,16 @@ impl Endpoint {
         self.name.as_ref()
     }
 
+    /// What its certificate names where nothing else is configured: the host of its name, else its IP address.
+    /// Empty: it is a Unix socket.
+    #[must_use]
+    pub fn host(&self) -> String {
+        let name = self.name.as_ref().and_then(|name| name.rsplit_once(':'));
+        let address = || self.address.literal().map(|to| to.ip().to_string());
+        let name = name.map(|(host, _port)| host.to_owned());
+        name.or_else(address).unwrap_or_default()
+    }
+
     /// Sessions that are connected to it, or are being connected.
     #[must_use]
     pub fn active(&self) -> usize {

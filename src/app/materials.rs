@@ -1,0 +1,174 @@
+//! The certificates and keys of a configuration. They are read before anything changes, so that a reload is
+//! all or nothing.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::config::{Config, ConfigErrors};
+use crate::metrics::{CertificateFigure, Metrics, wall_clock};
+use crate::server::Listener;
+use crate::tls::certificate::{Certificate, Validity};
+use crate::tls::{Acceptor, AdminAcceptor, Connector, Material, Renewal, Section};
+
+/// An operator has this long to renew a certificate that a start or a reload warns of.
+const SOON: i64 = 7;
+
+/// What a configuration needs, read from its files.
+#[derive(Default)]
+pub(super) struct Materials {
+    /// By listener.
+    acceptors: BTreeMap<String, Arc<Acceptor>>,
+    connectors: BTreeMap<String, Arc<Connector>>,
+    admin: Option<Arc<AdminAcceptor>>,
+    /// Of sections that stay, and whose files have changed.
+    renewals: Vec<(String, Renewal)>,
+    errors: Vec<String>,
+}
+
+/// A certificate in force, and where it is configured.
+pub(super) type InForce = (CertificateFigure, Certificate);
+
+impl Materials {
+    /// Reads all files. Sections that `serving` listeners and the admin address have already go on to be
+    /// used, with what is in the files now once that is [put in force](Self::put_in_force).
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn load(
+        config: &Config,
+        serving: &[Arc<Listener>],
+        admin: Option<&Arc<AdminAcceptor>>,
+    ) -> Result<Self, ConfigErrors> {
+        let mut all = Self::default();
+        for listener in &config.listeners {
+            let name = &listener.name;
+            let old = serving.iter().find(|old| old.config.name == *name);
+            let old = old.map(|old| &old.params);
+            let at = format!("listeners[{name}].tls");
+            let acceptor = listener.tls.as_ref();
+            let acceptor = acceptor.and_then(|tls| all.one(&at, tls, old?.tls.as_ref()));
+            all.acceptors.extend(acceptor.map(|it| (name.clone(), it)));
+            let at = format!("listeners[{name}].upstream.tls");
+            let connector = listener.upstream.tls.as_ref();
+            let connector = connector.and_then(|tls| all.one(&at, tls, old?.cluster.tls()));
+            all.connectors
+                .extend(connector.map(|it| (name.clone(), it)));
+        }
+        let tls = config.admin.as_ref().and_then(|admin| admin.tls.as_ref());
+        all.admin = tls.and_then(|tls| all.one("admin.tls", tls, admin));
+        match all.errors.is_empty() {
+            true => Ok(all),
+            false => Err(ConfigErrors::of_files(all.errors)),
+        }
+    }
+
+    fn one<S: Section>(
+        &mut self,
+        at: &str,
+        section: &S,
+        old: Option<&Arc<Material<S>>>,
+    ) -> Option<Arc<Material<S>>> {
+        let loaded = match old.filter(|old| old.section() == section) {
+            Some(old) => old.read_again().map(|renewal| {
+                let renewal = renewal.map(|renewal| (at.to_owned(), renewal));
+                self.renewals.extend(renewal);
+                old.clone()
+            }),
+            None => Material::load(section).map(Arc::new),
+        };
+        let told = loaded.map_err(|error| self.errors.extend(error.lines(at)));
+        told.ok()
+    }
+
+    /// What the clients of a listener meet.
+    pub fn acceptor(&self, listener: &str) -> Option<Arc<Acceptor>> {
+        self.acceptors.get(listener).cloned()
+    }
+
+    /// How the service of a listener is met.
+    pub fn connector(&self, listener: &str) -> Option<Arc<Connector>> {
+        self.connectors.get(listener).cloned()
+    }
+
+    /// What the clients of the admin address meet.
+    pub fn admin(&self) -> Option<Arc<AdminAcceptor>> {
+        self.admin.clone()
+    }
+
+    /// Has the files that have changed be used by whoever comes from now on. Returns the keys that name them.
+    pub fn put_in_force(&mut self) -> Vec<String> {
+        let mut keys = Vec::new();
+        for (at, renewal) in self.renewals.drain(..) {
+            keys.extend(renewal.keys.iter().map(|key| format!("{at}.{key}")));
+            renewal.put_in_force();
+        }
+        keys
+    }
+
+    /// The certificates, with where they are configured.
+    pub fn certificates(&self) -> Vec<InForce> {
+        let of = |place: [&str; 2], certificates: Vec<(PathBuf, Certificate)>| {
+            let [listener, leg] = place.map(str::to_owned);
+            let figure = move |(file, certificate): (PathBuf, Certificate)| {
+                let figure = CertificateFigure {
+                    listener: listener.clone(),
+                    leg: leg.clone(),
+                    file: file.display().to_string(),
+                    not_after: certificate.not_after.seconds,
+                };
+                (figure, certificate)
+            };
+            certificates.into_iter().map(figure).collect::<Vec<_>>()
+        };
+        let down = self.acceptors.iter();
+        let down = down.flat_map(|(name, it)| of([name, "downstream"], it.certificates()));
+        let up = self.connectors.iter();
+        let up = up.flat_map(|(name, it)| of([name, "upstream"], it.certificates()));
+        let admin = self.admin.iter();
+        let admin = admin.flat_map(|it| of(["", ""], it.certificates()));
+        down.chain(up).chain(admin).collect()
+    }
+
+    /// Has metrics show until when each certificate is good, and warns of those that are not, or not for long.
+    pub fn report(&self, metrics: &Metrics) {
+        let certificates = self.certificates();
+        for (figure, certificate) in &certificates {
+            let validity = certificate.validity(wall_clock());
+            if is_bad(validity) {
+                let CertificateFigure {
+                    listener,
+                    leg,
+                    file,
+                    ..
+                } = figure;
+                tracing::warn!(listener, leg, file, "the certificate {validity}: renew it");
+            }
+        }
+        let figures = certificates.into_iter().map(|(figure, _)| figure);
+        metrics.set_certificates(figures.collect());
+    }
+}
+
+/// Whether the files that a configuration names can be used. Returns what an operator should know of each
+/// certificate, and whether it needs attention.
+///
+/// # Errors
+/// All that is wrong.
+pub fn check(config: &Config) -> Result<Vec<String>, ConfigErrors> {
+    let materials = Materials::load(config, &[], None)?;
+    let line = |(figure, certificate): InForce| {
+        let validity = certificate.validity(wall_clock());
+        let mark = if is_bad(validity) { "warning: " } else { "" };
+        format!(
+            "{mark}certificate {}: {certificate}; it {validity}",
+            figure.file
+        )
+    };
+    Ok(materials.certificates().into_iter().map(line).collect())
+}
+
+/// Whether an operator should do something.
+pub(super) fn is_bad(validity: Validity) -> bool {
+    !matches!(validity, Validity::Days(SOON..))
+}
