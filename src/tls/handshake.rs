@@ -81,7 +81,7 @@ impl Established {
 /// A handshake that goes on. It may be dropped at any time, which does not close the socket.
 #[derive(Debug)]
 pub struct Handshake {
-    layer: Box<Tls>,
+    pub(super) layer: Box<Tls>,
     server_name: Option<String>,
     received: u64,
 }

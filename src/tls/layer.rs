@@ -71,6 +71,14 @@ impl Tls {
     }
 }
 
+#[cfg(test)]
+impl Tls {
+    /// What its buffers take.
+    pub fn capacity(&self) -> usize {
+        self.received.capacity() + self.payload.capacity() + self.records.capacity()
+    }
+}
+
 /// For the handshake.
 impl Tls {
     pub fn state(&self) -> &CommonState {
@@ -104,6 +112,9 @@ impl Tls {
         };
         let (used, step) = self.connection.step(&mut self.received, &mut work);
         self.received.drain(..used);
+        if self.received.is_empty() {
+            self.received = Vec::new();
+        }
         match step {
             Ok(Step::Again) => {}
             Ok(Step::Done(_)) => self.has_records = false,

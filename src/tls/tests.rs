@@ -18,8 +18,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream as Socket};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 
+use super::layer::Tls;
 use super::{Established, Handshake, HandshakeError, HandshakeFailure, Side, TlsVersion};
-use crate::net::leg::LegStream;
+use crate::net::leg::{Layer, LegStream, Wire};
 use crate::net::stream::TcpStream;
 
 const BOTH: [&SupportedProtocolVersion; 2] = [&version::TLS12, &version::TLS13];
@@ -698,4 +699,254 @@ fn keys_are_changed_by_either_side() {
             "{error}"
         );
     });
+}
+
+/// The same, with the wire and the layer apart; ours is the server.
+async fn layer() -> (Wire, Box<Tls>, TlsStream<Socket>) {
+    let (socket, other) = sockets().await;
+    let connector = TlsConnector::from(Arc::new(client()));
+    let peer = tokio::spawn(async move { connector.connect(name(), other).await });
+    let mut handshake = Handshake::new(ours(server()), Vec::new()).unwrap();
+    poll_fn(|cx| handshake.poll(&socket, cx)).await.unwrap();
+    (
+        Wire::with_counts(socket, 0, 0),
+        handshake.layer,
+        peer.await.unwrap().unwrap().into(),
+    )
+}
+
+#[test]
+fn an_idle_leg_holds_no_buffer() {
+    block_on(async {
+        let (mut wire, mut tls, mut peer) = layer().await;
+        assert_eq!(tls.capacity(), 0, "after the handshake");
+        let mut buf = vec![0; 1 << 16];
+        for size in [1, 100, 16_384, 50_000, 200_000] {
+            let sent = vec![7; size];
+            let writing = tokio::spawn(async move {
+                peer.write_all(&sent).await.unwrap();
+                peer.flush().await.unwrap();
+                peer
+            });
+            let mut got = 0;
+            while got < size {
+                got += poll_fn(|cx| tls.poll_read(&mut wire, cx, &mut buf))
+                    .await
+                    .unwrap();
+            }
+            peer = writing.await.unwrap();
+            assert_eq!(tls.capacity(), 0, "after {size} bytes were read");
+            let mut written = 0;
+            let reading = tokio::spawn(async move {
+                peer.read_exact(&mut vec![0; size]).await.unwrap();
+                peer
+            });
+            while written < size {
+                let rest = vec![7; size - written];
+                written += poll_fn(|cx| tls.poll_write(&mut wire, cx, &rest))
+                    .await
+                    .unwrap();
+            }
+            poll_fn(|cx| tls.poll_flush(&mut wire, cx)).await.unwrap();
+            peer = reading.await.unwrap();
+            assert_eq!(tls.capacity(), 0, "after {size} bytes were written");
+        }
+        // The end of the peer's stream ends all need for one.
+        peer.shutdown().await.unwrap();
+        assert_eq!(
+            poll_fn(|cx| tls.poll_read(&mut wire, cx, &mut buf))
+                .await
+                .unwrap(),
+            0
+        );
+        assert_eq!(tls.capacity(), 0);
+    });
+}
+
+#[test]
+fn what_a_leg_holds_is_bounded() {
+    block_on(async {
+        let (mut wire, mut tls, peer) = layer().await;
+        // A peer that takes nothing.
+        let mut taken = 0;
+        let held = loop {
+            let polled =
+                poll_fn(|cx| Poll::Ready(tls.poll_write(&mut wire, cx, &[7; 100_000]))).await;
+            match polled {
+                Poll::Ready(n) => taken += n.unwrap(),
+                Poll::Pending => break tls.capacity(),
+            }
+        };
+        assert!(
+            !tls.is_flushed() && held > 0 && held < 70_000,
+            "{held} after {taken}"
+        );
+        let TlsStream::Client(peer) = peer else {
+            panic!("another side")
+        };
+        let (mut socket, mut connection) = peer.into_inner();
+        // One that sends a record byte by byte, and an end of a reader that takes little.
+        io::Write::write_all(&mut connection.writer(), &[7; 16_384]).unwrap();
+        let mut record = Vec::new();
+        connection.write_tls(&mut record).unwrap();
+        let mut buf = [0; 10];
+        for (n, byte) in record.iter().enumerate() {
+            let read = poll_fn(|cx| Poll::Ready(tls.poll_read(&mut wire, cx, &mut buf))).await;
+            assert!(read.is_pending() && tls.buffered() <= n && tls.capacity() < held + 40_000);
+            socket.write_all(&[*byte]).await.unwrap();
+            if n % 500 == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let n = poll_fn(|cx| tls.poll_read(&mut wire, cx, &mut buf)).await;
+        assert_eq!((n.unwrap(), tls.buffered()), (10, 16_374));
+        // The rest is there at once, though nothing comes from the wire.
+        let mut rest = vec![0; 20_000];
+        let left = tls.buffered();
+        assert_eq!(
+            poll_fn(|cx| tls.poll_read(&mut wire, cx, &mut rest))
+                .await
+                .unwrap(),
+            left
+        );
+    });
+}
+
+#[test]
+fn a_leg_goes_to_another_thread_with_what_it_holds() {
+    block_on(async {
+        let (mut leg, _, mut peer) = establish(sockets().await, "server", server(), client()).await;
+        let sent = pieces(&[40_000], 3).concat();
+        peer.write_all(&sent).await.unwrap();
+        peer.flush().await.unwrap();
+        let mut got = vec![0; 50_000];
+        let n = read(&mut leg, &mut got[..10]).await.unwrap();
+        assert!(leg.unread() > 10_000);
+        // And with what its peer did not take.
+        let mut taken = 0;
+        let reply = pieces(&[100_000], 4).concat();
+        while leg.is_delivered()
+            || taken == 0
+            || poll_fn(|cx| Poll::Ready(leg.poll_flush(cx)))
+                .await
+                .is_ready()
+        {
+            taken += poll_fn(|cx| leg.poll_write(cx, &reply)).await.unwrap();
+        }
+        let counts = (leg.wire_received(0), leg.wire_sent(0));
+        let detached = leg.detach();
+        let there = std::thread::spawn(move || {
+            block_on(async move {
+                let mut leg = detached.attach().unwrap();
+                assert_eq!((leg.wire_received(0), leg.wire_sent(0)), counts);
+                let mut at = n;
+                while at < 40_000 {
+                    at += read(&mut leg, &mut got[at..]).await.unwrap();
+                }
+                poll_fn(|cx| leg.poll_finish(cx)).await.unwrap();
+                got
+            })
+        });
+        let mut all = Vec::new();
+        peer.read_to_end(&mut all).await.unwrap();
+        assert_eq!(all.len(), taken);
+        assert!(there.join().unwrap()[..40_000] == sent);
+        let expected = reply[..65_536].iter().cycle();
+        assert!(
+            all.iter()
+                .zip(expected)
+                .all(|(byte, expected)| byte == expected)
+        );
+    });
+}
+
+#[test]
+fn peers_that_know_each_other_resume() {
+    for version in BOTH {
+        for our_side in ["server", "client"] {
+            block_on(async {
+                let server = server_with(&named("db.example"), &[version]);
+                let client = client();
+                for expected in [false, true, true] {
+                    let (server, client) = (server.clone(), client.clone());
+                    let established = establish(sockets().await, our_side, server, client).await;
+                    let (mut leg, established, mut peer) = established;
+                    assert_eq!(established.is_resumed, expected);
+                    assert_eq!(established.server_name.is_some(), our_side == "server");
+                    // The tickets come with the first payload.
+                    write(&mut leg, b"x").await;
+                    assert_eq!(peer.read_u8().await.unwrap(), b'x');
+                    peer.write_all(b"y").await.unwrap();
+                    assert_eq!(read(&mut leg, &mut [0]).await.unwrap(), 1);
+                }
+            });
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    /// Bytes of a peer that are changed, inserted or cut somewhere, in the handshake or after it.
+    #[test]
+    fn damage_ends_in_an_error_and_not_in_a_panic(
+        at in 0..4000_usize,
+        insert in vec(any::<u8>(), 0..20),
+        flip in any::<u8>(),
+        our_side in prop_oneof![Just("server"), Just("client")],
+        version in prop_oneof![Just(&version::TLS12), Just(&version::TLS13)],
+    ) {
+        block_on(async move {
+            let ((socket, mut middle), (end, other)) = (sockets().await, sockets().await);
+            let end = Socket::from_std(std::net::TcpStream::from(end.into_fd())).unwrap();
+            let server = server_with(&named("db.example"), &[version]);
+            let pump = tokio::spawn(async move {
+                let (mut from, mut to) = end.into_split();
+                let (mut back, mut forth) = middle.split();
+                let damage = async {
+                    let (mut passed, mut buf) = (0, [0; 1000]);
+                    while let Ok(n @ 1..) = from.read(&mut buf).await {
+                        let bytes = &mut buf[..n];
+                        if (passed..passed + n).contains(&at) {
+                            bytes[at - passed] ^= flip;
+                            forth.write_all(&bytes[..at - passed]).await?;
+                            forth.write_all(&insert).await?;
+                            forth.write_all(&bytes[at - passed..]).await?;
+                        } else {
+                            forth.write_all(bytes).await?;
+                        }
+                        passed += n;
+                    }
+                    forth.shutdown().await
+                };
+                tokio::join!(damage, tokio::io::copy(&mut back, &mut to))
+            });
+            let peer = tokio::spawn(async move {
+                let mut peer: TlsStream<Socket> = match our_side {
+                    "server" => TlsConnector::from(Arc::new(client())).connect(name(), other).await?.into(),
+                    _ => TlsAcceptor::from(Arc::new(server_with(&named("db.example"), &[version]))).accept(other).await?.into(),
+                };
+                peer.write_all(&[7; 3000]).await?;
+                peer.shutdown().await
+            });
+            let side = match our_side {
+                "server" => ours(server),
+                _ => Side::Client(client().into(), name()),
+            };
+            let ours = async {
+                if let Ok((mut leg, _)) = shake(side, socket).await {
+                    let mut all = Vec::new();
+                    let mut buf = [0; 500];
+                    while let Ok(n @ 1..) = read(&mut leg, &mut buf).await {
+                        all.extend_from_slice(&buf[..n]);
+                    }
+                    assert!(all.len() <= 3000 && all.iter().all(|byte| *byte == 7));
+                }
+            };
+            // Where a length has become greater, both wait for the other.
+            let _ended = tokio::time::timeout(std::time::Duration::from_millis(500), ours).await;
+            peer.abort();
+            pump.abort();
+        });
+    }
 }
