@@ -58,7 +58,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    fn new(socket: TcpStream, is_local: bool) -> Self {
+    pub(crate) fn new(socket: TcpStream, is_local: bool) -> Self {
         Self {
             socket,
             is_local,
