@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -19,7 +19,7 @@ use crate::backend::{self, CHUNK, discard, pour, runtime};
 /// Size of a message.
 pub const MESSAGE: usize = 64;
 /// No answer takes this long, even from a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a load has done.
 #[derive(Debug, Default)]
@@ -34,7 +34,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn unit(&self, since: Instant) {
+    pub fn unit(&self, since: Instant) {
         self.units.fetch_add(1, Ordering::Relaxed);
         if self.recording.load(Ordering::Relaxed) {
             let micros = u32::try_from(since.elapsed().as_micros()).unwrap_or(u32::MAX);
@@ -42,13 +42,13 @@ impl Tally {
         }
     }
 
-    fn error(&self) {
+    pub fn error(&self) {
         if !self.stopped() {
             self.errors.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn stopped(&self) -> bool {
+    pub fn stopped(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
 
@@ -64,7 +64,7 @@ impl Tally {
 
 /// Runs one task for each connection and waits for all of them. Setting `stop` ends them at the
 /// next turn; a task that hangs is dropped.
-fn each<F>(connections: usize, tally: &Arc<Tally>, task: impl Fn(usize) -> F)
+pub fn each<F>(connections: usize, tally: &Arc<Tally>, task: impl Fn(usize) -> F)
 where
     F: Future<Output = io::Result<()>> + Send + 'static,
 {
@@ -93,15 +93,19 @@ async fn dial(to: SocketAddr, kind: u8) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn message(n: u64) -> [u8; MESSAGE] {
+pub fn message(n: u64) -> [u8; MESSAGE] {
     let mut message = [b'm'; MESSAGE];
     message[..8].copy_from_slice(&n.to_le_bytes());
     message
 }
 
-async fn ask(stream: &mut TcpStream, question: &[u8]) -> io::Result<()> {
+pub async fn ask<S>(stream: &mut S, question: &[u8]) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut answer = vec![0; question.len()];
     stream.write_all(question).await?;
+    stream.flush().await?;
     timeout(PATIENCE, stream.read_exact(&mut answer)).await??;
     if answer == question {
         Ok(())
@@ -317,7 +321,7 @@ pub fn hold(to: SocketAddr, connections: usize, size: usize, tally: &Arc<Tally>)
     });
 }
 
-async fn stopped(tally: &Tally) {
+pub async fn stopped(tally: &Tally) {
     while !tally.stopped() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -12,6 +12,7 @@ mod backend;
 mod load;
 mod table;
 mod target;
+mod tls;
 #[path = "../common/usage.rs"]
 mod usage;
 
@@ -28,12 +29,14 @@ use load::Tally;
 use pulsegate::sys::netns::{self, Namespace};
 use table::Table;
 use target::{Place, Target};
+use tls::Sessions;
 
 const USAGE: &str = "cargo bench --bench compare -- [flags]
   --targets LIST    of direct,pulsegate,haproxy,haproxy-splice,haproxy-threads,nginx,envoy (all)
                     and other: another build of pulsegate, by the variable OTHER
   --scenarios LIST  of ping,rate,trickle,upload,download,both,connect,mixed,mixed-max,idle,
-                    idle-burst (all)
+                    idle-burst (all); and of tls, or some of tls-ping,tls-upload,tls-download,
+                    tls-connect,tls-resume,tls-idle,tls-idle-burst
   --secs S          seconds measured in each run (1)
   --repeats N       runs of each scenario and target (3)
   --sessions N      sessions of the scenarios trickle, idle and idle-burst (2000)
@@ -41,6 +44,17 @@ const USAGE: &str = "cargo bench --bench compare -- [flags]
 
 const SCENARIOS: &str =
     "ping,rate,trickle,upload,download,both,connect,mixed,mixed-max,idle,idle-burst";
+/// What `tls` stands for.
+const TLS_SCENARIOS: [&str; 7] = [
+    "tls-ping",
+    "tls-upload",
+    "tls-download",
+    "tls-connect",
+    "tls-resume",
+    "tls-idle",
+    "tls-idle-burst",
+];
+const TLS_IDLE_SESSIONS: usize = 1000;
 const WARM_UP: Duration = Duration::from_millis(300);
 
 /// What a run has shown. Times are of the proxy's processes.
@@ -91,6 +105,7 @@ fn main() -> ExitCode {
 
 fn compare(arguments: &Arguments, place: &Place) -> io::Result<Table> {
     fs::create_dir_all(&place.directory)?;
+    tls::certify(&place.directory)?;
     target::end_with_this_process(place.directory.clone());
     backend::start(place.backend);
     // A session of trickle takes three here: the two ends, and one more to read answers.
@@ -105,16 +120,24 @@ fn compare(arguments: &Arguments, place: &Place) -> io::Result<Table> {
     let mut targets = start_all(&arguments.list("targets", target::NAMES), place);
     let mut table = Table::new(&targets);
     let repeats = arguments.get("repeats", 3);
+    let scenarios: Vec<String> = arguments
+        .list("scenarios", SCENARIOS)
+        .into_iter()
+        .flat_map(|name| match name.as_str() {
+            "tls" => TLS_SCENARIOS.map(str::to_owned).to_vec(),
+            _ => vec![name],
+        })
+        .collect();
     let begin = Instant::now();
     for repeat in 0..repeats {
-        for scenario in arguments.list("scenarios", SCENARIOS) {
+        for scenario in &scenarios {
             let elapsed = begin.elapsed().as_secs();
             eprintln!("[{elapsed:>4} s] {scenario}, {} of {repeats}", repeat + 1);
             // Whoever comes first in one round is not the first in the next.
             for n in 0..targets.len() {
                 let at = (n + repeat) % targets.len();
                 run(
-                    &scenario,
+                    scenario,
                     &mut targets[at],
                     &plan,
                     |row, value, others, errors| {
@@ -167,12 +190,16 @@ fn run(
     plan: &Plan,
     mut note: impl FnMut(&'static str, f64, f64, u64),
 ) -> io::Result<()> {
-    if scenario.starts_with("idle") {
+    if scenario.contains("idle") {
         // A fresh process: what others have left in its pools must not hide what this costs.
         target.stop();
         target.start()?;
     }
-    let to = target.address;
+    if scenario.starts_with("tls") && target.pid().is_none() {
+        // The service itself speaks none.
+        return Ok(());
+    }
+    let (to, over_tls) = (target.address, target.tls);
     let run = match scenario {
         "ping" => measure(target, plan.secs, |t| load::ping(to, 64, t)),
         "rate" => {
@@ -193,8 +220,18 @@ fn run(
         "connect" => measure(target, plan.secs, |t| load::connect(to, 32, t)),
         "mixed" => measure(target, plan.secs, |t| mixed(to, Some(400_000_000), t)),
         "mixed-max" => measure(target, plan.secs, |t| mixed(to, None, t)),
+        "tls-ping" => measure(target, plan.secs, |t| tls::ping(over_tls, 64, t)),
+        "tls-upload" => measure(target, plan.secs, |t| tls::upload(over_tls, 4, t)),
+        "tls-download" => measure(target, plan.secs, |t| tls::download(over_tls, 4, t)),
+        "tls-connect" => measure(target, plan.secs, |t| {
+            tls::connect(over_tls, 32, Sessions::New, t);
+        }),
+        "tls-resume" => measure(target, plan.secs, |t| {
+            tls::connect(over_tls, 32, Sessions::Resumed, t);
+        }),
         "idle" => return idle(target, plan, note),
         "idle-burst" => return idle_burst(target, plan, note),
+        "tls-idle" | "tls-idle-burst" => return tls_idle(scenario, target, note),
         _ => return Err(io::Error::other(format!("no scenario {scenario}"))),
     };
     for (row, value) in figures(scenario, &run) {
@@ -236,6 +273,27 @@ fn figures(scenario: &str, run: &Run) -> Vec<(&'static str, f64)> {
             ("connect, message, FIN: connections/s", per_second),
             ("connect: CPU us/connection", per_unit),
             ("connect: p99 us", p99),
+        ],
+        "tls-ping" => vec![
+            ("TLS: ping, 64 connections: messages/s", per_second),
+            ("TLS: ping: CPU us/message", per_unit),
+            ("TLS: ping: p99 us", p99),
+        ],
+        "tls-upload" => vec![("TLS: upload: GB/s", gb), ("TLS: upload: CPU s/GB", per_gb)],
+        "tls-download" => vec![
+            ("TLS: download: GB/s", gb),
+            ("TLS: download: CPU s/GB", per_gb),
+        ],
+        "tls-connect" => vec![
+            (
+                "TLS: full handshake, message, end: connections/s",
+                per_second,
+            ),
+            ("TLS: full handshake: CPU us/connection", per_unit),
+        ],
+        "tls-resume" => vec![
+            ("TLS: resumed, message, end: connections/s", per_second),
+            ("TLS: resumed: CPU us/connection", per_unit),
         ],
         "mixed-max" => vec![
             ("2000 messages/s beside full uploads: p99 us", p99),
@@ -305,7 +363,9 @@ fn idle(
     mut note: impl FnMut(&'static str, f64, f64, u64),
 ) -> io::Result<()> {
     let mut cpu = 0.0;
-    let held = hold(target, plan, load::MESSAGE, |pid| {
+    let to = target.address;
+    let open = |tally: &_| load::hold(to, plan.sessions, load::MESSAGE, tally);
+    let held = hold(target, plan.sessions, open, |pid| {
         let before = usage::cpu(pid);
         thread::sleep(plan.idle_secs);
         cpu = usage::cpu(pid).saturating_sub(before).as_secs_f64() * 1e3;
@@ -323,28 +383,48 @@ fn idle_burst(
     plan: &Plan,
     mut note: impl FnMut(&'static str, f64, f64, u64),
 ) -> io::Result<()> {
-    if let Some((each, errors)) = hold(target, plan, 16 << 10, |_| {}) {
+    let to = target.address;
+    let open = |tally: &_| load::hold(to, plan.sessions, 16 << 10, tally);
+    if let Some((each, errors)) = hold(target, plan.sessions, open, |_| {}) {
         note("idle after 16 KiB: B/session", each, 0.0, errors);
     }
     Ok(())
 }
 
-/// Holds sessions that have carried one message of `size`, for as long as `meanwhile` takes; the
-/// memory of each, and errors.
+/// The same in TLS.
+fn tls_idle(
+    scenario: &str,
+    target: &Target,
+    mut note: impl FnMut(&'static str, f64, f64, u64),
+) -> io::Result<()> {
+    let (row, size) = match scenario {
+        "tls-idle" => ("TLS: idle sessions: B/session", load::MESSAGE),
+        _ => ("TLS: idle after 16 KiB: B/session", 16 << 10),
+    };
+    let to = target.tls;
+    let open = |tally: &_| tls::hold(to, TLS_IDLE_SESSIONS, size, tally);
+    if let Some((each, errors)) = hold(target, TLS_IDLE_SESSIONS, open, |_| {}) {
+        note(row, each, 0.0, errors);
+    }
+    Ok(())
+}
+
+/// Holds sessions that have carried a message, for as long as `meanwhile` takes; the memory of each,
+/// and errors.
 fn hold(
     target: &Target,
-    plan: &Plan,
-    size: usize,
+    sessions: usize,
+    open: impl FnOnce(&Arc<Tally>) + Send,
     meanwhile: impl FnOnce(u32),
 ) -> Option<(f64, u64)> {
     let pid = target.pid()?;
-    let (to, tally) = (target.address, Arc::new(Tally::default()));
+    let tally = Arc::new(Tally::default());
     thread::sleep(WARM_UP);
     let empty = usage::memory(pid);
     let each = thread::scope(|scope| {
-        scope.spawn(|| load::hold(to, plan.sessions, size, &tally));
+        scope.spawn(|| open(&tally));
         let done = || tally.units.load(Ordering::Relaxed) + tally.errors.load(Ordering::Relaxed);
-        while done() < plan.sessions as u64 {
+        while done() < sessions as u64 {
             thread::sleep(Duration::from_millis(20));
         }
         // What opening them costs is over by then.
@@ -352,7 +432,7 @@ fn hold(
         meanwhile(pid);
         let used = usage::memory(pid).saturating_sub(empty);
         tally.stop.store(true, Ordering::Relaxed);
-        used as f64 / plan.sessions as f64
+        used as f64 / sessions as f64
     });
     // Read after the last look at the sessions: one that was lost meanwhile is an error.
     Some((each, tally.errors.load(Ordering::Relaxed)))

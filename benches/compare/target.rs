@@ -24,6 +24,8 @@ pub struct Place {
 pub struct Target {
     pub name: String,
     pub address: SocketAddr,
+    /// Where it terminates TLS.
+    pub tls: SocketAddr,
     command: Option<Vec<String>>,
     child: Option<Child>,
 }
@@ -42,6 +44,7 @@ impl Target {
             } else {
                 address
             },
+            tls: SocketAddr::new(address.ip(), address.port() + 200),
             command: None,
             child: None,
         };
@@ -122,6 +125,8 @@ impl Target {
             ("@BACKEND@", place.backend.to_string()),
             ("@BACKEND_HOST@", place.backend.ip().to_string()),
             ("@BACKEND_PORT@", place.backend.port().to_string()),
+            ("@TLS@", self.tls.to_string()),
+            ("@TLS_PORT@", self.tls.port().to_string()),
             ("@ADMIN@", admin.to_string()),
             ("@DIR@", place.directory.display().to_string()),
             ("@SESSIONS@", (place.descriptors / 2 - 300).to_string()),
