@@ -36,7 +36,7 @@ use crate::tls::AdminAcceptor;
 
 pub use error::AppError;
 use materials::Materials;
-pub use materials::check as check_files;
+pub use materials::certificates;
 use reload::Watched;
 pub use reload::{ConfigFile, Source};
 pub use resources::{default_workers, reserved_descriptors};

@@ -12,6 +12,8 @@ mod refusing;
 mod reload;
 #[path = "process/rig.rs"]
 mod rig;
+#[path = "process/tls.rs"]
+mod tls;
 
 use std::fs;
 use std::io::{self, Read, Write};

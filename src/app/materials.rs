@@ -8,11 +8,7 @@ use std::sync::Arc;
 use crate::config::{Config, ConfigErrors};
 use crate::metrics::{CertificateFigure, Metrics, wall_clock};
 use crate::server::Listener;
-use crate::tls::certificate::{Certificate, Validity};
-use crate::tls::{Acceptor, AdminAcceptor, Connector, Material, Renewal, Section};
-
-/// An operator has this long to renew a certificate that a start or a reload warns of.
-const SOON: i64 = 7;
+use crate::tls::{Acceptor, AdminAcceptor, Certificate, Connector, Material, Renewal, Section};
 
 /// What a configuration needs, read from its files.
 #[derive(Default)]
@@ -47,11 +43,13 @@ impl Materials {
             let old = old.map(|old| &old.params);
             let at = format!("listeners[{name}].tls");
             let acceptor = listener.tls.as_ref();
-            let acceptor = acceptor.and_then(|tls| all.one(&at, tls, old?.tls.as_ref()));
+            let acceptor =
+                acceptor.and_then(|tls| all.one(&at, tls, old.and_then(|old| old.tls.as_ref())));
             all.acceptors.extend(acceptor.map(|it| (name.clone(), it)));
             let at = format!("listeners[{name}].upstream.tls");
             let connector = listener.upstream.tls.as_ref();
-            let connector = connector.and_then(|tls| all.one(&at, tls, old?.cluster.tls()));
+            let connector =
+                connector.and_then(|tls| all.one(&at, tls, old.and_then(|old| old.cluster.tls())));
             all.connectors
                 .extend(connector.map(|it| (name.clone(), it)));
         }
@@ -135,7 +133,7 @@ impl Materials {
         let certificates = self.certificates();
         for (figure, certificate) in &certificates {
             let validity = certificate.validity(wall_clock());
-            if is_bad(validity) {
+            if validity.needs_renewal() {
                 let CertificateFigure {
                     listener,
                     leg,
@@ -150,25 +148,13 @@ impl Materials {
     }
 }
 
-/// Whether the files that a configuration names can be used. Returns what an operator should know of each
-/// certificate, and whether it needs attention.
+/// The certificates of a configuration, with their files.
 ///
 /// # Errors
-/// All that is wrong.
-pub fn check(config: &Config) -> Result<Vec<String>, ConfigErrors> {
-    let materials = Materials::load(config, &[], None)?;
-    let line = |(figure, certificate): InForce| {
-        let validity = certificate.validity(wall_clock());
-        let mark = if is_bad(validity) { "warning: " } else { "" };
-        format!(
-            "{mark}certificate {}: {certificate}; it {validity}",
-            figure.file
-        )
-    };
-    Ok(materials.certificates().into_iter().map(line).collect())
-}
-
-/// Whether an operator should do something.
-pub(super) fn is_bad(validity: Validity) -> bool {
-    !matches!(validity, Validity::Days(SOON..))
+/// All that is wrong with the files that it names.
+pub fn certificates(config: &Config) -> Result<Vec<(String, Certificate)>, ConfigErrors> {
+    let found = Materials::load(config, &[], None)?.certificates();
+    let certificates = found.into_iter();
+    let certificates = certificates.map(|(figure, certificate)| (figure.file, certificate));
+    Ok(certificates.collect())
 }

@@ -13,7 +13,9 @@ use crate::app;
 use crate::config::keys::{Default, KEYS};
 use crate::config::{self, Config, MemoryLimit, UpstreamAddress};
 use crate::exit::Exit;
-use crate::host::checks::{self, Demands, Facts, Memory, Status, Upstream};
+use crate::host::checks::{self, Check, Demands, Facts, Memory, Status, Upstream};
+use crate::metrics::wall_clock;
+use crate::tls::Certificate;
 
 pub(super) const ABOUT: &str = "\
 With a configuration (--config, or the flags of run) the host is judged by it, else by the
@@ -43,7 +45,8 @@ pub(super) fn doctor(args: &Doctor) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return refuse(&errors),
     };
-    let checks = checks::all(&Facts::find(), &demands(config.as_ref()));
+    let mut checks = checks::all(&Facts::find(), &demands(config.as_ref()));
+    checks.extend(config.as_ref().and_then(certificates));
     let worst = checks.iter().map(|check| check.status).max();
     let worst = worst.unwrap_or(Status::Ok);
     let printed = write_out(&match args.output.format() {
@@ -76,6 +79,40 @@ fn demands(config: Option<&Config>) -> Demands {
         upstreams: upstreams(listeners),
         memory: memory(config.map_or(MemoryLimit::Auto, |config| config.limits.memory)),
     }
+}
+
+/// What becomes of the certificates and keys; `None` where there are none.
+fn certificates(config: &Config) -> Option<Check> {
+    config.tls_files().next()?;
+    let (status, found, meaning, setting) = match app::certificates(config) {
+        Err(errors) => {
+            let (found, meaning) = (errors.lines().join(" | "), "pulsegate does not start");
+            (Status::Fail, found, meaning, None)
+        }
+        Ok(certificates) => {
+            let ends = |(_, certificate): &&(String, Certificate)| certificate.not_after.seconds;
+            let first = certificates.iter().min_by_key(ends)?;
+            let (file, validity) = (&first.0, first.1.validity(wall_clock()));
+            let n = certificates.len();
+            let found = format!("{n} in use; the first to end, {file}, {validity}");
+            match validity.needs_renewal() {
+                true => (
+                    Status::Warn,
+                    found,
+                    "peers refuse it without notice",
+                    Some("a new one"),
+                ),
+                false => (Status::Ok, found, "they are good", None),
+            }
+        }
+    };
+    Some(Check {
+        name: "certificates",
+        status,
+        found,
+        meaning: meaning.to_owned(),
+        setting: setting.map(str::to_owned),
+    })
 }
 
 fn memory(limit: MemoryLimit) -> Memory {

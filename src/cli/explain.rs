@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::config::{Config, ListenAddress, ListenerConfig, Liveness, UpstreamAddress, show};
-use crate::liveness::{CloseReason, Evidence, LEGS, Span};
+use crate::liveness::{CloseReason, Evidence, LEGS, Leg, Span};
+use crate::metrics::wall_clock;
+use crate::tls::Certificate;
 
 /// What `check` prints.
 pub(super) fn summary(source: &str, config: &Config) -> String {
@@ -15,6 +17,20 @@ pub(super) fn summary(source: &str, config: &Config) -> String {
         out += &legs(listener);
     }
     out + &process(config)
+}
+
+/// What `check` prints of the files that a configuration names.
+pub(super) fn certificates(certificates: &[(String, Certificate)]) -> String {
+    let line = |(file, certificate): &(String, Certificate)| {
+        let validity = certificate.validity(wall_clock());
+        let mark = if validity.needs_renewal() {
+            "warning: "
+        } else {
+            ""
+        };
+        format!("{mark}certificate {file}: {certificate}; it {validity}\n")
+    };
+    certificates.iter().map(line).collect()
 }
 
 /// What `explain` prints.
@@ -51,16 +67,19 @@ fn heading(listener: &ListenerConfig) -> String {
     let ListenerConfig {
         name,
         address,
+        tls,
         upstream,
         limits,
         ..
     } = listener;
+    let is_tls = [tls.is_some(), upstream.tls.is_some()];
+    let [down, up] = is_tls.map(|tls| if tls { " (TLS)" } else { "" });
     let limits = match limits.max_connections {
         Some(1) => format!("at most 1 session, then {}", limits.on_full),
         Some(n) => format!("at most {n} sessions, then {}", limits.on_full),
         None => "no limit of sessions".to_owned(),
     };
-    format!("{name}: {address} -> {upstream}, {limits}\n")
+    format!("{name}: {address}{down} -> {upstream}{up}, {limits}\n")
 }
 
 fn process(config: &Config) -> String {
@@ -216,9 +235,27 @@ fn rows(listener: &ListenerConfig) -> Vec<Row> {
         ended("both", "session too old", "-", &[duration]),
         ended("upstream", "no answer to connect", "-", &[connect]),
     ]);
+    rows.extend(handshakes(listener));
     rows.extend(mute(listener));
     rows.retain(|[leg, ..]| !leg.is_empty());
     rows
+}
+
+/// Peers that do not come to an end with TLS, where it is spoken.
+fn handshakes(listener: &ListenerConfig) -> Vec<Row> {
+    let down = listener.tls.as_ref().map(|tls| tls.handshake_timeout);
+    let up = listener.upstream.tls.as_ref();
+    let up = up.map(|_| listener.upstream.connect_timeout);
+    let row = |(leg, limit): (Leg, Option<Duration>)| {
+        let limit = (CloseReason::tls_failed(leg).into(), Some(limit?));
+        Some(ended(
+            leg.into(),
+            "handshake of TLS not over",
+            "-",
+            &[limit],
+        ))
+    };
+    LEGS.into_iter().zip([down, up]).filter_map(row).collect()
 }
 
 /// Peers that live and send nothing, where there is a limit to that.

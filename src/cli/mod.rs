@@ -184,9 +184,8 @@ pub fn main() -> ExitCode {
 /// The files that the configuration names, too.
 fn check(args: &RunArgs) -> ExitCode {
     let text = args.load().and_then(|config| {
-        let certificates = crate::app::check_files(&config)?;
-        let lines = certificates.iter().map(|line| format!("{line}\n"));
-        Ok(explain::summary(&args.source(), &config) + &lines.collect::<String>())
+        let certificates = crate::app::certificates(&config)?;
+        Ok(explain::summary(&args.source(), &config) + &explain::certificates(&certificates))
     });
     print(text)
 }

@@ -96,6 +96,17 @@ impl Certificate {
     }
 }
 
+impl Validity {
+    /// An operator has this long to renew a certificate that he is warned of, in days.
+    const SOON: i64 = 7;
+
+    /// Whether an operator should do something.
+    #[must_use]
+    pub fn needs_renewal(self) -> bool {
+        !matches!(self, Self::Days(Self::SOON..))
+    }
+}
+
 /// As a part of a line: whose, by whom, until when.
 impl fmt::Display for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

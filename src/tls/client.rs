@@ -2,11 +2,16 @@
 
 use std::sync::Arc;
 
-use rustls::ClientConfig;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
+use rustls::server::ParsedCertificate;
 use rustls::sign::SingleCertAndKey;
+use rustls::{CertificateError, ClientConfig, Error};
 
-use super::files::{Files, Named};
+use super::certificate::{Certificate, Validity};
+use super::files::{Authorities, Files, Named};
+use super::judge::{Judge, Shown};
 use super::material::{Material, Section};
 use super::server::protocols;
 use crate::config::{Roots, UpstreamTls};
@@ -52,13 +57,128 @@ impl Section for UpstreamTls {
         let builder = ClientConfig::builder_with_provider(super::provider())
             .with_protocol_versions(versions)
             .map_err(|error| files.refuse("min_version", error))
-            .ok()?
-            .with_root_certificates(roots);
+            .ok()?;
+        let verifier = verifier(roots).map_err(|error| files.refuse("ca", error));
+        let builder = builder
+            .dangerous()
+            .with_custom_certificate_verifier(verifier.ok()?);
         let mut config = match own {
             Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own))),
             None => builder.with_no_client_auth(),
         };
         config.alpn_protocols = protocols(&self.alpn);
         Some(config)
+    }
+}
+
+/// A certificate is good if an authority has issued it, or if the operator has named it itself: many a service
+/// has one that it signed with its own key. As that mostly says that it is an authority, webpki refuses it as the
+/// certificate of a server.
+fn verifier(trusted: Authorities) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+    let Authorities {
+        store,
+        certificates,
+    } = trusted;
+    let builder = WebPkiServerVerifier::builder_with_provider(store.into(), super::provider());
+    let verifier = builder.build();
+    let verifier = verifier.map_err(|error| Error::General(error.to_string()))?;
+    let judge = move |shown: Shown<'_>| {
+        let Shown {
+            certificate,
+            chain,
+            name,
+            now,
+        } = shown;
+        match verifier.verify_server_cert(certificate, chain, name, &[], now) {
+            Err(_) if certificates.contains(certificate) => judge_alone(shown),
+            judged => judged.map(drop),
+        }
+    };
+    Ok(Arc::new(Judge::new(judge)))
+}
+
+/// Dates and names, as of any other.
+fn judge_alone(shown: Shown<'_>) -> Result<(), Error> {
+    let now = i64::try_from(shown.now.as_secs()).unwrap_or(i64::MAX);
+    let validity = Certificate::of(shown.certificate).map(|it| it.validity(now));
+    let refused = match validity {
+        Some(Validity::Days(_)) => {
+            let certificate = ParsedCertificate::try_from(shown.certificate)?;
+            return rustls::client::verify_server_name(&certificate, shown.name);
+        }
+        Some(Validity::Expired(_)) => CertificateError::Expired,
+        Some(Validity::NotYet(_)) => CertificateError::NotValidYet,
+        None => CertificateError::BadEncoding,
+    };
+    Err(refused.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd,
+    };
+
+    use super::*;
+    use crate::tls::Acceptor;
+    use crate::tls::tests::lab::{Lab, shake};
+
+    #[test]
+    fn a_certificate_that_is_named_itself_is_good_for_its_names_and_dates() {
+        let lab = Lab::new();
+        let make = |file: &str, until: i32, is_ca: IsCa| {
+            let mut params = CertificateParams::new(["s.example".to_owned()]).unwrap();
+            params.not_after = date_time_ymd(until, 1, 1);
+            params.is_ca = is_ca;
+            let key = KeyPair::generate().unwrap();
+            lab.write(&format!("{file}.key"), key.serialize_pem());
+            let made = CertifiedIssuer::self_signed(params, key).unwrap();
+            lab.write(&format!("{file}.crt"), made.pem());
+        };
+        let authority = IsCa::Ca(BasicConstraints::Unconstrained);
+        make("own", 2090, authority);
+        make("plain", 2090, IsCa::NoCa);
+        make("other", 2090, authority);
+        make("old", 2001, authority);
+        let refused = |trusted: &str, shown: &str, name: &str| {
+            let client = Connector::load(&lab.client(trusted, "")).unwrap().config();
+            let server = Acceptor::load(&lab.server(&[shown], "")).unwrap().config();
+            shake(&client, &server, name).client.err()
+        };
+        assert_eq!(refused("own", "own", "s.example"), None);
+        assert_eq!(refused("plain", "plain", "s.example"), None);
+        let wrong = refused("own", "own", "t.example");
+        assert!(matches!(
+            wrong,
+            Some(Error::InvalidCertificate(
+                CertificateError::NotValidForNameContext { .. }
+            ))
+        ));
+        let expired = Error::InvalidCertificate(CertificateError::Expired);
+        assert_eq!(refused("old", "old", "s.example"), Some(expired));
+        assert!(refused("own", "other", "s.example").is_some());
+        assert!(refused("own", "plain", "s.example").is_some());
+    }
+
+    #[test]
+    fn the_name_of_a_service_is_the_configured_one_or_its_host() {
+        let lab = Lab::new();
+        lab.authority("ca");
+        let name = |keys: &str, host: &str| {
+            let made = Connector::load(&lab.client("ca", keys)).unwrap();
+            made.server_name(host)
+                .map(|name| name.to_str().into_owned())
+                .ok()
+        };
+        assert_eq!(name("", "db.example").as_deref(), Some("db.example"));
+        assert_eq!(name("", "db.example.").as_deref(), Some("db.example"));
+        assert_eq!(name("", "192.0.2.1").as_deref(), Some("192.0.2.1"));
+        assert_eq!(name("", "2001:db8::1").as_deref(), Some("2001:db8::1"));
+        assert_eq!(
+            name("server_name: a.example", "b").as_deref(),
+            Some("a.example")
+        );
+        assert_eq!(name("server_name: '::1'", "b").as_deref(), Some("::1"));
+        assert_eq!(name("", ""), None);
     }
 }

@@ -120,6 +120,13 @@ pub struct Files {
     problems: Vec<Problem>,
 }
 
+/// Whom to trust.
+pub struct Authorities {
+    pub(super) store: RootCertStore,
+    /// Those that the operator has named one by one.
+    pub(super) certificates: Vec<CertificateDer<'static>>,
+}
+
 /// A key of a section that names a file.
 #[derive(Clone, Copy)]
 pub(super) struct Named<'a> {
@@ -176,25 +183,28 @@ impl Files {
     }
 
     /// The certificates of authorities.
-    pub(super) fn authorities(&mut self, of: Named<'_>) -> Option<RootCertStore> {
+    pub(super) fn authorities(&mut self, of: Named<'_>) -> Option<Authorities> {
         let certificates = self.chain(of);
         let certificates = self.tell(certificates)?;
         let mut store = RootCertStore::empty();
-        let add = || {
-            for (i, certificate) in certificates.into_iter().enumerate() {
+        let mut add = || {
+            for (i, certificate) in certificates.iter().enumerate() {
                 let refused =
                     |error: rustls::Error| of.problem(Why::Certificate(i + 1, error.to_string()));
-                store.add(certificate).map_err(refused)?;
+                store.add(certificate.clone()).map_err(refused)?;
             }
             Ok(())
         };
         let added = add();
         self.tell(added)?;
-        Some(store)
+        Some(Authorities {
+            store,
+            certificates,
+        })
     }
 
     /// The authorities that this host trusts.
-    pub(super) fn system(&mut self, key: &'static str) -> Option<RootCertStore> {
+    pub(super) fn system(&mut self, key: &'static str) -> Option<Authorities> {
         let found = rustls_native_certs::load_native_certs();
         let mut store = RootCertStore::empty();
         for certificate in &found.certs {
@@ -206,7 +216,10 @@ impl Files {
             let (key, file, why) = (key.to_owned(), None, Why::NoAuthorities(errors.concat()));
             return self.tell(Err(Problem { key, file, why }));
         }
-        Some(store)
+        Some(Authorities {
+            store,
+            certificates: Vec::new(),
+        })
     }
 
     /// The certificates of a file; at least one.

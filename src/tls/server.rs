@@ -54,7 +54,7 @@ impl Section for Tls {
             })
         });
         let clients = match (authorities, self.client_auth) {
-            (Some(authorities), Some(auth)) => Some((authorities?, auth)),
+            (Some(authorities), Some(auth)) => Some((authorities?.store, auth)),
             _ => None,
         };
         let chosen = Chosen {
@@ -301,7 +301,7 @@ mod tests {
         let old = rustls::ClientConfig::builder_with_provider(provider.into())
             .with_protocol_versions(&[&rustls::version::TLS12])
             .unwrap()
-            .with_root_certificates(roots)
+            .with_root_certificates(roots.store)
             .with_no_client_auth();
         let old = Arc::new(old);
         let v = |version| Some((version, None));

@@ -1,0 +1,448 @@
+//! Certificates and keys under a process that runs (docs/TLS.md).
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rcgen::{CertificateParams, CertifiedIssuer, KeyPair, date_time_ymd};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::reload::Rig;
+use crate::rig::{
+    PATIENT, Ports, Proxy, Service, Temporary, eventually, free_address, kept, pulsegate, text,
+};
+
+/// A chain and its key, good until the end of a year.
+fn issue(folder: &Path, name: &str, until: i32) {
+    let mut params = CertificateParams::new([format!("{name}.example")]).expect("parameters");
+    params.not_after = date_time_ymd(until, 12, 31);
+    let key = KeyPair::generate().expect("a key");
+    let made = CertifiedIssuer::self_signed(params, &key).expect("a certificate");
+    fs::write(folder.join(format!("{name}.crt")), made.pem()).expect("written");
+    fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).expect("written");
+}
+
+fn end_of(year: i32) -> f64 {
+    date_time_ymd(year, 12, 31).unix_timestamp() as f64
+}
+
+/// A process whose listener and upstream have certificates.
+struct Lab {
+    rig: Rig,
+    clients: SocketAddr,
+    service: Service,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let rig = Rig::new();
+        let folder = rig.file().parent().expect("a folder").to_owned();
+        for name in ["server", "client", "ca"] {
+            issue(&folder, name, 2090);
+        }
+        Self {
+            rig,
+            clients: free_address(),
+            service: Service::start(),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.rig.file().with_file_name(name)
+    }
+
+    fn file(&self, chain: &str) -> String {
+        let path = |name: &str| self.path(name).display().to_string();
+        let [chain, client, key, ca] = [chain, "client.crt", "client.key", "ca.crt"].map(path);
+        let (admin, clients, service) = (self.rig.admin, self.clients, self.service.address);
+        let server = chain.replace(".crt", ".key");
+        format!(
+            "admin: {{ address: '{admin}' }}
+listeners:
+  - name: orders
+    address: '{clients}'
+    tls: {{ certificates: [{{ certificate: {chain}, key: {server} }}], client_ca: {ca} }}
+    upstream:
+      address: '{service}'
+      tls: {{ ca: {ca}, certificate: {client}, key: {key} }}
+"
+        )
+    }
+
+    fn run(&mut self, chain: &str, more: &str) {
+        fs::write(self.rig.file(), self.file(chain) + more).expect("written");
+        self.rig.run(&[]);
+    }
+
+    fn until(&self, leg: &str, chain: &str) -> f64 {
+        let file = self.path(chain);
+        let file = file.display();
+        let labels = format!("{{certificate=\"{file}\",leg=\"{leg}\",listener=\"orders\"}}");
+        let name = format!("pulsegate_certificate_not_after_seconds{labels}");
+        self.rig.proxy().metric(&name)
+    }
+}
+
+#[test]
+fn files_that_change_are_taken_up_all_or_none() {
+    let mut lab = Lab::new();
+    lab.run("server.crt", "reload: { watch: false }");
+    let folder = lab.path("");
+    assert_eq!(lab.until("downstream", "server.crt"), end_of(2090));
+    assert_eq!(lab.until("upstream", "client.crt"), end_of(2090));
+    let nothing = json!({ "applied": [], "new_sessions_only": [], "needs_restart": [] });
+    assert_eq!(lab.rig.reloaded(), nothing);
+
+    issue(&folder, "server", 2091);
+    issue(&folder, "ca", 2091);
+    issue(&folder, "client", 2092);
+    let old = fs::read(lab.path("client.key")).expect("a key");
+    issue(&folder, "other", 2090);
+    fs::copy(lab.path("other.key"), lab.path("client.key")).expect("written");
+    let (status, body) = lab.rig.reload();
+    assert_eq!(status, 422, "{body}");
+    let [key, chain] = ["client.key", "client.crt"].map(|name| lab.path(name));
+    let expected = format!(
+        "listeners[orders].upstream.tls.key: {}: does not fit the first certificate of {}",
+        key.display(),
+        chain.display()
+    );
+    assert_eq!(body.trim(), expected);
+    assert_eq!(lab.until("downstream", "server.crt"), end_of(2090));
+    let failures = "pulsegate_config_reloads_total{outcome=\"failure\"}";
+    assert_eq!(lab.rig.proxy().metric(failures), 1.0);
+
+    fs::write(&key, old).expect("written");
+    let expected = json!({
+        "applied": [
+            "listeners[orders].tls.certificates",
+            "listeners[orders].tls.client_ca",
+            "listeners[orders].upstream.tls.ca",
+            "listeners[orders].upstream.tls.certificate",
+            "listeners[orders].upstream.tls.key",
+        ],
+        "new_sessions_only": [],
+        "needs_restart": [],
+    });
+    assert_eq!(lab.rig.reloaded(), expected);
+    assert_eq!(lab.until("downstream", "server.crt"), end_of(2091));
+    assert_eq!(lab.until("upstream", "client.crt"), end_of(2092));
+    assert_eq!(lab.rig.reloaded(), nothing);
+
+    // Another file: a change of the configuration.
+    issue(&folder, "next", 2093);
+    fs::write(
+        lab.rig.file(),
+        lab.file("next.crt") + "reload: { watch: false }",
+    )
+    .expect("written");
+    let changed = lab.rig.reloaded();
+    assert_eq!(
+        changed["new_sessions_only"],
+        json!(["listeners[orders].tls.certificates"])
+    );
+    assert_eq!(lab.until("downstream", "next.crt"), end_of(2093));
+    let page = lab.rig.proxy().get("/metrics").expect("a scrape");
+    assert!(!page.contains("server.crt"), "{page}");
+    fs::remove_file(lab.path("next.key")).expect("removed");
+    let (status, body) = lab.rig.reload();
+    assert!(
+        status == 422 && body.contains("next.key: cannot be read: No such file"),
+        "{body}"
+    );
+}
+
+#[test]
+fn the_watch_sees_a_swapped_link_and_waits_for_a_key() {
+    let mut lab = Lab::new();
+    let folder = lab.path("");
+    // As the kubelet mounts a Secret.
+    let versions = ["1", "2"].map(|version| {
+        let inside = folder.join(version);
+        fs::create_dir(&inside).expect("a folder");
+        issue(
+            &inside,
+            "tls",
+            2080 + version.parse::<i32>().expect("a number"),
+        );
+        inside
+    });
+    let swap = |to: &Path| {
+        symlink(to, folder.join("..new")).expect("a link");
+        fs::rename(folder.join("..new"), folder.join("..data")).expect("renamed");
+    };
+    swap(&versions[0]);
+    for name in ["tls.crt", "tls.key"] {
+        symlink(Path::new("..data").join(name), folder.join(name)).expect("a link");
+    }
+    lab.run("tls.crt", "");
+    assert_eq!(lab.until("downstream", "tls.crt"), end_of(2081));
+    swap(&versions[1]);
+    let is = |year| move |lab: &Lab| lab.until("downstream", "tls.crt") == end_of(year);
+    assert!(
+        eventually(PATIENT, || is(2082)(&lab)),
+        "{}",
+        text(&lab.rig.log)
+    );
+
+    // The certificate is there before its key is.
+    let key = fs::read(versions[1].join("tls.key")).expect("a key");
+    issue(&versions[1], "tls", 2083);
+    let new = fs::read(versions[1].join("tls.key")).expect("a key");
+    fs::write(versions[1].join("tls.key"), key).expect("written");
+    let failed = || {
+        let name = "pulsegate_config_reloads_total{outcome=\"failure\"}";
+        lab.rig.proxy().metric(name) >= 1.0
+    };
+    assert!(eventually(PATIENT, failed), "{}", text(&lab.rig.log));
+    assert!(is(2082)(&lab));
+    fs::write(versions[1].join("tls.key"), new).expect("written");
+    assert!(
+        eventually(PATIENT, || is(2083)(&lab)),
+        "{}",
+        text(&lab.rig.log)
+    );
+    let log = text(&lab.rig.log);
+    assert_eq!(
+        log.matches("does not fit the first certificate").count(),
+        1,
+        "{log}"
+    );
+    assert!(
+        log.contains("applied=\"listeners[orders].tls.certificates\""),
+        "{log}"
+    );
+}
+
+#[test]
+fn without_a_configuration_file_certificates_are_followed_too() {
+    let folder = Temporary::new("d");
+    fs::create_dir(&folder.0).expect("a folder");
+    issue(&folder.0, "server", 2090);
+    let [crt, key] = ["server.crt", "server.key"].map(|name| folder.0.join(name));
+    let (ports, service) = (Ports::free(), Service::start());
+    let (log, stdio) = kept();
+    let flags = ["--tls-certificate", path(&crt), "--tls-key", path(&key)];
+    let proxy = Proxy::start(ports, service.address, stdio, &flags);
+    issue(&folder.0, "server", 2091);
+    proxy.signal(Signal::HUP);
+    let name = format!(
+        "pulsegate_certificate_not_after_seconds{{certificate=\"{}\",leg=\"downstream\",listener=\"default\"}}",
+        crt.display()
+    );
+    assert!(
+        eventually(PATIENT, || proxy.metric(&name) == end_of(2091)),
+        "{}",
+        text(&log)
+    );
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("text")
+}
+
+#[test]
+fn what_cannot_be_used_ends_a_start_and_a_check() {
+    let lab = Lab::new();
+    fs::write(lab.rig.file(), lab.file("server.crt")).expect("written");
+    let file = lab.rig.file();
+    let said = |command: &str, code: i32| {
+        let output = pulsegate(&[command, "--config", path(&file)]).output();
+        let output = output.expect("it runs");
+        let said =
+            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        assert_eq!(output.status.code(), Some(code), "{said:?}");
+        said.concat()
+    };
+    let checked = said("check", 0);
+    let line = format!(
+        "certificate {}: server.example, issued by rcgen self signed cert, 1975-01-01 to 2090-12-31; it is good for ",
+        lab.path("server.crt").display()
+    );
+    assert!(checked.contains(&line), "{checked}");
+    // No warning ends anything: clients find out.
+    issue(&lab.path(""), "server", 2001);
+    let checked = said("check", 0);
+    assert!(
+        checked.contains("warning: certificate ") && checked.contains("it expired on 2001-12-31"),
+        "{checked}"
+    );
+    fs::remove_file(lab.path("server.crt")).expect("removed");
+    fs::write(lab.path("client.key"), "nothing").expect("written");
+    for command in ["check", "run"] {
+        let said = said(command, 2);
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 2, "{said}");
+        assert!(
+            lines[0].starts_with("listeners[orders].tls.certificates[0].certificate: "),
+            "{said}"
+        );
+        assert!(
+            lines[0].contains("server.crt: cannot be read: No such file"),
+            "{said}"
+        );
+        assert!(
+            lines[1].contains("client.key: has no PRIVATE KEY in PEM"),
+            "{said}"
+        );
+    }
+    // The form of the keys is judged without their files.
+    said("explain", 0);
+}
+
+#[test]
+fn an_expired_certificate_is_warned_of() {
+    let mut lab = Lab::new();
+    issue(&lab.path(""), "server", 2001);
+    lab.run("server.crt", "reload: { watch: false }");
+    let log = text(&lab.rig.log);
+    let line = log
+        .lines()
+        .find(|line| line.contains("the certificate expired on 2001-12-31: renew it"));
+    let line = line.unwrap_or_else(|| panic!("{log}"));
+    assert!(
+        line.contains("WARN") && line.contains("listener=\"orders\""),
+        "{line}"
+    );
+    assert_eq!(lab.until("downstream", "server.crt"), end_of(2001));
+}
+
+/// The authority of the documentation, and all kinds of keys, as OpenSSL makes them.
+#[test]
+fn what_openssl_makes_can_be_used() {
+    if Command::new("openssl")
+        .arg("version")
+        .stdout(Stdio::null())
+        .status()
+        .is_err()
+    {
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "openssl is missing, and this is CI"
+        );
+        eprintln!("SKIPPED: openssl is missing");
+        return;
+    }
+    let folder = Temporary::new("d");
+    fs::create_dir(&folder.0).expect("a folder");
+    let docs = include_str!("../../docs/TLS.md");
+    let example = |name: &str| {
+        let (_, rest) = docs
+            .split_once(&format!("<!-- example: {name} -->\n"))
+            .expect("there");
+        let (_, rest) = rest.split_once('\n').expect("a fence");
+        rest.split_once("\n```").expect("an end").0.to_owned()
+    };
+    let sh = |script: &str| {
+        let mut command = Command::new("sh");
+        let command = command.args(["-euc", script]).current_dir(&folder.0);
+        let output = command.output().expect("a shell");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    };
+    let check = |code: i32| {
+        let mut command = pulsegate(&["check", "--config", "pulsegate.yaml"]);
+        let output = command.current_dir(&folder.0).output().expect("it runs");
+        let said =
+            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
+        assert_eq!(output.status.code(), Some(code), "{said:?}");
+        said.concat()
+    };
+    sh(&example("authority"));
+    fs::write(folder.0.join("pulsegate.yaml"), example("pulsegate.yaml")).expect("written");
+    let said = check(0);
+    assert!(
+        said.contains("certificate server.crt: orders.example, issued by Test authority, "),
+        "{said}"
+    );
+    assert!(
+        said.contains("certificate client.crt: client7.example, issued by Test authority, "),
+        "{said}"
+    );
+    let kinds = [
+        (
+            "genrsa -traditional -out server.key 2048",
+            "RSA PRIVATE KEY",
+        ),
+        (
+            "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072 -out server.key",
+            "PRIVATE KEY",
+        ),
+        (
+            "ecparam -name prime256v1 -genkey -out server.key",
+            "EC PRIVATE KEY",
+        ),
+        (
+            "ecparam -name secp384r1 -genkey -noout -out server.key",
+            "EC PRIVATE KEY",
+        ),
+        ("genpkey -algorithm ed25519 -out server.key", "PRIVATE KEY"),
+    ];
+    for (make, label) in kinds {
+        sh(&format!(
+            "openssl {make}; grep -q -e '-----BEGIN {label}-----' server.key
+             openssl req -x509 -key server.key -subj /CN=orders -days 9 -out server.crt"
+        ));
+        assert!(
+            check(0).contains("certificate server.crt: orders, issued by orders, "),
+            "{make}"
+        );
+    }
+    for (make, wrong) in [
+        (
+            "openssl genrsa -out server.key 1024",
+            "its key cannot be used",
+        ),
+        (
+            "openssl genrsa -aes128 -passout pass:x -traditional -out server.key 2048",
+            "its key is encrypted",
+        ),
+        (
+            "openssl genrsa -aes128 -passout pass:x -out server.key 2048",
+            "its key is encrypted",
+        ),
+        (
+            "openssl genpkey -algorithm ed25519 -out server.key",
+            "does not fit the first certificate",
+        ),
+        (
+            "openssl pkey -in client.key -outform der -out server.key",
+            "turns into PEM",
+        ),
+        ("mkfifo fifo; mv fifo server.key", "is not a regular file"),
+    ] {
+        sh(&format!("rm -f server.key; {make}"));
+        let said = check(2);
+        assert!(
+            said.starts_with("listeners[orders].tls.certificates[0].key: server.key: "),
+            "{said}"
+        );
+        assert!(said.contains(wrong), "{make}: {said}");
+    }
+}
+
+#[test]
+fn a_key_that_may_not_be_read_is_said_so() {
+    let lab = Lab::new();
+    fs::write(lab.rig.file(), lab.file("server.crt")).expect("written");
+    let key = lab.path("server.key");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o0)).expect("changed");
+    if fs::read(&key).is_ok() {
+        return; // As root everything may be read.
+    }
+    let file = lab.rig.file();
+    let output = pulsegate(&["check", "--config", path(&file)])
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("Permission denied") && said.contains("must be allowed to"),
+        "{said}"
+    );
+}
