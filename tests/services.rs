@@ -26,6 +26,8 @@ mod ftp;
 mod http;
 #[path = "services/many.rs"]
 mod many;
+#[path = "services/papers.rs"]
+mod papers;
 #[path = "services/postgres.rs"]
 mod postgres;
 #[path = "services/process.rs"]

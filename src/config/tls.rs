@@ -93,6 +93,21 @@ section! {
     }
 }
 
+impl UpstreamTls {
+    /// One that trusts these, and has defaults.
+    #[must_use]
+    pub fn of(ca: Roots) -> Self {
+        Self {
+            ca,
+            server_name: None,
+            certificate: None,
+            key: None,
+            min_version: MinVersion::V1_2,
+            alpn: Vec::new(),
+        }
+    }
+}
+
 impl Config {
     /// The files with certificates and keys that it names.
     pub fn tls_files(&self) -> impl Iterator<Item = &Path> {

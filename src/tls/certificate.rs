@@ -4,6 +4,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use rustls::pki_types::CertificateDer;
+
 /// Longer names are cut.
 const LONGEST_NAME: usize = 253;
 
@@ -30,8 +32,12 @@ const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 /// What a certificate says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
+    /// As it is sent.
+    pub der: CertificateDer<'static>,
     /// Its first DNS name, email address, URI or IP address (SAN); else its common name.
     pub identity: Option<String>,
+    /// All of these (SAN).
+    pub names: Vec<String>,
     /// The common name of whoever issued it.
     pub issuer: Option<String>,
     /// It is good from then on.
@@ -76,9 +82,12 @@ impl Certificate {
         let mut validity = Der(tbs.value(SEQUENCE)?);
         let subject = tbs.value(SEQUENCE)?;
         let extensions = tbs.find(|(tag, _)| *tag == EXTENSIONS);
-        let identity = extensions.and_then(|(_, extensions)| first_name(extensions));
+        let names = extensions.and_then(|(_, extensions)| alternative_names(extensions));
+        let names = names.unwrap_or_default();
         Some(Self {
-            identity: identity.or_else(|| common_name(subject)),
+            der: der.to_vec().into(),
+            identity: names.first().cloned().or_else(|| common_name(subject)),
+            names,
             issuer: common_name(issuer),
             not_before: Date::of(validity.next()?)?,
             not_after: Date::of(validity.next()?)?,
@@ -174,20 +183,22 @@ fn days_since_epoch([year, month, day]: [i64; 3]) -> i64 {
     year * 365 + leap_days + (153 * month + 2) / 5 + day - 719_469
 }
 
-/// The first alternative name that is a text or an address.
-fn first_name(extensions: &[u8]) -> Option<String> {
+/// The alternative names that are a text or an address.
+fn alternative_names(extensions: &[u8]) -> Option<Vec<String>> {
     let names = Der(Der(extensions).value(SEQUENCE)?).find_map(|(_, extension)| {
         let mut parts = Der(extension).filter(|(tag, _)| *tag != BOOLEAN);
         let is_it = parts.next()? == (OBJECT, SUBJECT_ALT_NAME);
         let (tag, value) = parts.next()?;
         (is_it && tag == OCTETS).then_some(value)
     });
-    Der(Der(names?).value(SEQUENCE)?).find_map(|(tag, name)| match (tag, name.len()) {
+    let names = Der(Der(names?).value(SEQUENCE)?);
+    let names = names.filter_map(|(tag, name)| match (tag, name.len()) {
         (EMAIL | DNS | URI, _) => Some(printable(name)),
         (ADDRESS, 4) => Some(IpAddr::from(<[u8; 4]>::try_from(name).ok()?).to_string()),
         (ADDRESS, 16) => Some(IpAddr::from(<[u8; 16]>::try_from(name).ok()?).to_string()),
         _ => None,
-    })
+    });
+    Some(names.collect())
 }
 
 /// The last one is the most particular.

@@ -1,5 +1,6 @@
 //! What a client is configured with: sessions and checks, on their way to a service.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -10,7 +11,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{CertificateError, ClientConfig, Error};
 
 use super::certificate::{Certificate, Validity};
-use super::files::{Authorities, Files, Named};
+use super::files::{Authorities, Files, LoadError, Named};
 use super::judge::{Judge, Shown};
 use super::material::{Material, Section};
 use super::server::protocols;
@@ -36,39 +37,76 @@ impl Section for UpstreamTls {
     type Config = ClientConfig;
 
     fn make(&self, files: &mut Files) -> Option<ClientConfig> {
-        let named = |key, file| Named {
-            reported: key,
-            key,
-            file,
-        };
-        let roots = match &self.ca {
-            Roots::System => files.system("ca"),
-            Roots::File(file) => files.authorities(named("ca", file)),
-        };
-        let own = match (&self.certificate, &self.key) {
-            (Some(chain), Some(key)) => {
-                let own = files.certified(named("certificate", chain), named("key", key));
-                Some(own?)
-            }
-            _ => None,
-        };
-        let roots = roots?;
-        let versions = super::versions(self.min_version);
-        let builder = ClientConfig::builder_with_provider(super::provider())
-            .with_protocol_versions(versions)
-            .map_err(|error| files.refuse("min_version", error))
-            .ok()?;
-        let verifier = verifier(roots).map_err(|error| files.refuse("ca", error));
-        let builder = builder
-            .dangerous()
-            .with_custom_certificate_verifier(verifier.ok()?);
-        let mut config = match own {
-            Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own))),
-            None => builder.with_no_client_auth(),
-        };
-        config.alpn_protocols = protocols(&self.alpn);
-        Some(config)
+        let verifier = trusting(self, files);
+        client(self, files, verifier)
     }
+}
+
+/// Judges servers as a client of this section does.
+///
+/// # Errors
+/// All that is wrong with the authorities.
+pub fn judge_of(section: &UpstreamTls) -> Result<Arc<dyn ServerCertVerifier>, LoadError> {
+    let mut files = Files::default();
+    let verifier = trusting(section, &mut files);
+    files.finish(verifier).map(|(verifier, _)| verifier)
+}
+
+/// A client of this section, but for those whom it trusts: its servers are judged in another way.
+///
+/// # Errors
+/// All that is wrong with the files.
+pub fn judged_by(
+    section: &UpstreamTls,
+    judge: Arc<dyn ServerCertVerifier>,
+) -> Result<ClientConfig, LoadError> {
+    let mut files = Files::default();
+    let client = client(section, &mut files, Some(judge));
+    files.finish(client).map(|(client, _)| client)
+}
+
+fn named<'a>(key: &'static str, file: &'a Path) -> Named<'a> {
+    Named {
+        reported: key,
+        key,
+        file,
+    }
+}
+
+fn trusting(section: &UpstreamTls, files: &mut Files) -> Option<Arc<dyn ServerCertVerifier>> {
+    let trusted = match &section.ca {
+        Roots::System => files.system("ca"),
+        Roots::File(file) => files.authorities(named("ca", file)),
+    };
+    let verifier = verifier(trusted?);
+    verifier.map_err(|error| files.refuse("ca", error)).ok()
+}
+
+fn client(
+    section: &UpstreamTls,
+    files: &mut Files,
+    verifier: Option<Arc<dyn ServerCertVerifier>>,
+) -> Option<ClientConfig> {
+    let own = match (&section.certificate, &section.key) {
+        (Some(chain), Some(key)) => {
+            let own = files.certified(named("certificate", chain), named("key", key));
+            Some(own?)
+        }
+        _ => None,
+    };
+    let builder = ClientConfig::builder_with_provider(super::provider())
+        .with_protocol_versions(super::versions(section.min_version))
+        .map_err(|error| files.refuse("min_version", error))
+        .ok()?;
+    let builder = builder
+        .dangerous()
+        .with_custom_certificate_verifier(verifier?);
+    let mut config = match own {
+        Some(own) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(own))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = protocols(&section.alpn);
+    Some(config)
 }
 
 /// A certificate is good if an authority has issued it, or if the operator has named it itself: many a service

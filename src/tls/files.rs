@@ -147,6 +147,22 @@ impl Named<'_> {
     }
 }
 
+/// The first certificate of a file.
+///
+/// # Errors
+/// There is none.
+pub fn first_certificate(file: &Path) -> Result<CertificateDer<'static>, LoadError> {
+    let of = Named {
+        reported: "certificate",
+        key: "certificate",
+        file,
+    };
+    let chain = Files::default().chain(of)?;
+    // It has at least one.
+    let first = chain.into_iter().next();
+    Ok(first.ok_or_else(|| of.problem(Why::Missing("CERTIFICATE", false)))?)
+}
+
 impl Files {
     /// What was made of the files; `None`, or a problem on the way, is an error.
     pub(super) fn finish<T>(self, made: Option<T>) -> Result<(T, Self), LoadError> {

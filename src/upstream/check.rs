@@ -2,14 +2,21 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
+use rustls::ClientConfig;
+use rustls::client::Resumption;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::{Cluster, Endpoint};
 use crate::config::{Check, CheckKind, SendProxy, Statuses, UpstreamAddress};
 use crate::proxy_protocol::Header;
+use crate::tls::Connector;
+use crate::tls::stream::{self, Secured};
 
 /// Checks at a time, over all listeners; each holds a descriptor.
 pub(super) const MOST: usize = 16;
@@ -18,10 +25,20 @@ static AT_ONCE: Semaphore = Semaphore::const_new(MOST);
 /// An answer is read for a status no further than this.
 const LONGEST_STATUS_LINE: usize = 1024;
 
+/// The orderly end of a check may take so long.
+const END_WITHIN: Duration = Duration::from_millis(500);
+
 /// A connection, of whatever kind.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// What came of a check.
+struct Asked {
+    answered: io::Result<()>,
+    /// To be ended in good order.
+    secured: Option<Secured<Box<dyn Stream>>>,
+}
 
 /// Whether an endpoint is up, by its checks. Pure.
 #[derive(Debug, Default)]
@@ -64,11 +81,17 @@ impl Cluster {
         // Nobody closes it. The wait does not count.
         let _turn = AT_ONCE.acquire().await.map_err(io::Error::other)?;
         let within = self.upstream().check.timeout;
-        let checked = tokio::time::timeout(within, self.ask(endpoint)).await;
-        checked.unwrap_or_else(|_| Err(io::Error::other("not answered within check.timeout")))
+        let asked = timeout(within, self.ask(endpoint)).await;
+        let late = |_| Err(io::Error::other("not answered within check.timeout"));
+        let Asked { answered, secured } = asked.unwrap_or_else(late)?;
+        if let Some(mut secured) = secured {
+            let ended = stream::end(&mut secured, END_WITHIN).await;
+            return answered.and(ended.map_err(io::Error::other));
+        }
+        answered
     }
 
-    async fn ask(&self, endpoint: &Endpoint) -> io::Result<()> {
+    async fn ask(&self, endpoint: &Endpoint) -> io::Result<Asked> {
         let upstream = self.upstream();
         let check = &upstream.check;
         let to = endpoint.address();
@@ -101,12 +124,54 @@ impl Cluster {
             // No endpoint has one.
             UpstreamAddress::Name { .. } => return Err(io::ErrorKind::Unsupported.into()),
         };
-        stream.write_all(&[header, question].concat()).await?;
-        match check.kind {
-            CheckKind::Send => answered(&mut *stream, &check.expect.0).await,
-            CheckKind::Http => answered_status(&mut *stream, check.status).await,
-            CheckKind::Off | CheckKind::Tcp | CheckKind::Tls => Ok(()),
-        }
+        let Some(connector) = self.secures(check) else {
+            stream.write_all(&[header, question].concat()).await?;
+            return Ok(Asked {
+                answered: answered(&mut *stream, check).await,
+                secured: None,
+            });
+        };
+        stream.write_all(&header).await?;
+        let mut stream = handshake(connector, endpoint, stream).await?;
+        stream.write_all(&question).await?;
+        stream.flush().await?;
+        Ok(Asked {
+            answered: answered(&mut stream, check).await,
+            secured: Some(stream),
+        })
+    }
+
+    /// With what a check speaks TLS. At another port there is another service, which is only asked for it by
+    /// a check that is nothing else.
+    fn secures(&self, check: &Check) -> Option<&Connector> {
+        let is_secured = match check.kind {
+            CheckKind::Off | CheckKind::Tcp => false,
+            CheckKind::Tls => true,
+            CheckKind::Send | CheckKind::Http => check.port.is_none(),
+        };
+        self.tls().filter(|_| is_secured).map(|tls| &**tls)
+    }
+}
+
+/// As sessions do it, but never resumed: a certificate is looked at each time.
+async fn handshake(
+    connector: &Connector,
+    endpoint: &Endpoint,
+    stream: Box<dyn Stream>,
+) -> io::Result<Secured<Box<dyn Stream>>> {
+    let name = connector.server_name(&endpoint.host());
+    let name = name.map_err(io::Error::other)?;
+    let mut config = ClientConfig::clone(&connector.config());
+    config.resumption = Resumption::disabled();
+    let connected = stream::connect(Arc::new(config), name, stream).await;
+    connected.map_err(io::Error::other)
+}
+
+async fn answered(stream: &mut dyn Stream, check: &Check) -> io::Result<()> {
+    match check.kind {
+        CheckKind::Send => answered_bytes(stream, &check.expect.0).await,
+        CheckKind::Http => answered_status(stream, check.status).await,
+        CheckKind::Off | CheckKind::Tcp | CheckKind::Tls => Ok(()),
     }
 }
 
@@ -122,7 +187,7 @@ async fn connect(to: SocketAddr, sources: Option<&[IpAddr]>) -> io::Result<TcpSt
     socket.connect(to).await
 }
 
-async fn answered(stream: &mut dyn Stream, expected: &[u8]) -> io::Result<()> {
+async fn answered_bytes(stream: &mut dyn Stream, expected: &[u8]) -> io::Result<()> {
     let mut answer = vec![0; expected.len()];
     stream.read_exact(&mut answer).await?;
     if answer != expected {

@@ -9,9 +9,11 @@ use std::thread;
 use std::time::Duration;
 
 use crate::Case;
+use crate::papers::{self, Papers, TlsServer};
 use crate::postgres::{Postgres, psql, query};
 use crate::process::{Folder, Process, free_address, read_to_any_end};
 use crate::pulsegate::{Pulsegate, closed};
+use crate::support::certificates::{self, Subject};
 use crate::support::eventually;
 
 pub const CASES: &[Case] = &[
@@ -35,6 +37,12 @@ pub const CASES: &[Case] = &[
         &[],
         checks_that_connect_see_a_service_go_and_come,
     ),
+    Case::new(
+        "checks_look_at_the_certificate",
+        &[],
+        checks_look_at_the_certificate,
+    ),
+    Case::new("checks_ask_inside_tls", &[], checks_ask_inside_tls),
 ];
 
 const PROMPT: Duration = Duration::from_secs(30);
@@ -204,6 +212,115 @@ fn checks_that_connect_see_a_service_go_and_come() {
     expect_states(&proxy, &["down"]);
     proxy.expect_active(0);
     assert_eq!(closed(&proxy.metrics(), "connect_refused"), 1.0);
+}
+
+/// A proxy in front of a service of TLS, by the addresses of which its certificate may have one.
+fn in_front_of(service: &TlsServer, papers: &Papers, flags: &[&str]) -> Pulsegate {
+    let ca = papers.named("ca.pem");
+    let checked = ["--check-interval", "100ms", "--upstream-tls-ca", &ca];
+    Pulsegate::start(service.address, &[&checked, flags].concat())
+}
+
+/// Whatever makes sessions fail has the endpoint be down, and the log says what it is.
+fn checks_look_at_the_certificate() {
+    let papers = Papers::new();
+    let subject = || Subject::named(&["127.0.0.1"]);
+    let good = papers.issue("good", subject());
+    let others = Papers::new();
+    let foreign = others.issue("foreign", subject());
+    let service = TlsServer::start(certificates::server(&good), |_| Ok(()));
+    let client = [papers.named("good.pem"), papers.named("good.key")];
+    let known = [
+        "--upstream-tls-certificate",
+        &client[0],
+        "--upstream-tls-key",
+        &client[1],
+    ];
+    let flags = ["--check", "tls"];
+    let [anybody, somebody] = [&flags[..], &[&flags, &known[..]].concat()];
+    let proxy = in_front_of(&service, &papers, anybody);
+    expect_states(&proxy, &["up"]);
+    for (config, why) in [
+        (
+            certificates::server(&papers.issue("old", subject().expired())),
+            "expired",
+        ),
+        (
+            certificates::server(&papers.issue("new", subject().not_yet_valid())),
+            "not valid for another",
+        ),
+        (
+            certificates::server(&papers.issue("other", Subject::named(&["b.example"]))),
+            "b.example",
+        ),
+        (certificates::server(&foreign), "CA"),
+        (
+            certificates::server_for(&good, &papers.path("ca.pem")),
+            "certificate required",
+        ),
+    ] {
+        service.become_another(config);
+        expect_states(&proxy, &["down"]);
+        let said = || {
+            let log = proxy.log();
+            let last = log
+                .lines()
+                .rfind(|line| line.contains("an endpoint is down"));
+            last.unwrap_or_default().to_owned()
+        };
+        assert!(
+            eventually(PROMPT, || said().contains(why)),
+            "{why}: {}",
+            said()
+        );
+        service.become_another(certificates::server(&good));
+        expect_states(&proxy, &["up"]);
+    }
+    // One that may come in.
+    service.become_another(certificates::server_for(&good, &papers.path("ca.pem")));
+    let proxy = in_front_of(&service, &papers, somebody);
+    expect_states(&proxy, &["up"]);
+    let [ended, _] = service.ends();
+    let more = || service.ends()[0] > ended + 5;
+    assert!(eventually(PROMPT, more), "checks go on");
+    assert_eq!(proxy.get("/upstreams").expect("an answer").0, 200);
+}
+
+fn checks_ask_inside_tls() {
+    let papers = Papers::new();
+    let own = papers.issue("own", Subject::named(&["127.0.0.1"]));
+    let serve: papers::Serve = |stream| {
+        let mut question = [0; 64];
+        let n = stream.read(&mut question)?;
+        let answer: &[u8] = match &question[..n] {
+            b"PING\r\n" => b"+PONG\r\n",
+            [b'G', b'E', b'T', ..] => b"HTTP/1.0 204 No Content\r\n\r\n",
+            _ => b"",
+        };
+        stream.write_all(answer)
+    };
+    let send = [
+        "--check",
+        "send",
+        "--check-send",
+        "PING\\r\\n",
+        "--check-expect",
+        "+PONG",
+    ];
+    for flags in [&send[..], &["--check", "http"], &["--check", "tls"]] {
+        let service = TlsServer::start(certificates::server(&own), serve);
+        let proxy = in_front_of(&service, &papers, flags);
+        assert!(eventually(PROMPT, || service.ends()[0] > 3));
+        expect_states(&proxy, &["up"]);
+        // Every check ends with close_notify, also one that has failed.
+        assert_eq!(service.ends()[1], 0, "{flags:?}");
+    }
+    let service = TlsServer::start(certificates::server(&own), serve);
+    let wrong = ["--check", "http", "--check-status", "200"];
+    let proxy = in_front_of(&service, &papers, &wrong);
+    expect_states(&proxy, &["down"]);
+    assert_eq!(service.ends()[1], 0);
+    assert!(proxy.log().contains("status 204"), "{}", proxy.log());
 }
 
 /// The port is refused while the service is away, again and again, and taken once it is there.

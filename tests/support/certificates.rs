@@ -11,6 +11,7 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// A certificate authority.
@@ -158,6 +159,23 @@ pub fn client(authority: &Path, own: Option<&Certified>) -> Arc<ClientConfig> {
         None => builder.with_no_client_auth(),
     };
     Arc::new(config)
+}
+
+/// A server with this certificate, whose clients must have one of this authority.
+pub fn server_for(own: &Certified, authority: &Path) -> Arc<ServerConfig> {
+    let (chain, key) = own.der();
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_file(authority).expect("PEM");
+    roots.add(root).expect("a certificate");
+    let provider = pulsegate::tls::provider();
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
+    let builder = ServerConfig::builder_with_provider(provider);
+    let builder = builder.with_safe_default_protocol_versions();
+    let verifier = verifier.build().expect("an authority");
+    let builder = builder
+        .expect("versions")
+        .with_client_cert_verifier(verifier);
+    Arc::new(builder.with_single_cert(chain, key).expect("fits"))
 }
 
 /// A server with this certificate, that asks its clients for none.
