@@ -18,6 +18,14 @@ pub enum Exit {
     CannotListen = 3,
     /// A peer that was asked did not answer.
     Unanswered = 4,
+    /// Nobody could be connected to.
+    NotConnected = 5,
+    /// The handshake of TLS failed.
+    NoHandshake = 6,
+    /// A certificate is not to be trusted.
+    NotTrusted = 7,
+    /// A connection was ended by the other side at once.
+    EndedEarly = 8,
 }
 
 impl From<Exit> for ExitCode {

@@ -86,7 +86,7 @@ const PURE_CRATES: [(&str, &[&str]); 1] = [(
 )];
 
 /// Where the time may be read. Everybody else is given it, or sleeps by the runtime's timer.
-const CLOCKS: [(&str, &str); 4] = [
+const CLOCKS: [(&str, &str); 5] = [
     ("sys/clock.rs", "the one clock of the data plane"),
     (
         "metrics/mod.rs",
@@ -96,6 +96,7 @@ const CLOCKS: [(&str, &str); 4] = [
         "admin/client.rs",
         "deadlines of a blocking client in a process of its own",
     ),
+    ("cli/probe", "tells a person how long each step took"),
     ("demo", "tells a person what happened when"),
 ];
 

@@ -30,6 +30,8 @@ mod many;
 mod papers;
 #[path = "services/postgres.rs"]
 mod postgres;
+#[path = "services/probe.rs"]
+mod probe;
 #[path = "services/process.rs"]
 mod process;
 #[path = "services/proxy_protocol.rs"]
@@ -138,6 +140,7 @@ fn main() -> ExitCode {
         bad_input::CASES,
         proxy_protocol::CASES,
         checks::CASES,
+        probe::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

@@ -4,6 +4,7 @@ mod address;
 mod args;
 mod doctor;
 mod explain;
+mod probe;
 mod remote;
 
 use std::io::{self, Write};
@@ -20,6 +21,7 @@ use crate::sys;
 
 pub use args::RunArgs;
 use doctor::Doctor;
+use probe::Probe;
 use remote::{Conns, Drain, Healthcheck, Kill, Reload, Upstreams, Verify};
 
 const EXIT_CODES: &str = "\
@@ -28,7 +30,11 @@ Exit codes:
   1  failed while running
   2  flags, filters or configuration are wrong
   3  an address could not be listened on
-  4  verify: a peer did not answer, or could not be asked enough to tell";
+  4  verify: a peer did not answer, or could not be asked enough to tell
+  5  probe: nobody could be connected to
+  6  probe: the handshake of TLS failed
+  7  probe: the certificate is not to be trusted
+  8  probe: the server ended the connection before it said anything";
 
 const ABOUT_SETTINGS: &str = "\
 Either --config, or --listen and --upstream with any of the other flags.
@@ -83,6 +89,9 @@ enum Command {
     /// Judge this host: what bounds the promise here, and what to change
     #[command(after_help = doctor::ABOUT)]
     Doctor(Doctor),
+    /// Say what a client would meet at a server: connect, TLS handshake, certificate, first byte
+    #[command(after_help = probe::ABOUT)]
+    Probe(Probe),
     /// Print the JSON Schema of the configuration file
     Schema,
     /// Ask a running pulsegate whether it lives
@@ -168,6 +177,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check(&args),
         Command::Explain(args) => print(args.load().map(|config| explain::explain(&config))),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Probe(args) => probe::probe(&args),
         Command::Schema => write_out(&format!("{:#}\n", schema::json())),
         Command::Version => write_out(concat!("pulsegate ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Healthcheck(args) => remote::healthcheck(&args),
