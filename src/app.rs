@@ -1,5 +1,6 @@
 //! The composition root: the only module that may see every other.
 
+mod board;
 mod control;
 mod environment;
 mod error;
@@ -9,7 +10,6 @@ mod reload;
 mod resources;
 mod takeover;
 
-use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
@@ -22,8 +22,8 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{self, Control, Notice, Readiness, TokenFile};
-use crate::config::{Admin, Config, ConfigErrors, ControlAddress};
+use crate::admin::{self, Control, Readiness, TokenFile};
+use crate::config::{Config, ConfigErrors, ControlAddress};
 use crate::exit::{self, Exit};
 use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Turn};
@@ -32,16 +32,16 @@ use crate::server::{Hooks, Limiter, Listener, Registry, StartError, Workers};
 use crate::session::{Balancer, Session};
 use crate::sys;
 use crate::telemetry::{self, LogSwitch};
-use crate::tls::AdminAcceptor;
 
+use board::Board;
 pub use error::AppError;
 use materials::Materials;
 pub use materials::certificates;
 use reload::Watched;
 pub use reload::{ConfigFile, Source};
 pub use resources::{default_workers, reserved_descriptors};
+use takeover::Estate;
 pub use takeover::Succession;
-use takeover::{AdminSockets, Estate};
 
 /// Sessions whose peers are asked at a time, over all requests: each is observed some hundred
 /// times in a second until it answers.
@@ -59,10 +59,8 @@ pub struct App {
     /// Taken by the one that serves them.
     admin: Mutex<Vec<OwnedFd>>,
     token: Option<TokenFile>,
-    /// What clients of the admin address meet, where that is TLS.
-    admin_tls: Option<Arc<AdminAcceptor>>,
-    /// Where the subcommands find this instance, as long as it is open.
-    _notice: Option<File>,
+    /// Where the subcommands find this instance.
+    board: Board,
     /// What the next instance is given; `None` where nobody is to ask, or somebody has it.
     estate: Mutex<Option<Estate>>,
     /// The next instance has the admin address and the clients.
@@ -106,7 +104,7 @@ impl App {
         })?;
         announce(&added, count);
         materials.report(&metrics);
-        let notice = announce_admin(config.admin.as_ref(), admin.as_ref());
+        let board = Board::announce(config.admin.as_ref(), admin.as_ref(), materials.admin());
         environment::try_on_demand_probe(metrics.clone());
         if let Some(before) = &before {
             before.relieve().map_err(AppError::Takeover)?;
@@ -129,8 +127,7 @@ impl App {
             drain: DrainRequest::default(),
             admin: Mutex::new(sockets.flatten().collect()),
             token,
-            admin_tls: materials.admin(),
-            _notice: notice,
+            board,
             estate: Mutex::new(estate),
             succeeded: watch::Sender::new(false),
             descriptor_limit,
@@ -180,8 +177,10 @@ impl App {
     fn serve_admin(self: &Arc<Self>) -> io::Result<JoinSet<()>> {
         let mut sockets = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
         let mut endpoint = JoinSet::new();
+        // The first socket is that of admin.address. What comes by the other one does not leave this host.
+        let mut tls = self.board.tls().cloned();
         for socket in sockets.drain(..) {
-            let socket = admin::Socket::new(socket)?;
+            let socket = admin::Socket::new(socket, tls.take())?;
             let control: Arc<dyn Control> = self.clone();
             endpoint.spawn(admin::serve(
                 socket,
@@ -354,30 +353,6 @@ fn announce(listeners: &[Arc<Listener>], workers: usize) {
             "listening"
         );
     }
-}
-
-/// In the log, and to the subcommands.
-fn announce_admin(config: Option<&Admin>, sockets: Option<&AdminSockets>) -> Option<File> {
-    match sockets {
-        Some(AdminSockets { address, .. }) => tracing::info!(%address, "the admin endpoint"),
-        None => tracing::info!("no admin endpoint"),
-    }
-    if let Some(address) = config.and_then(|admin| admin.control.as_ref()) {
-        tracing::info!(%address, "the admin endpoint, for changes too");
-    }
-    let bound = config.zip(sockets).map(|(admin, sockets)| Admin {
-        address: sockets.address,
-        control: admin
-            .control
-            .clone()
-            .map(|address| sockets.control_address(address)),
-        ..admin.clone()
-    });
-    let posted = bound.map(Notice::from).unwrap_or_default().post();
-    let say = |error: &io::Error| {
-        tracing::warn!("subcommands find this process by --admin only: {error}");
-    };
-    posted.inspect_err(say).ok()
 }
 
 impl Drainable for App {

@@ -24,6 +24,8 @@ mod control;
 mod ftp;
 #[path = "services/http.rs"]
 mod http;
+#[path = "services/https.rs"]
+mod https;
 #[path = "services/many.rs"]
 mod many;
 #[path = "services/papers.rs"]
@@ -141,6 +143,7 @@ fn main() -> ExitCode {
         proxy_protocol::CASES,
         checks::CASES,
         probe::CASES,
+        https::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

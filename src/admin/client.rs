@@ -24,11 +24,12 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout_at;
 
 use super::guard::{TokenFile, read_token};
-use super::notice::Notice;
+use super::notice::{Notice, Place};
 use super::query::Query;
 pub use super::query::{Format, Sort};
 use super::server::Stream;
 use super::table;
+pub use super::trust::Trust;
 use crate::config::ControlAddress;
 use crate::view::{AnswerWord, OnSilent, VerifiedSession, VerifyList};
 
@@ -46,16 +47,16 @@ const EVICTED_PAUSE: Duration = Duration::from_millis(20);
 const MAX_ANSWER: usize = 512 * 1024 * 1024;
 
 /// An endpoint, and what it is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Target {
     /// At least one. The next one is tried where nobody can be connected to.
-    addresses: Vec<ControlAddress>,
+    addresses: Vec<(ControlAddress, Option<Trust>)>,
     token: Option<String>,
 }
 
 impl From<ControlAddress> for Target {
     fn from(address: ControlAddress) -> Self {
-        let (addresses, token) = (vec![address], None);
+        let (addresses, token) = (vec![(address, None)], None);
         Self { addresses, token }
     }
 }
@@ -67,18 +68,31 @@ impl From<SocketAddr> for Target {
 }
 
 impl Target {
+    /// One that speaks HTTPS.
+    #[must_use]
+    pub fn https(address: SocketAddr, trust: Trust) -> Self {
+        let addresses = vec![(ControlAddress::Tcp(address), Some(trust))];
+        let token = None;
+        Self { addresses, token }
+    }
+
     /// What is said there; `None`: the endpoint is off.
-    pub fn of(
-        Notice {
-            addresses,
-            token_file,
-        }: Notice,
-    ) -> Option<Self> {
+    pub fn of(Notice { places, token_file }: Notice) -> Option<Self> {
+        let place = |place: Place| (place.address, place.certificate.map(Trust::Pinned));
+        let addresses: Vec<_> = places.into_iter().map(place).collect();
         let token = None;
         let target = (!addresses.is_empty()).then_some(Self { addresses, token })?;
         // Whoever may not read it can still ask.
         let token = token_file.and_then(|file| TokenFile::new(file).ok()?.read().ok());
         Some(Self { token, ..target })
+    }
+
+    /// Whether both are at the same addresses.
+    #[must_use]
+    pub fn is_at(&self, other: &Self) -> bool {
+        let (ours, theirs) = (self.addresses.iter(), other.addresses.iter());
+        ours.map(|(address, _)| address)
+            .eq(theirs.map(|(address, _)| address))
     }
 
     /// The same with the token of this file, or pipe.
@@ -93,7 +107,11 @@ impl Target {
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let addresses: Vec<_> = self.addresses.iter().map(ToString::to_string).collect();
+        let shown = |(address, trust): &(ControlAddress, Option<Trust>)| match trust {
+            Some(_) => format!("https://{address}"),
+            None => address.to_string(),
+        };
+        let addresses: Vec<_> = self.addresses.iter().map(shown).collect();
         f.write_str(&addresses.join(", "))
     }
 }
@@ -383,24 +401,32 @@ fn exchange_once(addr: &Target, method: &Method, path: &str, deadline: Instant) 
 /// To the first address that can be connected to, with the name of the host there.
 async fn connect(addr: &Target) -> io::Result<(Box<dyn Stream>, String)> {
     let mut failed = io::ErrorKind::AddrNotAvailable.into();
-    for address in &addr.addresses {
-        let connected = match address {
-            ControlAddress::Tcp(address) => {
-                let address = reachable(*address);
-                let connected = TcpStream::connect(address).await;
-                connected.map(|stream| (Box::new(stream) as Box<dyn Stream>, address.to_string()))
-            }
-            ControlAddress::Unix(path) => {
-                let connected = UnixStream::connect(path).await;
-                connected.map(|stream| (Box::new(stream) as _, "localhost".to_owned()))
-            }
-        };
-        match connected {
+    for (address, trust) in &addr.addresses {
+        match connect_to(address, trust.as_ref()).await {
             Ok(connected) => return Ok(connected),
             Err(error) => failed = error,
         }
     }
     Err(failed)
+}
+
+async fn connect_to(
+    address: &ControlAddress,
+    trust: Option<&Trust>,
+) -> io::Result<(Box<dyn Stream>, String)> {
+    let address = match address {
+        ControlAddress::Tcp(address) => reachable(*address),
+        ControlAddress::Unix(path) => {
+            let stream = UnixStream::connect(path).await?;
+            return Ok((Box::new(stream), "localhost".to_owned()));
+        }
+    };
+    let stream = TcpStream::connect(address).await?;
+    let Some(trust) = trust else {
+        return Ok((Box::new(stream), address.to_string()));
+    };
+    let host = trust.host(address);
+    Ok((Box::new(trust.connect(stream, address.ip()).await?), host))
 }
 
 async fn ask(addr: &Target, method: &Method, path: &str) -> Answer {

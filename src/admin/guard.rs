@@ -14,6 +14,7 @@ use std::sync::Arc;
 use hyper::header::{AUTHORIZATION, HOST, HeaderValue, ORIGIN};
 use hyper::{HeaderMap, StatusCode};
 use rustix::fs::OFlags;
+use strum::IntoStaticStr;
 
 use crate::telemetry::Repeated;
 
@@ -37,6 +38,17 @@ impl Reach {
             Self::Network
         }
     }
+}
+
+/// How the endpoint is spoken to, as a browser says it of a page's origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+pub(super) enum Scheme {
+    /// Plain.
+    #[strum(serialize = "http://")]
+    Http,
+    /// In TLS.
+    #[strum(serialize = "https://")]
+    Https,
 }
 
 /// The file of the token that lets its bearer change something from anywhere.
@@ -145,6 +157,7 @@ fn is_same(a: &[u8], b: &[u8]) -> bool {
 #[derive(Clone, Debug)]
 pub(super) struct Guard {
     pub reach: Reach,
+    pub scheme: Scheme,
     pub token: Option<TokenFile>,
 }
 
@@ -167,7 +180,7 @@ impl Guard {
             // No page of another site can send it unasked.
             (Some(token), _) if token.is_borne(headers) => None,
             (_, Reach::File) => None,
-            (_, Reach::Host) => change_refusal(headers).map(forbidden),
+            (_, Reach::Host) => change_refusal(self.scheme, headers).map(forbidden),
             (Some(_), _) => Some((
                 StatusCode::UNAUTHORIZED,
                 "changes are accepted here with the token of admin.token_file only (Authorization: Bearer)",
@@ -180,7 +193,7 @@ impl Guard {
 }
 
 /// Why a mutating request from this host is refused, if it is.
-fn change_refusal(headers: &HeaderMap) -> Option<&'static str> {
+fn change_refusal(scheme: Scheme, headers: &HeaderMap) -> Option<&'static str> {
     let mut hosts = headers.get_all(HOST).iter();
     let (Some(host), None) = (hosts.next().and_then(text), hosts.next()) else {
         return Some("one Host header is needed");
@@ -189,7 +202,8 @@ fn change_refusal(headers: &HeaderMap) -> Option<&'static str> {
         return Some(FOREIGN_HOST);
     }
     let mut origins = headers.get_all(ORIGIN).iter();
-    if !origins.all(|origin| text(origin).and_then(|o| o.strip_prefix("http://")) == Some(host)) {
+    let scheme: &str = scheme.into();
+    if !origins.all(|origin| text(origin).and_then(|o| o.strip_prefix(scheme)) == Some(host)) {
         return Some("cross-site request (Origin)");
     }
     // `same-site` is refused too: every port of localhost is the same site.
@@ -273,7 +287,7 @@ mod tests {
         ];
         for pairs in ok {
             let headers = headers(pairs);
-            assert_eq!(change_refusal(&headers), None, "{pairs:?}");
+            assert_eq!(change_refusal(Scheme::Http, &headers), None, "{pairs:?}");
         }
         let bad: [&[_]; 8] = [
             &[],
@@ -286,9 +300,12 @@ mod tests {
             &[("host", "127.0.0.1:1"), ("sec-fetch-site", "same-site")],
         ];
         for pairs in bad {
-            let refused = change_refusal(&headers(pairs));
+            let refused = change_refusal(Scheme::Http, &headers(pairs));
             assert!(refused.is_some(), "{pairs:?}");
         }
+        let https = [("host", "[::1]:1"), ("origin", "https://[::1]:1")];
+        assert_eq!(change_refusal(Scheme::Https, &headers(&https)), None);
+        assert!(change_refusal(Scheme::Http, &headers(&https)).is_some());
     }
 
     #[tokio::test]
@@ -306,8 +323,12 @@ mod tests {
         }
         write("0123456789abcdef\n");
         let token = Some(TokenFile::new(path.clone()).expect("a token"));
-        let reach = Reach::Network;
-        let guard = Guard { reach, token };
+        let (reach, scheme) = (Reach::Network, Scheme::Http);
+        let guard = Guard {
+            reach,
+            scheme,
+            token,
+        };
         let refused = |bearer: &str| {
             let mut headers = headers(&[("host", "evil.example"), ("origin", "null")]);
             headers.insert(AUTHORIZATION, bearer.parse().expect("a header"));
@@ -335,7 +356,10 @@ mod tests {
         assert!(why.contains("is not a regular file"), "{why}");
         assert!(refused("Bearer fedcba9876543210").is_some());
         std::fs::remove_file(&path).expect("removed");
-        let none = Guard { reach, token: None };
+        let none = Guard {
+            token: None,
+            ..guard
+        };
         let refused = none.refuses(&headers(&[("host", "127.0.0.1")]));
         assert_eq!(
             refused.map(|(status, _)| status),
@@ -349,8 +373,12 @@ mod tests {
         assert_eq!(refusal(Reach::Host, &rebound), Some(FOREIGN_HOST));
         assert_eq!(refusal(Reach::Network, &rebound), None);
         assert_eq!(refusal(Reach::File, &rebound), None);
-        let (reach, token) = (Reach::File, None);
-        assert_eq!(Guard { reach, token }.refuses(&rebound), None);
+        let file = Guard {
+            reach: Reach::File,
+            scheme: Scheme::Http,
+            token: None,
+        };
+        assert_eq!(file.refuses(&rebound), None);
         let own: [&[_]; 3] = [&[], &[("host", "localhost:1")], &[("host", "[::1]:1")]];
         for pairs in own {
             assert_eq!(refusal(Reach::Host, &headers(pairs)), None, "{pairs:?}");

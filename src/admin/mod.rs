@@ -13,6 +13,8 @@ mod query;
 mod routes;
 mod server;
 mod table;
+mod tls;
+mod trust;
 pub use crate::view;
 
 pub use guard::TokenFile;
@@ -32,6 +34,7 @@ pub async fn status(
 ) -> hyper::StatusCode {
     let guard = guard::Guard {
         reach: guard::Reach::Host,
+        scheme: guard::Scheme::Http,
         token: None,
     };
     let router = routes::Router::new(control, guard);

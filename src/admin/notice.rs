@@ -8,38 +8,57 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::process::geteuid;
+use rustls::pki_types::CertificateDer;
 
 use crate::config::{Admin, ControlAddress};
 
 const NAME: &str = "pulsegate-admin";
 /// How /proc/PID/fd shows it (proc_pid_fd(5)).
 const LINK: &str = "/memfd:pulsegate-admin (deleted)";
-/// Two addresses and a path are shorter.
-const LONGEST: u64 = 8192;
+/// Two addresses, a path and a certificate are shorter.
+const LONGEST: u64 = 256 * 1024;
 /// Marks the line that is no address.
 const TOKEN_FILE: &str = "token_file:";
+/// Marks an address that has a certificate, which is behind it.
+const HTTPS: &str = "https://";
 
 /// The addresses of an endpoint, none where it is off, and what helps to use them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Notice {
     /// In the order in which they are tried.
-    pub addresses: Vec<ControlAddress>,
+    pub places: Vec<Place>,
     /// The token is for whoever can read it.
     pub token_file: Option<PathBuf>,
 }
 
-impl From<Admin> for Notice {
-    /// Changes are accepted at the control address, so it comes first.
-    fn from(admin: Admin) -> Self {
-        let address = ControlAddress::Tcp(admin.address);
-        Self {
-            addresses: admin.control.into_iter().chain([address]).collect(),
-            token_file: admin.token_file,
-        }
-    }
+/// An address of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where it is.
+    pub address: ControlAddress,
+    /// That of the server, where it speaks HTTPS.
+    pub certificate: Option<CertificateDer<'static>>,
 }
 
 impl Notice {
+    /// Changes are accepted at the control address, so it comes first. `certificate` is that of the address
+    /// which speaks HTTPS.
+    #[must_use]
+    pub fn new(admin: Admin, certificate: Option<CertificateDer<'static>>) -> Self {
+        let control = admin.control.map(|address| Place {
+            address,
+            certificate: None,
+        });
+        let address = Place {
+            address: ControlAddress::Tcp(admin.address),
+            certificate,
+        };
+        Self {
+            places: control.into_iter().chain([address]).collect(),
+            token_file: admin.token_file,
+        }
+    }
+
     /// Has this process say so, as long as the file is open.
     ///
     /// # Errors
@@ -53,9 +72,9 @@ impl Notice {
         Ok(posted)
     }
 
-    /// One line for each address, and one for the file.
+    /// One line for each address, with the certificate where there is one, and one for the file.
     fn text(&self) -> io::Result<String> {
-        let lines = self.addresses.iter().map(|address| format!("{address}\n"));
+        let lines = self.places.iter().map(Place::line);
         let mut text: String = lines.collect();
         if let Some(file) = &self.token_file {
             // The reader works in another folder.
@@ -102,15 +121,49 @@ impl Notice {
         for line in text.lines() {
             if let Some(file) = line.strip_prefix(TOKEN_FILE) {
                 notice.token_file = Some(file.into());
-            } else if let Some(path) = line.strip_prefix("unix:") {
-                notice.addresses.push(ControlAddress::Unix(path.into()));
             } else {
-                let address = line.parse().ok()?;
-                notice.addresses.push(ControlAddress::Tcp(address));
+                notice.places.push(Place::parse(line)?);
             }
         }
         Some(notice)
     }
+}
+
+impl Place {
+    fn line(&self) -> String {
+        let address = &self.address;
+        match &self.certificate {
+            Some(der) => {
+                let digits = der.iter().map(|byte| format!("{byte:02x}"));
+                format!("{HTTPS}{address} {}\n", digits.collect::<String>())
+            }
+            None => format!("{address}\n"),
+        }
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (address, certificate) = match line.strip_prefix(HTTPS) {
+            Some(rest) => {
+                let (address, digits) = rest.split_once(' ')?;
+                (address, Some(bytes(digits)?.into()))
+            }
+            None => (line, None),
+        };
+        let address = match address.strip_prefix("unix:") {
+            Some(path) => ControlAddress::Unix(path.into()),
+            None => ControlAddress::Tcp(address.parse().ok()?),
+        };
+        Some(Self {
+            address,
+            certificate,
+        })
+    }
+}
+
+fn bytes(digits: &str) -> Option<Vec<u8>> {
+    let pairs = digits.as_bytes().chunks(2).map(str::from_utf8);
+    let bytes = pairs.map(|pair| u8::from_str_radix(pair.ok()?, 16).ok());
+    bytes.collect()
 }
 
 #[cfg(test)]
@@ -119,10 +172,16 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
+        let place = |address, certificate| Place {
+            address,
+            certificate,
+        };
+        let address = ControlAddress::Tcp("[::1]:9900".parse().expect("valid"));
         let notice = Notice {
-            addresses: vec![
-                ControlAddress::Unix("/run/a b/c.sock".into()),
-                ControlAddress::Tcp("[::1]:9900".parse().expect("valid")),
+            places: vec![
+                place(ControlAddress::Unix("/run/a b/c.sock".into()), None),
+                place(address.clone(), Some(vec![0, 0x30, 0xff].into())),
+                place(address, None),
             ],
             token_file: Some("/run/token".into()),
         };
@@ -130,6 +189,12 @@ mod tests {
             let text = notice.text().expect("written");
             assert_eq!(Notice::parse(&text), Some(notice));
         }
-        assert_eq!(Notice::parse("something else\n"), None);
+        for wrong in [
+            "something else\n",
+            "https://[::1]:1\n",
+            "https://[::1]:1 3x\n",
+        ] {
+            assert_eq!(Notice::parse(wrong), None, "{wrong}");
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -16,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
@@ -26,9 +27,11 @@ use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tracing::debug;
 
 use super::Control;
-use super::guard::{Guard, Reach, TokenFile};
+use super::guard::{Guard, Reach, Scheme, TokenFile};
 use super::patience::Patient;
 use super::routes::{Refusal, Reply, Router, is_probe};
+use super::tls;
+use crate::tls::AdminAcceptor;
 
 /// Connections at once to one address. Each is a descriptor that the data plane cannot have.
 pub const MAX_CONNECTIONS: usize = 64;
@@ -59,6 +62,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Socket {
     /// On an address of TCP.
     Tcp(TcpListener),
+    /// The same, with HTTPS.
+    Https(TcpListener, Arc<AdminAcceptor>),
     /// On a file.
     Unix(UnixListener),
 }
@@ -75,22 +80,24 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Socket {
-    /// The socket of either kind that this descriptor is.
+    /// The socket that this descriptor is: HTTPS with an acceptor, where it is of TCP.
     ///
     /// # Errors
     /// The runtime cannot watch it.
-    pub fn new(listening: OwnedFd) -> io::Result<Self> {
-        let is_unix = SockRef::from(&listening).local_addr()?.is_unix();
-        Ok(if is_unix {
-            Self::Unix(UnixListener::from_std(listening.into())?)
-        } else {
-            Self::Tcp(TcpListener::from_std(listening.into())?)
+    pub fn new(listening: OwnedFd, tls: Option<Arc<AdminAcceptor>>) -> io::Result<Self> {
+        if SockRef::from(&listening).local_addr()?.is_unix() {
+            return UnixListener::from_std(listening.into()).map(Self::Unix);
+        }
+        let listener = TcpListener::from_std(listening.into())?;
+        Ok(match tls {
+            Some(acceptor) => Self::Https(listener, acceptor),
+            None => Self::Tcp(listener),
         })
     }
 
     fn reach(&self) -> Reach {
         match self {
-            Self::Tcp(listener) => match listener.local_addr() {
+            Self::Tcp(listener) | Self::Https(listener, _) => match listener.local_addr() {
                 Ok(address) => Reach::of(address.ip()),
                 Err(_) => Reach::Network,
             },
@@ -101,18 +108,48 @@ impl Socket {
     /// Bounds what the kernel holds for a connection; they inherit it.
     fn bound_buffers(&self) -> io::Result<()> {
         let socket = match self {
-            Self::Tcp(listener) => SockRef::from(listener),
+            Self::Tcp(listener) | Self::Https(listener, _) => SockRef::from(listener),
             Self::Unix(listener) => SockRef::from(listener),
         };
         socket.set_send_buffer_size(SOCKET_BUFFER)?;
         socket.set_recv_buffer_size(SOCKET_BUFFER)
     }
 
-    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+    fn scheme(&self) -> Scheme {
+        match self {
+            Self::Https(..) => Scheme::Https,
+            Self::Tcp(_) | Self::Unix(_) => Scheme::Http,
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
         Ok(match self {
-            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
-            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+            Self::Tcp(listener) => Accepted::Plain(Box::new(listener.accept().await?.0)),
+            Self::Unix(listener) => Accepted::Plain(Box::new(listener.accept().await?.0)),
+            Self::Https(listener, acceptor) => {
+                let (stream, peer) = listener.accept().await?;
+                Accepted::Https(stream, peer, acceptor.clone())
+            }
         })
+    }
+}
+
+/// A connection that has just come.
+enum Accepted {
+    Plain(Box<dyn Stream>),
+    Https(TcpStream, SocketAddr, Arc<AdminAcceptor>),
+}
+
+impl Accepted {
+    /// What requests come over; `None` where it is over before.
+    async fn open(self) -> Option<Box<dyn Stream>> {
+        match self {
+            Self::Plain(stream) => Some(stream),
+            Self::Https(stream, peer, acceptor) => {
+                let stream = tls::accept(stream, peer, &acceptor).await?;
+                Some(Box::new(stream))
+            }
+        }
     }
 }
 
@@ -131,8 +168,12 @@ pub async fn serve(
     if let Err(error) = socket.bound_buffers() {
         debug!(%error, "admin: cannot bound the socket buffers");
     }
-    let reach = socket.reach();
-    let mut connections = Connections::new(Router::new(control, Guard { reach, token }));
+    let guard = Guard {
+        reach: socket.reach(),
+        scheme: socket.scheme(),
+        token,
+    };
+    let mut connections = Connections::new(Router::new(control, guard));
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
@@ -140,8 +181,8 @@ pub async fn serve(
             _ = &mut shutdown => break,
             () = connections.reap() => {}
             accepted = socket.accept() => match accepted {
-                Ok(stream) => {
-                    connections.start(stream);
+                Ok(accepted) => {
+                    connections.start(accepted);
                     // It is read before the next one may take its place.
                     yield_now().await;
                 }
@@ -194,7 +235,7 @@ impl Connections {
         }
     }
 
-    fn start(&mut self, stream: Box<dyn Stream>) {
+    fn start(&mut self, accepted: Accepted) {
         if self.open.len() >= MAX_CONNECTIONS {
             self.evict();
         }
@@ -211,7 +252,7 @@ impl Connections {
                 answers.oneshot(request).await
             }
         });
-        let task = serve_connection(stream, service, self.stop.subscribe());
+        let task = serve_accepted(accepted, service, self.stop.subscribe());
         let abort = self.tasks.spawn(task);
         let born = self.clock.fetch_add(1, Relaxed) + 1;
         self.open.insert(
@@ -255,6 +296,18 @@ impl Connections {
         let all = async { while self.tasks.join_next().await.is_some() {} };
         // What is left is aborted with the JoinSet.
         let _ = timeout(SHUTDOWN_GRACE, all).await;
+    }
+}
+
+async fn serve_accepted<S>(accepted: Accepted, service: S, stop: watch::Receiver<()>)
+where
+    S: Service<Request<Incoming>, Response = Reply, Error = BoxError, Future: Send>
+        + Clone
+        + Send
+        + 'static,
+{
+    if let Some(stream) = accepted.open().await {
+        serve_connection(stream, service, stop).await;
     }
 }
 

@@ -232,7 +232,7 @@ impl App {
         let capacity = resources::session_capacity(&after, self.descriptor_limit, workers);
         let capacity = capacity.map_err(|error| vec![error.to_string()])?;
         let serving = self.registry.serving();
-        let materials = Materials::load(&after, &serving, self.admin_tls.as_ref());
+        let materials = Materials::load(&after, &serving, self.board.tls());
         let mut materials = materials.map_err(|errors| errors.lines().to_vec())?;
         let removed = self
             .serve_on(&after, &materials)
@@ -240,6 +240,7 @@ impl App {
         let mut report = report(&before, wanted);
         report.applied.extend(materials.put_in_force());
         materials.report(&self.metrics);
+        self.board.post();
         self.registry.workers.resize(capacity);
         if let Some(log) = &self.log {
             log.set(&after.log);

@@ -1,11 +1,12 @@
 //! The admin address as a person gives it: a host may be a name.
 
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::admin::client::Target;
-use crate::config::{self, ControlAddress, UpstreamAddress};
+use crate::admin::client::{Target, Trust};
+use crate::config::{self, ControlAddress, Roots, UpstreamAddress, UpstreamTls};
+use crate::tls::{Connector, LoadError};
 
 /// For one of several addresses of a name to accept.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -14,6 +15,8 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub(super) enum Place {
     Host(UpstreamAddress),
+    /// The same, by HTTPS.
+    Https(UpstreamAddress),
     /// A unix socket.
     File(PathBuf),
 }
@@ -24,20 +27,43 @@ impl Place {
     /// # Errors
     /// What is wrong with the text, and what is accepted.
     pub fn parse(text: &str) -> Result<Self, String> {
-        match text.strip_prefix("unix:") {
-            Some(path) => Ok(Self::File(path.into())),
-            None => parse(text).map(Self::Host),
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(Self::File(path.into()));
         }
+        let parsed = match text.strip_prefix("https://") {
+            Some(rest) => parse(rest.trim_end_matches('/')).map(Self::Https),
+            None => parse(text).map(Self::Host),
+        };
+        parsed.map_err(|why| why + "; or https://host:port, or unix:/PATH")
     }
 
+    /// Its certificate is to be issued by an authority of this file.
+    ///
     /// # Errors
-    /// In one line, why it has no address.
-    pub fn target(&self) -> Result<Target, String> {
+    /// In one line: it has no address, or the authorities cannot be used.
+    pub fn target(&self, ca: Option<&Path>) -> Result<Target, String> {
         match self {
+            Self::Https(address) => Ok(Target::https(reach(address)?, issued(address, ca)?)),
+            _ if ca.is_some() => Err("--admin-ca goes with --admin https://HOST:PORT".to_owned()),
             Self::Host(address) => reach(address).map(Target::from),
             Self::File(path) => Ok(ControlAddress::Unix(path.clone()).into()),
         }
     }
+}
+
+/// For the host as it is written.
+fn issued(address: &UpstreamAddress, ca: Option<&Path>) -> Result<Trust, String> {
+    let host = match address {
+        UpstreamAddress::Socket(address) => address.ip().to_string(),
+        UpstreamAddress::Name { host, .. } => host.clone(),
+        UpstreamAddress::Unix(_) => String::new(),
+    };
+    let ca = ca.map_or(Roots::System, |file| Roots::File(file.to_owned()));
+    let wrong = |error: LoadError| format!("--admin-{error}");
+    let connector = Connector::load(&UpstreamTls::of(ca)).map_err(wrong)?;
+    let name = connector.server_name(&host);
+    let name = name.map_err(|_| format!("{host:?} is no name that a certificate can have"))?;
+    Ok(Trust::Issued(name, connector.config()))
 }
 
 /// Reads it. `0.0.0.0:9900` is reached on loopback.
@@ -48,7 +74,7 @@ pub(super) fn parse(text: &str) -> Result<UpstreamAddress, String> {
     if let Ok(address) = text.parse() {
         return Ok(UpstreamAddress::Socket(address));
     }
-    let accepted = "host:port, such as 127.0.0.1:9900, [::1]:9900 or localhost:9900; or unix:/PATH";
+    let accepted = "host:port, such as 127.0.0.1:9900, [::1]:9900 or localhost:9900";
     config::host_and_port(text).map_err(|why| format!("{why}; accepted: {accepted}"))
 }
 

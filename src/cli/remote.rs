@@ -13,17 +13,21 @@ use super::address::Place;
 use super::{Output, write_out};
 use crate::admin::Notice;
 use crate::admin::client::{self, Health, Sort, Target, Which};
-use crate::config;
+use crate::config::{self, Admin};
 use crate::exit::{self, Exit};
 use crate::liveness::Condition;
+use crate::tls::{LoadError, first_certificate};
 use crate::view::{OnSilent, Phase};
 
 /// Where the endpoint is. The address of admin.control comes before admin.address.
 #[derive(Args)]
 struct Endpoint {
-    /// Admin or control address: HOST:PORT or unix:/PATH [default: that of the only pulsegate that runs here, else 127.0.0.1:9900]
+    /// Admin or control address: HOST:PORT, https://HOST:PORT or unix:/PATH [default: that of the only pulsegate that runs here, else 127.0.0.1:9900]
     #[arg(long, value_name = "ADDR", value_parser = Place::parse)]
     admin: Option<Place>,
+    /// Who may have issued the certificate of https://HOST:PORT: a file (PEM) [default: those that this host trusts]
+    #[arg(long, value_name = "FILE", requires = "admin")]
+    admin_ca: Option<PathBuf>,
     /// Ask where this configuration file says
     #[arg(short, long, value_name = "FILE", conflicts_with = "admin")]
     config: Option<PathBuf>,
@@ -39,10 +43,13 @@ impl Endpoint {
     /// Where it is; `None` where it is off.
     fn find(&self) -> Result<Option<Target>, String> {
         let notice = match (&self.admin, &self.config, self.pid) {
-            (Some(place), ..) => return self.with_token(place.target()?).map(Some),
+            (Some(place), ..) => {
+                let target = place.target(self.admin_ca.as_deref())?;
+                return self.with_token(target).map(Some);
+            }
             (None, Some(file), _) => {
                 let config = config::load_file(file).map_err(|errors| errors.to_string())?;
-                config.admin.map(Notice::from).unwrap_or_default()
+                config.admin.map(notice).transpose()?.unwrap_or_default()
             }
             (None, None, Some(pid)) => Notice::of(pid)?,
             (None, None, None) => {
@@ -69,6 +76,16 @@ impl Endpoint {
     }
 }
 
+/// What a process would say that has this configuration.
+fn notice(admin: Admin) -> Result<Notice, String> {
+    let tls = admin.tls.as_ref();
+    let certificate = tls
+        .map(|tls| first_certificate(&tls.certificate))
+        .transpose();
+    let wrong = |error: LoadError| error.lines("admin.tls").collect::<String>();
+    Ok(Notice::new(admin, certificate.map_err(wrong)?))
+}
+
 /// Where the pulsegate answers that runs in this network, if there is one and no other: two that follow
 /// each other have the same address.
 fn the_one_that_runs() -> Option<Target> {
@@ -84,7 +101,7 @@ fn the_one_that_runs() -> Option<Target> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let mut found = processes.filter_map(|process| target(process.file_name().to_str()?));
     let first = found.next()?;
-    found.all(|other| other == first).then_some(first)
+    found.all(|other| other.is_at(&first)).then_some(first)
 }
 
 /// `pulsegate healthcheck`.

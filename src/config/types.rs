@@ -552,7 +552,7 @@ section! {
         token_file: Option<PathBuf> = file().or("none").default("none").flag("admin-token-file");
         /// Whether `/readyz` also needs an endpoint that is up, of each listener (`upstream.check`).
         ready: Ready = choice().default("serving").flag("admin-ready");
-        /// HTTPS in place of HTTP at `address`, and at `control` where that is an address of TCP.
+        /// HTTPS in place of HTTP at `address`. `control` stays plain: it does not leave this host.
         tls: Option<AdminTls> = section_of().or("off").default("off");
     }
     check |at, reader| {
