@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use pulsegate::config::{
-    self, Admin, Config, LogFormat, LogLevel, MemoryLimit, OnDead, OnEnd, OnFull, Ready, keys,
+    self, Admin, ClientAuth, Config, LogFormat, LogLevel, MemoryLimit, MinVersion, OnDead, OnEnd,
+    OnFull, Ready, keys,
 };
 use serde_json::Value;
 
@@ -195,6 +196,88 @@ log:
     );
     assert_eq!(config.admin, None);
     assert_eq!(config.workers.map(usize::from), Some(2));
+}
+
+/// What one listener shares with the others, and takes back.
+#[test]
+fn tls_is_inherited_changed_and_taken_back() {
+    let text = "\
+defaults:
+  tls: { certificates: [{ certificate: /c, key: /k }], client_ca: /ca }
+  upstream: { tls: { ca: /uca } }
+listeners:
+  - { name: a, address: '127.0.0.1:1', upstream: { address: 'x:1', check: { kind: tls } } }
+  - name: b
+    address: 127.0.0.1:2
+    tls: { client_auth: optional, min_version: 1.3 }
+    upstream: { address: 'x:1', tls: { server_name: s } }
+  - { name: c, address: '127.0.0.1:3', tls: off, upstream: { address: 'x:1', tls: off } }
+";
+    let config = load(text).unwrap();
+    let tls: Vec<_> = config.listeners.iter().map(|l| l.tls.as_ref()).collect();
+    let (a, b) = (tls[0].unwrap(), tls[1].unwrap());
+    assert_eq!(a.certificates, b.certificates);
+    assert_eq!(a.client_auth, Some(ClientAuth::Required));
+    assert_eq!(b.client_auth, Some(ClientAuth::Optional));
+    assert_eq!(
+        [a.min_version, b.min_version],
+        [MinVersion::V1_2, MinVersion::V1_3]
+    );
+    let up: Vec<_> = config
+        .listeners
+        .iter()
+        .map(|l| l.upstream.tls.as_ref())
+        .collect();
+    assert_eq!(up[1].unwrap().server_name.as_deref(), Some("s"));
+    assert_eq!(up[0].unwrap().ca, up[1].unwrap().ca);
+    assert_eq!((tls[2], up[2]), (None, None));
+    let files = config.tls_files().map(|path| path.to_str().unwrap());
+    let expected = ["/c", "/k", "/ca", "/c", "/k", "/ca", "/uca", "/uca"];
+    assert_eq!(files.collect::<Vec<_>>(), expected);
+    let printed = config::to_yaml(&config);
+    assert_eq!(load(&printed), Ok(config), "{printed}");
+}
+
+#[test]
+fn explain_says_how_long_a_handshake_may_take() {
+    let given = ["--listen", "127.0.0.1:1", "--upstream", "db:2"];
+    let run = |command, further: &[&str]| pulsegate(&[&[command], &given[..], further].concat());
+    let tls = [
+        "--tls-certificate",
+        "/c",
+        "--tls-key",
+        "/k",
+        "--tls-handshake-timeout",
+        "7s",
+        "--upstream-tls-ca",
+        "system",
+    ];
+    let explained = out(&run("explain", &tls));
+    assert!(
+        explained.starts_with("default: 127.0.0.1:1 (TLS) -> db:2 (TLS), "),
+        "{explained}"
+    );
+    for (leg, limit) in [("downstream", "7s"), ("upstream", "5s")] {
+        let reason = format!("{leg}_tls_failed");
+        let is = |line: &str| {
+            line.contains("handshake") && line.contains(&reason) && line.ends_with(limit)
+        };
+        assert!(explained.lines().any(is), "{explained}");
+    }
+    let plain = out(&run("explain", &["--upstream-tls-ca", "off"]));
+    assert_eq!(plain, out(&run("explain", &[])));
+    let missing = err(&run("check", &["--tls-client-ca", "/ca"]));
+    let accepted = "is missing; accepted: the path of a file";
+    assert_eq!(
+        missing,
+        format!("--tls-certificate: {accepted}\n--tls-key: {accepted}\n")
+    );
+    let alone = err(&run(
+        "check",
+        &[&tls[..], &["--tls-client-auth", "optional"]].concat(),
+    ));
+    let needs = "--tls-client-auth: optional needs --tls-client-ca: the authorities that issue ";
+    assert!(alone.starts_with(needs), "{alone}");
 }
 
 /// Two probes fit into the time after which a NAT forgets a quiet connection.

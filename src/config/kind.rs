@@ -249,16 +249,9 @@ pub(super) fn roots() -> Setting<Roots> {
 /// A version of TLS. Without quotes it is a number.
 pub(super) fn version() -> Setting<MinVersion> {
     let words = MinVersion::VARIANTS;
-    let numbers = words
-        .iter()
-        .filter_map(|word| word.parse::<f64>().ok())
-        .map(Json::from);
-    let all: Vec<Json> = words
-        .iter()
-        .map(|word| json!(word))
-        .chain(numbers)
-        .collect();
-    let form = form(words.join(", "), words.join("|"), json!({ "enum": all }));
+    let numbers: Vec<f64> = words.iter().filter_map(|word| word.parse().ok()).collect();
+    let schema = json!({ "anyOf": [{ "enum": words }, { "enum": numbers }] });
+    let form = form(words.join(", "), words.join("|"), schema);
     let parse = |text: &str| {
         text.parse()
             .map_err(|_| "is not one of the versions".to_owned())

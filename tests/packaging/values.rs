@@ -26,6 +26,11 @@ pub const CASES: &[Case] = &[
         only_the_configuration_changes_the_checksum,
     ),
     Case::new(
+        "secrets_are_where_the_configuration_finds_them",
+        &["helm4-python"],
+        secrets_are_where_the_configuration_finds_them,
+    ),
+    Case::new(
         "values_schema_and_readme_name_the_same_keys",
         &[],
         values_schema_and_readme_name_the_same_keys,
@@ -197,6 +202,51 @@ fn only_the_configuration_changes_the_checksum() {
         base,
         checksum("{listeners: [LISTENER], config: {log: {level: debug}}}")
     );
+}
+
+/// The example of the README.
+fn secrets_are_where_the_configuration_finds_them() {
+    let readme = read("charts/pulsegate/README.md");
+    let (_, example) = readme.split_once("  tlsSecrets:").unwrap();
+    let (example, _) = example.split_once("  ```").unwrap();
+    let text = format!("tlsSecrets:{}", example.replace("\n  ", "\n"));
+    let objects = helm4(&helm4_python(), &values("secrets", &text));
+    let objects = objects.unwrap_or_else(|error| panic!("{text}: {error}"));
+    let specs = ["Deployment", "Pod"].map(|kind| {
+        let object = objects.iter().find(|object| object["kind"] == kind);
+        let spec = &object.unwrap()["spec"];
+        spec.get("template")
+            .map_or(spec, |template| &template["spec"])
+    });
+    let has = |list: &Value, item: &str| {
+        let item: Value = serde_yaml::from_str(item).unwrap();
+        list.as_sequence().unwrap().contains(&item)
+    };
+    let mount = "{ name: tls-0, mountPath: /etc/pulsegate-tls/orders-tls, readOnly: true }";
+    for spec in specs {
+        let volumes = &spec["volumes"];
+        assert!(
+            has(
+                volumes,
+                "{ name: tls-0, secret: { secretName: orders-tls } }"
+            ),
+            "{volumes:?}"
+        );
+        let mounts = &spec["containers"][0]["volumeMounts"];
+        assert!(has(mounts, mount), "{mounts:?}");
+    }
+    let config = objects.iter().find(|object| object["kind"] == "ConfigMap");
+    let config = config.unwrap()["data"]["pulsegate.yaml"].as_str().unwrap();
+    let config = scratch("secrets", "pulsegate.yaml", config);
+    // The files are not there; all else is right.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+    let said = run(command.args(["check", "-c"]).arg(config)).unwrap_err();
+    assert_eq!(
+        said.matches("/etc/pulsegate-tls/orders-tls/tls.").count(),
+        2,
+        "{said}"
+    );
+    assert_eq!(said.matches("cannot be read").count(), 2, "{said}");
 }
 
 fn values_schema_and_readme_name_the_same_keys() {

@@ -85,6 +85,23 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- toYaml (merge (dict "listeners" $listeners "admin" $admin) (deepCopy .Values.config)) -}}
 {{- end -}}
 
+{{/* Secrets with certificates and keys. Without subPath, which the kubelet never updates. */}}
+{{- define "pulsegate.tlsMounts" -}}
+{{- range $n, $name := .Values.tlsSecrets }}
+- name: tls-{{ $n }}
+  mountPath: /etc/pulsegate-tls/{{ $name }}
+  readOnly: true
+{{- end -}}
+{{- end -}}
+
+{{- define "pulsegate.tlsVolumes" -}}
+{{- range $n, $name := .Values.tlsSecrets }}
+- name: tls-{{ $n }}
+  secret:
+    secretName: {{ $name }}
+{{- end -}}
+{{- end -}}
+
 {{/* What the schema cannot say. */}}
 {{- define "pulsegate.validate" -}}
 {{- if not .Values.listeners -}}
