@@ -78,7 +78,13 @@ impl Target {
 
     /// What is said there; `None`: the endpoint is off.
     pub fn of(Notice { places, token_file }: Notice) -> Option<Self> {
-        let place = |place: Place| (place.address, place.certificate.map(Trust::Pinned));
+        let place = |Place {
+                         address,
+                         certificate,
+                     }| {
+            let pinned = certificate.map(|certificate| Trust::Pinned(vec![certificate]));
+            (address, pinned)
+        };
         let addresses: Vec<_> = places.into_iter().map(place).collect();
         let token = None;
         let target = (!addresses.is_empty()).then_some(Self { addresses, token })?;
@@ -87,12 +93,18 @@ impl Target {
         Some(Self { token, ..target })
     }
 
-    /// Whether both are at the same addresses.
+    /// The one for both, where they are at the same addresses: two instances that follow each other.
     #[must_use]
-    pub fn is_at(&self, other: &Self) -> bool {
-        let (ours, theirs) = (self.addresses.iter(), other.addresses.iter());
-        ours.map(|(address, _)| address)
-            .eq(theirs.map(|(address, _)| address))
+    pub fn joined(mut self, other: Self) -> Option<Self> {
+        if self.to_string() != other.to_string() {
+            return None;
+        }
+        for ((_, ours), (_, theirs)) in self.addresses.iter_mut().zip(other.addresses) {
+            if let (Some(Trust::Pinned(ours)), Some(Trust::Pinned(theirs))) = (ours, theirs) {
+                ours.extend(theirs);
+            }
+        }
+        Some(self)
     }
 
     /// The same with the token of this file, or pipe.

@@ -16,8 +16,9 @@ use crate::tls::{HandshakeError, HandshakeFailure, Judge, judged_by};
 /// What its certificate must be.
 #[derive(Clone, Debug)]
 pub enum Trust {
-    /// The one that the process itself shows those who may look into it. Names and dates do not matter then.
-    Pinned(CertificateDer<'static>),
+    /// The one that the process itself shows those who may look into it, or of two that follow each other
+    /// either one. Names and dates do not matter then.
+    Pinned(Vec<CertificateDer<'static>>),
     /// One that is issued for this name, by an authority of the configuration.
     Issued(ServerName<'static>, Arc<ClientConfig>),
 }
@@ -40,7 +41,7 @@ impl Trust {
         to: IpAddr,
     ) -> io::Result<Secured<TcpStream>> {
         let (name, config) = match self {
-            Self::Pinned(certificate) => (to.into(), pinned(certificate.clone())?),
+            Self::Pinned(certificates) => (to.into(), pinned(certificates.clone())?),
             Self::Issued(name, config) => (name.clone(), config.clone()),
         };
         let connected = stream::connect(config, name, stream).await;
@@ -62,8 +63,8 @@ fn explained(HandshakeError { failure, text, io }: HandshakeError) -> io::Error 
     io::Error::new(io::ErrorKind::InvalidData, text + advice)
 }
 
-fn pinned(expected: CertificateDer<'static>) -> io::Result<Arc<ClientConfig>> {
-    let judge = Judge::new(move |shown| match *shown.certificate == expected {
+fn pinned(expected: Vec<CertificateDer<'static>>) -> io::Result<Arc<ClientConfig>> {
+    let judge = Judge::new(move |shown| match expected.contains(shown.certificate) {
         true => Ok(()),
         false => {
             let other = CertificateError::Other(OtherError(Arc::new(Another)));

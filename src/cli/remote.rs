@@ -101,7 +101,7 @@ fn the_one_that_runs() -> Option<Target> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
     let mut found = processes.filter_map(|process| target(process.file_name().to_str()?));
     let first = found.next()?;
-    found.all(|other| other.is_at(&first)).then_some(first)
+    found.try_fold(first, Target::joined)
 }
 
 /// `pulsegate healthcheck`.

@@ -215,9 +215,26 @@ fn https_for_the_subcommands() {
         let reloaded = ask(&["reload", "--pid", &pid]);
         assert!(reloaded.status.success(), "{reloaded:?}");
         assert!(healthy(&["--pid", &pid]) && healthy(&["--config", &file]));
-        let drained = ask(&["drain", "--wait", "--pid", &pid]);
-        assert!(drained.status.success(), "{drained:?}");
+        // The next instance has the address and a new certificate; this one has its session yet.
+        let held = connect(setup.address);
+        let holds = || says(&ask(&["conns", "--pid", &pid])).contains("1 in all");
+        assert!(eventually(ms(10_000), holds));
+        setup.issue(Subject::named(&["localhost"]));
+        let mut command = binary();
+        let next = command
+            .arg("--takeover")
+            .arg("--config")
+            .arg(setup.file())
+            .spawn();
+        let mut next = next.expect("it starts");
+        let ready = ["healthcheck", "--ready", "--pid", &next.id().to_string()];
+        assert!(eventually(ms(30_000), || ask(&ready).status.success()));
+        assert!(ask(&["healthcheck", "--ready"]).status.success());
+        drop(held);
         assert!(child.wait().expect("it ends").success());
+        let drained = ask(&["drain", "--wait"]);
+        assert!(drained.status.success(), "{drained:?}");
+        assert!(next.wait().expect("it ends").success());
     });
     tried.expect("in the network");
 }
