@@ -208,6 +208,21 @@ fn certificate(error: &CertificateError) -> String {
                 span(ahead)
             )
         }
+        CertificateError::NotValidForNameContext {
+            expected,
+            presented,
+        } => {
+            let expected = expected.to_str();
+            match presented.iter().map(|name| bare(name)).collect::<Vec<_>>() {
+                none if none.is_empty() => {
+                    format!("the peer's certificate is not for {expected}; it has no name (SAN)")
+                }
+                names => format!(
+                    "the peer's certificate is not for {expected}, but for {}",
+                    names.join(", ")
+                ),
+            }
+        }
         CertificateError::UnknownIssuer => {
             "the peer's certificate was issued by a CA that is not among those configured, or the peer does \
              not send its whole chain"
@@ -219,6 +234,12 @@ fn certificate(error: &CertificateError) -> String {
         }
         error => format!("the peer's certificate is not accepted: {error}"),
     }
+}
+
+/// `DnsName("a.example")` as `a.example`.
+fn bare(name: &str) -> &str {
+    let inner = name.split_once('(').map_or(name, |(_kind, inner)| inner);
+    inner.trim_end_matches(')').trim_matches('"')
 }
 
 fn span(seconds: u64) -> String {

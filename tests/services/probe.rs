@@ -166,7 +166,17 @@ fn probe_of_certificates() {
         "20s",
         &with(&trusting, &["--server-name", "other.example"]),
     );
-    wrong.is(7, &[shaken, ("fail", "certificate", "other.example")]);
+    wrong.is(
+        7,
+        &[
+            shaken,
+            (
+                "fail",
+                "certificate",
+                "is not for other.example, but for localhost, ",
+            ),
+        ],
+    );
     assert!(!wrong.0.contains("first_byte"), "{}", wrong.0);
     let unknown = probe(good.address, "20s", &["--tls"]);
     unknown.is(7, &[shaken, ("fail", "certificate", "CA")]);
