@@ -11,6 +11,10 @@ use rustls::{CommonState, Error};
 
 use super::Side;
 
+/// With AES-GCM that is after 2^24 records in one direction.
+const EXHAUSTED: &str =
+    "the keys of TLS 1.2 have encrypted as many records as they may; TLS 1.3 would change them";
+
 /// A connection of either side.
 pub(super) enum Connection {
     Server(UnbufferedServerConnection),
@@ -147,7 +151,9 @@ impl Work<'_> {
                     Err(EncryptError::InsufficientSize(size)) => {
                         records.resize(size.required_size, 0);
                     }
-                    Err(error) => return Err(Error::General(error.to_string())),
+                    Err(EncryptError::EncryptExhausted) => {
+                        return Err(Error::General(EXHAUSTED.to_owned()));
+                    }
                 }
             },
             Sending::End => Ok(fit(self.records, |room| {

@@ -23,6 +23,8 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const RECORD_BYTES: usize = HEADER_BYTES + MOST_IN_RECORD;
 const HEADER_BYTES: usize = 5;
 const MOST_IN_RECORD: usize = 16 * 1024 + 2048;
+/// What records add to the payload of a relay's buffer: four times up to 29 bytes.
+const SLACK_BYTES: usize = 128;
 /// The most that a leg holds of what it has received: a message of a handshake (64 KiB) in several records.
 const SCRATCH_BYTES: usize = CHUNK_BYTES + RECORD_BYTES;
 
@@ -180,8 +182,9 @@ impl Tls {
     ) -> Poll<io::Result<usize>> {
         SCRATCH.with_borrow_mut(|scratch| {
             let held = self.received.len();
-            // Payload is shorter than its records, so there is room for all of it.
-            let end = buf.len().max(held + RECORD_BYTES).min(SCRATCH_BYTES);
+            // As many whole records as the reader has room for.
+            let end = buf.len() + SLACK_BYTES;
+            let end = end.max(held + RECORD_BYTES).min(SCRATCH_BYTES);
             if held == end {
                 self.fail(failure::too_long());
                 return Poll::Ready(Ok(0));
