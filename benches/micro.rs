@@ -132,6 +132,7 @@ fn service() -> Arc<SessionParams> {
         tls: None,
         cluster: Arc::new(Cluster::new("bench".into(), upstream)),
         connect_lines: Default::default(),
+        tls_lines: Default::default(),
         policy: policy(),
         on_dead: OnDead::Reset,
         on_end: OnEnd::Reset,

@@ -250,11 +250,29 @@ pub struct AccessRecord<'a> {
     pub silent: Option<Duration>,
     /// Keepalive probes that each peer was seen to answer, by [`Leg`]; 255 is that many or more.
     pub probes_answered: [u8; 2],
+    /// What is known of TLS, by [`Leg`].
+    pub tls: [Option<TlsRecord<'a>>; 2],
+}
+
+/// TLS of one leg.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsRecord<'a> {
+    /// Of the protocol.
+    pub version: &'static str,
+    /// The cipher suite.
+    pub cipher: &'static str,
+    /// The name that the client asked for (SNI).
+    pub server_name: Option<&'a str>,
+    /// The protocol that was agreed on (ALPN).
+    pub alpn: Option<&'a str>,
+    /// Whose certificate the peer has shown.
+    pub identity: Option<&'a str>,
 }
 
 /// Writes the line of a session. Fields that do not apply are left out.
 pub fn access_log(record: &AccessRecord<'_>) {
     let [down, up] = [Leg::Downstream as usize, Leg::Upstream as usize];
+    let [client, service] = record.tls;
     info!(
         target: ACCESS,
         id = record.id,
@@ -267,6 +285,13 @@ pub fn access_log(record: &AccessRecord<'_>) {
         proxy = record.proxy.map(display),
         upstream = record.upstream.map(display),
         upstream_name = record.upstream_name.map(display),
+        tls = client.map(|tls| tls.version),
+        tls_cipher = client.map(|tls| tls.cipher),
+        sni = client.and_then(|tls| tls.server_name),
+        alpn = client.and_then(|tls| tls.alpn),
+        client_identity = client.and_then(|tls| tls.identity),
+        upstream_tls = service.map(|tls| tls.version),
+        upstream_tls_cipher = service.map(|tls| tls.cipher),
         downstream_received = record.received[down],
         downstream_sent = record.sent[down],
         upstream_received = record.received[up],
@@ -342,6 +367,16 @@ mod tests {
             connect: Some(Duration::from_millis(3)),
             silent: Some(Duration::from_millis(29_900)),
             probes_answered: [5, 6],
+            tls: [
+                Some(TlsRecord {
+                    version: "TLSv1.3",
+                    cipher: "TLS_AES_256_GCM_SHA384",
+                    server_name: Some("db.example"),
+                    alpn: Some("redis"),
+                    identity: Some("client 7"),
+                }),
+                None,
+            ],
         }
     }
 
@@ -363,7 +398,8 @@ mod tests {
             "id": 7, "listener": "db", "reason": "upstream_dead", "initiator": "upstream",
             "evidence": "retransmit", "dead_leg": "upstream",
             "downstream": "192.0.2.7:51234", "proxy": "10.0.0.2:40000", "upstream": "10.0.0.9:5432",
-            "queued_ms": 40, "abandoned": true, "downstream_received": 1, "downstream_sent": 3,
+            "tls": "TLSv1.3", "tls_cipher": "TLS_AES_256_GCM_SHA384", "sni": "db.example", "alpn": "redis",
+            "client_identity": "client 7", "queued_ms": 40, "abandoned": true, "downstream_received": 1, "downstream_sent": 3,
             "upstream_received": 2, "upstream_sent": 4,
             "duration_ms": 90_000, "connect_ms": 3, "silent_ms": 29_900,
             "downstream_probes_answered": 5, "upstream_probes_answered": 6,
@@ -382,6 +418,21 @@ mod tests {
         let text = written(&JSON, || access_log(&record));
         for field in ["evidence", "connect_ms", "silent_ms", "dead_leg", "proxy"] {
             assert!(!text.contains(&format!("\"{field}\":")), "{field}: {text}");
+        }
+    }
+
+    /// Whoever has a certificate may have any name in it.
+    #[test]
+    fn a_name_of_a_certificate_forges_no_line() {
+        let mut record = record();
+        let name = "x\u{1b}[2J\n2026-01-01 INFO access: session ended id=1";
+        if let Some(tls) = &mut record.tls[0] {
+            tls.identity = Some(name);
+        }
+        for format in [LogFormat::Text, LogFormat::Json] {
+            let text = written(&Log { format, ..JSON }, || access_log(&record));
+            assert_eq!(text.lines().count(), 1, "{text}");
+            assert!(!text.contains('\u{1b}'), "{text}");
         }
     }
 

@@ -103,6 +103,25 @@ pub struct LegView {
     pub rtt_us: u32,
     /// What ends the session next because of this leg, if nothing more is heard of it.
     pub timer: Option<TimerView>,
+    /// What is known of TLS; absent without it, or during the handshake.
+    pub tls: Option<TlsView>,
+}
+
+/// TLS of one leg.
+#[derive(Clone, Debug, Serialize)]
+pub struct TlsView {
+    /// `TLSv1.3`, `TLSv1.2`.
+    pub version: &'static str,
+    /// The cipher suite by its name at IANA.
+    pub cipher: &'static str,
+    /// Whether the peers knew each other from an earlier session.
+    pub resumed: bool,
+    /// The name that the client asked for (SNI).
+    pub server_name: Option<String>,
+    /// The protocol that was agreed on (ALPN).
+    pub alpn: Option<String>,
+    /// The first name of the peer's certificate (SAN, else CN), if it showed one.
+    pub identity: Option<String>,
 }
 
 /// What fires next.

@@ -185,6 +185,7 @@ fn session(id: u64) -> ConnectionView {
         probes: 0,
         rtt_us: 250,
         timer: timer.clone(),
+        tls: None,
     };
     ConnectionView {
         id,

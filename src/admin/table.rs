@@ -5,8 +5,8 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 
 use super::view::{
-    ConnectionView, EndpointView, LegView, ReloadReport, TimerView, VerifiedLeg, VerifiedSession,
-    VerifyList,
+    ConnectionView, EndpointView, LegView, ReloadReport, TimerView, TlsView, VerifiedLeg,
+    VerifiedSession, VerifyList,
 };
 
 const HEAD: &str = "ID LISTENER PHASE AGE IDLE \
@@ -142,8 +142,16 @@ fn pair(c: &ConnectionView) -> [Row; 2] {
         word("timer", c.downstream.timer.as_ref()),
         word("next", c.timer.as_ref()),
         c.verdict.map(|reason| format!("verdict:({reason})")),
+        c.downstream.tls.as_ref().map(tls),
     ];
     let of_upstream = c.upstream.as_ref().and_then(|leg| leg.timer.as_ref());
+    let of_upstream = [
+        word("timer", of_upstream),
+        c.upstream
+            .as_ref()
+            .and_then(|leg| leg.tls.as_ref())
+            .map(tls),
+    ];
     let session = vec![
         c.id.to_string(),
         c.listener.clone(),
@@ -151,11 +159,21 @@ fn pair(c: &ConnectionView) -> [Row; 2] {
         age(c.age_ms),
         age(c.idle_ms),
     ];
+    let words =
+        |words: &[Option<String>]| words.iter().flatten().cloned().collect::<Row>().join(" ");
     let mut downstream = leg("downstream", Some(&c.downstream));
-    downstream.push(of_session.into_iter().flatten().collect::<Row>().join(" "));
+    downstream.push(words(&of_session));
     let mut upstream = leg("upstream", c.upstream.as_ref());
-    upstream.extend(word("timer", of_upstream));
+    upstream.push(words(&of_upstream));
     below(session, downstream, upstream)
+}
+
+/// The version, and whose certificate the peer has. That is the peer's word: it may be anything.
+fn tls(tls: &TlsView) -> String {
+    match &tls.identity {
+        Some(identity) => format!("tls:({},{})", tls.version, identity.escape_debug()),
+        None => format!("tls:({})", tls.version),
+    }
 }
 
 fn leg(name: &str, leg: Option<&LegView>) -> Row {
@@ -214,6 +232,7 @@ pub(super) mod tests {
             probes: 3,
             rtt_us: 250,
             timer: None,
+            tls: None,
         }
     }
 

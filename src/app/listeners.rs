@@ -143,6 +143,7 @@ fn params(
         tls: None,
         cluster,
         connect_lines: Default::default(),
+        tls_lines: Default::default(),
         policy: config.liveness.policy(),
         on_dead: config.liveness.on_dead,
         on_end: config.liveness.on_end,

@@ -184,6 +184,12 @@ impl LegStream {
         }
     }
 
+    /// Whether the payload is wrapped.
+    #[must_use]
+    pub fn is_layered(&self) -> bool {
+        matches!(self, Self::Layered(_))
+    }
+
     /// Reads payload; 0 is the end of the stream.
     #[inline]
     pub fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {

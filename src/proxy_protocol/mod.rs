@@ -40,10 +40,65 @@ pub struct Addresses {
 #[error("{0}")]
 pub struct Malformed(&'static str);
 
+/// The protocol above TLS (2.2.1).
+pub const ALPN: u8 = 0x01;
 /// The host name that the client asked for (2.2.2).
 pub const AUTHORITY: u8 = 0x02;
 /// What identifies the connection over several proxies, at most 128 bytes (2.2.5).
 pub const UNIQUE_ID: u8 = 0x05;
+
+/// TLS of the client's connection (2.2.6).
+pub const SSL: u8 = 0x20;
+
+/// What is told of the client's TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct Ssl<'a> {
+    /// `TLSv1.3` and the like.
+    pub version: &'a str,
+    /// The cipher suite.
+    pub cipher: &'a str,
+    /// Whose certificate the client has shown, which was verified.
+    pub common_name: Option<&'a str>,
+    /// It has shown that in an earlier session, which goes on.
+    pub is_resumed: bool,
+}
+
+impl Ssl<'_> {
+    /// The value of its TLV.
+    #[must_use]
+    pub fn value(&self) -> Vec<u8> {
+        const OVER_TLS: u8 = 0x01;
+        const CERTIFICATE_IN_CONNECTION: u8 = 0x02;
+        const CERTIFICATE_IN_SESSION: u8 = 0x04;
+        // The result of the verification is 0 only for a certificate that was verified.
+        let (certificate, result) = match (self.common_name, self.is_resumed) {
+            (Some(_), false) => (CERTIFICATE_IN_CONNECTION | CERTIFICATE_IN_SESSION, 0_u32),
+            (Some(_), true) => (CERTIFICATE_IN_SESSION, 0),
+            (None, _) => (0, 1),
+        };
+        let flags = OVER_TLS | certificate;
+        let mut value = [&[flags][..], &result.to_be_bytes()].concat();
+        let parts = [
+            (0x21, Some(self.version)),
+            (0x22, self.common_name),
+            (0x23, Some(self.cipher)),
+        ];
+        for (kind, part) in parts {
+            part.into_iter()
+                .for_each(|part| put(&mut value, kind, part.as_bytes()));
+        }
+        value
+    }
+}
+
+/// Appends a TLV. One longer than its length can say is left out.
+fn put(tlvs: &mut Vec<u8>, kind: u8, value: &[u8]) {
+    if let Ok(length) = u16::try_from(value.len()) {
+        tlvs.push(kind);
+        tlvs.extend(length.to_be_bytes());
+        tlvs.extend(value);
+    }
+}
 
 /// Reads a header, of which `bytes` are the first that have come. Returns it with its length, or `None` while
 /// it is not complete.
@@ -82,10 +137,8 @@ impl Header {
     /// Adds a TLV, unless there is one of this type. One longer than its length can say is left out.
     pub fn add(&mut self, kind: u8, value: &[u8]) {
         let known = v2::Tlvs(&self.tlvs).any(|tlv| tlv.is_ok_and(|tlv| tlv.kind == kind));
-        if let (false, Ok(length)) = (known, u16::try_from(value.len())) {
-            self.tlvs.push(kind);
-            self.tlvs.extend(length.to_be_bytes());
-            self.tlvs.extend(value);
+        if !known {
+            put(&mut self.tlvs, kind, value);
         }
     }
 }

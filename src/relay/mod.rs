@@ -194,9 +194,14 @@ impl Relay {
             return Err(io::ErrorKind::WriteZero.into());
         }
         // What comes next must not wait until this is acknowledged.
+        self.begin_at_once(upstream);
+        Ok(())
+    }
+
+    /// Has what the upstream is told first be sent at once, whatever was said before.
+    pub fn begin_at_once(&mut self, upstream: &TcpStream) {
         self.directions[0].writes_to_nodelay = 0;
         upstream.set_nodelay();
-        Ok(())
     }
 
     /// Takes what the client may have sent already to an upstream that may be connected already,

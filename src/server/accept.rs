@@ -1,7 +1,7 @@
 //! The accept loop of one worker on one address.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -178,7 +178,7 @@ impl Acceptor {
     fn admit(&self, fd: OwnedFd, client: SocketAddr) {
         let (pool, metrics) = (&self.pool, &self.listener.params.metrics);
         let place = match &self.listener.header {
-            None => self.listener.admit(client.ip()),
+            None => self.place(client.ip()),
             // That is decided once it has said who it is; the mode of a unix socket says who may.
             Some(_) if client == listen::NO_ADDRESS => Ok(None),
             Some(header) if header.trusts(client.ip()) => Ok(None),
@@ -210,6 +210,14 @@ impl Acceptor {
         self.start(fd, client, place, resources);
     }
 
+    /// A place for a client that is let in by its address.
+    fn place(&self, client: IpAddr) -> Result<Option<Permit>, RejectReason> {
+        self.listener.admits(client)?;
+        let place = self.listener.place(client)?;
+        // Nobody holds one during a handshake. Who would be rejected is given none.
+        Ok(place.filter(|_| self.listener.params.tls.is_none()))
+    }
+
     fn start(&self, fd: OwnedFd, client: SocketAddr, place: Option<Permit>, resources: Resources) {
         let worker = self.pool.balancer.place(&self.worker);
         let registered = {
@@ -229,10 +237,10 @@ impl Acceptor {
         let id = self.pool.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let session = Session::new(id, self.listener.params.clone(), client, sys::now());
         let (pool, listener, client) = (self.pool.clone(), self.listener.clone(), session.clone());
-        let preamble = listener.header.clone().map(|header| header as _);
+        let preambles = admission::preambles(&listener);
         let admission = match (place, resources) {
             (Some(place), Resources::Granted(process)) => Admission::Now([place, process]),
-            (_, resources) if preamble.is_some() => Admission::Wait(Box::pin(admission::admit(
+            (_, resources) if !preambles.is_empty() => Admission::Wait(Box::pin(admission::admit(
                 pool, listener, client, resources,
             ))),
             (place, resources) => {
@@ -241,7 +249,7 @@ impl Acceptor {
             }
         };
         let (worker, stream) = (worker.clone(), self.listener.leg(stream));
-        let task = Task::with_preamble(session, worker.clone(), stream, admission, preamble);
+        let task = Task::with_preambles(session, worker.clone(), stream, admission, preambles);
         worker.spawn(task);
     }
 }

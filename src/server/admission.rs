@@ -12,9 +12,10 @@ use super::workers::Pool;
 use super::{Limiter, Listener, Permit};
 use crate::config::{Network, OnFull};
 use crate::liveness::{Candidate, Close, CloseHow, CloseReason, Method, Span};
-use crate::metrics::{Shortage, Takeover};
-use crate::session::{Session, SessionParams};
+use crate::metrics::{RejectReason, Shortage, Takeover};
+use crate::session::{Boxed, Client, Preamble, ProxyHeader, Session, SessionParams};
 use crate::sys;
+use crate::tls::Handshake;
 
 /// Holders that are asked at once, the longest quiet first.
 const ASKED_AT_ONCE: usize = 64;
@@ -94,7 +95,7 @@ pub(super) async fn wait(
     Ok([place, process])
 }
 
-/// The same for one that has just said who it is: by that it is refused, or let in.
+/// The same for one that has just said what it had to say.
 pub(super) async fn admit(
     pool: Arc<Pool>,
     listener: Arc<Listener>,
@@ -102,13 +103,60 @@ pub(super) async fn admit(
     resources: Resources,
 ) -> Result<Places, CloseReason> {
     let ip = client.client().ip();
-    match listener.admit(ip) {
+    match listener.place(ip) {
         Ok(place) => wait(pool, listener, client, place, resources).await,
-        Err(reason) => {
-            client.refuse(reason);
-            listener.report_refused(ip, reason);
-            Err(CloseReason::Rejected)
-        }
+        Err(reason) => Err(refuse(&listener, &client, reason)),
+    }
+}
+
+/// Refuses a client by what it has said. Returns the reason that it is closed for.
+fn refuse(listener: &Arc<Listener>, client: &Session, reason: RejectReason) -> CloseReason {
+    client.refuse(reason);
+    listener.report_refused(client.client().ip(), reason);
+    CloseReason::Rejected
+}
+
+/// What clients of a listener have to say before they are admitted, in this order.
+pub(super) fn preambles(listener: &Arc<Listener>) -> Vec<Arc<dyn Preamble>> {
+    let header = listener.header.clone().map(|header| {
+        let listener = listener.clone();
+        Arc::new(Named { header, listener }) as Arc<dyn Preamble>
+    });
+    let tls = listener.params.tls.clone().map(|tls| tls as _);
+    header.into_iter().chain(tls).collect()
+}
+
+/// A PROXY header. Whoever may not connect by what it says is given no handshake, either.
+#[derive(Debug)]
+struct Named {
+    header: Arc<ProxyHeader>,
+    listener: Arc<Listener>,
+}
+
+impl Preamble for Named {
+    fn limit(&self) -> Duration {
+        self.header.limit()
+    }
+
+    fn late(&self, session: &Session) -> CloseReason {
+        self.header.late(session)
+    }
+
+    fn read<'a>(
+        &'a self,
+        session: &'a Session,
+        client: &'a mut Client,
+    ) -> Boxed<'a, Result<Option<Handshake>, Close>> {
+        Box::pin(async move {
+            self.header.read(session, client).await?;
+            match self.listener.admits(session.client().ip()) {
+                Ok(()) => Ok(None),
+                Err(reason) => Err(Close {
+                    how: CloseHow::Abort,
+                    ..over(refuse(&self.listener, session, reason))
+                }),
+            }
+        })
     }
 }
 
@@ -409,6 +457,7 @@ mod tests {
                 Upstream::of(UpstreamAddress::Socket(upstream)),
             )),
             connect_lines: Default::default(),
+            tls_lines: Default::default(),
             policy: Liveness::default().policy(),
             on_dead: OnDead::Reset,
             on_end: OnEnd::Reset,

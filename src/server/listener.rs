@@ -273,18 +273,23 @@ impl Listener {
         }
     }
 
-    /// Lets a client in by who it is: with a place, or without one where it may wait for that.
-    pub(super) fn admit(&self, client: IpAddr) -> Result<Option<Permit>, RejectReason> {
-        let limits = &self.config.limits;
+    /// Lets a client in by who it is.
+    pub(super) fn admits(&self, client: IpAddr) -> Result<(), RejectReason> {
         if !self.config.access.admits(client) {
             return Err(RejectReason::AccessDenied);
         }
         if let Some(rates) = &self.rates {
             let mut rates = rates.lock().unwrap_or_else(PoisonError::into_inner);
-            if !rates.admits(limits.source_of(client), sys::now()) {
+            if !rates.admits(self.config.limits.source_of(client), sys::now()) {
                 return Err(RejectReason::SourceRate);
             }
         }
+        Ok(())
+    }
+
+    /// A place for a client, or none where it may wait for that.
+    pub(super) fn place(&self, client: IpAddr) -> Result<Option<Permit>, RejectReason> {
+        let limits = &self.config.limits;
         let limiter = self.limiter_for(client);
         match limiter.try_acquire() {
             None if limits.on_full == OnFull::Reject => Err(match limiter.source() {

@@ -4,11 +4,22 @@ use std::time::Duration;
 
 use super::facts::Facts;
 use super::{Phase, Session};
-use crate::liveness::{Close, CloseReason, Evidence, Leg, Span, Time, Traffic};
+use crate::liveness::{Close, CloseReason, Evidence, LEGS, Leg, Span, Time, Traffic};
 use crate::net::listen;
 use crate::sys;
-use crate::telemetry::{self, AccessRecord};
+use crate::telemetry::{self, AccessRecord, TlsRecord};
+use crate::tls::Established;
 use crate::upstream::ActiveSession;
+
+fn record(tls: &Established) -> TlsRecord<'_> {
+    TlsRecord {
+        version: tls.version.into(),
+        cipher: tls.cipher,
+        server_name: tls.server_name.as_deref(),
+        alpn: tls.alpn.as_deref(),
+        identity: tls.identity.as_deref(),
+    }
+}
 
 /// What is left of a session.
 struct Rest {
@@ -62,6 +73,7 @@ impl Session {
             connect: rest.connect.map(Duration::from),
             silent: found_dead.map(|_| silent),
             probes_answered: rest.answered,
+            tls: LEGS.map(|leg| Some(record(rest.facts.as_ref()?.tls(leg)?))),
         });
     }
 

@@ -40,7 +40,11 @@ pub(super) async fn end(
         Ended::Ordered(close) => close,
         Ended::Relay(End::Failed { leg, error }) => {
             fin_known = is_after_fin(&error);
-            session.fault(leg, &error)
+            let close = session.fault(leg, &error);
+            if close.reason == CloseReason::tls_failed(leg) {
+                session.report_broken(leg, &error);
+            }
+            close
         }
         Ended::Relay(End::Finished { last }) if finish_now(session, &legs, last) => finished(),
         Ended::Relay(End::Finished { last }) => {
@@ -63,10 +67,13 @@ pub(super) async fn end(
         state.order = Some(Box::new(close));
     }
     match close.how {
-        _ if close.reason == CloseReason::Finished => drop_both(session, legs),
+        _ if close.reason == CloseReason::Finished => {
+            let_go_of_layers(session, &legs);
+            drop_both(session, legs);
+        }
         CloseHow::AbortAfterFlush(gone) => {
             flush(session, &mut relay, &mut legs, &[gone]).await;
-            abort_gone(session, legs, gone, close.reason);
+            abort_gone(session, legs, gone, close.reason).await;
         }
         CloseHow::Flush => {
             flush(session, &mut relay, &mut legs, &LEGS).await;
@@ -118,12 +125,23 @@ pub(super) fn finish_now(session: &Session, legs: &[LegStream; 2], last: Leg) ->
     if !legs.iter().all(LegStream::is_delivered) {
         return false;
     }
-    let fd = socket.raw_fd();
+    let_go(session, socket.raw_fd());
+    let_go_of_layers(session, legs);
+    true
+}
+
+/// What follows is up to the kernel: close(2) is no abort.
+fn let_go(session: &Session, fd: RawFd) {
     if session.lock().watch != Watch::None {
         session.check_option(options::unwatch(fd));
     }
     session.check_option(sockopt::disarm_abort(fd));
-    true
+}
+
+/// The end of a layer is the end of the stream: the peer may say FIN later.
+fn let_go_of_layers(session: &Session, legs: &[LegStream; 2]) {
+    let layered = legs.iter().filter(|leg| leg.is_layered());
+    layered.for_each(|leg| let_go(session, leg.socket().raw_fd()));
 }
 
 /// Both sides said FIN, but bytes or a FIN are still on their way. The session is open still: its
@@ -152,7 +170,7 @@ async fn finish_later(
             let fin = u32::from(leg != last || said_last);
             if !closed {
                 missing |= unacknowledged > 0;
-            } else if unacknowledged > fin {
+            } else if unacknowledged > fin + legs[leg as usize].last_words() {
                 let error = sockopt::take_error(fd);
                 let reset = || io::Error::from_raw_os_error(libc::ECONNRESET);
                 return Err(session.fault(leg, &error.unwrap_or_else(reset)));
@@ -255,7 +273,7 @@ async fn too_slow(session: &Session, fds: [RawFd; 2], sources: &[Leg]) {
 }
 
 /// Returns when the peer has acknowledged everything that was written, or is gone.
-async fn delivered(leg: &LegStream) {
+pub(super) async fn delivered(leg: &LegStream) {
     let mut wait = Duration::from_millis(1);
     while !leg.is_delivered() && !is_closed(leg.socket().raw_fd()) {
         tokio::time::sleep(wait).await;
@@ -264,7 +282,7 @@ async fn delivered(leg: &LegStream) {
 }
 
 /// RST on the leg whose peer is gone, and RST or FIN on the other one.
-fn abort_gone(session: &Session, legs: [LegStream; 2], gone: Leg, reason: CloseReason) {
+async fn abort_gone(session: &Session, mut legs: [LegStream; 2], gone: Leg, reason: CloseReason) {
     let params = &session.params;
     let says_fin = if is_own_decision(reason) {
         params.on_end == OnEnd::Close
@@ -273,9 +291,13 @@ fn abort_gone(session: &Session, legs: [LegStream; 2], gone: Leg, reason: CloseR
     };
     let live = gone.other();
     if says_fin {
-        let fd = legs[live as usize].socket().raw_fd();
-        session.check_option(options::unwatch(fd));
-        session.check_option(sockopt::disarm_abort(fd));
+        let live = &mut legs[live as usize];
+        if live.is_layered() {
+            // Without its last words it would be an abort.
+            let finish = poll_fn(|cx| live.poll_finish(cx));
+            let _best_effort = tokio::time::timeout(FINISH_LIMIT, finish).await;
+        }
+        let_go(session, live.socket().raw_fd());
     } else {
         params.metrics.reset_sent(live);
     }
@@ -306,6 +328,7 @@ async fn finish_both(session: &Session, relay: &Relay, mut legs: [LegStream; 2])
         }
     });
     if tokio::time::timeout(FINISH_LIMIT, answered).await.is_ok() {
+        let_go_of_layers(session, &legs);
         drop_both(session, legs);
     } else {
         abort_both(session, legs);

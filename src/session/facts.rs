@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 
 use super::State;
-use crate::liveness::{LEGS, LegSample, Observation};
+use crate::liveness::{LEGS, Leg, LegSample, Observation};
 use crate::net::{listen, sample};
 use crate::relay::Counters;
 use crate::sys::sockopt;
+use crate::tls::Established;
 
 /// The box.
 #[derive(Debug, Default)]
@@ -15,11 +16,22 @@ pub(super) struct Facts {
     pub proxy: Option<SocketAddr>,
     /// What the client said before its payload, bytes: the kernel counts them, the relay does not.
     pub preamble: u64,
-    /// Whether the payload of each leg is wrapped.
-    pub is_layered: [bool; 2],
+    /// What is known of TLS, for each leg that speaks it.
+    pub tls: [Option<Box<Established>>; 2],
+}
+
+impl Facts {
+    /// What is known of TLS on a leg.
+    pub fn tls(&self, leg: Leg) -> Option<&Established> {
+        self.tls[leg as usize].as_deref()
+    }
 }
 
 impl State {
+    pub(super) fn tls(&self, leg: Leg) -> Option<&Established> {
+        self.facts.as_ref()?.tls(leg)
+    }
+
     pub(super) fn facts_mut(&mut self) -> &mut Facts {
         self.facts.get_or_insert_default()
     }
@@ -47,7 +59,7 @@ impl State {
                 continue;
             }
             legs[leg] = match &self.facts {
-                Some(facts) if facts.is_layered[leg] => {
+                Some(facts) if facts.tls[leg].is_some() => {
                     // Bytes that the relay takes between the two are counted twice: as read, and as unread.
                     let unread = sockopt::receive_queue_bytes(fd).unwrap_or(0);
                     let read = counters.traffic().received[leg];
@@ -60,7 +72,7 @@ impl State {
                 _ => sample::sample(fd),
             };
         }
-        if let Some(facts) = self.facts.as_ref().filter(|facts| !facts.is_layered[0]) {
+        if let Some(facts) = self.facts.as_ref().filter(|facts| facts.tls[0].is_none()) {
             traffic.received[0] += facts.preamble;
         }
         Observation {

@@ -8,6 +8,7 @@ mod facts;
 mod monitor;
 mod opening;
 mod proxy_header;
+mod secure;
 mod table;
 mod task;
 #[cfg(test)]
@@ -29,7 +30,7 @@ use crate::config::{Abandoned, OnDead, OnEnd};
 use crate::liveness::{
     Close, CloseHow, CloseReason, Fault, Leg, Machine, Policy, Span, Time, Traffic,
 };
-use crate::metrics::{ConnectFailure, ListenerMetrics};
+use crate::metrics::{ConnectFailure, HandshakeFailure, ListenerMetrics};
 use crate::net::leg::LegStream;
 use crate::net::sample;
 use crate::relay::{self, Counters};
@@ -83,6 +84,8 @@ pub struct SessionParams {
     pub sessions: AtomicUsize,
     /// Lines about connects that failed, one for each [`ConnectFailure`].
     pub connect_lines: [Repeated; ConnectFailure::VARIANTS.len()],
+    /// Lines about TLS that failed, for each leg one for each [`HandshakeFailure`].
+    pub tls_lines: [[Repeated; HandshakeFailure::VARIANTS.len()]; 2],
     /// Why the session ended that was the last to give back its place, as a [`CloseReason`].
     pub last_end: AtomicU8,
 }
@@ -95,6 +98,8 @@ fn fault_of(error: &io::Error) -> Fault {
         NetworkUnreachable, TimedOut, UnexpectedEof,
     };
     match error.kind() {
+        // Its peer has said that it failed.
+        ConnectionAborted if error.raw_os_error().is_none() => Fault::Layer,
         ConnectionReset | ConnectionAborted | BrokenPipe => Fault::Reset,
         TimedOut => Fault::TimedOut,
         HostUnreachable | NetworkUnreachable | NetworkDown => Fault::Unreachable,
@@ -139,6 +144,8 @@ pub enum Phase {
     Mute,
     /// The upstream is being connected.
     Connecting,
+    /// Both legs are up, and the handshake of TLS with the upstream is under way.
+    Securing,
     /// Both legs are up.
     Open,
     /// Being ended.
@@ -285,11 +292,11 @@ impl Session {
     }
 
     /// Both legs are up.
-    fn open(&self, upstream: RawFd, now: Time) {
+    fn open(&self, upstream: RawFd, phase: Phase, now: Time) {
         let mut state = self.lock();
         state.fds[Leg::Upstream as usize] = upstream;
         state.machine.open(now);
-        state.phase = Phase::Open;
+        state.phase = phase;
         let took = now - state.machine.waits_since();
         drop(state);
         self.params.metrics.connected(took.into());
@@ -385,8 +392,9 @@ impl Entry {
     }
 
     /// Both legs are up: the machine's clocks start.
-    fn open(&self, upstream: &LegStream) {
-        self.session.open(upstream.socket().raw_fd(), sys::now());
+    fn open(&self, upstream: &LegStream, phase: Phase) {
+        self.session
+            .open(upstream.socket().raw_fd(), phase, sys::now());
         self.watch_soon();
     }
 

@@ -79,7 +79,7 @@ impl Session {
     /// `None` if there is none.
     pub(super) fn watch(&self, state: &mut State) -> Option<()> {
         let up = match state.phase {
-            Phase::Open => Watch::Both,
+            Phase::Open | Phase::Securing => Watch::Both,
             _ if state.is_left_alone() => return None,
             Phase::Queued | Phase::Preamble | Phase::Mute | Phase::Connecting => Watch::Downstream,
             Phase::Closing | Phase::Refused => return None,

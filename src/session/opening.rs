@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::{Phase, Session, Watch, aborted};
+use super::{Phase, Session, Watch, aborted, closing};
 use crate::config::{Abandoned, Dial};
 use crate::liveness::{Close, CloseReason, Leg};
 use crate::metrics::{ConnectFailure, RejectReason};
@@ -22,7 +22,13 @@ use crate::net::stream::TcpStream;
 use crate::proxy_protocol::Header;
 use crate::relay::Relay;
 use crate::sys;
+use crate::tls::Handshake;
 use crate::upstream::{ActiveSession, Dialling, Endpoint, is_local};
+
+/// How long a client that is turned away may take to acknowledge what it was told, such as an alert of TLS.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Payload that is read at once while the first byte is waited for.
+const FIRST_BYTES: usize = 4096;
 
 /// A future in a box of its own.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -43,12 +49,12 @@ pub trait Preamble: fmt::Debug + Send + Sync {
     /// It takes longer. Returns the reason that the session is closed for.
     fn late(&self, session: &Session) -> CloseReason;
 
-    /// Reads it. Fails with how the session is closed.
+    /// Reads it. Returns the handshake, where that is what it was. Fails with how the session is closed.
     fn read<'a>(
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<(), Close>>;
+    ) -> Boxed<'a, Result<Option<Handshake>, Close>>;
 }
 
 /// A client that has no upstream yet.
@@ -75,7 +81,7 @@ impl From<LegStream> for Client {
 impl Client {
     /// Whether it has said FIN, or was lost, and left no payload.
     pub(super) fn has_left(&self) -> bool {
-        self.unsent.is_empty() && self.stream.socket().has_left()
+        self.unsent.is_empty() && self.stream.buffered() == 0 && self.stream.socket().has_left()
     }
 }
 
@@ -85,39 +91,56 @@ pub(super) async fn open<P>(
     session: Arc<Session>,
     mut client: Client,
     admission: Admission<P>,
-    preamble: Option<Arc<dyn Preamble>>,
+    preambles: Vec<Arc<dyn Preamble>>,
 ) -> (Option<P>, Result<Client, Close>) {
     let (mut place, wait) = match admission {
         Admission::Now(place) => (Some(place), None),
         Admission::Wait(wait) => (None, Some(wait)),
     };
-    let opened = async {
-        if let Some(preamble) = preamble {
-            read(&session, &mut client, &*preamble).await?;
+    let mut opened = Ok(());
+    for preamble in preambles {
+        match read(&session, &mut client, &*preamble).await {
+            Ok(None) => {}
+            Ok(Some(handshake)) => client.stream = handshake.into_leg(client.stream),
+            Err(close) => {
+                session.last_words(&client.stream).await;
+                opened = Err(close);
+                break;
+            }
         }
-        if let Some(mut wait) = wait {
-            place = Some(
-                match poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await {
-                    Poll::Ready(place) => place.map_err(aborted)?,
-                    Poll::Pending => {
-                        session.begin(Phase::Queued);
-                        queue(&session, &client, wait).await?
-                    }
-                },
-            );
-        }
-        if session.params.cluster.upstream().dial == Dial::FirstByte {
-            session.begin(Phase::Mute);
-            first_byte(&session, &client).await?;
-        }
-        session.begin(Phase::Connecting);
-        Ok(())
-    };
-    let opened = opened.await;
+    }
+    if opened.is_ok() {
+        opened = admit(&session, &mut client, &mut place, wait).await;
+    }
     if let Err(close) = &opened {
         session.turn_away(close);
     }
     (place, opened.map(|()| client))
+}
+
+/// A client that has said who it is waits for its place.
+async fn admit<P>(
+    session: &Session,
+    client: &mut Client,
+    place: &mut Option<P>,
+    wait: Option<Boxed<'static, Result<P, CloseReason>>>,
+) -> Result<(), Close> {
+    if let Some(mut wait) = wait {
+        let admitted = match poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await {
+            Poll::Ready(place) => place.map_err(aborted)?,
+            Poll::Pending => {
+                session.begin(Phase::Queued);
+                queue(session, client, wait).await?
+            }
+        };
+        *place = Some(admitted);
+    }
+    if session.params.cluster.upstream().dial == Dial::FirstByte {
+        session.begin(Phase::Mute);
+        first_byte(session, client).await?;
+    }
+    session.begin(Phase::Connecting);
+    Ok(())
 }
 
 /// Waits for a place.
@@ -151,7 +174,7 @@ async fn read(
     session: &Session,
     client: &mut Client,
     preamble: &dyn Preamble,
-) -> Result<(), Close> {
+) -> Result<Option<Handshake>, Close> {
     tokio::select! {
         biased;
         close = poll_fn(|_| session.take_order()) => Err(close),
@@ -161,25 +184,27 @@ async fn read(
 }
 
 /// Waits for the first byte of payload.
-async fn first_byte(session: &Session, client: &Client) -> Result<(), Close> {
+async fn first_byte(session: &Session, client: &mut Client) -> Result<(), Close> {
     if !client.unsent.is_empty() {
         return Ok(());
     }
-    let socket = client.stream.socket();
     let too_long = async {
         match session.params.first_byte_timeout {
             Some(timeout) => tokio::time::sleep(timeout.into()).await,
             None => std::future::pending().await,
         }
     };
+    let comes = async {
+        if client.stream.is_layered() {
+            session.first_payload(client).await
+        } else {
+            session.begins(client.stream.socket()).await
+        }
+    };
     tokio::select! {
         biased;
         close = poll_fn(|_| session.take_order()) => Err(close),
-        error = socket.failed() => Err(session.client_failed(&error)),
-        came = socket.first_byte() => match came {
-            true => Ok(()),
-            false => Err(aborted(CloseReason::NoBytes)),
-        },
+        came = comes => came,
         () = too_long => Err(aborted(CloseReason::FirstByteTimeout)),
     }
 }
@@ -198,7 +223,8 @@ fn stays(session: &Session, client: &Client) -> bool {
     session.params.abandoned == Abandoned::Serve && !client.has_left()
 }
 
-/// Waits for a connect.
+/// Waits for a connect. A client that does not answer then is waited for, so that none of its bytes goes on
+/// if it has gone.
 pub(super) async fn connect(
     session: Arc<Session>,
     mut relay: Relay,
@@ -207,7 +233,14 @@ pub(super) async fn connect(
     dialling: Dialling,
 ) -> Result<(Relay, [LegStream; 2]), Close> {
     let cluster = &session.params.cluster;
-    let connect = cluster.finish(dialling, |endpoint| session.assign(endpoint));
+    let connect = async {
+        let connect = cluster.finish(dialling, |endpoint| session.assign(endpoint));
+        let connected = connect
+            .await
+            .map_err(|error| session.cannot_connect(&error))?;
+        session.until_client_answers().await;
+        Ok(connected)
+    };
     let greeted = while_wanted(&session, &downstream, connect).await;
     let greeted = greeted.and_then(|upstream| {
         let greeted = relay.greet(&upstream, &greeting).map(|()| upstream);
@@ -222,24 +255,17 @@ pub(super) async fn connect(
     }
 }
 
-/// Waits for a connect for as long as the client and the operator allow. A client that does not answer
-/// then is waited for, so that none of its bytes goes on if it has gone.
-async fn while_wanted(
+/// Waits for something for as long as the client and the operator allow.
+pub(super) async fn while_wanted<T>(
     session: &Session,
     downstream: &LegStream,
-    connect: impl Future<Output = io::Result<TcpStream>>,
-) -> Result<TcpStream, Close> {
-    let connect = async {
-        let connected = connect.await;
-        let connected = connected.map_err(|error| session.cannot_connect(&error))?;
-        session.until_client_answers().await;
-        Ok(connected)
-    };
+    wanted: impl Future<Output = Result<T, Close>>,
+) -> Result<T, Close> {
     tokio::select! {
         biased;
         close = poll_fn(|_| session.take_order()) => Err(close),
         error = downstream.socket().failed() => Err(session.client_failed(&error)),
-        connected = connect => connected,
+        came = wanted => came,
     }
 }
 
@@ -255,6 +281,36 @@ impl Session {
     pub fn refuse(&self, reason: RejectReason) {
         self.params.metrics.rejected(reason);
         self.lock().phase = Phase::Refused;
+    }
+
+    /// Waits for the first byte of a client, which stays in its socket.
+    pub(super) async fn begins(&self, socket: &TcpStream) -> Result<(), Close> {
+        tokio::select! {
+            biased;
+            error = socket.failed() => Err(self.client_failed(&error)),
+            came = socket.first_byte() => match came {
+                true => Ok(()),
+                false => Err(aborted(CloseReason::NoBytes)),
+            },
+        }
+    }
+
+    /// Reads the first payload of a client behind a layer.
+    async fn first_payload(&self, client: &mut Client) -> Result<(), Close> {
+        let mut bytes = vec![0; FIRST_BYTES];
+        match poll_fn(|cx| client.stream.poll_read(cx, &mut bytes)).await {
+            Ok(0) => Err(aborted(CloseReason::NoBytes)),
+            Ok(n) => {
+                client.unsent = bytes[..n].to_vec();
+                Ok(())
+            }
+            Err(error) => Err(self.client_failed(&error)),
+        }
+    }
+
+    /// What a peer was told, such as an alert, is not to be lost with its connection.
+    pub(super) async fn last_words(&self, leg: &LegStream) {
+        let _best_effort = tokio::time::timeout(LAST_WORDS, closing::delivered(leg)).await;
     }
 
     /// What the failure of a client's socket says before both legs are up.

@@ -10,11 +10,12 @@ use std::time::Duration;
 use super::opening::{Boxed, Client, Preamble};
 use super::{Session, aborted};
 use crate::config::{ListenerConfig, Network, ProxyProtocol, SendProxy};
-use crate::liveness::{Close, CloseReason};
+use crate::liveness::{Close, CloseReason, Leg};
 use crate::net::leg::LegStream;
-use crate::proxy_protocol::{self, Addresses, Header, UNIQUE_ID};
+use crate::proxy_protocol::{self, ALPN, AUTHORITY, Addresses, Header, SSL, Ssl, UNIQUE_ID};
 use crate::sys::sockopt;
 use crate::telemetry::Repeated;
+use crate::tls::{Established, Handshake};
 
 /// Read at once. A header seldom has more than some hundred bytes.
 const CHUNK_BYTES: usize = 1024;
@@ -82,7 +83,7 @@ impl Preamble for ProxyHeader {
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<(), Close>> {
+    ) -> Boxed<'a, Result<Option<Handshake>, Close>> {
         Box::pin(async move {
             let mut bytes = Vec::new();
             let (header, length) = loop {
@@ -109,7 +110,7 @@ impl Preamble for ProxyHeader {
             if session.params.cluster.upstream().proxy_protocol != SendProxy::Off {
                 client.header = Some(Box::new(header));
             }
-            Ok(())
+            Ok(None)
         })
     }
 }
@@ -152,9 +153,32 @@ impl Session {
         if version == SendProxy::V1 {
             return header.to_v1();
         }
+        if let Some(tls) = self.lock().tls(Leg::Downstream) {
+            tell(&mut header, tls);
+        }
         header.add(UNIQUE_ID, unique_id(self.id).as_bytes());
         header.to_v2()
     }
+}
+
+/// What the load balancer in front has said of the client's own TLS goes before what is known here.
+fn tell(header: &mut Header, tls: &Established) {
+    let told = [
+        (ALPN, tls.alpn.as_deref()),
+        (AUTHORITY, tls.server_name.as_deref()),
+    ];
+    for (kind, value) in told {
+        value
+            .into_iter()
+            .for_each(|value| header.add(kind, value.as_bytes()));
+    }
+    let ssl = Ssl {
+        version: tls.version.into(),
+        cipher: tls.cipher,
+        common_name: tls.identity.as_deref(),
+        is_resumed: tls.is_resumed,
+    };
+    header.add(SSL, &ssl.value());
 }
 
 /// The id of a session as the log has it, behind what tells this process from others.

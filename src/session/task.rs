@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
 use super::opening::{self, Admission, Boxed, Client, Preamble};
-use super::{Entry, Phase, Session, Table, Worker, aborted, closing};
+use super::{Entry, Phase, Session, Table, Worker, aborted, closing, secure};
 use crate::config::Dial;
 use crate::liveness::{Close, CloseReason, LEGS, Leg};
 use crate::net::leg::{DetachedLeg, LegStream};
@@ -30,6 +30,8 @@ enum Stage<P> {
     /// Has its place, and has said what it had to say.
     Admitted(Client),
     Connecting(Boxed<'static, Result<(Relay, [LegStream; 2]), Close>>),
+    /// Connected; the handshake of the upstream is under way.
+    Securing(Boxed<'static, Result<(Relay, [LegStream; 2]), Close>>),
     Relaying(Relay, [LegStream; 2]),
     Ending(Boxed<'static, Close>),
     /// The books are closed; the place is kept for `reconnect_delay`.
@@ -52,28 +54,28 @@ impl<P: Send + Unpin + 'static> Task<P> {
         downstream: LegStream,
         admission: Admission<P>,
     ) -> Self {
-        Self::with_preamble(session, worker, downstream, admission, None)
+        Self::with_preambles(session, worker, downstream, admission, Vec::new())
     }
 
     /// The same for a client that has something to say before its upstream is dialled.
     #[must_use]
-    pub fn with_preamble(
+    pub fn with_preambles(
         session: Arc<Session>,
         worker: Arc<Worker>,
         downstream: LegStream,
         admission: Admission<P>,
-        preamble: Option<Arc<dyn Preamble>>,
+        preambles: Vec<Arc<dyn Preamble>>,
     ) -> Self {
         let entry = Entry::new(session, worker, downstream.socket().raw_fd());
         let client = Client::from(downstream);
         let dial = entry.session.params.cluster.upstream().dial;
-        let (place, stage) = match (admission, &preamble, dial) {
-            (Admission::Now(place), None, Dial::Accept) => (Some(place), Stage::Admitted(client)),
+        let (place, stage) = match (admission, &preambles[..], dial) {
+            (Admission::Now(place), [], Dial::Accept) => (Some(place), Stage::Admitted(client)),
             (admission, ..) => {
                 let session = entry.session.clone();
                 session.lock().phase = Phase::Preamble;
                 entry.watch_soon();
-                let opening = opening::open(session, client, admission, preamble);
+                let opening = opening::open(session, client, admission, preambles);
                 (None, Stage::Opening(Box::pin(opening)))
             }
         };
@@ -91,7 +93,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
         P: Default,
     {
         let entry = Entry::new(session, worker, legs[0].socket().raw_fd());
-        entry.open(&legs[1]);
+        entry.open(&legs[1], Phase::Open);
         let relay = Relay::new(entry.session.params.low_water);
         Self {
             entry,
@@ -117,10 +119,11 @@ impl<P: Send + Unpin + 'static> Task<P> {
                 }
             }
             Stage::Connecting(connecting) => match ready!(connecting.as_mut().poll(cx)) {
-                Ok((relay, legs)) => {
-                    self.entry.open(&legs[1]);
-                    Stage::Relaying(relay, legs)
-                }
+                Ok((relay, legs)) => self.connected(relay, legs),
+                Err(close) => self.finish(&close),
+            },
+            Stage::Securing(securing) => match ready!(securing.as_mut().poll(cx)) {
+                Ok((relay, legs)) => Stage::Relaying(relay, legs),
                 Err(close) => self.finish(&close),
             },
             Stage::Relaying(relay, legs) => {
@@ -164,6 +167,8 @@ impl<P: Send + Unpin + 'static> Task<P> {
             state.phase = Phase::Connecting;
             state.client.0
         };
+        let cluster = &session.params.cluster;
+        let is_tls = cluster.tls().is_some();
         let mut relay = Relay::new(session.params.low_water);
         let greeting = session.greeting(&mut client);
         let Client {
@@ -177,15 +182,13 @@ impl<P: Send + Unpin + 'static> Task<P> {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 greeted => greeted?,
             }
-            let took = relay.try_early(&downstream, upstream, &session.counters)?;
+            let took = !is_tls && relay.try_early(&downstream, upstream, &session.counters)?;
             Ok(took || !greeting.is_empty())
         };
-        let cluster = &session.params.cluster;
         match cluster.connect(address, |endpoint| session.assign(endpoint), early) {
             Ok(Connect::Connected(upstream)) => {
                 let legs = [downstream, session.upstream_leg(upstream)];
-                self.entry.open(&legs[1]);
-                Stage::Relaying(relay, legs)
+                self.connected(relay, legs)
             }
             Ok(Connect::Pending(dialling)) => {
                 self.entry.watch_soon();
@@ -199,6 +202,17 @@ impl<P: Send + Unpin + 'static> Task<P> {
                 self.finish(&close)
             }
         }
+    }
+
+    /// Both legs are up.
+    fn connected(&mut self, relay: Relay, legs: [LegStream; 2]) -> Stage<P> {
+        let session = &self.entry.session;
+        if session.params.cluster.tls().is_none() {
+            self.entry.open(&legs[1], Phase::Open);
+            return Stage::Relaying(relay, legs);
+        }
+        self.entry.open(&legs[1], Phase::Securing);
+        Stage::Securing(Box::pin(secure::upstream(session.clone(), relay, legs)))
     }
 
     /// Ends the relay, at once where nothing has to be waited for.
@@ -340,7 +354,8 @@ impl Session {
     }
 
     /// Whether a peer that failed had said FIN and was owed nothing, and its RST only answers a
-    /// keepalive probe: it has closed, and forgotten the connection. That ends nothing.
+    /// keepalive probe, or the last words of a layer: it has closed, and forgotten the connection. That
+    /// ends nothing.
     fn has_forgotten(
         &self,
         relay: &Relay,
@@ -353,6 +368,14 @@ impl Session {
             || self.lock().machine.said_fin(leg);
         let is_reset = matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET));
         let asked = || sample::sample(stream.socket().raw_fd()).is_some_and(|s| s.probes > 0);
-        said_fin && !relay.owes(leg) && stream.is_delivered() && (!is_reset || asked())
+        // With the FIN behind them.
+        let last_words = stream.last_words() + 1;
+        let answers_them = || {
+            let unacknowledged = stream.unacknowledged();
+            stream.last_words() > 0 && unacknowledged.is_some_and(|n| (1..=last_words).contains(&n))
+        };
+        said_fin
+            && !relay.owes(leg)
+            && (answers_them() || (stream.is_delivered() && (!is_reset || asked())))
     }
 }

@@ -14,6 +14,7 @@ use crate::config::{Liveness, Upstream, UpstreamAddress};
 use crate::metrics::Metrics;
 use crate::net::leg::{Layer, LegStream, Wire};
 use crate::net::stream::TcpStream;
+use crate::tls::{Established, Handshake, TlsVersion};
 use crate::upstream::Cluster;
 
 /// A listener's parameters, with defaults.
@@ -26,6 +27,7 @@ pub(super) fn params(upstream: SocketAddr) -> SessionParams {
             Upstream::of(UpstreamAddress::Socket(upstream)),
         )),
         connect_lines: Default::default(),
+        tls_lines: Default::default(),
         policy: Liveness::default().policy(),
         on_dead: OnDead::Reset,
         on_end: OnEnd::Reset,
@@ -195,6 +197,18 @@ fn pair() -> (TcpStream, Peer) {
     (TcpStream::new(ours.into()).unwrap(), Peer(peer))
 }
 
+/// As if the frames were TLS.
+fn established() -> Established {
+    Established {
+        version: TlsVersion::V13,
+        is_resumed: false,
+        server_name: None,
+        alpn: None,
+        cipher: "frames",
+        identity: None,
+    }
+}
+
 /// An open session over two layered legs, the client and the service.
 fn open(params: SessionParams) -> (Arc<Session>, Peer, Peer) {
     let [(downstream, client), (upstream, service)] = [pair(), pair()];
@@ -203,7 +217,7 @@ fn open(params: SessionParams) -> (Arc<Session>, Peer, Peer) {
     let all = Balancer::new([tokio::runtime::Handle::current()]);
     let (worker, address) = (all.workers()[0].clone(), client.0.local_addr().unwrap());
     let session = Session::new(1, Arc::new(params), address, sys::now());
-    session.lock().facts_mut().is_layered = [true; 2];
+    session.lock().facts_mut().tls = [(); 2].map(|()| Some(Box::new(established())));
     let task = Task::<()>::open(session.clone(), worker.clone(), legs);
     tokio::spawn(task);
     tokio::spawn(monitor(worker));
@@ -318,7 +332,7 @@ impl Preamble for Line {
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<(), Close>> {
+    ) -> Boxed<'a, Result<Option<Handshake>, Close>> {
         Box::pin(async move {
             let wrong = || aborted(CloseReason::LocalError);
             let mut said = Vec::new();
@@ -336,7 +350,7 @@ impl Preamble for Line {
                     .lock()
                     .told_of(Some(address.ok_or_else(wrong)?), end + 1);
                 client.unsent = said.split_off(end + 1);
-                return Ok(());
+                return Ok(None);
             }
             Err(wrong())
         })
@@ -352,12 +366,12 @@ fn begin() -> (Arc<Session>, Peer, TcpListener) {
     let (worker, address) = (all.workers()[0].clone(), client.0.local_addr().unwrap());
     let session = Session::new(1, Arc::new(params), address, sys::now());
     let preamble: Arc<dyn Preamble> = Arc::new(Line);
-    let task = Task::with_preamble(
+    let task = Task::with_preambles(
         session.clone(),
         worker.clone(),
         downstream.into(),
         Admission::Now(()),
-        Some(preamble),
+        vec![preamble],
     );
     tokio::spawn(task);
     tokio::spawn(monitor(worker));

@@ -6,7 +6,8 @@ use super::{Phase, Session, State};
 use crate::liveness::{CloseReason, LEGS, Leg, Policy, Time, Timer, Traffic};
 use crate::net::listen;
 use crate::sys;
-use crate::view::{self, ConnectionView, LegView, Shown, TimerView};
+use crate::tls::Established;
+use crate::view::{self, ConnectionView, LegView, Shown, TimerView, TlsView};
 
 impl Shown for Session {
     fn id(&self) -> u64 {
@@ -33,7 +34,9 @@ impl Shown for Session {
             listener: self.params.name.to_string(),
             phase: match state.phase {
                 Phase::Queued => view::Phase::Queued,
-                Phase::Preamble | Phase::Mute | Phase::Connecting => view::Phase::Connecting,
+                Phase::Preamble | Phase::Mute | Phase::Connecting | Phase::Securing => {
+                    view::Phase::Connecting
+                }
                 Phase::Open if state.machine.is_half_closed() => view::Phase::HalfClosed,
                 Phase::Open => view::Phase::Open,
                 Phase::Closing | Phase::Refused => view::Phase::Closing,
@@ -56,13 +59,13 @@ impl Session {
                 let span = self.params.queue_timeout;
                 span.map(|span| (CloseReason::QueueTimeout, state.machine.waits_since(), span))
             }
-            Phase::Connecting => {
+            phase @ (Phase::Connecting | Phase::Securing) => {
                 let span = self.params.cluster.upstream().connect_timeout;
-                Some((
-                    CloseReason::ConnectTimeout,
-                    state.machine.waits_since(),
-                    span,
-                ))
+                let reason = match phase {
+                    Phase::Securing => CloseReason::UpstreamTlsFailed,
+                    _ => CloseReason::ConnectTimeout,
+                };
+                Some((reason, state.machine.waits_since(), span))
             }
             Phase::Preamble | Phase::Mute | Phase::Open => None,
             Phase::Closing | Phase::Refused => return None,
@@ -111,6 +114,7 @@ impl Session {
                 .then(|| state.machine.leg_timer(policy, leg))
                 .flatten()
                 .map(|t| timer_view(t, now)),
+            tls: state.tls(leg).map(TlsView::from),
         }
     }
 }
@@ -125,6 +129,19 @@ fn timer_view(timer: Timer, now: Time) -> TimerView {
     TimerView {
         reason: timer.reason.into(),
         in_ms: (timer.at - now).as_millis(),
+    }
+}
+
+impl From<&Established> for TlsView {
+    fn from(tls: &Established) -> Self {
+        Self {
+            version: tls.version.into(),
+            cipher: tls.cipher,
+            resumed: tls.is_resumed,
+            server_name: tls.server_name.clone(),
+            alpn: tls.alpn.clone(),
+            identity: tls.identity.clone(),
+        }
     }
 }
 
