@@ -1,13 +1,16 @@
 //! Certificates and keys under a process that runs (docs/TLS.md).
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair, date_time_ymd};
 use rustix::process::Signal;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::json;
 
 use crate::reload::Rig;
@@ -153,6 +156,74 @@ fn files_that_change_are_taken_up_all_or_none() {
         status == 422 && body.contains("next.key: cannot be read: No such file"),
         "{body}"
     );
+}
+
+/// A client that trusts the certificate in this file only.
+fn client(to: SocketAddr, certificate: &Path) -> io::Result<Client> {
+    let mut roots = RootCertStore::empty();
+    let trusted = CertificateDer::from_pem_file(certificate).expect("a certificate");
+    roots.add(trusted).expect("an authority");
+    let config = ClientConfig::builder_with_provider(pulsegate::tls::provider())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "server.example".try_into().expect("a name");
+    let connection = ClientConnection::new(config.into(), name).expect("a client");
+    let socket = TcpStream::connect(to)?;
+    socket.set_read_timeout(Some(PATIENT))?;
+    let mut client = StreamOwned::new(connection, socket);
+    question(&mut client)?;
+    Ok(client)
+}
+
+type Client = StreamOwned<ClientConnection, TcpStream>;
+
+fn question(client: &mut Client) -> io::Result<()> {
+    client.write_all(b"question")?;
+    client.flush()?;
+    client.read_exact(&mut [0; 8])
+}
+
+#[test]
+fn sessions_keep_their_certificate_and_new_ones_get_the_new_one() {
+    let mut lab = Lab::new();
+    let folder = lab.path("");
+    let [crt, key] = ["server.crt", "server.key"].map(|name| lab.path(name));
+    let (admin, clients, service) = (lab.rig.admin, lab.clients, lab.service.address);
+    let yaml = format!(
+        "admin: {{ address: '{admin}' }}
+listeners:
+  - name: orders
+    address: '{clients}'
+    tls: {{ certificates: [{{ certificate: {}, key: {} }}] }}
+    upstream: {{ address: '{service}' }}
+reload: {{ watch: false }}
+",
+        crt.display(),
+        key.display()
+    );
+    fs::write(lab.rig.file(), yaml).expect("written");
+    lab.rig.run(&[]);
+    let old = folder.join("old.crt");
+    fs::copy(&crt, &old).expect("copied");
+    let mut before = client(clients, &old).expect("served");
+    issue(&folder, "server", 2091);
+    let applied = &lab.rig.reloaded()["applied"];
+    assert_eq!(*applied, json!(["listeners[orders].tls.certificates"]));
+    question(&mut before).expect("goes on");
+    let mut after = client(clients, &crt).expect("served");
+    let refused = client(clients, &old).expect_err("another certificate");
+    assert!(refused.to_string().contains("certificate"), "{refused}");
+
+    // A key that does not fit: all as before.
+    issue(&folder, "other", 2092);
+    fs::copy(folder.join("other.key"), &key).expect("copied");
+    assert_eq!(lab.rig.reload().0, 422);
+    client(clients, &crt).expect("served");
+    for session in [&mut before, &mut after] {
+        question(session).expect("goes on");
+    }
 }
 
 #[test]
