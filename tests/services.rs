@@ -5,7 +5,7 @@
 //! `cargo test --test services -- --list` shows the cases. A tool that is missing fails them
 //! where `CI` is set, and skips them loudly elsewhere. On Debian:
 //! `apt-get install redis-server postgresql nginx-light wrk curl vsftpd tnftp inetutils-telnet
-//! inetutils-telnetd`. About 1 GB of the folder for temporary files is used for a while.
+//! inetutils-telnetd openssl stunnel4 haproxy`. About 1 GB of the folder for temporary files is used for a while.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod support;
@@ -44,6 +44,14 @@ mod pulsegate;
 mod redis;
 #[path = "services/telnet.rs"]
 mod telnet;
+#[path = "services/tls.rs"]
+mod tls;
+#[path = "services/tls_bytes.rs"]
+mod tls_bytes;
+#[path = "services/tls_faults.rs"]
+mod tls_faults;
+#[path = "services/tls_peers.rs"]
+mod tls_peers;
 #[path = "services/upstreams.rs"]
 mod upstreams;
 
@@ -144,6 +152,10 @@ fn main() -> ExitCode {
         checks::CASES,
         probe::CASES,
         https::CASES,
+        tls::CASES,
+        tls_bytes::CASES,
+        tls_faults::CASES,
+        tls_peers::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

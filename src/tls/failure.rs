@@ -162,6 +162,8 @@ fn classify(error: &Error, first: &[u8]) -> HandshakeFailure {
             PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
             | PeerIncompatible::SupportedVersionsExtensionRequired
+            // What a client of TLS 1.1 lacks first (RFC 5246, 7.4.1.4.1).
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired
             | PeerIncompatible::Tls12NotOffered
             | PeerIncompatible::Tls12NotOfferedOrEnabled,
         ) => Failure::NoSharedVersion,

@@ -8,6 +8,7 @@ use crate::Case;
 use crate::bytes::{Stream, expect_end, expect_file, write_file};
 use crate::process::{Folder, Process, free_address, run, tool};
 use crate::pulsegate::{Pulsegate, closed};
+use crate::support::certificates::Certified;
 
 pub const CASES: &[Case] = &[
     Case::new(
@@ -28,15 +29,27 @@ const MIDDLE: usize = 10_000_000;
 const LARGE: usize = 200_000_000;
 
 /// An nginx of the test's own: it serves `www` and stores what is PUT there.
-struct Nginx {
+pub struct Nginx {
     _process: Process,
-    folder: Folder,
-    address: SocketAddr,
+    pub folder: Folder,
+    pub address: SocketAddr,
 }
 
 impl Nginx {
     /// Starts it with files of these sizes, which are their names and their seeds, too.
     fn start(files: &[usize]) -> Self {
+        Self::start_with(files, "")
+    }
+
+    /// The same with a certificate.
+    pub fn start_tls(files: &[usize], own: &Certified) -> Self {
+        let (chain, key) = (own.chain.display(), own.key.display());
+        let ssl = format!(" ssl; ssl_certificate {chain}; ssl_certificate_key {key}");
+        Self::start_with(files, &ssl)
+    }
+
+    /// Further words behind its address.
+    pub fn start_with(files: &[usize], more: &str) -> Self {
         let (folder, address) = (Folder::new(), free_address());
         let www = folder.join("www");
         fs::create_dir(&www).expect("make a folder");
@@ -44,7 +57,7 @@ impl Nginx {
             write_file(&www.join(size.to_string()), *size as u64, *size);
         }
         let settings = folder.join("nginx.conf");
-        fs::write(&settings, settings_of(&folder, address)).expect("write the settings");
+        fs::write(&settings, settings_of(&folder, address, more)).expect("write the settings");
         let mut command = tool("nginx");
         command
             .arg("-p")
@@ -62,7 +75,7 @@ impl Nginx {
     }
 }
 
-fn settings_of(folder: &Folder, address: SocketAddr) -> String {
+fn settings_of(folder: &Folder, address: SocketAddr, more: &str) -> String {
     let here = folder.path().display();
     // Only root may, and must, name the user who is to read the folder.
     let user = if rustix::process::geteuid().is_root() {
@@ -80,14 +93,14 @@ events {{ worker_connections 1024; }}
 http {{
 {temporary}
 access_log off; sendfile on; keepalive_requests 1000000; client_max_body_size 0;
-server {{ listen {address}; root {here}/www; location / {{ dav_methods PUT; }} }}
+server {{ listen {address}{more}; root {here}/www; location / {{ dav_methods PUT; }} }}
 }}
 "
     )
 }
 
 /// curl that fails when the server refuses, and says only why.
-fn curl() -> Command {
+pub fn curl() -> Command {
     let mut command = tool("curl");
     command.args(["-q", "-sS", "--fail", "--noproxy", "*", "--max-time", "100"]);
     command

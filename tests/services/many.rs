@@ -132,7 +132,7 @@ fn ten_thousand_sessions() {
 }
 
 /// Sends and receives at once, says FIN after the last byte, and expects it from the other side.
-fn exchange(stream: &TcpStream, sends: u64, receives: u64, bytes: usize) -> io::Result<()> {
+pub fn exchange(stream: &TcpStream, sends: u64, receives: u64, bytes: usize) -> io::Result<()> {
     let (mut to, mut from) = (stream, stream);
     thread::scope(|scope| {
         let sender = scope.spawn(move || {
@@ -156,7 +156,7 @@ fn serve(mut stream: &TcpStream, bytes: usize) -> io::Result<()> {
 }
 
 /// Accepts a connection that is about to come.
-fn accept(listener: &TcpListener) -> TcpStream {
+pub fn accept(listener: &TcpListener) -> TcpStream {
     let mut stream = None;
     eventually(PATIENCE, || {
         stream = listener.accept().ok();

@@ -1,9 +1,10 @@
 //! PostgreSQL: pgbench, COPY of a large table, a session that idles, and a client that vanishes
 //! with a row locked.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{BufWriter, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use crate::Case;
 use crate::bytes::expect_same;
 use crate::process::{Account, Folder, Process, free_address, run, tool};
 use crate::pulsegate::{Pulsegate, closed};
+use crate::support::certificates::Certified;
 use crate::support::{Host, Net, Proxy, eventually, ms};
 
 const SERVER: &[&str] = &["initdb", "postgres", "psql"];
@@ -56,7 +58,7 @@ pub struct Postgres {
 
 impl Postgres {
     /// Starts it on the loopback.
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self::start_at(free_address(), Process::start)
     }
 
@@ -66,6 +68,19 @@ impl Postgres {
     }
 
     pub fn start_at(address: SocketAddr, start: impl Fn(&mut Command) -> Process) -> Self {
+        Self::start_by(address, None, start)
+    }
+
+    /// The same on the loopback with a certificate.
+    pub fn start_tls(own: &Certified) -> Self {
+        Self::start_by(free_address(), Some(own), Process::start)
+    }
+
+    fn start_by(
+        address: SocketAddr,
+        own: Option<&Certified>,
+        start: impl Fn(&mut Command) -> Process,
+    ) -> Self {
         let folder = Folder::new();
         // It refuses to run as root.
         let account = Account::of(&["postgres", "nobody"]);
@@ -99,6 +114,16 @@ impl Postgres {
             "synchronize_seqscans=off",
         ] {
             command.args(["-c", setting]);
+        }
+        if let Some(own) = own {
+            // It must own its key, and nobody else may read that.
+            for (name, from) in [("server.crt", &own.chain), ("server.key", &own.key)] {
+                let file = data.join(name);
+                fs::copy(from, &file).expect("copied");
+                fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("closed");
+                account.owns(&file);
+            }
+            command.args(["-c", "ssl=on"]);
         }
         account.runs(&mut command);
         // At once, whatever sessions there are.

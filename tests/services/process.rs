@@ -225,6 +225,11 @@ impl Process {
         }
     }
 
+    /// Whether it has ended by itself.
+    pub fn is_over(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
     /// Waits for its end.
     #[track_caller]
     pub fn wait(&mut self, within: Duration) -> ExitStatus {

@@ -2,12 +2,15 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::thread;
 
 use crate::Case;
 use crate::bytes::Stream;
 use crate::process::{Folder, Process, free_address, run_all, tool};
 use crate::pulsegate::{Pulsegate, closed, connect};
+use crate::support::certificates::Certified;
 use crate::support::ms;
 
 pub const CASES: &[Case] = &[
@@ -51,16 +54,38 @@ impl Redis {
     }
 
     pub fn start_at(address: SocketAddr) -> Self {
-        let folder = Folder::new();
+        Self::start_by(
+            tool("redis-server").args(["--port", &address.port().to_string()]),
+            address,
+        )
+    }
+
+    /// One that speaks TLS only; `asks` (`yes`, `no`): for certificates of its clients.
+    pub fn start_tls(own: &Certified, ca: &Path, asks: &str) -> Self {
+        let address = free_address();
         let mut command = tool("redis-server");
         command
-            .args(["--bind", "127.0.0.1", "--port", &address.port().to_string()])
+            .args(["--port", "0", "--tls-port", &address.port().to_string()])
+            .arg("--tls-cert-file")
+            .arg(&own.chain)
+            .arg("--tls-key-file")
+            .arg(&own.key)
+            .arg("--tls-ca-cert-file")
+            .arg(ca)
+            .args(["--tls-auth-clients", asks]);
+        Self::start_by(&mut command, address)
+    }
+
+    fn start_by(command: &mut Command, address: SocketAddr) -> Self {
+        let folder = Folder::new();
+        command
+            .args(["--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no", "--daemonize", "no"])
             .arg("--dir")
             .arg(folder.path())
             .arg("--unixsocket")
             .arg(folder.join(SOCKET));
-        let mut process = Process::start(&mut command);
+        let mut process = Process::start(command);
         process.wait_until(|_| TcpStream::connect(address).is_ok());
         Self {
             _process: process,

@@ -12,7 +12,7 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 
 /// A certificate authority.
 pub struct Authority {
@@ -148,12 +148,21 @@ impl Certified {
 
 /// A client that trusts this authority, and may have a certificate of its own.
 pub fn client(authority: &Path, own: Option<&Certified>) -> Arc<ClientConfig> {
+    client_of(authority, own, rustls::ALL_VERSIONS)
+}
+
+/// The same of some versions only.
+pub fn client_of(
+    authority: &Path,
+    own: Option<&Certified>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_file(authority).expect("PEM");
     roots.add(root).expect("a certificate");
     let builder = ClientConfig::builder_with_provider(pulsegate::tls::provider());
-    let builder = builder.with_safe_default_protocol_versions();
-    let builder = builder.expect("versions").with_root_certificates(roots);
+    let builder = builder.with_protocol_versions(versions).expect("versions");
+    let builder = builder.with_root_certificates(roots);
     let config = match own.map(Certified::der) {
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).expect("fits"),
         None => builder.with_no_client_auth(),
@@ -180,9 +189,17 @@ pub fn server_for(own: &Certified, authority: &Path) -> Arc<ServerConfig> {
 
 /// A server with this certificate, that asks its clients for none.
 pub fn server(own: &Certified) -> Arc<ServerConfig> {
+    server_of(own, rustls::ALL_VERSIONS)
+}
+
+/// The same of some versions only.
+pub fn server_of(
+    own: &Certified,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ServerConfig> {
     let (chain, key) = own.der();
     let builder = ServerConfig::builder_with_provider(pulsegate::tls::provider());
-    let builder = builder.with_safe_default_protocol_versions();
-    let builder = builder.expect("versions").with_no_client_auth();
+    let builder = builder.with_protocol_versions(versions).expect("versions");
+    let builder = builder.with_no_client_auth();
     Arc::new(builder.with_single_cert(chain, key).expect("fits"))
 }
