@@ -2,8 +2,15 @@
 
 pub mod custom;
 
+mod framed;
+mod hsms;
+mod iec104;
+mod mqtt;
+mod smpp;
+
 use strum::IntoStaticStr;
 
+use self::framed::Framed;
 use super::profile::Profile;
 use crate::liveness::Leg;
 
@@ -11,6 +18,14 @@ use crate::liveness::Leg;
 #[derive(Clone, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum Protocol {
+    /// HSMS (SEMI E37).
+    Hsms,
+    /// IEC 60870-5-104.
+    Iec104,
+    /// SMPP.
+    Smpp,
+    /// MQTT. The broker is asked.
+    Mqtt,
     /// What the operator describes.
     Custom(custom::Description),
 }
@@ -20,6 +35,11 @@ impl Protocol {
     #[must_use]
     pub fn profile(&self, leg: Leg) -> Option<Box<dyn Profile>> {
         match (self, leg) {
+            (Self::Hsms, _) => Some(Box::new(Framed::new(hsms::Hsms))),
+            (Self::Iec104, _) => Some(Box::new(Framed::new(iec104::Iec104))),
+            (Self::Smpp, _) => Some(Box::new(Framed::new(smpp::Smpp))),
+            (Self::Mqtt, Leg::Upstream) => Some(Box::new(Framed::new(mqtt::Mqtt))),
+            (Self::Mqtt, Leg::Downstream) => None,
             (Self::Custom(description), _) => Some(Box::new(custom::Custom::new(description))),
         }
     }

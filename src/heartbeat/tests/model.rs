@@ -20,6 +20,40 @@ pub struct Exchange {
     pub answer: Option<Answer>,
 }
 
+impl Exchange {
+    /// After everything before was answered. Nothing may be asked after it.
+    pub fn in_turn(told: impl Into<Vec<u8>>, heard: impl Into<Vec<u8>>) -> Self {
+        Self {
+            told: told.into(),
+            heard: heard.into(),
+            pace: Pace::InTurn,
+            answer: None,
+        }
+    }
+
+    /// The same, and a question that comes after it is answered so.
+    pub fn answered(self, answer: Answer) -> Self {
+        Self {
+            answer: Some(answer),
+            ..self
+        }
+    }
+
+    /// What is told and heard, at any time.
+    pub fn any_pace(
+        both: impl Strategy<Value = (Vec<u8>, Vec<u8>)>,
+        answer: Option<Answer>,
+    ) -> impl Strategy<Value = Self> {
+        let pace = prop_oneof![Just(Pace::InTurn), Just(Pace::Pipelined)];
+        (both, pace).prop_map(move |((told, heard), pace)| Self {
+            told,
+            heard,
+            pace,
+            answer,
+        })
+    }
+}
+
 /// The answer to a question.
 pub type Answer = fn(&[u8]) -> Vec<u8>;
 
@@ -188,8 +222,9 @@ impl<'a> Model<'a> {
         if self.manner == Manner::InTurn {
             // What the peer says by itself may still be under way.
             let owes = |n: &usize| {
-                let asked = !self.script[*n].told.is_empty();
-                asked && self.delivered.len() < self.said(n + 1)
+                let Exchange { told, heard, .. } = &self.script[*n];
+                let is_answered = !told.is_empty() && !heard.is_empty();
+                is_answered && self.delivered.len() < self.said(n + 1)
             };
             let owed = (0..self.next).find(owes);
             assert_eq!(owed, None, "asked while an answer was owed");
