@@ -169,12 +169,13 @@ impl Heartbeat {
         if self.waited_for.is_some() {
             return State::Asked;
         }
-        let manner = self.profile.manner();
-        let may_wait = manner != Manner::InTurn;
+        // What the peer still says may be the rest of an answer.
+        let in_turn = self.profile.manner() == Manner::InTurn;
+        let is_between = self.told.is_between() && (self.heard.is_between() || !in_turn);
         match self.profile.phase() {
             Phase::Starting => State::Starting,
-            _ if !self.told.is_between() || self.due.len() >= MOST_UNANSWERED => State::Busy,
-            Phase::Waiting if !may_wait => State::Busy,
+            _ if !is_between || self.due.len() >= MOST_UNANSWERED => State::Busy,
+            Phase::Waiting if in_turn => State::Busy,
             Phase::Idle | Phase::Waiting => State::Ready,
         }
     }

@@ -6,6 +6,7 @@ mod framed;
 mod hsms;
 mod iec104;
 mod mqtt;
+mod redis;
 mod smpp;
 
 use strum::IntoStaticStr;
@@ -26,6 +27,8 @@ pub enum Protocol {
     Smpp,
     /// MQTT. The broker is asked.
     Mqtt,
+    /// Redis, and what speaks like it. The server is asked.
+    Redis,
     /// What the operator describes.
     Custom(custom::Description),
 }
@@ -40,6 +43,8 @@ impl Protocol {
             (Self::Smpp, _) => Some(Box::new(Framed::new(smpp::Smpp))),
             (Self::Mqtt, Leg::Upstream) => Some(Box::new(Framed::new(mqtt::Mqtt))),
             (Self::Mqtt, Leg::Downstream) => None,
+            (Self::Redis, Leg::Upstream) => Some(Box::new(redis::Redis::default())),
+            (Self::Redis, Leg::Downstream) => None,
             (Self::Custom(description), _) => Some(Box::new(custom::Custom::new(description))),
         }
     }

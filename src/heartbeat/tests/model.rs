@@ -2,13 +2,15 @@
 //! what it would see without.
 
 use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Deref;
 
 use proptest::prelude::*;
 
 use crate::heartbeat::{Heard, Heartbeat, Manner, Profile, State};
 
 /// One step of a conversation, as the protocol has it. Each begins and ends between two messages.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Exchange {
     /// What the peer is told; nothing, if it speaks by itself.
     pub told: Vec<u8>,
@@ -67,7 +69,6 @@ pub enum Pace {
 
 /// How a conversation ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(dead_code)]
 pub enum Ends {
     /// The peer can be asked.
     Ready,
@@ -78,10 +79,37 @@ pub enum Ends {
 }
 
 /// What happens next, and how much of it.
-pub type Moves = Vec<(u8, u16)>;
+#[derive(Clone)]
+pub struct Moves(Vec<(u8, u16)>);
 
 pub fn moves() -> impl Strategy<Value = Moves> {
-    prop::collection::vec((0..12u8, any::<u16>()), 0..300)
+    prop::collection::vec((0..12u8, any::<u16>()), 0..300).prop_map(Moves)
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (told, heard) = (self.told.escape_ascii(), self.heard.escape_ascii());
+        let may = if self.answer.is_some() {
+            "ask"
+        } else {
+            "do not"
+        };
+        write!(f, "\"{told}\" -> \"{heard}\" {:?} {may}", self.pace)
+    }
+}
+
+impl Deref for Moves {
+    type Target = [(u8, u16)];
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Moves {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
 }
 
 /// Plays a conversation. Returns it at its end, with everything delivered.
