@@ -6,6 +6,7 @@ mod framed;
 mod hsms;
 mod iec104;
 mod mqtt;
+mod postgres;
 mod redis;
 mod smpp;
 
@@ -29,6 +30,8 @@ pub enum Protocol {
     Mqtt,
     /// Redis, and what speaks like it. The server is asked.
     Redis,
+    /// PostgreSQL. The server is asked.
+    Postgres,
     /// What the operator describes.
     Custom(custom::Description),
 }
@@ -44,7 +47,8 @@ impl Protocol {
             (Self::Mqtt, Leg::Upstream) => Some(Box::new(Framed::new(mqtt::Mqtt))),
             (Self::Mqtt, Leg::Downstream) => None,
             (Self::Redis, Leg::Upstream) => Some(Box::new(redis::Redis::default())),
-            (Self::Redis, Leg::Downstream) => None,
+            (Self::Postgres, Leg::Upstream) => Some(Box::new(postgres::Postgres::default())),
+            (Self::Redis | Self::Postgres, Leg::Downstream) => None,
             (Self::Custom(description), _) => Some(Box::new(custom::Custom::new(description))),
         }
     }
