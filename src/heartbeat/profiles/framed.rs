@@ -56,8 +56,10 @@ pub(super) enum Sense {
 pub(super) enum Stage {
     /// Any exchange opens it.
     Fresh,
-    /// A request of its own opens it.
+    /// A request of its own opens it,
     Closed,
+    /// once it is granted.
+    Opening,
     Open,
 }
 
@@ -96,17 +98,20 @@ impl<T: Table> Framed<T> {
             Sense::Request => *own += 1,
             Sense::Opens => {
                 *own += 1;
-                self.stage = Stage::Closed;
-            }
-            Sense::Reply | Sense::Opened | Sense::Answer(_) if *others > 0 => {
-                *others -= 1;
-                if sense == Sense::Opened || self.stage == Stage::Fresh {
-                    self.stage = Stage::Open;
-                }
+                self.stage = Stage::Opening;
             }
             // Only their number tells such answers apart.
-            _ if T::MANNER == Manner::InTurn => return Read::Opaque(OpaqueCause::Unsolicited),
-            _ => {}
+            _ if *others == 0 && T::MANNER == Manner::InTurn => {
+                return Read::Opaque(OpaqueCause::Unsolicited);
+            }
+            Sense::Reply | Sense::Opened | Sense::Answer(_) => {
+                self.stage = match self.stage {
+                    Stage::Opening if sense == Sense::Opened => Stage::Open,
+                    Stage::Fresh if *others > 0 => Stage::Open,
+                    stage => stage,
+                };
+                *others = others.saturating_sub(1);
+            }
         }
         Read::End(length)
     }
@@ -141,7 +146,7 @@ impl<T: Table> Profile for Framed<T> {
         match self.stage {
             Stage::Open if self.told > 0 || self.heard > 0 => Phase::Waiting,
             Stage::Open => Phase::Idle,
-            Stage::Fresh | Stage::Closed => Phase::Starting,
+            Stage::Fresh | Stage::Closed | Stage::Opening => Phase::Starting,
         }
     }
 

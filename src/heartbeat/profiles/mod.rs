@@ -1,14 +1,21 @@
 //! The protocols. Each is followed as far as its answers can be told for certain; the rest is opaque.
 
 pub mod custom;
+pub mod modbus;
 
+mod amqp;
 mod framed;
 mod hsms;
 mod iec104;
+mod irc;
+mod ldap;
 mod mqtt;
+mod mysql;
 mod postgres;
 mod redis;
 mod smpp;
+mod stomp;
+mod telnet;
 
 use strum::IntoStaticStr;
 
@@ -32,6 +39,20 @@ pub enum Protocol {
     Redis,
     /// PostgreSQL. The server is asked.
     Postgres,
+    /// Telnet, TN3270, TN5250.
+    Telnet,
+    /// Modbus/TCP: this register is read. The device is asked.
+    Modbus(modbus::Register),
+    /// IRC.
+    Irc,
+    /// LDAP. The server is asked.
+    Ldap,
+    /// MySQL and MariaDB. The server is asked.
+    Mysql,
+    /// STOMP. Nobody answers.
+    Stomp,
+    /// AMQP 0-9-1. Nobody answers.
+    Amqp,
     /// What the operator describes.
     Custom(custom::Description),
 }
@@ -40,16 +61,31 @@ impl Protocol {
     /// How the peer of this leg is asked, if it can be in this protocol.
     #[must_use]
     pub fn profile(&self, leg: Leg) -> Option<Box<dyn Profile>> {
-        match (self, leg) {
-            (Self::Hsms, _) => Some(Box::new(Framed::new(hsms::Hsms))),
-            (Self::Iec104, _) => Some(Box::new(Framed::new(iec104::Iec104))),
-            (Self::Smpp, _) => Some(Box::new(Framed::new(smpp::Smpp))),
-            (Self::Mqtt, Leg::Upstream) => Some(Box::new(Framed::new(mqtt::Mqtt))),
-            (Self::Mqtt, Leg::Downstream) => None,
-            (Self::Redis, Leg::Upstream) => Some(Box::new(redis::Redis::default())),
-            (Self::Postgres, Leg::Upstream) => Some(Box::new(postgres::Postgres::default())),
-            (Self::Redis | Self::Postgres, Leg::Downstream) => None,
-            (Self::Custom(description), _) => Some(Box::new(custom::Custom::new(description))),
-        }
+        let profile: Box<dyn Profile> = match (self, leg) {
+            (
+                Self::Mqtt
+                | Self::Redis
+                | Self::Postgres
+                | Self::Modbus(_)
+                | Self::Ldap
+                | Self::Mysql,
+                Leg::Downstream,
+            ) => return None,
+            (Self::Hsms, _) => Box::new(Framed::new(hsms::Hsms)),
+            (Self::Iec104, _) => Box::new(Framed::new(iec104::Iec104)),
+            (Self::Smpp, _) => Box::new(Framed::new(smpp::Smpp)),
+            (Self::Mqtt, _) => Box::new(Framed::new(mqtt::Mqtt)),
+            (Self::Redis, _) => Box::new(redis::Redis::default()),
+            (Self::Postgres, _) => Box::new(postgres::Postgres::default()),
+            (Self::Telnet, _) => Box::new(telnet::Telnet::default()),
+            (Self::Modbus(register), _) => Box::new(modbus::Modbus::new(*register)),
+            (Self::Irc, leg) => Box::new(irc::Irc::new(leg)),
+            (Self::Ldap, _) => Box::new(Framed::new(ldap::Ldap)),
+            (Self::Mysql, _) => Box::new(mysql::Mysql::default()),
+            (Self::Stomp, _) => Box::new(stomp::Stomp::default()),
+            (Self::Amqp, _) => Box::new(Framed::new(amqp::Amqp)),
+            (Self::Custom(description), _) => Box::new(custom::Custom::new(description)),
+        };
+        Some(profile)
     }
 }
