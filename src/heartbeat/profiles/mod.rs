@@ -13,6 +13,7 @@ mod mqtt;
 mod mysql;
 mod postgres;
 mod redis;
+mod refused;
 mod smpp;
 mod stomp;
 mod telnet;
@@ -20,6 +21,7 @@ mod telnet;
 use strum::IntoStaticStr;
 
 use self::framed::Framed;
+pub use self::refused::refusal;
 use super::profile::Profile;
 use crate::liveness::Leg;
 
