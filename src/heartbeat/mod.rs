@@ -11,6 +11,8 @@
 //! - Everything that is read from it passes [`Heartbeat::heard`], which says what is forwarded.
 //! - [`Heartbeat::ask`] gives the question, or nothing where none may be asked. It is written to the peer at
 //!   once and whole: what the peer is told next stands behind it. It does not pass `told`.
+//! - While [`Heartbeat::must_wait`], nothing may be written to the peer: it is woken up by the next `heard`, or
+//!   by `give_up`.
 //! - While the state is [`State::Asked`] the answer is waited for. [`Heartbeat::give_up`] ends that. A late
 //!   answer is still taken out.
 //! - Where the peer's stream ends, [`Heartbeat::finish`] gives back what is held.
@@ -36,7 +38,8 @@
 //!    tokens nothing is ever held back.
 //! 5. **Doubt is opaque.** What is not understood is [`Read::Opaque`], with its cause. If the peer was *told*
 //!    what makes it so, an answer that is still due is taken out before the profile is dropped.
-//! 6. A variant of [`profiles::Protocol`], a line in [`profiles::Protocol::profile`], and the property test of
+//! 6. **Shapes.** Where the first bytes of a message say all of it, a `profiles::framed::Table` is enough.
+//! 7. A variant of [`profiles::Protocol`], a line in [`profiles::Protocol::profile`], and the property test of
 //!    `tests::model` with exchanges of that protocol.
 
 pub mod frame;
@@ -74,7 +77,7 @@ pub struct Heartbeat {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
 #[strum(serialize_all = "snake_case")]
 pub enum State {
-    /// No complete exchange was seen yet.
+    /// No complete exchange was seen yet, or none since the last login began.
     Starting,
     /// A question may be asked.
     Ready,
@@ -200,6 +203,12 @@ impl Heartbeat {
             self.waited_for = Some(token);
         }
         Some(question)
+    }
+
+    /// Whether the peer must not be told anything: it is still asked, and works on one request at a time.
+    #[must_use]
+    pub fn must_wait(&self) -> bool {
+        self.waited_for.is_some() && self.profile.is_sequential()
     }
 
     /// The answer is no longer waited for. If it comes, it is taken out.

@@ -21,6 +21,12 @@ pub trait Profile: fmt::Debug + Send + Sync {
     /// How answers are told from the rest.
     fn manner(&self) -> Manner;
 
+    /// Whether the peer works on one request at a time, and confuses two. What it is told next then waits until
+    /// the question was answered or given up.
+    fn is_sequential(&self) -> bool {
+        false
+    }
+
     /// The question. It will be written between two messages.
     fn question(&mut self, token: u64) -> Vec<u8>;
 }
@@ -48,7 +54,7 @@ pub enum Read {
 /// Where a conversation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// No complete exchange was seen.
+    /// No complete exchange was seen; or nothing may be asked in any manner, as while a login goes on.
     Starting,
     /// The peer owes nothing.
     Idle,

@@ -2,7 +2,8 @@
 //!
 //! Which register the operator says: a device must have it, and reading it must be harmless. The answer has our
 //! transaction id, which is half the range away from the client's: also an exception is one. Devices work on
-//! one request at a time. A client's request that comes behind ours waits there until ours is answered.
+//! one request at a time, and some answer the second one twice: a client's request waits until ours was
+//! answered.
 
 use crate::heartbeat::frame::{Length, Order};
 use crate::heartbeat::profile::{Manner, OpaqueCause, Phase, Profile, Read};
@@ -117,6 +118,10 @@ impl Profile for Modbus {
         Manner::InTurn
     }
 
+    fn is_sequential(&self) -> bool {
+        true
+    }
+
     fn question(&mut self, token: u64) -> Vec<u8> {
         // Clients count from wherever they are; several of ours differ by some bits of the token.
         let id = self.last.wrapping_add(0x8000 | token as u16 & 0x0fff);
@@ -220,7 +225,9 @@ mod tests {
         let _ = hear(&mut heartbeat, &message(1, 1, 3, &[]));
         let question = heartbeat.ask(0).expect("it owes nothing");
         assert_eq!(question[..2], [0x80, 1]);
+        assert!(heartbeat.must_wait());
         heartbeat.give_up();
+        assert!(!heartbeat.must_wait());
         heartbeat.told(&message(0x8001, 1, 3, &[]));
         let answer = message(0x8001, 1, 3, &[2, 1, 2]);
         assert_eq!(hear(&mut heartbeat, &answer), answer);

@@ -4,7 +4,8 @@
 //! reset by what is asked; warnings, `FOUND_ROWS()` and transactions are kept.
 //!
 //! Opaque: TLS and compression; replication; `LOAD DATA LOCAL`, `COM_CHANGE_USER`, commands that are told before
-//! the one before was answered, results without descriptions of their columns.
+//! the one before was answered, clients of MySQL that can do without descriptions of columns. (What MariaDB
+//! leaves out of them does not matter: what ends them is there.)
 
 use crate::heartbeat::frame::{Length, Order, find};
 use crate::heartbeat::profile::{Manner, OpaqueCause, Phase, Profile, Read};
@@ -26,10 +27,6 @@ const PROTOCOL_41: u32 = 1 << 9;
 const TLS: u32 = 1 << 11;
 const DEPRECATE_EOF: u32 = 1 << 24;
 const OPTIONAL_METADATA: u32 = 1 << 25;
-/// Servers other than MySQL's do not set it, and have further bits then.
-const IS_MYSQL: u32 = 1;
-/// Of these.
-const CACHE_METADATA: u32 = 1 << 4;
 
 /// What a server says at the end of a result.
 const MORE_RESULTS: u64 = 0x0008;
@@ -45,7 +42,6 @@ const ERROR: u8 = 0xff;
 pub(super) struct Mysql {
     stage: Stage,
     capabilities: u32,
-    extended: u32,
     is_told_continued: bool,
     is_heard_continued: bool,
 }
@@ -139,9 +135,6 @@ impl Mysql {
         let at = 1 + find(name, b"\0")? + 1 + 4 + 8 + 1;
         let (low, high) = (packet.number_at(at, 2)?, packet.number_at(at + 5, 2)?);
         self.capabilities = (high << 16 | low) as u32;
-        if self.capabilities & IS_MYSQL == 0 {
-            self.extended = packet.number_at(at + 14, 4)? as u32;
-        }
         Some(Stage::Response)
     }
 
@@ -152,13 +145,7 @@ impl Mysql {
             return Err(OpaqueCause::Changed);
         }
         self.capabilities &= wanted;
-        if wanted & IS_MYSQL != 0 {
-            self.extended = 0;
-        }
-        self.extended &= packet.number_at(28, 4).unwrap_or(0) as u32;
-        let is_cached = self.extended & CACHE_METADATA != 0 && !self.has_no_eof();
-        let has_options = self.capabilities & OPTIONAL_METADATA != 0;
-        if self.capabilities & PROTOCOL_41 == 0 || is_cached || has_options {
+        if self.capabilities & PROTOCOL_41 == 0 || self.capabilities & OPTIONAL_METADATA != 0 {
             return Err(OpaqueCause::Unsupported);
         }
         Ok(Stage::Authentication)
@@ -370,30 +357,24 @@ mod tests {
 
     const BASE: u32 = PROTOCOL_41 | 1 << 15;
 
-    fn greeting(capabilities: u32, extended: u32) -> Vec<u8> {
+    fn greeting(capabilities: u32) -> Vec<u8> {
         let [a, b, c, d] = capabilities.to_le_bytes();
         let head = b"\x0a11.4.2-MariaDB\0\x07\0\0\0challeng\0";
-        let caps = [a, b, 45, 2, 0, c, d, 21, 0, 0, 0, 0, 0, 0];
+        let caps = [a, b, 45, 2, 0, c, d, 21, 0, 0, 0, 0, 0, 0, 0x1d, 0, 0, 0];
         let tail = b"ethesecondhalf\0mysql_native_password\0";
-        packet(
-            0,
-            &[&head[..], &caps, &extended.to_le_bytes(), tail].concat(),
-        )
+        packet(0, &[&head[..], &caps, tail].concat())
     }
 
-    fn response(capabilities: u32, extended: u32) -> Vec<u8> {
-        let head = [&capabilities.to_le_bytes()[..], &[0, 0, 0, 1, 45], &[0; 19]].concat();
-        packet(1, &[&head, &extended.to_le_bytes()[..], b"me\0\0"].concat())
+    fn response(capabilities: u32) -> Vec<u8> {
+        let head = [&capabilities.to_le_bytes()[..], &[0, 0, 0, 1, 45], &[0; 23]].concat();
+        packet(1, &[&head[..], b"me\0\0"].concat())
     }
 
     fn handshake(client: u32) -> Vec<Exchange> {
         let server = BASE | DEPRECATE_EOF | COMPRESS | TLS | OPTIONAL_METADATA;
         vec![
-            Exchange::in_turn([], greeting(server, 0x1f)),
-            Exchange::in_turn(
-                response(client, 0x0d),
-                packet(2, b"\xfecaching_sha2_password\0"),
-            ),
+            Exchange::in_turn([], greeting(server)),
+            Exchange::in_turn(response(client), packet(2, b"\xfecaching_sha2_password\0")),
             Exchange::in_turn(packet(3, b"scramble"), packet(4, b"\x01\x03")),
             Exchange::in_turn([], packet(5, &ok(0))).answered(answer),
         ]
@@ -493,8 +474,6 @@ mod tests {
     fn conversation() -> impl Strategy<Value = Vec<Exchange>> {
         any::<bool>().prop_flat_map(|has_eof| {
             let client = if has_eof { BASE } else { BASE | DEPRECATE_EOF };
-            // The cache of descriptions is followed only where they have no end of their own.
-            let client = if has_eof { client | IS_MYSQL } else { client };
             let commands = prop::collection::vec(command(has_eof), 0..12);
             commands.prop_map(move |commands| [handshake(client), commands].concat())
         })
@@ -551,12 +530,9 @@ mod tests {
             BASE | TLS,
             BASE | COMPRESS,
             BASE | OPTIONAL_METADATA | DEPRECATE_EOF,
-            BASE,
             0,
         ] {
             let mut script = handshake(client);
-            // Without the ends of descriptions, these can be missing.
-            script[1].told = response(client, CACHE_METADATA);
             script
                 .iter_mut()
                 .for_each(|exchange| exchange.answer = None);

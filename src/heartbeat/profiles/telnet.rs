@@ -4,7 +4,7 @@
 //! question for data: so an offer of one end must have been answered by the other before. The answer has no id.
 //! Those that the ends want of each other are counted, and we do not ask before theirs came. Nothing is asked
 //! inside a command, a subnegotiation, a record of a terminal, and behind a CR whose other half is to come.
-//! Opaque: encryption, TLS, compression.
+//! Opaque: encryption, TLS and compression, where they begin.
 
 use crate::heartbeat::profile::{Manner, OpaqueCause, Phase, Profile, Read};
 
@@ -20,8 +20,11 @@ const TIMING_MARK: u8 = 6;
 /// Options of records that `IAC EOR` ends: in the direction in which it is, and in both.
 const RECORDS: u8 = 25;
 const TN3270E: u8 = 40;
-/// ENCRYPT, START_TLS, and three ways to compress.
-const CHANGES: [u8; 5] = [38, 46, 85, 86, 87];
+/// What it becomes another stream by: START_TLS, three ways to compress,
+const CHANGES: [u8; 4] = [46, 85, 86, 87];
+/// and ENCRYPT, whose other messages are harmless.
+const ENCRYPT: u8 = 38;
+const START: u8 = 3;
 
 /// The conversation.
 #[derive(Debug, Default)]
@@ -66,6 +69,10 @@ impl Direction {
             ([IAC, SUB_END, ..], true) => Unit::SubEnds,
             ([IAC, IAC, ..], true) => Unit::SubGoesOn(2),
             ([IAC, SUB | WILL..=254], false) => return Err(Read::More),
+            ([IAC, SUB, ENCRYPT], false) => return Err(Read::More),
+            ([IAC, SUB, ENCRYPT, START, ..], false) => {
+                return Err(Read::Opaque(OpaqueCause::Changed));
+            }
             ([IAC, SUB, option, ..], false) => Unit::SubBegins(*option),
             ([IAC, verb @ WILL..=254, option, ..], false) => Unit::Option {
                 verb: *verb,
@@ -237,6 +244,7 @@ mod tests {
             b"\xff\xfe\x7f",
             b"\xff\xfa\x1f\0P\0\xff\xff\x18\xff\xf0",
             b"\xff\xfa\x18\xff\xf0",
+            b"\xff\xfa\x26\x01\x03\xff\xf0",
         ];
         prop_oneof![
             5 => prop::sample::select(atoms).prop_map(<[u8]>::to_vec),
@@ -268,12 +276,13 @@ mod tests {
         #[test]
         fn records_are_not_cut(
             records in prop::collection::vec("[a-z\r]{0,600}", 1..6),
-            is_tn3270e in any::<bool>(),
+            way in 0..3u8,
             moves in moves(),
         ) {
-            let agreement: [&[u8]; 2] = match is_tn3270e {
-                true => [b"\xff\xfd\x28", b"\xff\xfb\x28"],
-                false => [b"\xff\xfb\x19", b"\xff\xfd\x19"],
+            let agreement: [&[u8]; 2] = match way {
+                0 => [b"\xff\xfd\x28", b"\xff\xfb\x28"],
+                1 => [b"\xff\xfb\x28", b"\xff\xfd\x28"],
+                _ => [b"\xff\xfb\x19", b"\xff\xfd\x19"],
             };
             let [told, heard] = agreement;
             let agreed = Exchange::in_turn(told, heard).answered(answer);
@@ -339,6 +348,7 @@ mod tests {
             (b"\xff\xfd\x01", b"login: "),
             (b"\xff\xfd\x01", b"\xff\xfb\x03"),
             (b"\xff\xf1", b"\xff\xf1"),
+            (b"\xff\xfd\x06", b"\xff\xfb\x06"),
         ] {
             play(
                 profile(),
@@ -383,7 +393,7 @@ mod tests {
     fn what_becomes_something_else_is_not_followed() {
         for strange in [
             &b"\xff\xfb\x06"[..],
-            b"\xff\xfa\x26\x01\xff\xf0",
+            b"\xff\xfa\x26\x03\x01\xff\xf0encrypted",
             b"\xff\xfa\x2e\x01\xff\xf0",
             b"\xff\xfa\x55\xfb\xf0compressed",
             b"\xff\xfa\x56\xff\xf0compressed",

@@ -182,6 +182,9 @@ impl<'a> Model<'a> {
         let Some(exchange) = self.script.get(self.next) else {
             return;
         };
+        if self.heartbeat.must_wait() {
+            return;
+        }
         let must_wait = exchange.pace == Pace::InTurn && self.told == 0;
         if must_wait && self.seen.len() < self.said(self.next) {
             return;
