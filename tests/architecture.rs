@@ -130,6 +130,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/RELOAD.md",
     "docs/TLS.md",
     "docs/PROXY-PROTOCOL.md",
+    "docs/HEARTBEATS.md",
     "docs/KERNEL-NOTES.md",
 ];
 

@@ -22,6 +22,8 @@ mod checks;
 mod control;
 #[path = "services/ftp.rs"]
 mod ftp;
+#[path = "services/heartbeats.rs"]
+mod heartbeats;
 #[path = "services/http.rs"]
 mod http;
 #[path = "services/https.rs"]
@@ -144,6 +146,7 @@ fn main() -> ExitCode {
         checks::CASES,
         probe::CASES,
         https::CASES,
+        heartbeats::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

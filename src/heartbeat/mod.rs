@@ -241,6 +241,12 @@ impl Heartbeat {
             && self.profile.phase() == Phase::Idle
     }
 
+    /// Whether the peer owes an answer to somebody else.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.profile.phase() == Phase::Waiting
+    }
+
     /// Bytes that are held back, as the beginning of what may be an answer: fewer than [`HEAD`].
     #[must_use]
     pub fn held(&self) -> usize {

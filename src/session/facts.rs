@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use super::State;
-use crate::liveness::{LEGS, LegSample, Observation};
+use super::asking::Asked;
+use crate::liveness::{LEGS, Leg, LegSample, Observation, Traffic};
 use crate::net::{listen, sample};
 use crate::relay::Counters;
 use crate::sys::sockopt;
@@ -17,6 +18,16 @@ pub(super) struct Facts {
     pub preamble: u64,
     /// Whether the payload of each leg is wrapped.
     pub is_layered: [bool; 2],
+    /// What is known of the heartbeats of each leg.
+    pub asked: [Option<Asked>; 2],
+}
+
+impl Facts {
+    /// Whether the last bytes on a leg may be those of a heartbeat.
+    fn is_asked(&self, leg: Leg, traffic: &Traffic) -> bool {
+        let asked = self.asked[leg as usize].as_ref();
+        asked.is_some_and(|asked| asked.is_alone(leg, traffic))
+    }
 }
 
 impl State {
@@ -41,7 +52,7 @@ impl State {
         // not be taken for the older one of which the kernel told.
         let (mut traffic, answers_before) = (counters.traffic(), counters.answers_before());
         let mut legs = [None; 2];
-        for leg in LEGS.map(|leg| leg as usize) {
+        for (leg, at) in LEGS.map(|leg| (leg as usize, leg)) {
             let fd = self.fds[leg];
             if fd < 0 {
                 continue;
@@ -54,6 +65,7 @@ impl State {
                     sample::sample(fd).map(|sample| LegSample {
                         bytes_received: read + u64::from(unread),
                         is_layered: true,
+                        is_asked: facts.is_asked(at, &traffic),
                         ..sample
                     })
                 }

@@ -117,9 +117,10 @@ impl<P: Send + Unpin + 'static> Task<P> {
                 }
             }
             Stage::Connecting(connecting) => match ready!(connecting.as_mut().poll(cx)) {
-                Ok((relay, legs)) => {
-                    self.entry.open(&legs[1]);
-                    Stage::Relaying(relay, legs)
+                Ok((relay, [downstream, upstream])) => {
+                    let upstream = session.with_heartbeat(Leg::Upstream, upstream, &[]);
+                    self.entry.open(&upstream);
+                    Stage::Relaying(relay, [downstream, upstream])
                 }
                 Err(close) => self.finish(&close),
             },
@@ -171,21 +172,25 @@ impl<P: Send + Unpin + 'static> Task<P> {
             unsent,
             ..
         } = client;
+        let downstream = session.with_heartbeat(Leg::Downstream, downstream, &unsent);
         relay.begin_with(unsent, &session.counters);
         let early = |upstream: &TcpStream| {
             match relay.greet(upstream, &greeting) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 greeted => greeted?,
             }
-            let took = relay.try_early(&downstream, upstream, &session.counters)?;
+            // What the service is told passes the layer that asks it.
+            let took = session.params.heartbeats[Leg::Upstream as usize].is_none()
+                && relay.try_early(&downstream, upstream, &session.counters)?;
             Ok(took || !greeting.is_empty())
         };
         let cluster = &session.params.cluster;
         match cluster.connect(address, |endpoint| session.assign(endpoint), early) {
             Ok(Connect::Connected(upstream)) => {
-                let legs = [downstream, session.upstream_leg(upstream)];
-                self.entry.open(&legs[1]);
-                Stage::Relaying(relay, legs)
+                let upstream = session.upstream_leg(upstream);
+                let upstream = session.with_heartbeat(Leg::Upstream, upstream, &[]);
+                self.entry.open(&upstream);
+                Stage::Relaying(relay, [downstream, upstream])
             }
             Ok(Connect::Pending(dialling)) => {
                 self.entry.watch_soon();

@@ -31,6 +31,17 @@ pub struct IdPlace {
     pub size: usize,
 }
 
+impl Default for Description {
+    fn default() -> Self {
+        Self {
+            framing: Framing::Line(Box::from(*b"\n")),
+            send: Box::from(*b"PING\r\n"),
+            expect: Box::from(*b"PONG\r\n"),
+            id: None,
+        }
+    }
+}
+
 impl Description {
     /// Whether it makes sense.
     ///

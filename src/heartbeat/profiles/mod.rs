@@ -18,7 +18,7 @@ mod smpp;
 mod stomp;
 mod telnet;
 
-use strum::IntoStaticStr;
+use strum::{Display, EnumString, IntoStaticStr, VariantNames};
 
 use self::framed::Framed;
 pub use self::refused::refusal;
@@ -26,7 +26,7 @@ use super::profile::Profile;
 use crate::liveness::Leg;
 
 /// The protocols that are known, by the names of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, IntoStaticStr)]
+#[derive(Clone, Debug, PartialEq, Eq, Display, EnumString, IntoStaticStr, VariantNames)]
 #[strum(serialize_all = "snake_case")]
 pub enum Protocol {
     /// HSMS (SEMI E37).

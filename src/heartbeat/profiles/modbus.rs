@@ -22,7 +22,7 @@ const READ_HOLDING_REGISTERS: u8 = 3;
 const EXCEPTION: u8 = 0x80;
 
 /// What is read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Register {
     /// The device: 255 or 0 if it is the one at this address, else the one behind it.
     pub unit: u8,
