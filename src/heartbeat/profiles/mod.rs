@@ -9,6 +9,7 @@ mod hsms;
 mod iec104;
 mod irc;
 mod ldap;
+mod memcached;
 mod mqtt;
 mod mysql;
 mod postgres;
@@ -55,6 +56,8 @@ pub enum Protocol {
     Stomp,
     /// AMQP 0-9-1. Nobody answers.
     Amqp,
+    /// memcached, text and binary. The server is asked.
+    Memcached,
     /// What the operator describes.
     Custom(custom::Description),
 }
@@ -70,7 +73,8 @@ impl Protocol {
                 | Self::Postgres
                 | Self::Modbus(_)
                 | Self::Ldap
-                | Self::Mysql,
+                | Self::Mysql
+                | Self::Memcached,
                 Leg::Downstream,
             ) => return None,
             (Self::Hsms, _) => Box::new(Framed::new(hsms::Hsms)),
@@ -86,6 +90,7 @@ impl Protocol {
             (Self::Mysql, _) => Box::new(mysql::Mysql::default()),
             (Self::Stomp, _) => Box::new(stomp::Stomp::default()),
             (Self::Amqp, _) => Box::new(Framed::new(amqp::Amqp)),
+            (Self::Memcached, _) => Box::new(memcached::Memcached::default()),
             (Self::Custom(description), _) => Box::new(custom::Custom::new(description)),
         };
         Some(profile)

@@ -9,7 +9,10 @@ use crate::heartbeat::frame::{find, line};
 use crate::heartbeat::profile::{Manner, OpaqueCause, Phase, Profile, Read};
 
 /// The longest word that is looked at.
-const LONGEST_WORD: u64 = 32;
+const LONGEST_WORD: usize = 32;
+
+/// The first words of a command or of an array. Those that are long, or are not there, are empty.
+type Words<'a> = [&'a [u8]; 2];
 
 /// The conversation.
 #[derive(Debug, Default)]
@@ -61,9 +64,11 @@ enum Transaction {
 
 impl Redis {
     /// A command was told, of so many arguments.
-    fn command(&mut self, words: &[&[u8]], arguments: u64) -> Result<(), OpaqueCause> {
-        let word = |n: usize| words.get(n).map(|word| word.to_ascii_uppercase());
-        let name = word(0).unwrap_or_default();
+    fn command(&mut self, words: Words<'_>, arguments: u64) -> Result<(), OpaqueCause> {
+        let mut name = [0; LONGEST_WORD];
+        let name = &mut name[..words[0].len()];
+        name.copy_from_slice(words[0]);
+        name.make_ascii_uppercase();
         let is_prefix = self.is_prefix;
         self.is_prefix = false;
         match &*name {
@@ -76,11 +81,11 @@ impl Redis {
             b"MONITOR" | b"SYNC" | b"PSYNC" | b"REPLCONF" => return Err(OpaqueCause::Streaming),
             b"QUIT" => return Err(OpaqueCause::Ended),
             b"RESET" => return Err(OpaqueCause::Unsupported),
-            b"CLIENT" if word(1).is_some_and(|word| word == b"REPLY") => {
+            b"CLIENT" if words[1].eq_ignore_ascii_case(b"REPLY") => {
                 return Err(OpaqueCause::Unsupported);
             }
             b"CLIENT" => {
-                self.is_prefix = word(1).is_some_and(|word| word == b"CACHING") || is_prefix;
+                self.is_prefix = words[1].eq_ignore_ascii_case(b"CACHING") || is_prefix;
             }
             b"ASKING" => self.is_prefix = true,
             b"MULTI" => self.transaction = Transaction::Open,
@@ -167,14 +172,18 @@ impl Redis {
         let Read::End(length) = line(head, b"\n") else {
             return Read::More;
         };
-        let text = head[..length as usize].split(u8::is_ascii_whitespace);
-        let words: Vec<&[u8]> = text.filter(|word| !word.is_empty()).collect();
-        if head.iter().any(|byte| b"\"'".contains(byte)) {
+        let text = &head[..length as usize];
+        if text.iter().any(|byte| b"\"'".contains(byte)) {
             return Read::Opaque(OpaqueCause::Unsupported);
         }
+        let text = text.split(u8::is_ascii_whitespace);
+        let mut text = text.filter(|word| !word.is_empty());
+        let count = text.clone().count() as u64;
+        let short = |word: &&[u8]| word.len() <= LONGEST_WORD;
+        let words = [(); 2].map(|()| text.next().filter(short).unwrap_or_default());
         // An empty line has no answer.
-        if let Some(arguments) = words.len().checked_sub(1)
-            && let Err(cause) = self.command(&words, arguments as u64)
+        if let Some(arguments) = count.checked_sub(1)
+            && let Err(cause) = self.command(words, arguments)
         {
             return Read::Opaque(cause);
         }
@@ -202,7 +211,7 @@ impl Profile for Redis {
                 let Some(words) = words(head, 2) else {
                     return Read::More;
                 };
-                if let Err(cause) = self.command(&words, count - 1) {
+                if let Err(cause) = self.command(words, count - 1) {
                     return Read::Opaque(cause);
                 }
                 self.has_commanded = true;
@@ -268,33 +277,33 @@ impl Profile for Redis {
     }
 }
 
-/// The first words of a command or a message, as far as they are short; `None`: they are not there yet.
-fn words(head: &[u8], most: u64) -> Option<Vec<&[u8]>> {
-    let (count, mut at) = counted(head)?;
-    let mut words = Vec::new();
-    for _ in 0..count.map_or(0, |count| count.clamp(0, most as i64)) {
-        let rest = head.get(at as usize..)?;
+/// The first words, at most so many; `None`: they are not there yet.
+fn words(head: &[u8], most: usize) -> Option<Words<'_>> {
+    let (count, at) = counted(head)?;
+    let count = count.map_or(0, |count| usize::try_from(count).unwrap_or(0));
+    let mut rest = &head[at as usize..];
+    let mut words = Words::default();
+    for word in words.iter_mut().take(most.min(count)) {
         if rest.first().is_some_and(|first| *first != b'$') {
             break;
         }
-        let (length, start) = counted(rest)?;
-        let Some(length) = length
-            .and_then(|n| u64::try_from(n).ok())
-            .filter(|n| *n <= LONGEST_WORD)
-        else {
+        let (length, at) = counted(rest)?;
+        let length = length.and_then(|length| usize::try_from(length).ok());
+        let Some(length) = length.filter(|length| *length <= LONGEST_WORD) else {
             break;
         };
-        words.push(rest.get(start as usize..(start + length) as usize)?);
-        at += start + length + 2;
+        rest = &rest[at as usize..];
+        *word = rest.get(..length)?;
+        rest = rest.get(length + 2..)?;
     }
     Some(words)
 }
 
 /// What an array is to a client that has subscribed; `None` inside: nothing special.
 fn subscribed(head: &[u8]) -> Option<Option<Message>> {
-    Some(match words(head, 1)?.first() {
-        Some(&(b"message" | b"pmessage" | b"smessage")) => Some(Message::Push),
-        Some(word) if word.ends_with(b"subscribe") => Some(Message::Confirmation),
+    Some(match words(head, 1)?[0] {
+        b"message" | b"pmessage" | b"smessage" => Some(Message::Push),
+        word if word.ends_with(b"subscribe") => Some(Message::Confirmation),
         _ => None,
     })
 }
