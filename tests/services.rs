@@ -5,7 +5,7 @@
 //! `cargo test --test services -- --list` shows the cases. A tool that is missing fails them
 //! where `CI` is set, and skips them loudly elsewhere. On Debian:
 //! `apt-get install redis-server postgresql nginx-light wrk curl vsftpd tnftp inetutils-telnet
-//! inetutils-telnetd`. About 1 GB of the folder for temporary files is used for a while.
+//! inetutils-telnetd memcached mosquitto`. About 1 GB of the folder for temporary files is used for a while.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod support;

@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::Case;
 use crate::postgres::{Postgres, Session};
-use crate::process::read_to_any_end;
+use crate::process::{Process, free_address, read_to_any_end, tool};
 use crate::pulsegate::{Pulsegate, closed, connect};
 use crate::redis::{Client, Redis};
 use crate::support::{eventually, ms};
@@ -38,6 +38,16 @@ pub const CASES: &[Case] = &[
         "redis_clients_see_nothing_of_heartbeats",
         REDIS,
         redis_clients_see_nothing_of_heartbeats,
+    ),
+    Case::new(
+        "a_memcached_that_stops_is_found",
+        &["memcached"],
+        a_memcached_that_stops_is_found,
+    ),
+    Case::new(
+        "a_broker_that_stops_is_found",
+        &["mosquitto"],
+        a_broker_that_stops_is_found,
     ),
     Case::new(
         "a_postgres_backend_that_stops_is_found",
@@ -83,11 +93,12 @@ fn profile(name: &str) -> [&str; 6] {
     ["--heartbeat", name, after, "1s", timeout, "1s"]
 }
 
-fn exchange(stream: &mut TcpStream, request: &str, answer: &str) {
-    stream.write_all(request.as_bytes()).expect("send");
-    let mut got = vec![0; answer.len()];
+fn exchange(stream: &mut TcpStream, request: impl AsRef<[u8]>, answer: impl AsRef<[u8]>) {
+    stream.write_all(request.as_ref()).expect("send");
+    let mut got = vec![0; answer.as_ref().len()];
     stream.read_exact(&mut got).expect("an answer");
-    assert_eq!(String::from_utf8_lossy(&got), answer);
+    let [got, answer] = [&got, answer.as_ref()].map(String::from_utf8_lossy);
+    assert_eq!(got, answer);
 }
 
 fn count(proxy: &Pulsegate, what: &str) -> f64 {
@@ -277,6 +288,51 @@ fn redis_clients_see_nothing_of_heartbeats() {
     drop((queues, pops, listens));
     assert_eq!(count(&proxy, "missed") + count(&proxy, "misfit"), 0.0);
     proxy.expect_all_closed("finished", 3);
+}
+
+/// A service that is found after these exchanges, of which the last one may come again.
+fn stops(name: &str, process: &Process, proxy: &Pulsegate, exchanges: &[(&[u8], &[u8])]) {
+    let mut client = connect(proxy.address);
+    for (request, answer) in exchanges {
+        exchange(&mut client, request, answer);
+    }
+    expect_answers(proxy, 2.0);
+    let (request, answer) = exchanges.last().expect("there is one");
+    exchange(&mut client, request, answer);
+    assert_eq!(count(proxy, "missed"), 0.0, "{name}");
+    let _stopped = Stopped::new(process.id());
+    expect_found(proxy, &mut client, Instant::now());
+}
+
+fn a_memcached_that_stops_is_found() {
+    let address = free_address();
+    let mut memcached = tool("memcached");
+    let port = address.port().to_string();
+    memcached.args(["-l", "127.0.0.1", "-p", &port, "-U", "0", "-u", "nobody"]);
+    let mut process = Process::start(&mut memcached);
+    process.wait_until(|_| TcpStream::connect(address).is_ok());
+    let proxy = Pulsegate::start(address, &profile("memcached"));
+    let exchanges: [(&[u8], &[u8]); 2] = [
+        (b"set a 0 0 1\r\nx\r\n", b"STORED\r\n"),
+        (b"get a\r\n", b"VALUE a 0 1\r\nx\r\nEND\r\n"),
+    ];
+    stops("memcached", &process, &proxy, &exchanges);
+}
+
+fn a_broker_that_stops_is_found() {
+    let address = free_address();
+    let mut mosquitto = tool("mosquitto");
+    mosquitto.args(["-p", &address.port().to_string()]);
+    let mut process = Process::start(&mut mosquitto);
+    process.wait_until(|_| TcpStream::connect(address).is_ok());
+    let proxy = Pulsegate::start(address, &profile("mqtt"));
+    let connect = b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01c";
+    let exchanges: [(&[u8], &[u8]); 2] = [
+        (connect, b"\x20\x02\0\0"),
+        // The client's own question.
+        (b"\xc0\0", b"\xd0\0"),
+    ];
+    stops("mosquitto", &process, &proxy, &exchanges);
 }
 
 fn a_postgres_backend_that_stops_is_found() {
