@@ -126,7 +126,8 @@ fn schedule_64_of_10k(bencher: Bencher) {
 fn service() -> Arc<SessionParams> {
     let flags = [("listen", "127.0.0.1:0"), ("upstream", "127.0.0.1:1")];
     let config = config::from_flags(&flags.map(|(flag, value)| (flag, value.to_owned())));
-    let upstream = config.unwrap().listeners.remove(0).upstream;
+    let listener = config.unwrap().listeners.remove(0);
+    let (upstream, heartbeat) = (listener.upstream, listener.liveness.heartbeat);
     Arc::new(SessionParams {
         name: "bench".into(),
         tls: None,
@@ -146,6 +147,9 @@ fn service() -> Arc<SessionParams> {
         last_end: AtomicU8::default(),
         reconnect_delay: Duration::ZERO,
         sessions: AtomicUsize::new(0),
+        heartbeats: [None, None],
+        asking: heartbeat.asking(),
+        misfit_lines: Default::default(),
     })
 }
 

@@ -1,7 +1,8 @@
 //! pulsegate: a layer-4 (TCP) reverse proxy that enforces liveness in front of legacy services.
 //!
-//! Reading order, from the bottom: [`liveness`] decides (pure), [`sys`] touches the kernel (the
-//! only `unsafe`), [`net`] and [`relay`] hold and move bytes, [`tls`] wraps them, [`host`] reads what bounds the
+//! Reading order, from the bottom: [`liveness`] decides (pure), [`heartbeat`] asks applications (pure),
+//! [`sys`] touches the kernel (the only `unsafe`), [`net`] and [`relay`] hold and move bytes, [`tls`] wraps
+//! them, [`host`] reads what bounds the
 //! promise on this machine, [`session`] ties one connection
 //! pair together, [`server`] accepts, [`app`] composes.
 
@@ -11,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod exit;
+pub mod heartbeat;
 pub mod host;
 pub mod lifecycle;
 pub mod liveness;

@@ -101,6 +101,9 @@ pub struct LegView {
     pub probes: u32,
     /// Smoothed round-trip time, microseconds.
     pub rtt_us: u32,
+    /// What is known of heartbeats; absent where its peer is not asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<HeartbeatView>,
     /// What ends the session next because of this leg, if nothing more is heard of it.
     pub timer: Option<TimerView>,
     /// What is known of TLS; absent without it, or during the handshake.
@@ -122,6 +125,21 @@ pub struct TlsView {
     pub alpn: Option<String>,
     /// The first name of the peer's certificate (SAN, else CN), if it showed one.
     pub identity: Option<String>,
+}
+
+/// What is known of the heartbeats of a leg.
+#[derive(Clone, Debug, Serialize)]
+pub struct HeartbeatView {
+    /// The protocol in which its peer is asked.
+    pub profile: &'static str,
+    /// `starting`: no complete exchange was seen yet; `ready`: a question may be asked; `busy`: the peer owes an
+    /// answer to somebody else, or a message is incomplete; `asked`: an answer is waited for; `opaque`: nothing is
+    /// asked any more.
+    pub state: &'static str,
+    /// Questions that were answered.
+    pub answers: u32,
+    /// Since the last answer, ms; absent where there was none.
+    pub last_answer_ms: Option<u64>,
 }
 
 /// What fires next.

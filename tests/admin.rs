@@ -184,6 +184,7 @@ fn session(id: u64) -> ConnectionView {
         retransmits: 0,
         probes: 0,
         rtt_us: 250,
+        heartbeat: None,
         timer: timer.clone(),
         tls: None,
     };

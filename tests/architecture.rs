@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 /// Layers from the bottom. A module may use any module of a lower layer.
 const LAYERS: [&[&str]; 6] = [
-    &["liveness", "proxy_protocol", "sys"],
+    &["heartbeat", "liveness", "proxy_protocol", "sys"],
     &[
         "config",
         "exit",
@@ -29,7 +29,7 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Uses inside a layer, each with its reason. Everything else is an error.
-const LATERAL: [(&str, &str, &str); 12] = [
+const LATERAL: [(&str, &str, &str); 13] = [
     ("main", "cli", "the binary is nothing but the entry to it"),
     ("cli", "demo", "a subcommand"),
     ("relay", "net", "bytes are moved over `net::leg`"),
@@ -54,7 +54,11 @@ const LATERAL: [(&str, &str, &str); 12] = [
     ),
     ("upstream", "tls", "how its endpoints are met"),
     ("sys", "liveness", "`Time`, a point of the clock"),
+    ("heartbeat", "liveness", "`Leg`, whose peer is asked"),
 ];
+
+/// The pure modules.
+const PURE: [&str; 2] = ["heartbeat", "liveness"];
 
 /// What the pure layer may use of the standard library: nothing that has a clock, a thread, a
 /// descriptor or a lock behind it.
@@ -126,6 +130,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/RELOAD.md",
     "docs/TLS.md",
     "docs/PROXY-PROTOCOL.md",
+    "docs/HEARTBEATS.md",
     "docs/KERNEL-NOTES.md",
 ];
 
@@ -147,7 +152,7 @@ fn every_exception_is_used() {
 }
 
 #[test]
-fn liveness_is_pure() {
+fn the_pure_modules_are_pure() {
     none(tree().iter().flat_map(impure));
 }
 
@@ -260,7 +265,7 @@ fn wrong_edges(file: &File) -> Vec<String> {
 }
 
 fn impure(file: &File) -> Vec<String> {
-    if file.module() != "liveness" {
+    if !PURE.contains(&&*file.module()) {
         return Vec::new();
     }
     // The one type of `std::time` that is plain data; the others read a clock.
@@ -281,11 +286,19 @@ fn impure(file: &File) -> Vec<String> {
     };
     let crates = dependencies(&manifest)
         .into_iter()
-        .filter(|name| word_at(&file.code, name).next().is_some() && !derives(name));
+        .filter(|name| is_crate_in(&file.code, name) && !derives(name));
     foreign
         .chain(crates)
-        .map(|what| format!("{}: liveness may not use {what}", file.path))
+        .map(|what| format!("{}: {} may not use {what}", file.path, file.module()))
         .collect()
+}
+
+/// Whether a name is used as that of a crate, and not of a variable.
+fn is_crate_in(code: &str, name: &str) -> bool {
+    word_at(code, name).any(|at| {
+        let is_imported = code[..at].trim_end().ends_with("use");
+        is_imported || code[at + name.len()..].trim_start().starts_with("::")
+    })
 }
 
 fn unfounded_unsafe(file: &File) -> Vec<String> {
@@ -806,6 +819,8 @@ fn impurity_is_found() {
                 0,
             ),
             ("net/a.rs", "use std::io;", 0),
+            ("heartbeat/a.rs", "use bytes::Bytes; use tokio as t;", 2),
+            ("heartbeat/a.rs", "fn f(bytes: &[u8]) { f(bytes) }", 0),
         ],
     );
 }
@@ -956,7 +971,7 @@ fn dangling_references_are_found() {
 #[test]
 fn undocumented_layers_are_found() {
     assert_eq!(
-        undocumented_layers("| L0 | `liveness`, `proxy_protocol`, `sys` | x |").len(),
+        undocumented_layers("| L0 | `heartbeat`, `liveness`, `proxy_protocol`, `sys` | x |").len(),
         LAYERS.len() - 1
     );
 }

@@ -12,7 +12,9 @@ use pulsegate::config::{
     self, Admin, ClientAuth, Config, LogFormat, LogLevel, MemoryLimit, MinVersion, OnDead, OnEnd,
     OnFull, Ready, keys,
 };
+use pulsegate::heartbeat::profiles::Protocol;
 use serde_json::Value;
+use strum::VariantNames;
 
 const MINIMAL: &str = "\
 listeners:
@@ -134,6 +136,10 @@ fn the_defaults_are_those_that_are_promised() {
     assert_eq!(liveness.nat_timeout, None);
     assert_eq!(liveness.receive_timeout.downstream, None);
     assert_eq!(liveness.receive_timeout.upstream, None);
+    assert_eq!(liveness.heartbeat.profile, None);
+    assert_eq!(liveness.heartbeat.asking().after.as_millis(), 15_000);
+    assert_eq!(liveness.heartbeat.asking().timeout.as_millis(), 5000);
+    assert_eq!(liveness.heartbeat.asking().failures, 1);
     assert_eq!(listener.liveness.on_dead, OnDead::Reset);
     assert_eq!(listener.liveness.on_end, OnEnd::Reset);
     assert_eq!(listener.limits.max_connections, None);
@@ -314,6 +320,54 @@ fn probes_outpace_a_nat() {
 }
 
 #[test]
+fn a_heartbeat_that_makes_no_sense_is_refused() {
+    let with = |given: &[(&'static str, &str)]| {
+        let required = [("listen", "127.0.0.1:1"), ("upstream", "127.0.0.1:2")];
+        let custom = [("heartbeat", "custom")];
+        let of_custom = &custom[..usize::from(given.first().is_none_or(|f| f.0 != "heartbeat"))];
+        flags(&[&required, of_custom, given].concat()).map_err(|errors| errors.to_string())
+    };
+    assert!(with(&[]).is_ok());
+    for (given, why) in [
+        (
+            &[("heartbeat-send", "PING")][..],
+            "--heartbeat-send: what is sent is not one whole message of this framing",
+        ),
+        (
+            &[("heartbeat-frame", "length")],
+            "--heartbeat-send: what is sent is not one whole message",
+        ),
+        (
+            &[("heartbeat-id-offset", "4"), ("heartbeat-id-size", "9")],
+            "--heartbeat-send: the id stands outside of what is sent",
+        ),
+        (
+            &[("idle-timeout", "15s")],
+            "--heartbeat-after: 15s is not below --idle-timeout 15s, which would always come first",
+        ),
+        (
+            &[("heartbeat", "redis"), ("heartbeat-leg", "downstream")],
+            "--heartbeat-leg: downstream cannot be asked in redis",
+        ),
+        (
+            &[("heartbeat", "imap")],
+            "--heartbeat: \"imap\" cannot be asked in: NOOP draws untagged EXPUNGE out",
+        ),
+    ] {
+        let error = with(given).unwrap_err();
+        assert!(error.starts_with(why), "{error}");
+    }
+}
+
+#[test]
+fn every_profile_has_its_paragraph() {
+    let text = read(&root().join("docs/HEARTBEATS.md"));
+    for name in Protocol::VARIANTS {
+        assert!(text.contains(&format!("### {name}\n")), "{name}");
+    }
+}
+
+#[test]
 fn explain_has_a_row_for_each_receive_timeout() {
     let explain = |further: &[&str]| {
         let args = [
@@ -484,6 +538,24 @@ listeners:
       stall_timeout: 9s
       delivery_timeout: 90s
       receive_timeout: { downstream: 91s, upstream: 92s }
+      heartbeat:
+        profile: custom
+        leg: both
+        after: 33s
+        timeout: 34s
+        failures: 35
+        modbus: { unit: 36, register: 37 }
+        frame:
+          kind: length
+          delimiter: \\0
+          header: 6
+          offset: 1
+          size: 2
+          order: little
+          adjust: 3
+        send: \\0\\x03\\0id!
+        expect: \\0\\x03\\0id
+        id: { offset: 3, size: 2 }
       first_response_timeout: 10s
       max_connection_duration: 110s
       on_dead: close
@@ -560,6 +632,24 @@ workers: 15
         ("delivery-timeout", "90s"),
         ("receive-timeout-downstream", "91s"),
         ("receive-timeout-upstream", "92s"),
+        ("heartbeat", "custom"),
+        ("heartbeat-leg", "both"),
+        ("heartbeat-after", "33s"),
+        ("heartbeat-timeout", "34s"),
+        ("heartbeat-failures", "35"),
+        ("heartbeat-modbus-unit", "36"),
+        ("heartbeat-modbus-register", "37"),
+        ("heartbeat-frame", "length"),
+        ("heartbeat-delimiter", r"\0"),
+        ("heartbeat-header", "6"),
+        ("heartbeat-offset", "1"),
+        ("heartbeat-size", "2"),
+        ("heartbeat-order", "little"),
+        ("heartbeat-adjust", "3"),
+        ("heartbeat-send", r"\0\x03\0id!"),
+        ("heartbeat-expect", r"\0\x03\0id"),
+        ("heartbeat-id-offset", "3"),
+        ("heartbeat-id-size", "2"),
         ("first-response-timeout", "10s"),
         ("max-connection-duration", "110s"),
         ("on-dead", "close"),

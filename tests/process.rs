@@ -231,7 +231,8 @@ fn the_admin_address_may_be_a_name_or_any_port() {
         let line = log
             .lines()
             .find(|line| line.contains("the admin endpoint"))?;
-        line.split("127.0.0.1:").nth(1)?.trim().parse().ok()
+        let address = line.split("127.0.0.1:").nth(1)?;
+        address.split_whitespace().next()?.parse().ok()
     };
     assert!(eventually(PATIENT, || port().is_some()), "{}", text(&log));
     let found = format!("127.0.0.1:{}", port().expect("a port"));

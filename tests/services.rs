@@ -5,7 +5,8 @@
 //! `cargo test --test services -- --list` shows the cases. A tool that is missing fails them
 //! where `CI` is set, and skips them loudly elsewhere. On Debian:
 //! `apt-get install redis-server postgresql nginx-light wrk curl vsftpd tnftp inetutils-telnet
-//! inetutils-telnetd openssl stunnel4 haproxy`. About 1 GB of the folder for temporary files is used for a while.
+//! inetutils-telnetd openssl stunnel4 haproxy memcached mosquitto`. About 1 GB of the folder for temporary files
+//! is used for a while.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod support;
@@ -22,6 +23,8 @@ mod checks;
 mod control;
 #[path = "services/ftp.rs"]
 mod ftp;
+#[path = "services/heartbeats.rs"]
+mod heartbeats;
 #[path = "services/http.rs"]
 mod http;
 #[path = "services/https.rs"]
@@ -156,6 +159,7 @@ fn main() -> ExitCode {
         tls_bytes::CASES,
         tls_faults::CASES,
         tls_peers::CASES,
+        heartbeats::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

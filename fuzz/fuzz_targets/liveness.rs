@@ -195,6 +195,7 @@ impl From<Sample> for LegSample {
             rttvar_us: sample.rttvar_us,
             is_local: false,
             is_layered: false,
+            is_asked: false,
         }
     }
 }

@@ -231,6 +231,7 @@ pub(super) mod tests {
             retransmits: 2,
             probes: 3,
             rtt_us: 250,
+            heartbeat: None,
             timer: None,
             tls: None,
         }

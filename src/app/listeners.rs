@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize};
 
 use super::materials::Materials;
 use crate::config::{Config, ListenAddress, ListenerConfig, OnFull};
-use crate::liveness::Span;
+use crate::liveness::{LEGS, Span};
 use crate::metrics::Metrics;
 use crate::server::{Listener, Registry, StartError};
 use crate::session::SessionParams;
@@ -151,6 +151,9 @@ fn params(
         first_byte_timeout: config.limits.first_byte_timeout.map(Span::from),
         queue_timeout: config.limits.queue_timeout,
         abandoned: config.limits.abandoned,
+        heartbeats: LEGS.map(|leg| config.liveness.heartbeat.protocol(leg)),
+        asking: config.liveness.heartbeat.asking(),
+        misfit_lines: Default::default(),
         low_water,
         probes: Default::default(),
         reconnect_delay: config.limits.reconnect_delay,

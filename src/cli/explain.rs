@@ -268,6 +268,20 @@ fn mute(listener: &ListenerConfig) -> Vec<Row> {
             rows.push(ended(leg.into(), "alive, sends no payload", "-", &[silent]));
         }
     }
+    let heartbeat = &listener.liveness.heartbeat;
+    for leg in LEGS {
+        if heartbeat.protocol(leg).is_some() {
+            let span = heartbeat.after + heartbeat.timeout * heartbeat.failures;
+            let hangs = (CloseReason::unresponsive(leg).into(), Some(span));
+            let evidence = Evidence::Heartbeat.into();
+            rows.push(ended(
+                leg.into(),
+                "kernel answers, application hangs",
+                evidence,
+                &[hangs],
+            ));
+        }
+    }
     let first_byte = listener.limits.first_byte_timeout;
     if first_byte.is_some() {
         let first_byte = (CloseReason::FirstByteTimeout.into(), first_byte);

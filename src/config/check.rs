@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::bytes::Bytes;
+use super::heartbeat::HeartbeatConfig;
 use super::kind::DIAL;
 use super::network::Network;
 use super::read::{Reader, Role, Scope};
@@ -34,6 +35,28 @@ pub(super) fn shadowed(at: &Scope<'_>, reader: &mut Reader<'_>, inner: &[Limit],
                 reader.contradict(&short, message);
             }
         }
+    }
+}
+
+/// A session that ends for want of payload before its peer is asked is never asked.
+pub(super) fn asked_too_late(
+    at: &Scope<'_>,
+    reader: &mut Reader<'_>,
+    heartbeat: Option<&HeartbeatConfig>,
+    idle: Option<Duration>,
+) {
+    let asked = heartbeat.filter(|heartbeat| heartbeat.profile.is_some());
+    let (Some(asked), Some(idle)) = (asked, idle) else {
+        return;
+    };
+    if asked.after >= idle {
+        let (after, idle, name) = (
+            show(asked.after),
+            show(idle),
+            reader.name_of(&at.child("idle_timeout")),
+        );
+        let message = format!("{after} is not below {name} {idle}, which would always come first");
+        reader.contradict(&at.child("heartbeat").child("after"), message);
     }
 }
 

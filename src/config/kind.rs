@@ -17,6 +17,7 @@ use super::setting::{Items, Setting, Type, list, value};
 use super::tls::{MinVersion, Roots};
 use super::types::{ControlAddress, ListenAddress, MemoryLimit, Rate, UpstreamAddress};
 use super::units::{self, show, show_rate, show_size};
+use crate::heartbeat::profiles::{Protocol, refusal};
 
 /// Up to here every whole number is a floating-point number: 2^53.
 const LARGEST_WHOLE: f64 = 9_007_199_254_740_992.0;
@@ -103,6 +104,21 @@ pub(super) fn choice<T: FromStr + Display + VariantNames + 'static>() -> Setting
             .map_err(|_| "is not one of the words".to_owned())
     };
     value(Type::Text, form, parse, |word: &T| word.to_string().into())
+}
+
+/// A protocol in which an application is asked. Of those in which it cannot be, the message says why.
+pub(super) fn protocol() -> Setting<Protocol> {
+    let words = Protocol::VARIANTS;
+    let form = form(words.join(", "), words.join("|"), enumeration(words));
+    let parse = |text: &str| {
+        text.parse().map_err(|_| match refusal(text) {
+            Some(reason) => format!("cannot be asked in: {reason}"),
+            None => "is not one of the words".to_owned(),
+        })
+    };
+    value(Type::Text, form, parse, |word: &Protocol| {
+        word.to_string().into()
+    })
 }
 
 /// Bytes with escapes.

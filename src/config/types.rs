@@ -11,6 +11,7 @@ use strum::{Display, EnumString, VariantNames};
 
 use super::bytes::{Bytes, Statuses};
 use super::check;
+use super::heartbeat::HeartbeatConfig;
 use super::kind::{
     bytes, choice, control, count, dial, file, listen, listener_address, memory, name, networks,
     path, rate, seconds, sources, span, statuses, switch, timeout,
@@ -394,6 +395,8 @@ section! {
         /// How long a peer may send no payload although it is alive, for protocols in which it must
         /// send.
         receive_timeout: ReceiveTimeout = section_of();
+        /// How the application at an end is asked inside the connection, in its own protocol.
+        heartbeat: HeartbeatConfig = section_of();
         /// Ends a session whose service got a request and sent no byte for this long.
         first_response_timeout: Option<Duration> =
             timeout().default("0s").flag("first-response-timeout");
@@ -418,6 +421,7 @@ section! {
         ];
         let outer = [inner[2], ("max_connection_duration", max_connection_duration)];
         check::shadowed(at, reader, &inner, &outer);
+        check::asked_too_late(at, reader, heartbeat.as_ref(), idle_timeout.flatten());
     }
 }
 

@@ -305,10 +305,10 @@ impl Judge {
     /// What is left unread counts as sent now: a peer whose window is closed can send no more.
     pub(super) fn note_received(&mut self, now: Time, sample: &LegSample, read: u64) {
         let unread = sample.bytes_received > read;
-        let last = if unread {
-            now
-        } else {
-            now - sample.last_data_age
+        let last = match unread {
+            true => now,
+            false if sample.is_asked => self.last_received,
+            false => now - sample.last_data_age,
         };
         self.last_received = self.last_received.max(last);
     }

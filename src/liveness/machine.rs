@@ -148,7 +148,9 @@ impl Machine {
     ) -> Option<LegVerdict> {
         let sample = observation.legs[leg as usize].as_ref()?;
         let judge = &mut self.legs[leg as usize];
-        self.activity = self.activity.max(judge.last_payload(now, sample));
+        if !sample.is_asked {
+            self.activity = self.activity.max(judge.last_payload(now, sample));
+        }
         judge.note_received(now, sample, observation.traffic.received[leg as usize]);
         Some(judge.observe(now, policy, sample))
     }
@@ -255,12 +257,25 @@ impl Machine {
         self.activity
     }
 
+    /// When payload last came from the peer of a leg.
+    #[must_use]
+    pub fn last_received(&self, leg: Leg) -> Time {
+        self.legs[leg as usize].last_received
+    }
+
     /// Whether an end does little harm now: nothing is on its way, no request waits for its answer, and no
     /// byte has moved for a second. To be asked after an observation, with another one.
     #[must_use]
     pub fn is_at_rest(&self, now: Time, observation: &Observation) -> bool {
         let mut legs = observation.legs.iter().flatten();
         legs.all(LegSample::is_silent) && self.waiting.is_none() && now >= self.activity + REST
+    }
+
+    /// Whether nothing is on its way to either peer.
+    #[must_use]
+    pub fn is_delivered(&self, observation: &Observation) -> bool {
+        let mut legs = observation.legs.iter().flatten();
+        legs.all(LegSample::is_silent)
     }
 
     /// Whether exactly one side has said FIN.
@@ -305,7 +320,12 @@ impl Machine {
         }
         let sent = observation.traffic.sent[Leg::Upstream as usize] > 0;
         let phantom = self.legs[Leg::Upstream as usize].condition() == Condition::Phantom;
-        self.waiting = observation.legs[Leg::Upstream as usize]
+        let upstream = observation.legs[Leg::Upstream as usize];
+        if upstream.is_some_and(|s| s.is_asked) {
+            // No payload has moved, and the ages are not those of the request.
+            return;
+        }
+        self.waiting = upstream
             .filter(|s| sent && (phantom || s.awaits_answer(observation.answers_before)))
             // Repeating a request is not sending it.
             .map(|s| if phantom { s.busy } else { s.last_sent_age })

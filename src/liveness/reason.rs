@@ -58,6 +58,8 @@ pub enum Evidence {
     KernelTimeout,
     /// The network says that the host cannot be reached (EHOSTUNREACH, ENETUNREACH).
     Unreachable,
+    /// The application did not answer a question inside the connection, although its kernel did.
+    Heartbeat,
 }
 
 /// Why a session ended. Chosen once for each session.
@@ -140,6 +142,10 @@ pub enum CloseReason {
     DownstreamTlsFailed,
     /// There was no TLS with the service, or it broke.
     UpstreamTlsFailed,
+    /// The client's kernel answers, but the client did not answer a heartbeat.
+    DownstreamUnresponsive,
+    /// The service's kernel answers, but the service did not answer a heartbeat.
+    UpstreamUnresponsive,
 }
 
 impl CloseReason {
@@ -185,6 +191,12 @@ impl CloseReason {
         [Self::DownstreamTlsFailed, Self::UpstreamTlsFailed][leg as usize]
     }
 
+    /// The reason for a leg whose application answers no heartbeat.
+    #[must_use]
+    pub const fn unresponsive(leg: Leg) -> Self {
+        [Self::DownstreamUnresponsive, Self::UpstreamUnresponsive][leg as usize]
+    }
+
     /// The leg that was proven dead, if that is the reason.
     #[must_use]
     pub const fn dead_leg(self) -> Option<Leg> {
@@ -207,6 +219,7 @@ impl CloseReason {
                 | Self::UpstreamUndelivered
                 | Self::UpstreamSilent
                 | Self::FirstResponseTimeout
+                | Self::UpstreamUnresponsive
                 | Self::UpstreamTlsFailed
         )
     }

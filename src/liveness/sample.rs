@@ -81,6 +81,9 @@ pub struct LegSample {
     /// The payload is wrapped (TLS). `bytes_received` is the payload that was read, and what has come on the
     /// wire and was not; the rest is of the wire.
     pub is_layered: bool,
+    /// The last bytes, each way, may be a question and its answer ([`super::Pulse`]): their ages are not those
+    /// of payload.
+    pub is_asked: bool,
 }
 
 impl LegSample {

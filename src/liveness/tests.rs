@@ -1072,6 +1072,51 @@ fn the_end_of_a_layer_is_no_request() {
     }
 }
 
+/// Only payload restarts the clocks that count it.
+#[test]
+fn a_heartbeat_is_no_payload() {
+    for (is_asked, moved) in [(true, 0), (false, 4000)] {
+        let mut session = Session::new(policy());
+        let up = LegSample {
+            is_asked,
+            last_sent_age: ms(1000),
+            last_data_age: ms(1000),
+            ..heard(0, 2)
+        };
+        session.both(5000, Some(heard(0, 2)), Some(up));
+        let machine = &session.machine;
+        assert_eq!(machine.last_activity(), T0 + ms(moved), "{is_asked}");
+        assert_eq!(machine.last_received(Leg::Upstream), T0 + ms(moved));
+    }
+}
+
+/// It may stand between a request and its answer.
+#[test]
+fn a_heartbeat_is_neither_a_request_nor_an_answer() {
+    let mut session = Session::new(Policy {
+        first_response_timeout: Some(ms(5000)),
+        ..policy()
+    });
+    session.traffic.sent[1] = 10;
+    let request = LegSample {
+        last_sent_age: ms(1000),
+        last_data_age: ms(1500),
+        bytes_received: 9,
+        ..heard(0, 2)
+    };
+    session.both(2000, Some(heard(0, 2)), Some(request));
+    let due = session.machine.next_timer(&session.policy);
+    assert_eq!(due.map(|t| t.at), Some(T0 + ms(6000)));
+    let asked = LegSample {
+        is_asked: true,
+        last_sent_age: ms(200),
+        last_data_age: ms(100),
+        ..request
+    };
+    session.both(4000, Some(heard(0, 3)), Some(asked));
+    assert_eq!(session.machine.next_timer(&session.policy), due);
+}
+
 #[test]
 fn a_session_ends_at_its_greatest_age_whatever_it_does() {
     let max_duration = Some(ms(60_000));
@@ -1289,6 +1334,7 @@ fn any_sample() -> impl Strategy<Value = LegSample> {
             rto: ms(ages[2] % 2000),
             is_local: counts[1] == 4,
             is_layered: counts[2] == 4,
+            is_asked: counts[0] == 4,
         },
     )
 }

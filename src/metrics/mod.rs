@@ -90,6 +90,16 @@ series! {
             "Upstream connections that the service's kernel completed and its application never accepted.";
         probes: By<Leg, IntCounter> = "pulsegate_probes_sent_total",
             "Keepalive probes asked for on demand; those the kernel sends by its own timer do not count.";
+        heartbeats_sent: By<Leg, IntCounter> = "pulsegate_heartbeats_sent_total",
+            "Questions to applications inside their connections.";
+        heartbeats_answered: By<Leg, IntCounter> = "pulsegate_heartbeats_answered_total",
+            "Answers to these questions, late ones included.";
+        heartbeats_missed: By<Leg, IntCounter> = "pulsegate_heartbeats_missed_total",
+            "Questions that were not answered in time by a peer that owed nobody else an answer.";
+        heartbeats_misfit: By<Leg, IntCounter> = "pulsegate_heartbeats_misfit_total",
+            "Sessions in which something else came in place of an answer; nothing more is asked in them.";
+        heartbeat_answer: By<Leg, Histogram> = "pulsegate_heartbeat_answer_seconds",
+            "From a question to an application to its answer, if that came in time.", CONNECT_BUCKETS;
         connect_duration: Histogram = "pulsegate_upstream_connect_duration_seconds",
             "Time to connect to the upstream, successes only.", CONNECT_BUCKETS;
         connect_failures: By<ConnectFailure, IntCounter> = "pulsegate_upstream_connect_failures_total",
@@ -441,6 +451,31 @@ impl ListenerMetrics {
     /// A keepalive probe was asked for on demand.
     pub fn probe_sent(&self, leg: Leg) {
         self.series.probes[leg].inc();
+    }
+
+    /// The application at a leg was asked.
+    pub fn heartbeat_sent(&self, leg: Leg) {
+        self.series.heartbeats_sent[leg].inc();
+    }
+
+    /// It answered.
+    pub fn heartbeat_answered(&self, leg: Leg) {
+        self.series.heartbeats_answered[leg].inc();
+    }
+
+    /// It answered in time.
+    pub fn heartbeat_took(&self, leg: Leg, took: Duration) {
+        self.series.heartbeat_answer[leg].observe(took.as_secs_f64());
+    }
+
+    /// It did not answer in time.
+    pub fn heartbeat_missed(&self, leg: Leg) {
+        self.series.heartbeats_missed[leg].inc();
+    }
+
+    /// Something else came in place of its answer.
+    pub fn heartbeat_misfit(&self, leg: Leg) {
+        self.series.heartbeats_misfit[leg].inc();
     }
 
     /// The upstream was connected within `duration`.

@@ -158,6 +158,26 @@ impl LegStream {
         }))
     }
 
+    /// The same leg under a layer over the one that it has, if it has one.
+    #[must_use]
+    pub fn with_layer(self, over: impl FnOnce(Option<Box<dyn Layer>>) -> Box<dyn Layer>) -> Self {
+        match self {
+            Self::Layered(layered) => {
+                let Layered {
+                    wire,
+                    layer,
+                    last_words,
+                } = *layered;
+                Self::Layered(Box::new(Layered {
+                    wire,
+                    layer: over(Some(layer)),
+                    last_words,
+                }))
+            }
+            bare => bare.under(over(None)),
+        }
+    }
+
     /// A local socket.
     #[must_use]
     pub fn local(socket: TcpStream) -> Self {

@@ -60,6 +60,7 @@ pub fn from_info(info: &TcpInfo) -> LegSample {
         rttvar_us: info.rttvar_us,
         is_local: false,
         is_layered: false,
+        is_asked: false,
     }
 }
 

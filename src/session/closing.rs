@@ -106,6 +106,8 @@ fn is_own_decision(reason: CloseReason) -> bool {
             | CloseReason::DownstreamUndelivered
             | CloseReason::UpstreamUndelivered
             | CloseReason::FirstResponseTimeout
+            | CloseReason::DownstreamUnresponsive
+            | CloseReason::UpstreamUnresponsive
     )
 }
 

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use super::State;
-use crate::liveness::{LEGS, Leg, LegSample, Observation};
+use super::asking::Asked;
+use crate::liveness::{LEGS, Leg, LegSample, Observation, Traffic};
 use crate::net::{listen, sample};
 use crate::relay::Counters;
 use crate::sys::sockopt;
@@ -18,12 +19,25 @@ pub(super) struct Facts {
     pub preamble: u64,
     /// What is known of TLS, for each leg that speaks it.
     pub tls: [Option<Box<Established>>; 2],
+    /// What is known of the heartbeats of each leg.
+    pub asked: [Option<Asked>; 2],
 }
 
 impl Facts {
     /// What is known of TLS on a leg.
     pub fn tls(&self, leg: Leg) -> Option<&Established> {
         self.tls[leg as usize].as_deref()
+    }
+
+    /// Whether the payload of a leg is wrapped.
+    fn is_layered(&self, leg: Leg) -> bool {
+        self.tls(leg).is_some() || self.asked[leg as usize].is_some()
+    }
+
+    /// Whether the last bytes on a leg may be those of a heartbeat.
+    fn is_asked(&self, leg: Leg, traffic: &Traffic) -> bool {
+        let asked = self.asked[leg as usize].as_ref();
+        asked.is_some_and(|asked| asked.is_alone(leg, traffic))
     }
 }
 
@@ -53,26 +67,28 @@ impl State {
         // not be taken for the older one of which the kernel told.
         let (mut traffic, answers_before) = (counters.traffic(), counters.answers_before());
         let mut legs = [None; 2];
-        for leg in LEGS.map(|leg| leg as usize) {
+        for (leg, at) in LEGS.map(|leg| (leg as usize, leg)) {
             let fd = self.fds[leg];
             if fd < 0 {
                 continue;
             }
             legs[leg] = match &self.facts {
-                Some(facts) if facts.tls[leg].is_some() => {
+                Some(facts) if facts.is_layered(at) => {
                     // Bytes that the relay takes between the two are counted twice: as read, and as unread.
                     let unread = sockopt::receive_queue_bytes(fd).unwrap_or(0);
                     let read = counters.traffic().received[leg];
                     sample::sample(fd).map(|sample| LegSample {
                         bytes_received: read + u64::from(unread),
                         is_layered: true,
+                        is_asked: facts.is_asked(at, &traffic),
                         ..sample
                     })
                 }
                 _ => sample::sample(fd),
             };
         }
-        if let Some(facts) = self.facts.as_ref().filter(|facts| facts.tls[0].is_none()) {
+        let is_plain = |facts: &&Box<Facts>| !facts.is_layered(Leg::Downstream);
+        if let Some(facts) = self.facts.as_ref().filter(is_plain) {
             traffic.received[0] += facts.preamble;
         }
         Observation {

@@ -1,10 +1,12 @@
 //! One client's connection pair: dials the upstream, runs the relay, and ends both legs the way
 //! the verdict or the peers ask for.
 
+mod asking;
 mod balancer;
 mod books;
 mod closing;
 mod facts;
+mod heartbeat;
 mod monitor;
 mod opening;
 mod proxy_header;
@@ -27,8 +29,9 @@ use std::time::Duration;
 use strum::VariantArray;
 
 use crate::config::{Abandoned, OnDead, OnEnd};
+use crate::heartbeat::profiles::Protocol;
 use crate::liveness::{
-    Close, CloseHow, CloseReason, Fault, Leg, Machine, Policy, Span, Time, Traffic,
+    Asking, Close, CloseHow, CloseReason, Fault, Leg, Machine, Policy, Span, Time, Traffic,
 };
 use crate::metrics::{ConnectFailure, HandshakeFailure, ListenerMetrics};
 use crate::net::leg::LegStream;
@@ -72,6 +75,12 @@ pub struct SessionParams {
     pub queue_timeout: Option<Duration>,
     /// What becomes of a client that says FIN while it waits for a place.
     pub abandoned: Abandoned,
+    /// By leg, the protocol in which its peer is asked.
+    pub heartbeats: [Option<Protocol>; 2],
+    /// When it is asked.
+    pub asking: Asking,
+    /// Lines about answers that were none.
+    pub misfit_lines: Repeated,
     /// Whether bulk streams wait for a low-water mark.
     pub low_water: bool,
     /// Pause between the end of a session and the next one in its place.

@@ -162,7 +162,10 @@ impl Session {
             return false;
         }
         let observation = state.observe(&self.counters);
-        state.machine.is_at_rest(now, &observation)
+        let is_at_rest = state.machine.is_at_rest(now, &observation);
+        state.at_boundary().map_or(is_at_rest, |between| {
+            between && state.machine.is_delivered(&observation)
+        })
     }
 
     /// One observation; returns when the next one is due.
@@ -204,11 +207,13 @@ impl Session {
                 how: CloseHow::Flush,
                 ..aborted(timer.reason)
             });
-        if let Some(close) = verdict.close.or(mute) {
+        let (beat, unresponsive) = self.ask(state, now, &observation);
+        if let Some(close) = verdict.close.or(mute).or(unresponsive) {
             self.order_locked(state, close);
         }
         let first_byte = first_byte.filter(|timer| timer.at > now);
         let next = first_byte.map_or(verdict.next, |timer| timer.at.min(verdict.next));
+        let next = beat.map_or(next, |beat| beat.max(now + Span::ms(1)).min(next));
         state.put_off(now, next)
     }
 

@@ -123,7 +123,7 @@ impl<P: Send + Unpin + 'static> Task<P> {
                 Err(close) => self.finish(&close),
             },
             Stage::Securing(securing) => match ready!(securing.as_mut().poll(cx)) {
-                Ok((relay, legs)) => Stage::Relaying(relay, legs),
+                Ok((relay, legs)) => self.relay(relay, legs),
                 Err(close) => self.finish(&close),
             },
             Stage::Relaying(relay, legs) => {
@@ -168,7 +168,8 @@ impl<P: Send + Unpin + 'static> Task<P> {
             state.client.0
         };
         let cluster = &session.params.cluster;
-        let is_tls = cluster.tls().is_some();
+        let is_asked = session.params.heartbeats[Leg::Upstream as usize].is_some();
+        let is_layered = is_asked || cluster.tls().is_some();
         let mut relay = Relay::new(session.params.low_water);
         let greeting = session.greeting(&mut client);
         let Client {
@@ -176,13 +177,15 @@ impl<P: Send + Unpin + 'static> Task<P> {
             unsent,
             ..
         } = client;
+        let downstream = session.with_heartbeat(Leg::Downstream, downstream, &unsent);
         relay.begin_with(unsent, &session.counters);
         let early = |upstream: &TcpStream| {
             match relay.greet(upstream, &greeting) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 greeted => greeted?,
             }
-            let took = !is_tls && relay.try_early(&downstream, upstream, &session.counters)?;
+            // What the service is told passes the layers of its leg.
+            let took = !is_layered && relay.try_early(&downstream, upstream, &session.counters)?;
             Ok(took || !greeting.is_empty())
         };
         match cluster.connect(address, |endpoint| session.assign(endpoint), early) {
@@ -209,10 +212,17 @@ impl<P: Send + Unpin + 'static> Task<P> {
         let session = &self.entry.session;
         if session.params.cluster.tls().is_none() {
             self.entry.open(&legs[1], Phase::Open);
-            return Stage::Relaying(relay, legs);
+            return self.relay(relay, legs);
         }
         self.entry.open(&legs[1], Phase::Securing);
         Stage::Securing(Box::pin(secure::upstream(session.clone(), relay, legs)))
+    }
+
+    /// Nothing but payload goes from here on.
+    fn relay(&self, relay: Relay, [downstream, upstream]: [LegStream; 2]) -> Stage<P> {
+        let session = &self.entry.session;
+        let upstream = session.with_heartbeat(Leg::Upstream, upstream, &[]);
+        Stage::Relaying(relay, [downstream, upstream])
     }
 
     /// Ends the relay, at once where nothing has to be waited for.

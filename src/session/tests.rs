@@ -35,6 +35,13 @@ pub(super) fn params(upstream: SocketAddr) -> SessionParams {
         first_byte_timeout: None,
         queue_timeout: None,
         abandoned: Abandoned::Serve,
+        heartbeats: [None, None],
+        asking: Asking {
+            after: Span::ms(1000),
+            timeout: Span::ms(500),
+            failures: 1,
+        },
+        misfit_lines: Default::default(),
         low_water: true,
         probes: Default::default(),
         reconnect_delay: Duration::ZERO,
@@ -145,7 +152,7 @@ impl Layer for Frames {
 }
 
 /// A peer that speaks in frames.
-struct Peer(StdStream);
+pub(super) struct Peer(pub StdStream);
 
 impl Peer {
     fn send(&mut self, payload: &[u8]) {
@@ -188,7 +195,7 @@ impl Peer {
 }
 
 /// Our end of a connection and the peer's.
-fn pair() -> (TcpStream, Peer) {
+pub(super) fn pair() -> (TcpStream, Peer) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let peer = StdStream::connect(listener.local_addr().unwrap()).unwrap();
     peer.set_nodelay(true).unwrap();
@@ -224,7 +231,7 @@ fn open(params: SessionParams) -> (Arc<Session>, Peer, Peer) {
     (session, client, service)
 }
 
-async fn ended(session: &Session) -> u8 {
+pub(super) async fn ended(session: &Session) -> u8 {
     let began = sys::now();
     loop {
         let reason = session.params.last_end.load(Ordering::Relaxed);

@@ -46,14 +46,16 @@ impl Shown for Session {
             proxy: state.facts.as_ref().and_then(|facts| facts.proxy),
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
-            timer: self.next_timer(&state, &policy).map(|t| timer_view(t, now)),
+            timer: self
+                .next_timer(&state, &policy, now)
+                .map(|t| timer_view(t, now)),
             verdict: state.order.as_deref().map(|close| close.reason.into()),
         })
     }
 }
 
 impl Session {
-    fn next_timer(&self, state: &State, policy: &Policy) -> Option<Timer> {
+    fn next_timer(&self, state: &State, policy: &Policy, now: Time) -> Option<Timer> {
         let waiting = match state.phase {
             Phase::Queued => {
                 let span = self.params.queue_timeout;
@@ -76,10 +78,12 @@ impl Session {
         });
         let of_peers = (!state.is_left_alone()).then(|| state.machine.next_timer(policy));
         let first_byte = self.first_byte_timer(state);
+        let heartbeat = self.heartbeat_timer(state, now);
         let timers = waiting
             .into_iter()
             .chain(of_peers.flatten())
-            .chain(first_byte);
+            .chain(first_byte)
+            .chain(heartbeat);
         timers.min_by_key(|timer| timer.at)
     }
 
@@ -110,6 +114,7 @@ impl Session {
             retransmits: u32::from(info.retransmits),
             probes: u32::from(info.probes),
             rtt_us: info.rtt_us,
+            heartbeat: self.heartbeat_view(state, leg, now),
             timer: (state.phase != Phase::Closing && !state.is_left_alone())
                 .then(|| state.machine.leg_timer(policy, leg))
                 .flatten()

@@ -404,6 +404,7 @@ impl Endpoint {
             rttvar_us: 0,
             is_local: false,
             is_layered: false,
+            is_asked: false,
         }
     }
 

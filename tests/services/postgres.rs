@@ -231,14 +231,26 @@ fn postgres_copies_a_table_byte_exact() {
 }
 
 /// A psql that is given one line after another.
-struct Session {
+pub struct Session {
     process: Process,
 }
 
 impl Session {
+    /// Starts it.
+    pub fn start(to: SocketAddr) -> Self {
+        let process = Process::start(&mut psql(to));
+        Self { process }
+    }
+
+    /// Ends it in good order.
+    #[track_caller]
+    pub fn end(mut self) {
+        assert!(self.process.wait(PROMPT).success());
+    }
+
     /// Has it execute SQL and waits for its answer to contain something new.
     #[track_caller]
-    fn ask(&mut self, sql: &str) -> String {
+    pub fn ask(&mut self, sql: &str) -> String {
         let before = self.process.output().len();
         writeln!(self.process.input(), "{sql};\n\\echo done").expect("psql takes input");
         let answer = |all: String| all[before..].strip_suffix("done\n").map(str::to_owned);
@@ -257,15 +269,13 @@ impl Session {
 fn a_psql_session_that_idles_is_not_dead() {
     let postgres = Postgres::start();
     let proxy = Pulsegate::start(postgres.address, &["--detect-within", "3s"]);
-    let mut session = Session {
-        process: Process::start(&mut psql(proxy.address)),
-    };
+    let mut session = Session::start(proxy.address);
     let backend = session.ask("select pg_backend_pid()");
     thread::sleep(ms(8000));
     assert_eq!(session.ask("select pg_backend_pid()"), backend);
     // The service is busy and says nothing: not dead either.
     assert_eq!(session.ask("select 'slept' from pg_sleep(6)"), "slept");
-    assert!(session.process.wait(PROMPT).success());
+    session.end();
     proxy.expect_all_closed("finished", 1);
 }
 
@@ -310,5 +320,5 @@ fn a_vanished_client_frees_its_row_lock() {
     let keepalive = found(&[("leg", "downstream"), ("evidence", "keepalive")]);
     assert_eq!((keepalive, found(&[])), (1.0, 1.0), "{all}");
     assert_eq!(closed(&metrics, "downstream_dead"), 1.0, "{all}");
-    assert!(healthy.process.wait(PROMPT).success());
+    healthy.end();
 }

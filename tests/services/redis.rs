@@ -43,7 +43,7 @@ const SOCKET: &str = "redis.sock";
 
 /// A Redis of the test's own, without persistence.
 pub struct Redis {
-    _process: Process,
+    process: Process,
     folder: Folder,
     pub address: SocketAddr,
 }
@@ -88,10 +88,15 @@ impl Redis {
         let mut process = Process::start(command);
         process.wait_until(|_| TcpStream::connect(address).is_ok());
         Self {
-            _process: process,
+            process,
             folder,
             address,
         }
+    }
+
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// The same Redis, as an upstream.

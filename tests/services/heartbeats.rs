@@ -1,0 +1,375 @@
+//! Heartbeats inside live connections of real services: one that stops is found, one that is slow is not, and
+//! neither end sees anything.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal};
+
+use crate::Case;
+use crate::postgres::{Postgres, Session};
+use crate::process::{Process, free_address, read_to_any_end, tool};
+use crate::pulsegate::{Pulsegate, closed, connect};
+use crate::redis::{Client, Redis};
+use crate::support::{eventually, ms};
+
+const REDIS: &[&str] = &["redis-server"];
+const POSTGRES: &[&str] = &["initdb", "postgres", "psql"];
+
+pub const CASES: &[Case] = &[
+    Case::new(
+        "a_redis_that_stops_is_found_by_custom_lines",
+        REDIS,
+        a_redis_that_stops_is_found_by_custom_lines,
+    ),
+    Case::new(
+        "a_heartbeat_does_not_keep_a_session_past_its_idle_timeout",
+        REDIS,
+        a_heartbeat_does_not_keep_a_session_past_its_idle_timeout,
+    ),
+    Case::new(
+        "a_redis_that_stops_is_found",
+        REDIS,
+        a_redis_that_stops_is_found,
+    ),
+    Case::new(
+        "redis_clients_see_nothing_of_heartbeats",
+        REDIS,
+        redis_clients_see_nothing_of_heartbeats,
+    ),
+    Case::new(
+        "a_memcached_that_stops_is_found",
+        &["memcached"],
+        a_memcached_that_stops_is_found,
+    ),
+    Case::new(
+        "a_broker_that_stops_is_found",
+        &["mosquitto"],
+        a_broker_that_stops_is_found,
+    ),
+    Case::new(
+        "a_postgres_backend_that_stops_is_found",
+        POSTGRES,
+        a_postgres_backend_that_stops_is_found,
+    ),
+    Case::new(
+        "psql_sees_nothing_of_heartbeats",
+        POSTGRES,
+        psql_sees_nothing_of_heartbeats,
+    ),
+    Case::new(
+        "a_slow_answer_is_waited_for",
+        REDIS,
+        a_slow_answer_is_waited_for,
+    ),
+    Case::new(
+        "a_wrong_profile_breaks_nothing",
+        REDIS,
+        a_wrong_profile_breaks_nothing,
+    ),
+];
+
+/// Inline commands and simple answers of Redis are lines.
+const LINES: &[&str] = &[
+    "--heartbeat",
+    "custom",
+    "--heartbeat-delimiter",
+    r"\r\n",
+    "--heartbeat-send",
+    r"PING\r\n",
+    "--heartbeat-expect",
+    r"+PONG\r\n",
+    "--heartbeat-after",
+    "1s",
+    "--heartbeat-timeout",
+    "1s",
+];
+
+/// A protocol, asked as often.
+fn profile(name: &str) -> [&str; 6] {
+    let [after, timeout] = ["--heartbeat-after", "--heartbeat-timeout"];
+    ["--heartbeat", name, after, "1s", timeout, "1s"]
+}
+
+fn exchange(stream: &mut TcpStream, request: impl AsRef<[u8]>, answer: impl AsRef<[u8]>) {
+    stream.write_all(request.as_ref()).expect("send");
+    let mut got = vec![0; answer.as_ref().len()];
+    stream.read_exact(&mut got).expect("an answer");
+    let [got, answer] = [&got, answer.as_ref()].map(String::from_utf8_lossy);
+    assert_eq!(got, answer);
+}
+
+fn count(proxy: &Pulsegate, what: &str) -> f64 {
+    let name = format!("pulsegate_heartbeats_{what}_total");
+    proxy.metrics().value(&name, &[("leg", "upstream")])
+}
+
+#[track_caller]
+fn expect_answers(proxy: &Pulsegate, answers: f64) {
+    let came = eventually(ms(30_000), || count(proxy, "answered") >= answers);
+    let metrics = proxy.metrics().excerpt("pulsegate_heartbeats");
+    assert!(came, "{metrics}{:?}", proxy.get("/connections"));
+}
+
+/// A process that does nothing until this is dropped; its kernel answers for it.
+struct Stopped(u32);
+
+impl Stopped {
+    fn new(process: u32) -> Self {
+        signal(process, Signal::STOP);
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        signal(self.0, Signal::CONT);
+    }
+}
+
+fn signal(process: u32, signal: Signal) {
+    let process = i32::try_from(process).ok().and_then(Pid::from_raw);
+    rustix::process::kill_process(process.expect("a process"), signal).expect("it runs");
+}
+
+/// The client is reset when a question was not answered in time, and not much later.
+#[track_caller]
+fn expect_found(proxy: &Pulsegate, client: &mut TcpStream, stopped: Instant) {
+    let mut byte = [0];
+    let error = client.read(&mut byte).expect_err("a reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let took = stopped.elapsed();
+    // A second of the answer before may be over; a second more on a busy machine.
+    assert!(took >= ms(900) && took < ms(2000 + 5000), "{took:?}");
+    let seen = eventually(ms(5000), || {
+        closed(&proxy.metrics(), "upstream_unresponsive") == 1.0
+    });
+    assert!(seen, "{}", proxy.log());
+    let log = proxy.log();
+    assert!(log.contains("heartbeat"), "{log}");
+    assert_eq!(count(proxy, "misfit"), 0.0);
+    assert_eq!(
+        proxy
+            .metrics()
+            .value("pulsegate_half_open_detected_total", &[]),
+        0.0
+    );
+}
+
+fn a_redis_that_stops_is_found_by_custom_lines() {
+    let redis = Redis::start();
+    let proxy = Pulsegate::start(redis.address, LINES);
+    let mut client = connect(proxy.address);
+    exchange(&mut client, "SET a b\r\n", "+OK\r\n");
+    expect_answers(&proxy, 2.0);
+    let (_, page) = proxy.get("/connections").expect("the sessions");
+    let heartbeat = r#""heartbeat":{"profile":"custom","state":"#;
+    assert!(page.contains(heartbeat), "{page}");
+    exchange(&mut client, "SET a c\r\n", "+OK\r\n");
+    let _stopped = Stopped::new(redis.pid());
+    expect_found(&proxy, &mut client, Instant::now());
+    let metrics = proxy.metrics();
+    let answered = metrics.value("pulsegate_heartbeat_answer_seconds_count", &[]);
+    assert!(answered >= 2.0, "{}", metrics.excerpt("pulsegate_heart"));
+}
+
+/// Redis closes a client that says nothing for two seconds. It is asked each second, so it does not; pulsegate
+/// counts payload only.
+fn a_heartbeat_does_not_keep_a_session_past_its_idle_timeout() {
+    let redis = Redis::start();
+    let mut operator = Client::connect(redis.address);
+    operator.send(&["CONFIG", "SET", "timeout", "2"]);
+    assert_eq!(operator.line(), "+OK");
+    let flags = [LINES, &["--idle-timeout", "6s"]].concat();
+    let proxy = Pulsegate::start(redis.address, &flags);
+    let mut client = connect(proxy.address);
+    exchange(&mut client, "SET a b\r\n", "+OK\r\n");
+    let began = Instant::now();
+    assert!(read_to_any_end(&mut client).is_empty());
+    let took = began.elapsed();
+    assert!(took > ms(5500) && took < ms(12_000), "{took:?}");
+    let seen = eventually(ms(5000), || closed(&proxy.metrics(), "idle_timeout") == 1.0);
+    assert!(seen, "{}", proxy.log());
+    assert!(count(&proxy, "answered") >= 3.0);
+}
+
+/// Redis runs a script, answers nobody, and has not stopped.
+fn a_slow_answer_is_waited_for() {
+    let redis = Redis::start();
+    let proxy = Pulsegate::start(redis.address, LINES);
+    let mut client = connect(proxy.address);
+    exchange(&mut client, "SET a b\r\n", "+OK\r\n");
+    expect_answers(&proxy, 1.0);
+    let slow = "EVAL \"local t = redis.call('TIME')[1] \
+                while redis.call('TIME')[1] - t < 6 do end return redis.status_reply('DONE')\" 0\r\n";
+    exchange(&mut client, slow, "+DONE\r\n");
+    let before = count(&proxy, "answered");
+    expect_answers(&proxy, before + 1.0);
+    exchange(&mut client, "GET b\r\n", "$-1\r\n");
+    assert_eq!(count(&proxy, "missed"), 0.0);
+    drop(client);
+    proxy.expect_all_closed("finished", 1);
+}
+
+fn a_wrong_profile_breaks_nothing() {
+    let redis = Redis::start();
+    for profile in ["custom", "hsms", "mqtt", "iec104", "smpp", "postgres"] {
+        // Redis would answer a question of `custom`: with this framing there is none.
+        let flags = [
+            "--heartbeat",
+            profile,
+            "--heartbeat-frame",
+            "length",
+            "--heartbeat-send",
+            r"\0\0\0\x01p",
+            "--heartbeat-expect",
+            r"\0\0\0\x01P",
+            "--heartbeat-after",
+            "1s",
+            "--heartbeat-timeout",
+            "500ms",
+        ];
+        let proxy = Pulsegate::start(redis.address, &flags);
+        let mut client = Client::connect(proxy.address);
+        for _ in 0..3 {
+            client.send(&["SET", "key", "value"]);
+            assert_eq!(client.line(), "+OK", "{profile}");
+            thread::sleep(ms(1200));
+        }
+        drop(client);
+        let metrics = proxy.expect_all_closed("finished", 1);
+        let sent = metrics.value("pulsegate_heartbeats_sent_total", &[]);
+        assert_eq!(sent, 0.0, "{profile}");
+    }
+}
+
+fn a_redis_that_stops_is_found() {
+    let redis = Redis::start();
+    let proxy = Pulsegate::start(redis.address, &profile("redis"));
+    let mut client = connect(proxy.address);
+    exchange(&mut client, "*1\r\n$4\r\nPING\r\n", "+PONG\r\n");
+    expect_answers(&proxy, 2.0);
+    exchange(&mut client, "*1\r\n$4\r\nPING\r\n", "+PONG\r\n");
+    let _stopped = Stopped::new(redis.pid());
+    expect_found(&proxy, &mut client, Instant::now());
+}
+
+/// A transaction, a blocking pop and a subscription, each across several moments at which it would be asked.
+fn redis_clients_see_nothing_of_heartbeats() {
+    let redis = Redis::start();
+    let proxy = Pulsegate::start(redis.address, &profile("redis"));
+    let [mut queues, mut pops, mut listens] = [(); 3].map(|()| Client::connect(proxy.address));
+    for client in [&mut queues, &mut pops, &mut listens] {
+        client.send(&["PING"]);
+        assert_eq!(client.line(), "+PONG");
+    }
+    expect_answers(&proxy, 3.0);
+    queues.send(&["MULTI"]);
+    assert_eq!(queues.line(), "+OK");
+    queues.send(&["SET", "key", "value"]);
+    assert_eq!(queues.line(), "+QUEUED");
+    pops.send(&["BLPOP", "queue", "0"]);
+    listens.send(&["SUBSCRIBE", "news"]);
+    assert_eq!(listens.array(), ["subscribe", "news", ":1"]);
+    thread::sleep(ms(4500));
+    queues.send(&["EXEC"]);
+    assert_eq!(queues.array(), ["+OK"]);
+    let mut direct = Client::connect(redis.address);
+    direct.send(&["RPUSH", "queue", "job"]);
+    assert_eq!(direct.line(), ":1");
+    direct.send(&["PUBLISH", "news", "hello"]);
+    assert_eq!(direct.line(), ":1");
+    assert_eq!(pops.array(), ["queue", "job"]);
+    assert_eq!(listens.array(), ["message", "news", "hello"]);
+    let before = count(&proxy, "answered");
+    expect_answers(&proxy, before + 2.0);
+    drop((queues, pops, listens));
+    assert_eq!(count(&proxy, "missed") + count(&proxy, "misfit"), 0.0);
+    proxy.expect_all_closed("finished", 3);
+}
+
+/// A service that is found after these exchanges, of which the last one may come again.
+fn stops(name: &str, process: &Process, proxy: &Pulsegate, exchanges: &[(&[u8], &[u8])]) {
+    let mut client = connect(proxy.address);
+    for (request, answer) in exchanges {
+        exchange(&mut client, request, answer);
+    }
+    expect_answers(proxy, 2.0);
+    let (request, answer) = exchanges.last().expect("there is one");
+    exchange(&mut client, request, answer);
+    assert_eq!(count(proxy, "missed"), 0.0, "{name}");
+    let _stopped = Stopped::new(process.id());
+    expect_found(proxy, &mut client, Instant::now());
+}
+
+fn a_memcached_that_stops_is_found() {
+    let address = free_address();
+    let mut memcached = tool("memcached");
+    let port = address.port().to_string();
+    memcached.args(["-l", "127.0.0.1", "-p", &port, "-U", "0", "-u", "nobody"]);
+    let mut process = Process::start(&mut memcached);
+    process.wait_until(|_| TcpStream::connect(address).is_ok());
+    let proxy = Pulsegate::start(address, &profile("memcached"));
+    let exchanges: [(&[u8], &[u8]); 2] = [
+        (b"set a 0 0 1\r\nx\r\n", b"STORED\r\n"),
+        (b"get a\r\n", b"VALUE a 0 1\r\nx\r\nEND\r\n"),
+    ];
+    stops("memcached", &process, &proxy, &exchanges);
+}
+
+fn a_broker_that_stops_is_found() {
+    let address = free_address();
+    let mut mosquitto = tool("mosquitto");
+    mosquitto.args(["-p", &address.port().to_string()]);
+    let mut process = Process::start(&mut mosquitto);
+    process.wait_until(|_| TcpStream::connect(address).is_ok());
+    let proxy = Pulsegate::start(address, &profile("mqtt"));
+    let connect = b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01c";
+    let exchanges: [(&[u8], &[u8]); 2] = [
+        (connect, b"\x20\x02\0\0"),
+        // The client's own question.
+        (b"\xc0\0", b"\xd0\0"),
+    ];
+    stops("mosquitto", &process, &proxy, &exchanges);
+}
+
+fn a_postgres_backend_that_stops_is_found() {
+    let postgres = Postgres::start();
+    let proxy = Pulsegate::start(postgres.address, &profile("postgres"));
+    let mut session = Session::start(proxy.address);
+    let backend = session.ask("select pg_backend_pid()");
+    let mut other = Session::start(proxy.address);
+    assert_eq!(other.ask("select 1"), "1");
+    expect_answers(&proxy, 4.0);
+    let stopped = Instant::now();
+    let _stopped = Stopped::new(backend.parse().expect("a process"));
+    let found = eventually(ms(30_000), || {
+        closed(&proxy.metrics(), "upstream_unresponsive") == 1.0
+    });
+    assert!(found, "{}", proxy.log());
+    let took = stopped.elapsed();
+    assert!(took >= ms(900) && took < ms(7000), "{took:?}");
+    assert_eq!(other.ask("select 2"), "2", "the other backend runs");
+    other.end();
+}
+
+/// An open transaction is asked and stays as it is; a slow query is waited for.
+fn psql_sees_nothing_of_heartbeats() {
+    let postgres = Postgres::start();
+    let proxy = Pulsegate::start(postgres.address, &profile("postgres"));
+    let mut session = Session::start(proxy.address);
+    session.ask("create table t (v int)");
+    session.ask("begin; insert into t values (1)");
+    let before = count(&proxy, "answered");
+    expect_answers(&proxy, before + 2.0);
+    session.ask("rollback");
+    assert_eq!(session.ask("select count(*) from t"), "0");
+    assert_eq!(session.ask("select 'slept' from pg_sleep(5)"), "slept");
+    let before = count(&proxy, "answered");
+    expect_answers(&proxy, before + 1.0);
+    session.end();
+    assert_eq!(count(&proxy, "missed") + count(&proxy, "misfit"), 0.0);
+    proxy.expect_all_closed("finished", 1);
+}
