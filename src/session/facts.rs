@@ -87,8 +87,8 @@ impl State {
                 _ => sample::sample(fd),
             };
         }
-        let is_plain = |facts: &&Box<Facts>| !facts.is_layered(Leg::Downstream);
-        if let Some(facts) = self.facts.as_ref().filter(is_plain) {
+        let is_plain = |facts: &&Facts| !facts.is_layered(Leg::Downstream);
+        if let Some(facts) = self.facts.as_deref().filter(is_plain) {
             traffic.received[0] += facts.preamble;
         }
         Observation {
