@@ -1,15 +1,16 @@
 //! TLS with the clients and services that people have: curl, nginx, Redis, PostgreSQL, stunnel, HAProxy.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 
 use crate::Case;
-use crate::bytes::{expect_file, write_file};
+use crate::bytes::{Stream, expect_end, expect_file, write_file};
 use crate::http::{Nginx, curl};
-use crate::many::{self, accept, exchange};
+use crate::many::{self, accept};
 use crate::postgres::{Postgres, psql, query};
 use crate::process::{Process, free_address, run, tool};
 use crate::pulsegate::{Pulsegate, connect};
@@ -365,19 +366,37 @@ fn haproxy_of(setup: &Setup, bind: &str, server: &str) -> Tunnel {
     }
 }
 
-/// Each way at once, to and from a service of our own.
+/// Each way at once, to and from a service of our own. Nobody ends before all has come: stunnel drops what it
+/// still has for a peer that has said close_notify.
 #[track_caller]
 fn expect_exact(listener: &TcpListener, to: SocketAddr) {
     const SESSIONS: u64 = 4;
     // One after the other: the service does not know who is who.
     for number in 0..SESSIONS {
         let client = connect(to);
-        let exchanged = thread::spawn(move || exchange(&client, number, !number, 5_000_000));
+        let exchanged = thread::spawn(move || {
+            let all = exchange_all(&client, number, !number);
+            (client, all)
+        });
         let service = accept(listener);
-        exchange(&service, !number, number, 5_000_000).expect("the service's end");
-        let client = exchanged.join().expect("no panic");
-        client.expect("the client's end");
+        exchange_all(&service, !number, number).expect("the service's end");
+        let (client, all) = exchanged.join().expect("no panic");
+        all.expect("the client's end");
+        for [from, to] in [[&client, &service], [&service, &client]] {
+            from.shutdown(Shutdown::Write).expect("shutdown");
+            expect_end(&mut &*to).expect("an end");
+        }
     }
+}
+
+fn exchange_all(stream: &TcpStream, sends: u64, receives: u64) -> io::Result<()> {
+    const BYTES: usize = 5_000_000;
+    let (mut to, mut from) = (stream, stream);
+    thread::scope(|scope| {
+        let sender = scope.spawn(move || Stream::new(sends).send(&mut to, BYTES));
+        Stream::new(receives).receive(&mut from, BYTES)?;
+        sender.join().expect("the sender")
+    })
 }
 
 fn through_tunnels(
