@@ -1,4 +1,4 @@
-//! What is shipped beside the binary: Helm chart, Kubernetes manifest, systemd unit, image.
+//! What is shipped beside the binary: Helm chart, Kubernetes manifest, systemd unit, image, documents.
 //!
 //! The tools come from `.ci/install`. A test that misses one shows as ignored; with `CI` set it fails.
 
@@ -8,6 +8,7 @@
 )]
 
 mod packaging {
+    pub mod docs;
     pub mod files;
     pub mod image;
     pub mod manifests;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 use packaging::tools::Case;
-use packaging::{files, image, manifests, values};
+use packaging::{docs, files, image, manifests, values};
 
 fn trial(case: Case) -> Trial {
     let Some(missing) = case.missing() else {
@@ -42,7 +43,13 @@ fn trial(case: Case) -> Trial {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let all = [files::CASES, image::CASES, manifests::CASES, values::CASES];
+    let all = [
+        docs::CASES,
+        files::CASES,
+        image::CASES,
+        manifests::CASES,
+        values::CASES,
+    ];
     let trials = all.concat().into_iter().map(trial);
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
 }

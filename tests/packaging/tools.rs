@@ -59,12 +59,13 @@ pub fn tool(name: &str) -> PathBuf {
 }
 
 /// A program that `.ci/install` brings, or that the system has.
-fn find(name: &str) -> Option<PathBuf> {
+pub fn find(name: &str) -> Option<PathBuf> {
     let found = search_path().into_iter().map(|dir| dir.join(name));
     found.into_iter().find(|path| path.is_file())
 }
 
-fn search_path() -> Vec<PathBuf> {
+/// Where programs are looked for.
+pub fn search_path() -> Vec<PathBuf> {
     let tools = env::var_os("PULSEGATE_TOOLS").map_or_else(default_tools, PathBuf::from);
     let mut dirs = vec![tools.join("bin"), tools.join("venv/bin")];
     dirs.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));

@@ -1,0 +1,186 @@
+//! The shell lines of the documents for operators. CONTRIBUTING.md has the convention.
+//!
+//! The blocks of a document are one script, in a network of its own and in a folder that has the
+//! repository's `charts`, `config` and `deploy`. `pulsegate` is the binary under test.
+
+use std::env;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::tools::{Case, find, read, repo, run, scratch, search_path};
+
+pub const CASES: &[Case] = &[
+    Case::new(
+        "a_shell_block_is_run_or_says_why_not",
+        &[],
+        a_shell_block_is_run_or_says_why_not,
+    ),
+    Case::new(
+        "the_shell_lines_of_the_documents_work",
+        &[
+            "curl",
+            "ip",
+            "nft",
+            "openssl",
+            "redis-cli",
+            "redis-server",
+            "timeout",
+            "unshare",
+        ],
+        the_shell_lines_of_the_documents_work,
+    )
+    .that_mounts(),
+];
+
+/// What stands in a document without being set up there.
+const BEFORE: &[(&str, &str)] = &[(
+    "README.md",
+    "redis-server --save '' >/dev/null &\nsleep 1\n",
+)];
+
+/// Until the proxy of a background block answers.
+const AWAIT: &str = "tries=0\nuntil pulsegate healthcheck >/dev/null 2>&1; do\n  \
+    tries=$((tries + 1)); [ $tries -lt 100 ]; sleep 0.1\ndone\n";
+
+/// What a test does with a block.
+#[derive(Debug, PartialEq, Eq)]
+enum Use {
+    Run,
+    /// Goes on while the next blocks run.
+    Background,
+    NotRun,
+}
+
+#[derive(Debug)]
+struct Block {
+    line: usize,
+    purpose: Use,
+    script: String,
+}
+
+/// The blocks of a document in `sh` or `console`, or what is wrong with one.
+fn blocks(document: &str, text: &str) -> Result<Vec<Block>, String> {
+    let mut found = Vec::new();
+    let mut lines = text.lines().enumerate();
+    while let Some((at, line)) = lines.next() {
+        let Some(info) = line.trim_start().strip_prefix("```") else {
+            continue;
+        };
+        let body = lines
+            .by_ref()
+            .map(|(_, line)| line.trim_start_matches("   "));
+        let body: Vec<&str> = body.take_while(|line| *line != "```").collect();
+        let (language, word) = info.split_once(' ').unwrap_or((info, ""));
+        let script = match language {
+            "sh" => body.join("\n") + "\n",
+            "console" => commands(&body),
+            "bash" | "shell" => return Err(format!("{document}:{}: write sh", at + 1)),
+            _ => continue,
+        };
+        let reason = word.strip_prefix("not-run: ").unwrap_or_default();
+        let purpose = match word {
+            "" => Use::Run,
+            "background" => Use::Background,
+            _ if reason.len() > 5 => Use::NotRun,
+            _ => return Err(format!("{document}:{}: `{info}` says no reason", at + 1)),
+        };
+        found.push(Block {
+            line: at + 1,
+            purpose,
+            script,
+        });
+    }
+    Ok(found)
+}
+
+/// What is typed in a transcript.
+fn commands(transcript: &[&str]) -> String {
+    let typed = transcript.iter().filter_map(|line| line.strip_prefix("$ "));
+    typed.map(|command| format!("{command}\n")).collect()
+}
+
+/// The documents for operators.
+fn documents() -> Vec<String> {
+    let listed = fs::read_dir(repo("docs")).unwrap();
+    let names = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names = names.filter(|name| name.ends_with(".md"));
+    let mut all: Vec<_> = names.map(|name| format!("docs/{name}")).collect();
+    all.extend(["README.md", "charts/pulsegate/README.md"].map(str::to_owned));
+    all.sort();
+    all
+}
+
+fn a_shell_block_is_run_or_says_why_not() {
+    let all = documents();
+    let found = all.iter().map(|document| blocks(document, &read(document)));
+    let wrong: Vec<_> = found.filter_map(Result::err).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    for refused in ["```sh not-run:\n```", "```sh later\n```", "```bash\n```"] {
+        assert!(blocks("example", refused).is_err(), "{refused}");
+    }
+    let read = blocks("example", "```console\n$ a\nb\n```\n```sh\nc\n```\n").unwrap();
+    assert_eq!([&*read[0].script, &*read[1].script], ["a\n", "c\n"]);
+}
+
+fn the_shell_lines_of_the_documents_work() {
+    let mut failed = Vec::new();
+    for document in documents() {
+        let mut blocks = blocks(&document, &read(&document)).unwrap();
+        blocks.retain(|block| block.purpose != Use::NotRun);
+        if !blocks.is_empty()
+            && let Err(said) = try_out(&document, &blocks)
+        {
+            failed.push(format!("{document}: {said}"));
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+fn try_out(document: &str, blocks: &[Block]) -> Result<String, String> {
+    let script = scratch(&folder(document), "script", &script(document, blocks));
+    let dir = script.parent().unwrap();
+    let work = dir.join("work");
+    let _ = fs::remove_dir_all(&work);
+    fs::create_dir_all(&work).unwrap();
+    for shown in ["charts", "config", "deploy"] {
+        symlink(repo(shown), work.join(shown)).unwrap();
+    }
+    run(Command::new("timeout")
+        .args(["120", "unshare", "-Urnpf", "--mount-proc", "--kill-child"])
+        .arg("sh")
+        .args(["-eux", "../script"])
+        .env("PATH", path(&dir.join("bin")))
+        .current_dir(&work))
+}
+
+fn folder(document: &str) -> String {
+    format!("docs/{}", document.replace(['/', '.'], "-"))
+}
+
+fn script(document: &str, blocks: &[Block]) -> String {
+    let before = BEFORE.iter().find(|(of, _)| *of == document);
+    let mut script = String::from("ip link set lo up\n");
+    script += before.map_or("", |(_, lines)| lines);
+    for block in blocks {
+        script += &format!("# {document}:{}\n", block.line);
+        script += &match block.purpose {
+            Use::Background => format!("{{\n{}}} &\n{AWAIT}", block.script),
+            Use::Run | Use::NotRun => block.script.clone(),
+        };
+    }
+    script
+}
+
+/// The search path of a script: what an operator calls by these names, then the tools.
+fn path(bin: &Path) -> std::ffi::OsString {
+    let _ = fs::remove_dir_all(bin);
+    fs::create_dir_all(bin).unwrap();
+    let pulsegate = PathBuf::from(env!("CARGO_BIN_EXE_pulsegate"));
+    let named = [("pulsegate", Some(pulsegate)), ("helm", find("helm3"))];
+    for (name, program) in named {
+        program.inspect(|program| symlink(program, bin.join(name)).unwrap());
+    }
+    env::join_paths([bin.to_owned()].into_iter().chain(search_path())).unwrap()
+}
