@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use super::{App, environment};
 use crate::admin::{Control, NotReloaded, Readiness};
 use crate::config::{self, Ready};
+use crate::host;
 use crate::lifecycle::Drainable;
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Traffic};
 use crate::metrics::{EndpointFigures, ListenerMetrics};
@@ -59,11 +60,16 @@ impl Control for App {
                 let endpoints = listener.params.cluster.endpoints();
                 let figures: Vec<_> = endpoints.iter().map(endpoint_figures).collect();
                 listener.params.metrics.set_endpoints(&figures);
+                let limit = listener.config.limits.max_connections.map(u64::from);
+                let detect_within = listener.params.policy.detect_within.into();
+                listener.params.metrics.set_settings(detect_within, limit);
             }
         }
         environment::refresh(&listeners, self.metrics.host());
         self.metrics
             .set_descriptors(open_descriptors(), self.descriptor_limit);
+        self.metrics
+            .set_usage(sys::process_time(), host::resident_memory().ok());
         self.metrics.set_workers_in_use(self.balancer().in_use());
         if let Some(log) = &self.log {
             self.metrics.set_log_lines_dropped(log.dropped());

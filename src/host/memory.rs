@@ -51,14 +51,20 @@ impl MemoryMeter {
     pub fn used(&self) -> io::Result<u64> {
         match &self.0 {
             Source::Group(group) => group.used(),
-            Source::Process { .. } => {
-                let statm = fs::read_to_string("/proc/self/statm")?;
-                let pages = numbers(&statm).get(1).copied();
-                let pages = pages.ok_or(io::ErrorKind::InvalidData)?;
-                Ok(pages * rustix::param::page_size() as u64)
-            }
+            Source::Process { .. } => resident_memory(),
         }
     }
+}
+
+/// The resident memory of the process, in bytes.
+///
+/// # Errors
+/// Where /proc is hidden.
+pub fn resident_memory() -> io::Result<u64> {
+    let statm = fs::read_to_string("/proc/self/statm")?;
+    let pages = numbers(&statm).get(1).copied();
+    let pages = pages.ok_or(io::ErrorKind::InvalidData)?;
+    Ok(pages * rustix::param::page_size() as u64)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ mod probe;
 mod queue;
 
 pub use limits::Limits;
-pub use memory::MemoryMeter;
+pub use memory::{MemoryMeter, resident_memory};
 pub use netns::{Counters, Sockets};
 pub use probe::{Abilities, probe_on_demand};
 pub use queue::{AcceptQueue, accept_queue};

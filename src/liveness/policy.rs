@@ -116,6 +116,13 @@ impl Policy {
         (self.detect_within / 20).max(Span::ms(300)) / 2
     }
 
+    /// A verdict after more silence than this is late: D, its tolerance, and the second that the
+    /// last answer of a peer far away is waited for.
+    #[must_use]
+    pub fn late(&self) -> Span {
+        self.detect_within + self.grace() * 2 + SECOND
+    }
+
     /// The latest time for the verdict on a silent peer: the rest of the tolerance that the promise
     /// allows is for the monitor.
     pub(super) fn latest(&self, last_heard: Time) -> Time {

@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{
-    Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+    Counter, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    TextEncoder,
 };
 
 use crate::liveness::{CloseReason, Condition, Evidence, LEGS, Leg, Traffic};
@@ -56,6 +57,8 @@ series! {
             "Client connections reset right after they were accepted, or after their PROXY header.";
         active: IntGauge = "pulsegate_connections_active",
             "Sessions now, those still connecting to the upstream included.";
+        limit: KnownGauge = "pulsegate_connections_limit",
+            "Sessions that there may be (limits.max_connections).";
         queued: IntGauge = "pulsegate_connections_queued",
             "Clients that wait for a place (limits.on_full).";
         takeovers: By<Takeover, IntCounter> = "pulsegate_takeovers_total",
@@ -80,6 +83,10 @@ series! {
             "Peers proven gone while the kernel still said ESTABLISHED, by what proved it.";
         detection_delay: By<Leg, Histogram> = "pulsegate_half_open_detection_delay_seconds",
             "From the last sign of life of a peer to the verdict that it is gone.", DETECTION_DELAY_BUCKETS;
+        found_late: By<Leg, IntCounter> = "pulsegate_half_open_found_late_total",
+            "Peers proven gone later than detect_within and its tolerance allow.";
+        detect_within: Gauge = "pulsegate_detect_within_seconds",
+            "What detection delays are to be compared with (liveness.detect_within).";
         half_closed: IntGauge = "pulsegate_half_closed_connections",
             "Sessions in which one side has sent FIN and the other has not; legal, unlike half-open.";
         stalled: By<Leg, IntGauge> = "pulsegate_stalled_connections",
@@ -142,10 +149,6 @@ series! {
             "1 while the process drains, else 0.";
         workers_in_use: IntGauge = "pulsegate_workers_in_use",
             "Workers that carry sessions; the others wait until these are busy.";
-        open_descriptors: IntGauge = "pulsegate_open_descriptors",
-            "File descriptors the process holds.";
-        descriptor_limit: IntGauge = "pulsegate_descriptor_limit",
-            "File descriptors the process may hold.";
         log_lines_dropped: IntCounter = "pulsegate_log_lines_dropped_total",
             "Log lines dropped because standard output was not read fast enough.";
         reloads: By<ReloadOutcome, IntCounter> = "pulsegate_config_reloads_total",
@@ -156,8 +159,16 @@ series! {
             "When the configuration in force was taken up, in seconds since the Unix epoch.";
         certificates: Certificates = "pulsegate_certificate_not_after_seconds",
             "Until when a certificate in force is good, in seconds since the Unix epoch.";
-        start_time: IntGauge = "pulsegate_process_start_time_seconds",
+        start_time: IntGauge = "process_start_time_seconds",
             "When the process started, in seconds since the Unix epoch.";
+        open_descriptors: IntGauge = "process_open_fds",
+            "File descriptors the process holds.";
+        descriptor_limit: IntGauge = "process_max_fds",
+            "File descriptors the process may hold.";
+        resident: KnownGauge = "process_resident_memory_bytes",
+            "Resident memory of the process.";
+        cpu: Counter = "process_cpu_seconds_total",
+            "User and system CPU time of the process.";
     }
 }
 
@@ -308,6 +319,13 @@ impl Metrics {
         self.process.descriptor_limit.set(saturating(limit));
     }
 
+    /// CPU time since the start, to be told from one thread; resident memory, where it can be read.
+    pub fn set_usage(&self, cpu: Duration, resident: Option<u64>) {
+        let more = cpu.as_secs_f64() - self.process.cpu.get();
+        self.process.cpu.inc_by(more.max(0.0));
+        self.process.resident.set(resident);
+    }
+
     /// Workers that carry sessions.
     pub fn set_workers_in_use(&self, workers: usize) {
         self.process.workers_in_use.set(saturating(workers as u64));
@@ -422,6 +440,17 @@ impl ListenerMetrics {
     pub fn half_open_found(&self, leg: Leg, evidence: Evidence, delay: Duration) {
         self.series.half_open_detected[leg][evidence].inc();
         self.series.detection_delay[leg].observe(delay.as_secs_f64());
+    }
+
+    /// It was found later than was promised.
+    pub fn half_open_found_late(&self, leg: Leg) {
+        self.series.found_late[leg].inc();
+    }
+
+    /// What is configured, and compared with what is measured.
+    pub fn set_settings(&self, detect_within: Duration, max_connections: Option<u64>) {
+        self.series.detect_within.set(detect_within.as_secs_f64());
+        self.series.limit.set(max_connections);
     }
 
     /// What the sessions that have ended had moved. To be asked before the living are added up.

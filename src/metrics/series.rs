@@ -6,7 +6,8 @@ use std::ops::Index;
 
 use prometheus::core::{Collector, MetricVec, MetricVecBuilder};
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+    Counter, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry,
 };
 use strum::VariantArray;
 
@@ -161,6 +162,18 @@ pub(super) trait Series: Sized {
 }
 
 impl Series for IntCounter {
+    fn register(to: &mut Registration<'_>, opts: &HistogramOpts) -> Self {
+        to.register(Self::with_opts(opts.common_opts.clone()))
+    }
+}
+
+impl Series for Counter {
+    fn register(to: &mut Registration<'_>, opts: &HistogramOpts) -> Self {
+        to.register(Self::with_opts(opts.common_opts.clone()))
+    }
+}
+
+impl Series for Gauge {
     fn register(to: &mut Registration<'_>, opts: &HistogramOpts) -> Self {
         to.register(Self::with_opts(opts.common_opts.clone()))
     }

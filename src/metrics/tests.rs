@@ -65,6 +65,11 @@ fn events_reach_their_series() {
     db.handshake_made(Leg::Downstream, TlsVersion::V13, Duration::from_millis(2));
     db.handshake_failed(Leg::Upstream, HandshakeFailure::UnknownCa);
     (0..7).for_each(|_| db.observed());
+    metrics.set_usage(Duration::from_millis(2500), Some(4096));
+    // The clock of the process went back.
+    metrics.set_usage(Duration::from_millis(2400), Some(4096));
+    db.half_open_found_late(Leg::Upstream);
+    db.set_settings(Duration::from_millis(2500), Some(8));
     metrics.set_draining();
     metrics.set_descriptors(Some(12), u64::MAX);
     // Unknown for once: the last number stays.
@@ -96,7 +101,12 @@ fn events_reach_their_series() {
         "pulsegate_tls_handshake_duration_seconds_count{leg=\"downstream\",listener=\"db\"} 1",
         "pulsegate_liveness_looks_total 7",
         "pulsegate_draining 1",
-        "pulsegate_open_descriptors 12",
+        "process_open_fds 12",
+        "process_cpu_seconds_total 2.5",
+        "process_resident_memory_bytes 4096",
+        "pulsegate_half_open_found_late_total{leg=\"upstream\",listener=\"db\"} 1",
+        "pulsegate_detect_within_seconds{listener=\"db\"} 2.5",
+        "pulsegate_connections_limit{listener=\"db\"} 8",
         "pulsegate_connections_moved_total{listener=\"db\"} 1",
         "pulsegate_workers_in_use 2",
     ] {
@@ -239,6 +249,10 @@ fn complete() -> Metrics {
     let metrics = Metrics::new();
     metrics.listener("db").set_upstream_queue(Some((2, 1)));
     metrics.listener("db").set_endpoints(&[figures(0)]);
+    metrics
+        .listener("db")
+        .set_settings(Duration::from_secs(30), Some(8));
+    metrics.set_usage(Duration::ZERO, Some(4096));
     let host = metrics.host();
     let counters = [
         &host.listen_overflows,
@@ -367,7 +381,10 @@ fn quoted(cell: &str) -> BTreeSet<String> {
 fn docs_list_what_is_served() {
     let metrics = complete();
     let mut documented = BTreeMap::new();
-    for line in DOCS.lines().filter(|l| l.starts_with("| `pulsegate_")) {
+    for line in DOCS
+        .lines()
+        .filter(|l| l.starts_with("| `pulsegate_") || l.starts_with("| `process_"))
+    {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let name = cells[1].trim_matches('`').to_owned();
         assert!(

@@ -42,6 +42,10 @@ impl Session {
         let found_dead = close.reason.dead_leg().zip(close.evidence);
         if let Some((leg, evidence)) = found_dead {
             metrics.half_open_found(leg, evidence, silent);
+            let policy = &self.params.policy;
+            if policy.probes[leg as usize] && close.silent_for > policy.late() {
+                metrics.half_open_found_late(leg);
+            }
             let talked = traffic.received[leg as usize] > 0 && rest.answered[leg as usize] == 0;
             if evidence == Evidence::Keepalive && talked {
                 self.doubt_probes(leg);

@@ -1,6 +1,7 @@
 //! The one clock of the process.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_getres, clock_gettime};
 
@@ -30,6 +31,13 @@ pub fn tick() -> u64 {
 pub fn thread_time() -> u64 {
     let t = clock_gettime(ClockId::ThreadCPUTime);
     t.tv_sec.unsigned_abs() * 1_000_000 + t.tv_nsec.unsigned_abs() / 1000
+}
+
+/// Processor time that the process has used, that of threads which have ended included.
+#[must_use]
+pub fn process_time() -> Duration {
+    let t = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::from_micros(t.tv_sec.unsigned_abs() * 1_000_000 + t.tv_nsec.unsigned_abs() / 1000)
 }
 
 #[cfg(test)]

@@ -467,7 +467,7 @@ fn descriptors_that_run_out_are_counted_and_logged_once() {
             let n = admin.read(&mut chunk).expect("an answer");
             answer.extend_from_slice(&chunk[..n]);
             let text = String::from_utf8_lossy(&answer);
-            let gauge = text.split("\npulsegate_open_descriptors ").nth(1);
+            let gauge = text.split("\nprocess_open_fds ").nth(1);
             if let Some((number, _)) = gauge.and_then(|rest| rest.split_once('\n')) {
                 let number: f64 = number.parse().expect("a number");
                 let length = text.split("content-length: ").nth(1).expect("a length");
