@@ -132,6 +132,9 @@ const DOCUMENTS: &[&str] = &[
     "docs/PROXY-PROTOCOL.md",
     "docs/HEARTBEATS.md",
     "docs/KERNEL-NOTES.md",
+    "docs/RUNBOOK.md",
+    "docs/SIZING.md",
+    "docs/MIGRATING.md",
 ];
 
 // --- The rules, on the tree ---------------------------------------------------------------

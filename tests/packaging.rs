@@ -14,6 +14,7 @@ mod packaging {
     pub mod manifests;
     pub mod tools;
     pub mod values;
+    pub mod watching;
 }
 
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 use packaging::tools::Case;
-use packaging::{docs, files, image, manifests, values};
+use packaging::{docs, files, image, manifests, values, watching};
 
 fn trial(case: Case) -> Trial {
     let Some(missing) = case.missing() else {
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         image::CASES,
         manifests::CASES,
         values::CASES,
+        watching::CASES,
     ];
     let trials = all.concat().into_iter().map(trial);
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
