@@ -32,6 +32,11 @@ pub const CASES: &[Case] = &[
         the_shell_lines_of_the_documents_work,
     )
     .that_mounts(),
+    Case::new(
+        "the_changelog_begins_with_this_version",
+        &[],
+        the_changelog_begins_with_this_version,
+    ),
 ];
 
 /// What stands in a document without being set up there.
@@ -136,6 +141,16 @@ fn the_shell_lines_of_the_documents_work() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// The release workflow wants the tag to be the version of the binary, and takes the text from there.
+fn the_changelog_begins_with_this_version() {
+    let text = read("CHANGELOG.md");
+    let first = text.lines().find_map(|line| line.strip_prefix("## ["));
+    let (version, date) = first.unwrap().split_once("] - ").unwrap();
+    assert_eq!(version, env!("CARGO_PKG_VERSION"));
+    let dated = date.len() == 10 && date.starts_with("20");
+    assert!(dated || date == "Unreleased", "{date}");
 }
 
 fn try_out(document: &str, blocks: &[Block]) -> Result<String, String> {
