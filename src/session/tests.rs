@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::config::{Liveness, Upstream, UpstreamAddress};
+use crate::liveness::Evidence;
 use crate::metrics::Metrics;
 use crate::net::leg::{Layer, LegStream, Wire};
 use crate::net::stream::TcpStream;
@@ -415,6 +416,28 @@ async fn a_preamble_that_comes_too_late_or_is_wrong_ends_the_session() {
         client.0.write_all(says.as_bytes()).unwrap();
         assert_eq!(ended(&session).await, reason as u8, "{says}");
         assert!(upstream.accept().is_err(), "it was dialled for {says}");
+    }
+}
+
+/// D is 30 s, its tolerance 1.5 s.
+#[test]
+fn a_verdict_that_comes_late_is_counted() {
+    let address = "127.0.0.1:1".parse().unwrap();
+    for (silent, probes, late) in [(32_500, true, 0), (32_501, true, 1), (90_000, false, 0)] {
+        let metrics = Metrics::new();
+        let mut params = params(address);
+        params.policy.probes = [probes; 2];
+        params.metrics = metrics.listener("db");
+        let session = Session::new(1, Arc::new(params), address, sys::now());
+        session.settle(&Close {
+            reason: CloseReason::UpstreamDead,
+            how: CloseHow::AbortAfterFlush(Leg::Upstream),
+            evidence: Some(Evidence::Keepalive),
+            silent_for: Span::ms(silent),
+        });
+        let name = "pulsegate_half_open_found_late_total";
+        let line = format!("{name}{{leg=\"upstream\",listener=\"db\"}} {late}\n");
+        assert!(metrics.render().contains(&line), "{}", metrics.render());
     }
 }
 

@@ -157,6 +157,11 @@ impl Case {
         let delay = "pulsegate_half_open_detection_delay_seconds";
         assert_eq!(value(&format!("{delay}_count"), &on), 1.0, "{all}");
         assert!(value(&format!("{delay}_sum"), &on) > 0.0, "{all}");
+        assert_eq!(
+            value("pulsegate_half_open_found_late_total", &[]),
+            0.0,
+            "{all}"
+        );
     }
 
     /// Exactly one session has ended, for this reason, and nothing of it is left.
