@@ -421,13 +421,10 @@ fn long_file(file: &File) -> Option<String> {
 /// Relative links, and mentions of source files, that lead nowhere.
 fn dangling(name: &str, text: &str) -> Vec<String> {
     let home = root().join(name);
-    let folder = home.parent().unwrap_or(Path::new(""));
-    let links = text
-        .split("](")
-        .skip(1)
-        .filter_map(|rest| rest.split([')', '#']).next());
-    let links = links.filter(|link| !link.is_empty() && !link.contains("://"));
-    let links = links.filter(|link| !folder.join(link).exists());
+    let rests = text.split("](").skip(1);
+    let links = rests.filter_map(|rest| rest.split(')').next());
+    let links = links.filter(|link| !link.contains("://"));
+    let links = links.filter(|link| !leads_somewhere(&home, link));
     let sources = text
         .split('`')
         .filter(|word| word.starts_with("src/") || word.starts_with("tests/"));
@@ -436,6 +433,30 @@ fn dangling(name: &str, text: &str) -> Vec<String> {
         .chain(sources)
         .map(|to| format!("{name}: {to} does not exist"))
         .collect()
+}
+
+/// Whether the target of a link exists, with the heading that it names.
+fn leads_somewhere(from: &Path, link: &str) -> bool {
+    let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+    let target = match file {
+        "" => from.to_owned(),
+        file => from.parent().unwrap_or(Path::new("")).join(file),
+    };
+    if anchor.is_empty() {
+        return target.exists();
+    }
+    let text = fs::read_to_string(target).unwrap_or_default();
+    let mut headings = text.lines().filter(|line| line.starts_with('#'));
+    headings.any(|heading| anchor_of(heading) == anchor)
+}
+
+/// What GitHub makes of a heading.
+fn anchor_of(heading: &str) -> String {
+    let title = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = title
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " _-".contains(*c));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 /// The rows `| L1 | `a`, `b` | ... |` of the table against [`LAYERS`].
@@ -967,8 +988,9 @@ fn long_files_are_found() {
 
 #[test]
 fn dangling_references_are_found() {
-    let text = "[a](docs/NOWHERE.md) `src/nowhere.rs` [b](Cargo.toml#x) [c](https://a.example) `src/lib.rs`";
-    assert_eq!(dangling("README.md", text).len(), 2);
+    let text = "[a](docs/NOWHERE.md) `src/nowhere.rs` [b](#nowhere) [c](https://a.example) `src/lib.rs` \
+        [d](Cargo.toml) [e](docs/TLS.md#what-a-client-meets)";
+    assert_eq!(dangling("README.md", text).len(), 3);
 }
 
 #[test]

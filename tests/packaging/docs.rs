@@ -3,6 +3,7 @@
 //! The blocks of a document are one script, in a network of its own and in a folder that has the
 //! repository's `charts`, `config` and `deploy`. `pulsegate` is the binary under test.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -32,6 +33,11 @@ pub const CASES: &[Case] = &[
         the_shell_lines_of_the_documents_work,
     )
     .that_mounts(),
+    Case::new(
+        "keys_that_documents_compare_exist",
+        &[],
+        keys_that_documents_compare_exist,
+    ),
     Case::new(
         "the_changelog_begins_with_this_version",
         &[],
@@ -141,6 +147,31 @@ fn the_shell_lines_of_the_documents_work() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Keys in backquotes that begin with `…`, the place of a listener, or with `listeners[]`. A test of the
+/// configuration holds its reference to the keys that are read.
+fn keys_that_documents_compare_exist() {
+    let reference = read("config/pulsegate.yaml");
+    let lines = reference.lines().filter_map(|line| line.split(':').next());
+    let keys: BTreeSet<_> = lines
+        .map(|key| key.trim_start_matches([' ', '#', '-']))
+        .collect();
+    let mut compared = 0;
+    for document in ["README.md", "docs/MIGRATING.md"] {
+        let text = read(document);
+        let quoted = text.split('`').skip(1).step_by(2);
+        let paths =
+            quoted.filter_map(|word| word.strip_prefix('…').or(word.strip_prefix("listeners[]")));
+        for path in paths {
+            let key = path.split(':').next().unwrap();
+            let mut parts = key.split('.').map(|part| part.trim_end_matches("[]"));
+            let unknown = parts.find(|part| !part.is_empty() && !keys.contains(part));
+            assert_eq!(unknown, None, "{document}: `{path}`");
+            compared += 1;
+        }
+    }
+    assert!(compared > 80, "{compared}");
 }
 
 /// The release workflow wants the tag to be the version of the binary, and takes the text from there.
