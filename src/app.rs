@@ -36,7 +36,7 @@ use crate::telemetry::{self, LogSwitch};
 use board::Board;
 pub use error::AppError;
 use materials::Materials;
-pub use materials::certificates;
+pub use materials::TlsFiles;
 use reload::Watched;
 pub use reload::{ConfigFile, Source};
 pub use resources::{default_workers, reserved_descriptors};
@@ -230,6 +230,15 @@ impl App {
         });
     }
 
+    /// Ends those that have not said yet what they have to say before they are served.
+    fn turn_away_of(&self, of: impl Fn(&Session) -> bool) {
+        self.balancer().for_each(|session| {
+            if of(session) && session.is_in_preamble() {
+                session.order(order(CloseReason::Drain, CloseHow::Flush));
+            }
+        });
+    }
+
     fn order_all(&self, reason: CloseReason, how: CloseHow) {
         let close = order(reason, how);
         self.balancer().for_each(|session| session.order(close));
@@ -369,6 +378,7 @@ impl Drainable for App {
         if !*self.succeeded.borrow() {
             listeners::remove_files(&listeners, &[]);
         }
+        self.turn_away_of(|_| true);
     }
 
     /// Those of the instance before this one, too, where somebody waits for their end: the next

@@ -252,6 +252,10 @@ pub struct AccessRecord<'a> {
     pub probes_answered: [u8; 2],
     /// What is known of TLS, by [`Leg`].
     pub tls: [Option<TlsRecord<'a>>; 2],
+    /// Why there is no TLS, or none any more.
+    pub tls_failure: Option<&'static str>,
+    /// The name that a client asked for (SNI) whose handshake failed.
+    pub asked_for: Option<&'a str>,
 }
 
 /// TLS of one leg.
@@ -287,11 +291,12 @@ pub fn access_log(record: &AccessRecord<'_>) {
         upstream_name = record.upstream_name.map(display),
         tls = client.map(|tls| tls.version),
         tls_cipher = client.map(|tls| tls.cipher),
-        sni = client.and_then(|tls| tls.server_name),
+        sni = client.and_then(|tls| tls.server_name).or(record.asked_for),
         alpn = client.and_then(|tls| tls.alpn),
         client_identity = client.and_then(|tls| tls.identity),
         upstream_tls = service.map(|tls| tls.version),
         upstream_tls_cipher = service.map(|tls| tls.cipher),
+        tls_failure = record.tls_failure,
         downstream_received = record.received[down],
         downstream_sent = record.sent[down],
         upstream_received = record.received[up],
@@ -377,6 +382,8 @@ mod tests {
                 }),
                 None,
             ],
+            tls_failure: None,
+            asked_for: None,
         }
     }
 

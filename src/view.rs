@@ -174,6 +174,8 @@ pub struct EndpointView {
     pub ejections: u64,
     /// How long it is ejected for yet, ms.
     pub ejected_for_ms: Option<u64>,
+    /// Why checks have found it down.
+    pub cause: Option<String>,
 }
 
 /// How an endpoint stands.

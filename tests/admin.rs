@@ -103,8 +103,9 @@ impl Control for Fake {
             consecutive_failures: 2,
             ejections: 1,
             ejected_for_ms: (state == EndpointState::Ejected).then_some(1500),
+            cause: (state == EndpointState::Down).then(|| "status 503".into()),
         };
-        [("db", EndpointState::Ejected), ("web", EndpointState::Up)]
+        [("db", EndpointState::Ejected), ("web", EndpointState::Down)]
             .map(|(listener, state)| endpoint(listener, state))
             .to_vec()
     }
@@ -359,10 +360,12 @@ fn upstreams_as_json_and_as_text() {
     let text =
         client::upstreams(&e.addr.into(), &[("listener", "db")], Format::Text).expect("a table");
     let expected = "\
-LISTENER  ENDPOINT        NAME  STATE    SESSIONS  CONNECTS  FAILURES  IN-A-ROW  EJECTIONS  EJECTED-FOR
-db        192.0.2.1:5432  -     ejected  3         40        2         2         1          1.5s
+LISTENER  ENDPOINT        NAME  STATE    SESSIONS  CONNECTS  FAILURES  IN-A-ROW  EJECTIONS  EJECTED-FOR  CAUSE
+db        192.0.2.1:5432  -     ejected  3         40        2         2         1          1.5s         -
 ";
     assert_eq!(text, expected);
+    assert!(all[0]["cause"].is_null());
+    assert_eq!(all[1]["cause"], "status 503");
     e.get("/upstreams?phase=open")
         .expect(400, "phase: unknown; accepted are listener, format");
     for (method, path) in [

@@ -53,6 +53,8 @@ mod tls;
 mod tls_bytes;
 #[path = "services/tls_faults.rs"]
 mod tls_faults;
+#[path = "services/tls_keys.rs"]
+mod tls_keys;
 #[path = "services/tls_peers.rs"]
 mod tls_peers;
 #[path = "services/upstreams.rs"]
@@ -158,6 +160,7 @@ fn main() -> ExitCode {
         tls::CASES,
         tls_bytes::CASES,
         tls_faults::CASES,
+        tls_keys::CASES,
         tls_peers::CASES,
         heartbeats::CASES,
     ];

@@ -12,7 +12,7 @@ use super::view::{
 const HEAD: &str = "ID LISTENER PHASE AGE IDLE \
     LEG LOCAL PEER STATE CONDITION LIFE RECEIVED SENT UNACKED NOTSENT RETR/PROBE RTT";
 const ENDPOINTS_HEAD: &str =
-    "LISTENER ENDPOINT NAME STATE SESSIONS CONNECTS FAILURES IN-A-ROW EJECTIONS EJECTED-FOR";
+    "LISTENER ENDPOINT NAME STATE SESSIONS CONNECTS FAILURES IN-A-ROW EJECTIONS EJECTED-FOR CAUSE";
 const VERIFIED_HEAD: &str = "ID LISTENER CLOSED LEG ANSWER SILENT EVIDENCE TOOK";
 
 /// A table, made a part at a time. Columns only become wider.
@@ -82,6 +82,7 @@ pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
             endpoint.consecutive_failures.to_string(),
             endpoint.ejections.to_string(),
             ejected,
+            endpoint.cause.clone().unwrap_or_else(|| "-".to_owned()),
         ]
     });
     Table::default().lines(ENDPOINTS_HEAD, rows)

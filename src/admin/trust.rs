@@ -49,7 +49,11 @@ impl Trust {
     }
 }
 
-fn explained(HandshakeError { failure, text, io }: HandshakeError) -> io::Error {
+fn explained(
+    HandshakeError {
+        failure, text, io, ..
+    }: HandshakeError,
+) -> io::Error {
     // Whether the process is gone is to be seen.
     if let Some(error) = io {
         return error;
@@ -80,7 +84,10 @@ struct Another;
 
 impl fmt::Display for Another {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("another certificate than that of the process")
+        f.write_str(
+            "the server shows another certificate than the one of admin.tls; if its file was renewed meanwhile, \
+             ask by --pid PID",
+        )
     }
 }
 

@@ -59,9 +59,9 @@ impl Board {
 
     /// Says it anew: the certificate may be another one. Who reads meanwhile finds either notice whole.
     pub fn post(&self) {
-        let certificates = self.tls.as_ref().map(|tls| tls.certificates());
-        let first = certificates.and_then(|all| all.into_iter().next());
-        let certificate = first.map(|(_, certificate)| certificate.der);
+        let chains = self.tls.as_ref().map(|tls| tls.chains());
+        let chain = chains.and_then(|all| all.into_iter().next());
+        let certificate = chain.map(|chain| chain.first.der);
         let notice = self.admin.clone();
         let notice = notice.map(|admin| Notice::new(admin, certificate));
         let posted = notice.unwrap_or_default().post();

@@ -202,6 +202,7 @@ fn endpoint_view(listener: &str, endpoint: &Endpoint) -> EndpointView {
         consecutive_failures: endpoint.consecutive_failures(),
         ejections: endpoint.ejections(),
         ejected_for_ms: endpoint.ejected_for().map(Span::as_millis),
+        cause: endpoint.cause(),
     }
 }
 

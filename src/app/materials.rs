@@ -1,14 +1,13 @@
 //! The certificates and keys of a configuration. They are read before anything changes, so that a reload is
 //! all or nothing.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::config::{Config, ConfigErrors};
 use crate::metrics::{CertificateFigure, Metrics, wall_clock};
 use crate::server::Listener;
-use crate::tls::{Acceptor, AdminAcceptor, Certificate, Connector, Material, Renewal, Section};
+use crate::tls::{Acceptor, AdminAcceptor, Chain, Concern, Connector, Material, Renewal, Section};
 
 /// What a configuration needs, read from its files.
 #[derive(Default)]
@@ -22,8 +21,8 @@ pub(super) struct Materials {
     errors: Vec<String>,
 }
 
-/// A certificate in force, and where it is configured.
-pub(super) type InForce = (CertificateFigure, Certificate);
+/// A chain in force, and where it is configured.
+pub(super) type InForce = (CertificateFigure, Chain);
 
 impl Materials {
     /// Reads all files. Sections that `serving` listeners and the admin address have already go on to be
@@ -104,35 +103,35 @@ impl Materials {
         keys
     }
 
-    /// The certificates, with where they are configured.
-    pub fn certificates(&self) -> Vec<InForce> {
-        let of = |place: [&str; 2], certificates: Vec<(PathBuf, Certificate)>| {
+    /// The chains, with where they are configured.
+    pub fn chains(&self) -> Vec<InForce> {
+        let of = |place: [&str; 2], chains: Vec<Chain>| {
             let [listener, leg] = place.map(str::to_owned);
-            let figure = move |(file, certificate): (PathBuf, Certificate)| {
+            let figure = move |chain: Chain| {
                 let figure = CertificateFigure {
                     listener: listener.clone(),
                     leg: leg.clone(),
-                    file: file.display().to_string(),
-                    not_after: certificate.not_after.seconds,
+                    file: chain.file.display().to_string(),
+                    not_after: chain.ends_first.not_after.seconds,
                 };
-                (figure, certificate)
+                (figure, chain)
             };
-            certificates.into_iter().map(figure).collect::<Vec<_>>()
+            chains.into_iter().map(figure).collect::<Vec<_>>()
         };
         let down = self.acceptors.iter();
-        let down = down.flat_map(|(name, it)| of([name, "downstream"], it.certificates()));
+        let down = down.flat_map(|(name, it)| of([name, "downstream"], it.chains()));
         let up = self.connectors.iter();
-        let up = up.flat_map(|(name, it)| of([name, "upstream"], it.certificates()));
+        let up = up.flat_map(|(name, it)| of([name, "upstream"], it.chains()));
         let admin = self.admin.iter();
-        let admin = admin.flat_map(|it| of(["", ""], it.certificates()));
+        let admin = admin.flat_map(|it| of(["", ""], it.chains()));
         down.chain(up).chain(admin).collect()
     }
 
     /// Has metrics show until when each certificate is good, and warns of those that are not, or not for long.
     pub fn report(&self, metrics: &Metrics) {
-        let certificates = self.certificates();
-        for (figure, certificate) in &certificates {
-            let validity = certificate.validity(wall_clock());
+        let chains = self.chains();
+        for (figure, chain) in &chains {
+            let validity = chain.ends_first.validity(wall_clock());
             if validity.needs_renewal() {
                 let CertificateFigure {
                     listener,
@@ -140,21 +139,45 @@ impl Materials {
                     file,
                     ..
                 } = figure;
-                tracing::warn!(listener, leg, file, "the certificate {validity}: renew it");
+                let whose = chain.whose_end();
+                tracing::warn!(
+                    listener,
+                    leg,
+                    file,
+                    "the certificate{whose} {validity}: renew it"
+                );
             }
         }
-        let figures = certificates.into_iter().map(|(figure, _)| figure);
+        let figures = chains.into_iter().map(|(figure, _)| figure);
         metrics.set_certificates(figures.collect());
     }
 }
 
-/// The certificates of a configuration, with their files.
-///
-/// # Errors
-/// All that is wrong with the files that it names.
-pub fn certificates(config: &Config) -> Result<Vec<(String, Certificate)>, ConfigErrors> {
-    let found = Materials::load(config, &[], None)?.certificates();
-    let certificates = found.into_iter();
-    let certificates = certificates.map(|(figure, certificate)| (figure.file, certificate));
-    Ok(certificates.collect())
+/// What the files with certificates and keys of a configuration hold.
+#[derive(Debug)]
+pub struct TlsFiles {
+    /// What is shown to peers.
+    pub chains: Vec<Chain>,
+    /// What is not as it should be.
+    pub concerns: Vec<Concern>,
+}
+
+impl TlsFiles {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// All that is wrong with them.
+    pub fn read(config: &Config) -> Result<Self, ConfigErrors> {
+        let found = Materials::load(config, &[], None)?;
+        let down = found.acceptors.values().flat_map(|it| it.concerns());
+        let up = found.connectors.values().flat_map(|it| it.concerns());
+        let admin = found.admin.iter().flat_map(|it| it.concerns());
+        // One file may serve many.
+        let concerns: BTreeSet<_> = down.chain(up).chain(admin).collect();
+        let chains = found.chains().into_iter();
+        Ok(Self {
+            chains: chains.map(|(_, chain)| chain).collect(),
+            concerns: concerns.into_iter().collect(),
+        })
+    }
 }

@@ -9,13 +9,13 @@ use serde_json::json;
 
 use super::{Output, RunArgs, refuse, write_out};
 use crate::admin::client::Format;
-use crate::app;
+use crate::app::{self, TlsFiles};
 use crate::config::keys::{Default, KEYS};
 use crate::config::{self, Config, MemoryLimit, UpstreamAddress};
 use crate::exit::Exit;
 use crate::host::checks::{self, Check, Demands, Facts, Memory, Status, Upstream};
 use crate::metrics::wall_clock;
-use crate::tls::Certificate;
+use crate::tls::{Chain, Concern};
 
 pub(super) const ABOUT: &str = "\
 With a configuration (--config, or the flags of run) the host is judged by it, else by the
@@ -46,7 +46,7 @@ pub(super) fn doctor(args: &Doctor) -> ExitCode {
         Err(errors) => return refuse(&errors),
     };
     let mut checks = checks::all(&Facts::find(), &demands(config.as_ref()));
-    checks.extend(config.as_ref().and_then(certificates));
+    checks.extend(config.iter().flat_map(certificates));
     let worst = checks.iter().map(|check| check.status).max();
     let worst = worst.unwrap_or(Status::Ok);
     let printed = write_out(&match args.output.format() {
@@ -81,38 +81,45 @@ fn demands(config: Option<&Config>) -> Demands {
     }
 }
 
-/// What becomes of the certificates and keys; `None` where there are none.
-fn certificates(config: &Config) -> Option<Check> {
-    config.tls_files().next()?;
-    let (status, found, meaning, setting) = match app::certificates(config) {
-        Err(errors) => {
-            let (found, meaning) = (errors.lines().join(" | "), "pulsegate does not start");
-            (Status::Fail, found, meaning, None)
-        }
-        Ok(certificates) => {
-            let ends = |(_, certificate): &&(String, Certificate)| certificate.not_after.seconds;
-            let first = certificates.iter().min_by_key(ends)?;
-            let (file, validity) = (&first.0, first.1.validity(wall_clock()));
-            let n = certificates.len();
-            let found = format!("{n} in use; the first to end, {file}, {validity}");
-            match validity.needs_renewal() {
-                true => (
-                    Status::Warn,
-                    found,
-                    "peers refuse it without notice",
-                    Some("a new one"),
-                ),
-                false => (Status::Ok, found, "they are good", None),
-            }
-        }
-    };
-    Some(Check {
+/// What becomes of the certificates and keys; nothing where there are none.
+fn certificates(config: &Config) -> Vec<Check> {
+    let check = |status, found, meaning: &str, setting: Option<&str>| Check {
         name: "certificates",
         status,
         found,
         meaning: meaning.to_owned(),
         setting: setting.map(str::to_owned),
-    })
+    };
+    let TlsFiles { chains, concerns } = match TlsFiles::read(config) {
+        Ok(files) => files,
+        Err(errors) => {
+            let found = errors.lines().join(" | ");
+            return vec![check(Status::Fail, found, "pulsegate does not start", None)];
+        }
+    };
+    let ends = |chain: &&Chain| chain.ends_first.not_after.seconds;
+    let dates = chains.iter().min_by_key(ends).map(|first| {
+        let validity = first.ends_first.validity(wall_clock());
+        let (n, file, whose) = (chains.len(), first.file.display(), first.whose_end());
+        let found = format!("{n} in use; the first to end, {file}{whose}, {validity}");
+        match validity.needs_renewal() {
+            true => {
+                let meaning = "peers refuse it without notice";
+                check(Status::Warn, found, meaning, Some("a new one"))
+            }
+            false => check(Status::Ok, found, "they are good", None),
+        }
+    });
+    let warned = |concern: Concern| {
+        let Concern {
+            found,
+            meaning,
+            remedy,
+        } = concern;
+        check(Status::Warn, found, meaning, Some(remedy))
+    };
+    let concerns = concerns.into_iter().map(warned);
+    dates.into_iter().chain(concerns).collect()
 }
 
 fn memory(limit: MemoryLimit) -> Memory {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use crate::app::TlsFiles;
 use crate::config::{Config, ListenAddress, ListenerConfig, Liveness, UpstreamAddress, show};
 use crate::liveness::{CloseReason, Evidence, LEGS, Leg, Span};
 use crate::metrics::wall_clock;
-use crate::tls::Certificate;
+use crate::tls::Chain;
 
 /// What `check` prints.
 pub(super) fn summary(source: &str, config: &Config) -> String {
@@ -20,17 +21,24 @@ pub(super) fn summary(source: &str, config: &Config) -> String {
 }
 
 /// What `check` prints of the files that a configuration names.
-pub(super) fn certificates(certificates: &[(String, Certificate)]) -> String {
-    let line = |(file, certificate): &(String, Certificate)| {
-        let validity = certificate.validity(wall_clock());
-        let mark = if validity.needs_renewal() {
-            "warning: "
-        } else {
-            ""
+pub(super) fn files(files: &TlsFiles) -> String {
+    let line = |chain: &Chain| {
+        let validity = chain.ends_first.validity(wall_clock());
+        let mark = match validity.needs_renewal() {
+            true => "warning: ",
+            false => "",
         };
-        format!("{mark}certificate {file}: {certificate}; it {validity}\n")
+        let (file, whose) = (chain.file.display(), chain.whose_end());
+        format!(
+            "{mark}certificate {file}: {}; it{whose} {validity}\n",
+            chain.first
+        )
     };
-    certificates.iter().map(line).collect()
+    let chains = files.chains.iter().map(line);
+    let concerns = files.concerns.iter();
+    chains
+        .chain(concerns.map(|concern| format!("warning: {concern}\n")))
+        .collect()
 }
 
 /// What `explain` prints.

@@ -40,6 +40,11 @@ const ABOUT_SETTINGS: &str = "\
 Either --config, or --listen and --upstream with any of the other flags.
 Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.";
 
+const ABOUT_EXPLAIN: &str = "\
+Either --config, or --listen and --upstream with any of the other flags.
+Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.
+Files with certificates and keys are not read: pulsegate check does that.";
+
 const ABOUT_RUN: &str = "\
 Either --config, or --listen and --upstream with any of the other flags.
 Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.
@@ -84,7 +89,7 @@ enum Command {
     #[command(after_help = ABOUT_SETTINGS)]
     Check(RunArgs),
     /// Print which fault is found how, and after what time at the latest
-    #[command(after_help = ABOUT_SETTINGS)]
+    #[command(after_help = ABOUT_EXPLAIN)]
     Explain(RunArgs),
     /// Judge this host: what bounds the promise here, and what to change
     #[command(after_help = doctor::ABOUT)]
@@ -194,8 +199,8 @@ pub fn main() -> ExitCode {
 /// The files that the configuration names, too.
 fn check(args: &RunArgs) -> ExitCode {
     let text = args.load().and_then(|config| {
-        let certificates = crate::app::certificates(&config)?;
-        Ok(explain::summary(&args.source(), &config) + &explain::certificates(&certificates))
+        let files = crate::app::TlsFiles::read(&config)?;
+        Ok(explain::summary(&args.source(), &config) + &explain::files(&files))
     });
     print(text)
 }

@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+use rustix::process::geteuid;
 use strum::VariantNames;
 
 use super::address::Place;
@@ -49,7 +51,14 @@ impl Endpoint {
             }
             (None, Some(file), _) => {
                 let config = config::load_file(file).map_err(|errors| errors.to_string())?;
-                config.admin.map(notice).transpose()?.unwrap_or_default()
+                let is_https = config.admin.as_ref().is_some_and(|it| it.tls.is_some());
+                let notice = config.admin.map(notice).transpose()?.unwrap_or_default();
+                let target = Target::of(notice);
+                let target = match is_https {
+                    true => target.map(with_certificates_in_force),
+                    false => target,
+                };
+                return target.map(|target| self.with_token(target)).transpose();
             }
             (None, None, Some(pid)) => Notice::of(pid)?,
             (None, None, None) => {
@@ -86,22 +95,38 @@ fn notice(admin: Admin) -> Result<Notice, String> {
     Ok(Notice::new(admin, certificate.map_err(wrong)?))
 }
 
+/// Where each pulsegate answers that runs in this network, with the user that it runs as.
+fn running() -> impl Iterator<Item = (u32, Target)> {
+    let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+    let here = network("self");
+    let found = move |process: fs::DirEntry| {
+        let pid = process.file_name().into_string().ok()?;
+        let id = pid.parse().ok()?;
+        if here.is_none() || network(&pid) != here {
+            return None;
+        }
+        let user = process.metadata().ok()?.uid();
+        Some((user, Target::of(Notice::of(id).ok()?)?))
+    };
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.filter_map(found)
+}
+
 /// Where the pulsegate answers that runs in this network, if there is one and no other: two that follow
 /// each other have the same address.
 fn the_one_that_runs() -> Option<Target> {
-    let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
-    let here = network("self")?;
-    let target = |pid: &str| {
-        let id = pid
-            .parse()
-            .ok()
-            .filter(|_| network(pid).as_ref() == Some(&here))?;
-        Target::of(Notice::of(id).ok()?)
-    };
-    let processes = fs::read_dir("/proc").ok()?.flatten();
-    let mut found = processes.filter_map(|process| target(process.file_name().to_str()?));
+    let mut found = running().map(|(_, target)| target);
     let first = found.next()?;
     found.try_fold(first, Target::joined)
+}
+
+/// The file may be newer than the certificate in force, which a process of this user, or of root, tells as well.
+fn with_certificates_in_force(target: Target) -> Target {
+    let trusted = [0, geteuid().as_raw()];
+    let ours = running().filter(|(user, _)| trusted.contains(user));
+    ours.fold(target, |target, (_, running)| {
+        target.clone().joined(running).unwrap_or(target)
+    })
 }
 
 /// `pulsegate healthcheck`.

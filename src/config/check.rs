@@ -190,7 +190,14 @@ pub(super) fn client_auth(
     ca: Option<&Option<PathBuf>>,
     auth: Option<Option<ClientAuth>>,
 ) {
-    let name = reader.name_of(&at.child("client_ca"));
+    let client_ca = at.child("client_ca");
+    if let Some(Some(file)) = ca
+        && file.as_os_str() == "system"
+    {
+        let message = "must be a file: with the authorities of this host, whoever has any certificate could connect";
+        return reader.contradict(&client_ca, message.to_owned());
+    }
+    let name = reader.name_of(&client_ca);
     let message = match (ca, auth) {
         (Some(None), Some(Some(auth))) => {
             format!("{auth} needs {name}: the authorities that issue the certificates of clients")

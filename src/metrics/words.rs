@@ -144,8 +144,10 @@ pub enum HandshakeFailure {
     BadCertificate,
     /// The versions of TLS of both sides do not meet.
     NoSharedVersion,
-    /// The same for cipher suites, groups, signature schemes or protocols (ALPN).
+    /// The same for cipher suites, groups or signature schemes.
     NoSharedCipher,
+    /// The same for the protocols inside TLS (ALPN).
+    NoApplicationProtocol,
     /// No certificate here is for the name that the client asked for (`sni: strict`).
     UnknownServerName,
     /// The peer does not speak TLS.

@@ -12,7 +12,7 @@ use super::workers::Pool;
 use crate::config::{CheckKind, OnDown, WhenDown};
 use crate::liveness::{Close, CloseHow, CloseReason, Span};
 use crate::session::{self, Session};
-use crate::upstream::Endpoint;
+use crate::upstream::{Change, Endpoint};
 use crate::view::OnSilent;
 
 /// Sessions that are asked at a time when their endpoint went down.
@@ -80,19 +80,34 @@ fn jittered(interval: Duration) -> Duration {
 async fn check(pool: Arc<Pool>, listener: Arc<Listener>, endpoint: Arc<Endpoint>) -> bool {
     let cluster = &listener.params.cluster;
     let result = cluster.check(&endpoint).await;
-    let passed = result.is_ok();
-    if !endpoint.checked(passed, &cluster.upstream().check) {
-        return passed;
-    }
+    let change = endpoint.checked(&result, &cluster.upstream().check);
     let (name, address) = (&*listener.params.name, endpoint.address());
-    match result {
-        Ok(()) => tracing::info!(listener = name, endpoint = %address, "an endpoint is up"),
-        Err(why) => {
-            tracing::warn!(listener = name, endpoint = %address, "an endpoint is down: {why}");
+    let why = || {
+        result
+            .as_ref()
+            .err()
+            .map(ToString::to_string)
+            .unwrap_or_default()
+    };
+    match change {
+        None => {}
+        Some(Change::Up) => {
+            tracing::info!(listener = name, endpoint = %address, "an endpoint is up");
+        }
+        Some(Change::Down) => {
+            tracing::warn!(listener = name, endpoint = %address, "an endpoint is down: {}", why());
             went_down(&pool, &endpoint, cluster.upstream().check.on_down);
         }
+        Some(Change::Cause) => {
+            tracing::warn!(
+                listener = name,
+                endpoint = %address,
+                "an endpoint is down for another reason now: {}",
+                why()
+            );
+        }
     }
-    passed
+    result.is_ok()
 }
 
 fn went_down(pool: &Pool, endpoint: &Endpoint, on_down: OnDown) {

@@ -59,6 +59,10 @@ impl Session {
         if self.lock().phase != Phase::Refused {
             metrics.closed(close.reason, rest.duration, &traffic);
         }
+        let failed = rest
+            .facts
+            .as_ref()
+            .and_then(|facts| facts.failed.as_deref());
         telemetry::access_log(&AccessRecord {
             id: self.id,
             listener: &self.params.name,
@@ -78,6 +82,8 @@ impl Session {
             silent: found_dead.map(|_| silent),
             probes_answered: rest.answered,
             tls: LEGS.map(|leg| Some(record(rest.facts.as_ref()?.tls(leg)?))),
+            tls_failure: failed.map(|failed| failed.failure.into()),
+            asked_for: failed.and_then(|failed| failed.server_name.as_deref()),
         });
     }
 

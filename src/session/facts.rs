@@ -8,7 +8,7 @@ use crate::liveness::{LEGS, Leg, LegSample, Observation, Traffic};
 use crate::net::{listen, sample};
 use crate::relay::Counters;
 use crate::sys::sockopt;
-use crate::tls::Established;
+use crate::tls::{Established, HandshakeFailure};
 
 /// The box.
 #[derive(Debug, Default)]
@@ -19,8 +19,18 @@ pub(super) struct Facts {
     pub preamble: u64,
     /// What is known of TLS, for each leg that speaks it.
     pub tls: [Option<Box<Established>>; 2],
+    /// Why there is no TLS on a leg, or none any more.
+    pub failed: Option<Box<Failed>>,
     /// What is known of the heartbeats of each leg.
     pub asked: [Option<Asked>; 2],
+}
+
+/// TLS that failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub failure: HandshakeFailure,
+    /// What the client asked for (SNI).
+    pub server_name: Option<String>,
 }
 
 impl Facts {

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::facts::Failed;
 use super::opening::{Boxed, Client, Preamble, while_wanted};
 use super::{Phase, Session, aborted};
 use crate::liveness::{Close, CloseReason, Condition, Leg, Span};
@@ -39,8 +40,10 @@ impl Preamble for Acceptor {
             let unread = std::mem::take(&mut client.unsent);
             let socket = client.stream.socket();
             // Whoever checks pulsegate connects, and leaves.
-            if unread.is_empty() {
-                session.begins(socket).await?;
+            if unread.is_empty()
+                && let Err(close) = session.begins(socket).await
+            {
+                return Err(session.left_early(socket, close));
             }
             let began = sys::now();
             let shaken = shake(Side::Server(self.config()), unread, socket).await;
@@ -98,11 +101,7 @@ fn bound(identity: &mut Option<String>) {
 }
 
 fn late(text: &str) -> HandshakeError {
-    HandshakeError {
-        failure: HandshakeFailure::Timeout,
-        text: text.to_owned(),
-        io: None,
-    }
+    HandshakeError::new(HandshakeFailure::Timeout, text)
 }
 
 impl Session {
@@ -118,15 +117,8 @@ impl Session {
         };
         let name = connector.server_name(&host).map_err(|error| {
             let text = format!("{host} cannot be in a certificate: {error}; set server_name");
-            let failure = HandshakeFailure::WrongName;
-            self.insecure(
-                Leg::Upstream,
-                &HandshakeError {
-                    failure,
-                    text,
-                    io: None,
-                },
-            )
+            let error = HandshakeError::new(HandshakeFailure::WrongName, text);
+            self.insecure(Leg::Upstream, &error)
         })?;
         let began = sys::now();
         let left = (since + cluster.upstream().connect_timeout.into()) - began;
@@ -174,8 +166,22 @@ impl Session {
             }
         }
         self.params.metrics.handshake_failed(leg, error.failure);
+        self.lock().facts_mut().failed = Some(Box::new(Failed {
+            failure: error.failure,
+            server_name: error.server_name.clone(),
+        }));
         self.report(leg, error.failure, &error.text);
         aborted(CloseReason::tls_failed(leg))
+    }
+
+    /// A client was lost before it was heard of. If it had said something first, its handshake has failed.
+    fn left_early(&self, socket: &TcpStream, close: Close) -> Close {
+        if close.reason != CloseReason::ConnectCancelled || socket.has_left() {
+            return close;
+        }
+        let reset = HandshakeError::from(io::Error::from_raw_os_error(libc::ECONNRESET));
+        // What the socket says is known already.
+        self.insecure(Leg::Downstream, &HandshakeError { io: None, ..reset })
     }
 
     /// TLS was there, and broke. In version 1.3 a server that refuses the certificate of its client says so
@@ -188,6 +194,11 @@ impl Session {
         if self.counters.traffic().received[leg as usize] == 0 {
             self.params.metrics.handshake_failed(leg, failure);
         }
+        let server_name = None;
+        self.lock().facts_mut().failed = Some(Box::new(Failed {
+            failure,
+            server_name,
+        }));
         self.report(leg, failure, &error.to_string());
     }
 
@@ -211,6 +222,7 @@ impl Session {
             leg = leg_word,
             peer,
             reason,
+            id = self.id,
             "a connection is reset, because TLS failed: {text}"
         );
         let params = params.clone();

@@ -40,6 +40,8 @@ pub struct Certificate {
     pub names: Vec<String>,
     /// The common name of whoever issued it.
     pub issuer: Option<String>,
+    /// The whole names of its owner and of whoever issued it.
+    owner_and_issuer: [Vec<u8>; 2],
     /// It is good from then on.
     pub not_before: Date,
     /// It is good until then.
@@ -89,9 +91,22 @@ impl Certificate {
             identity: names.first().cloned().or_else(|| common_name(subject)),
             names,
             issuer: common_name(issuer),
+            owner_and_issuer: [subject, issuer].map(<[u8]>::to_vec),
             not_before: Date::of(validity.next()?)?,
             not_after: Date::of(validity.next()?)?,
         })
+    }
+
+    /// Whether another one says that the owner of this one has issued it.
+    #[must_use]
+    pub fn is_issuer_of(&self, other: &Self) -> bool {
+        self.owner_and_issuer[0] == other.owner_and_issuer[1]
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> &str {
+        self.identity.as_deref().unwrap_or("nobody")
     }
 
     /// Whether it is good at a time, given in seconds since the Unix epoch.
@@ -119,10 +134,9 @@ impl Validity {
 /// As a part of a line: whose, by whom, until when.
 impl fmt::Display for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let named = |name: &Option<String>| name.clone().unwrap_or_else(|| "nobody".to_owned());
-        let [identity, issuer] = [&self.identity, &self.issuer].map(named);
+        let (owner, issuer) = (self.owner(), self.issuer.as_deref().unwrap_or("nobody"));
         let (from, until) = (self.not_before, self.not_after);
-        write!(f, "{identity}, issued by {issuer}, {from} to {until}")
+        write!(f, "{owner}, issued by {issuer}, {from} to {until}")
     }
 }
 

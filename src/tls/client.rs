@@ -12,6 +12,7 @@ use rustls::{CertificateError, ClientConfig, Error};
 
 use super::certificate::{Certificate, Validity};
 use super::files::{Authorities, Files, LoadError, Named};
+use super::handshake::note_refused;
 use super::judge::{Judge, Shown};
 use super::material::{Material, Section};
 use super::server::protocols;
@@ -131,6 +132,7 @@ fn verifier(trusted: Authorities) -> Result<Arc<dyn ServerCertVerifier>, Error> 
             Err(_) if certificates.contains(certificate) => judge_alone(shown),
             judged => judged.map(drop),
         }
+        .inspect_err(|_| note_refused(certificate))
     };
     Ok(Arc::new(Judge::new(judge)))
 }

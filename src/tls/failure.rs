@@ -3,9 +3,17 @@
 use std::fmt;
 use std::io;
 
-use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
+use rustls::{
+    AlertDescription, CertificateError, Error, HandshakeType, InvalidMessage, OtherError,
+    PeerIncompatible, PeerMisbehaved,
+};
 
+use super::certificate::Certificate;
 use crate::metrics::HandshakeFailure;
+
+/// Kinds of keys, for the operator.
+pub(super) const SUPPORTED_KEYS: &str =
+    "RSA of 2048 bits and more, ECDSA P-256 and P-384, and Ed25519 are supported";
 
 /// Why there is no TLS on a leg.
 #[derive(Debug)]
@@ -16,6 +24,20 @@ pub struct HandshakeError {
     pub text: String,
     /// What the socket says, if that is why.
     pub io: Option<io::Error>,
+    /// The name that the client asked for (SNI), where it came so far.
+    pub server_name: Option<String>,
+}
+
+/// Of what a peer says first, so much is kept for the operator.
+pub(super) const KEPT: usize = 32;
+
+/// What is known of a handshake that has failed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    /// The name that the client asked for (SNI).
+    pub server_name: Option<String>,
+    /// The certificate that was not accepted.
+    pub refused: Option<Box<Certificate>>,
 }
 
 impl fmt::Display for HandshakeError {
@@ -29,7 +51,7 @@ impl std::error::Error for HandshakeError {}
 /// Of a judgement beside a handshake.
 impl From<&Error> for HandshakeError {
     fn from(error: &Error) -> Self {
-        Self::of(error, &[], None)
+        Self::of(error, &[], &Told::default())
     }
 }
 
@@ -50,21 +72,25 @@ impl From<Broken> for HandshakeError {
 }
 
 impl HandshakeError {
-    fn new(failure: HandshakeFailure, text: String) -> Self {
+    /// One of which nothing more is known.
+    #[must_use]
+    pub fn new(failure: HandshakeFailure, text: impl Into<String>) -> Self {
         Self {
             failure,
-            text,
+            text: text.into(),
             io: None,
+            server_name: None,
         }
     }
 
-    /// The peer's FIN has come, after so many bytes.
-    pub(super) fn ended(received: u64) -> Self {
-        let text = match received {
-            0 => "the peer ended the connection before it said anything".to_owned(),
-            n => format!(
-                "the peer ended the connection in the middle of the handshake, after {n} bytes"
-            ),
+    /// The peer's FIN has come; this came first.
+    pub(super) fn ended(first: &[u8]) -> Self {
+        let text = match first {
+            [] => "the peer ended the connection before it said anything",
+            first if !is_record(first) => {
+                return Self::new(HandshakeFailure::PlainText, plain_text(first));
+            }
+            _ => "the peer ended the connection in the middle of the handshake",
         };
         Self::new(HandshakeFailure::Closed, text)
     }
@@ -73,35 +99,35 @@ impl HandshakeError {
     #[must_use]
     pub fn of_stream(error: io::Error, first: &[u8]) -> Self {
         match error.downcast::<Error>() {
-            Ok(error) => Self::of(&error, first, None),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Self::ended(first.len() as u64)
-            }
+            Ok(error) => Self::of(&error, first, &Told::default()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Self::ended(first),
             Err(error) => error.into(),
         }
     }
 
-    /// What rustls says. `first` is what the peer said first, if that is what is wrong; `server_name` what
-    /// the client asked for.
-    pub(super) fn of(error: &Error, first: &[u8], server_name: Option<&str>) -> Self {
+    /// What rustls says. `first` is what the peer said first.
+    pub(super) fn of(error: &Error, first: &[u8], told: &Told) -> Self {
         let failure = classify(error, first);
         let text = match (failure, error) {
+            (HandshakeFailure::PlainText, _) if is_record(first) => {
+                "the peer does not speak TLS, but sends back what it gets".to_owned()
+            }
             (HandshakeFailure::PlainText, _) => plain_text(first),
-            (HandshakeFailure::UnknownServerName, _) => match server_name {
+            (HandshakeFailure::UnknownServerName, _) => match &told.server_name {
                 Some(name) => {
                     format!("no certificate is for the name that the client asked for, {name}")
                 }
                 None => "the client did not say what name it asks for (SNI)".to_owned(),
             },
             (_, Error::AlertReceived(alert)) => refusal("the handshake", *alert),
-            (_, Error::InvalidCertificate(error)) => certificate(error),
+            (_, Error::InvalidCertificate(error)) => match &told.refused {
+                Some(refused) => format!("{}; it is that of {refused}", certificate(error)),
+                None => certificate(error),
+            },
             (HandshakeFailure::NoClientCertificate, _) => {
                 "the client sent no certificate, and one is required (client_auth)".to_owned()
             }
-            (HandshakeFailure::NoSharedVersion, error) => {
-                format!("{error}; TLS 1.2 and 1.3 are spoken here, from min_version on")
-            }
-            (_, error) => error.to_string(),
+            (_, error) => sentence(error),
         };
         Self::new(failure, text)
     }
@@ -146,7 +172,7 @@ pub(super) fn broken(error: &Error) -> Broken {
         },
         error => Broken {
             kind: io::ErrorKind::InvalidData,
-            text: format!("TLS is broken: {error}"),
+            text: format!("TLS is broken: {}", sentence(error)),
         },
     }
 }
@@ -154,27 +180,23 @@ pub(super) fn broken(error: &Error) -> Broken {
 fn classify(error: &Error, first: &[u8]) -> HandshakeFailure {
     use HandshakeFailure as Failure;
     match error {
+        _ if !first.is_empty() && !is_record(first) => Failure::PlainText,
+        Error::InappropriateHandshakeMessage {
+            expect_types,
+            got_type: HandshakeType::ClientHello,
+        } if expect_types.contains(&HandshakeType::ServerHello) => Failure::PlainText,
         Error::InvalidCertificate(error) => of_certificate(error),
         Error::NoCertificatesPresented => Failure::NoClientCertificate,
         Error::AlertReceived(AlertDescription::CloseNotify) => Failure::Closed,
+        Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+        | Error::NoApplicationProtocol => Failure::NoApplicationProtocol,
         Error::AlertReceived(_) => Failure::RefusedByPeer,
-        Error::PeerIncompatible(
-            PeerIncompatible::ServerDoesNotSupportTls12Or13
-            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
-            | PeerIncompatible::SupportedVersionsExtensionRequired
-            // What a client of TLS 1.1 lacks first (RFC 5246, 7.4.1.4.1).
-            | PeerIncompatible::SignatureAlgorithmsExtensionRequired
-            | PeerIncompatible::Tls12NotOffered
-            | PeerIncompatible::Tls12NotOfferedOrEnabled,
-        ) => Failure::NoSharedVersion,
-        Error::PeerIncompatible(_) | Error::NoApplicationProtocol => Failure::NoSharedCipher,
+        Error::PeerIncompatible(why) if is_about_version(why) => Failure::NoSharedVersion,
+        Error::PeerIncompatible(_) => Failure::NoSharedCipher,
         // Said of the resolver of certificates, and of nothing else.
         Error::General(text) if text.contains("no server certificate") => {
             Failure::UnknownServerName
         }
-        Error::InvalidMessage(
-            InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
-        ) if !first.is_empty() => Failure::PlainText,
         _ => Failure::ProtocolError,
     }
 }
@@ -193,6 +215,74 @@ fn of_certificate(error: &CertificateError) -> HandshakeFailure {
         CertificateError::UnknownIssuer => HandshakeFailure::UnknownCa,
         _ => HandshakeFailure::BadCertificate,
     }
+}
+
+/// What rustls says beside that.
+fn sentence(error: &Error) -> String {
+    let text = match error {
+        Error::PeerIncompatible(why) => return incompatible(why),
+        Error::PeerMisbehaved(PeerMisbehaved::ServerNameMustContainOneHostName) => {
+            "the client asks for several names at once, or for none (SNI)"
+        }
+        Error::InvalidMessage(
+            InvalidMessage::MessageTooLarge
+            | InvalidMessage::HandshakePayloadTooLarge
+            | InvalidMessage::CertificatePayloadTooLarge,
+        ) => "the peer sends a message that is longer than TLS allows",
+        Error::PeerMisbehaved(why) => {
+            return format!("the peer breaks the rules of TLS: {}", plain(why));
+        }
+        Error::InvalidMessage(why) => {
+            return format!("the peer sends what is no message of TLS: {}", plain(why));
+        }
+        Error::NoApplicationProtocol => {
+            "the client offers none of the protocols that alpn lists (ALPN)"
+        }
+        error => return error.to_string(),
+    };
+    text.to_owned()
+}
+
+/// What both sides do not have in common.
+fn incompatible(why: &PeerIncompatible) -> String {
+    let text = match why {
+        _ if is_about_version(why) => {
+            "the peer speaks older versions of TLS only; 1.2 and 1.3 are spoken here, from min_version on"
+        }
+        PeerIncompatible::NoCipherSuitesInCommon => {
+            "the peer offers none of the cipher suites that are spoken here: ECDHE with AES-GCM or \
+             ChaCha20-Poly1305"
+        }
+        PeerIncompatible::NoKxGroupsInCommon
+        | PeerIncompatible::NamedGroupsExtensionRequired
+        | PeerIncompatible::KeyShareExtensionRequired => {
+            "the peer offers none of the groups that keys are exchanged by here: X25519, P-256, P-384"
+        }
+        PeerIncompatible::NoSignatureSchemesInCommon
+        | PeerIncompatible::NoCertificateRequestSignatureSchemesInCommon => {
+            "the peer understands no signature that the key of our certificate makes"
+        }
+        why => return format!("the peer lacks what TLS needs: {}", plain(why)),
+    };
+    text.to_owned()
+}
+
+fn is_about_version(why: &PeerIncompatible) -> bool {
+    matches!(
+        why,
+        PeerIncompatible::ServerDoesNotSupportTls12Or13
+            | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+            | PeerIncompatible::SupportedVersionsExtensionRequired
+            // What a client of TLS 1.1 lacks first (RFC 5246, 7.4.1.4.1).
+            | PeerIncompatible::SignatureAlgorithmsExtensionRequired
+            | PeerIncompatible::Tls12NotOffered
+            | PeerIncompatible::Tls12NotOfferedOrEnabled
+    )
+}
+
+/// The name that rustls has for it, as words.
+fn plain(why: &impl fmt::Debug) -> String {
+    words(&format!("{why:?}"))
 }
 
 /// What is wrong with the peer's certificate, and what helps.
@@ -234,6 +324,11 @@ fn certificate(error: &CertificateError) -> String {
             "a signature of the peer's certificate is wrong; a CA made anew has the old name and another key"
                 .to_owned()
         }
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => format!(
+            "the peer's certificate, or one of its chain, has another kind of key or signature; {SUPPORTED_KEYS}"
+        ),
+        CertificateError::Other(OtherError(why)) => why.to_string(),
         error => format!("the peer's certificate is not accepted: {error}"),
     }
 }
@@ -268,7 +363,9 @@ fn refusal(what: &str, alert: AlertDescription) -> String {
             ": it accepts none of our cipher suites, or demands a certificate"
         }
         AlertDescription::UnrecognisedName => ": it does not know the name that it was asked for",
-        AlertDescription::NoApplicationProtocol => ": it speaks none of the protocols of alpn",
+        AlertDescription::NoApplicationProtocol => {
+            ": it speaks none of the protocols that it was offered (ALPN)"
+        }
         AlertDescription::AccessDenied => ": it does not let us in",
         _ => "",
     };
@@ -288,6 +385,11 @@ fn words(name: &str) -> String {
         before = letter;
     }
     words
+}
+
+/// Whether what has come begins as a record of TLS does.
+fn is_record(first: &[u8]) -> bool {
+    matches!(first, [20..=24] | [20..=24, 3, ..])
 }
 
 /// What somebody speaks who does not speak TLS.

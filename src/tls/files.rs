@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustls::RootCertStore;
@@ -13,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::certificate::Certificate;
+use super::failure::SUPPORTED_KEYS;
 
 /// No file is larger; the bundle of all public authorities has a quarter of it.
 const MOST_BYTES: u64 = 1 << 20;
@@ -86,10 +88,8 @@ pub(super) enum Why {
     Encrypted,
     #[error("certificate {0} of the file cannot be used: {1}")]
     Certificate(usize, String),
-    #[error(
-        "its key cannot be used: {0}; RSA of 2048 bits and more, ECDSA and Ed25519 are supported"
-    )]
-    Key(String),
+    #[error("its key cannot be used; {SUPPORTED_KEYS}")]
+    Key,
     #[error("does not fit the first certificate of {}{}", .0.display(), ORDER_HINT[usize::from(*.1)])]
     Misfit(PathBuf, bool),
     #[error(
@@ -108,6 +108,53 @@ const ORDER_HINT: [&str; 2] = [
     ", but a later one: the certificate that belongs to the key must come first",
 ];
 
+/// What the byte order mark of UTF-8 is; Windows begins text files with it.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// What is shown to peers: a certificate, and those that lead from it to an authority.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    /// As it is configured.
+    pub file: PathBuf,
+    /// The certificate whose key is here.
+    pub first: Certificate,
+    /// The one that ends before the others do.
+    pub ends_first: Certificate,
+}
+
+impl Chain {
+    /// Which of its certificates ends first, where that is not the first of them, in parentheses.
+    #[must_use]
+    pub fn whose_end(&self) -> String {
+        match self.ends_first == self.first {
+            true => String::new(),
+            false => format!(" ({}, of its chain)", self.ends_first.owner()),
+        }
+    }
+}
+
+/// Something about a file that works, and is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Concern {
+    /// In which file, and what.
+    pub found: String,
+    /// What that leads to.
+    pub meaning: &'static str,
+    /// What helps.
+    pub remedy: &'static str,
+}
+
+impl fmt::Display for Concern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            found,
+            meaning,
+            remedy,
+        } = self;
+        write!(f, "{found}: {meaning}; set: {remedy}")
+    }
+}
+
 /// What the files of a section were, by the key that is reported if they change.
 pub(super) type Sums = BTreeMap<&'static str, u64>;
 
@@ -115,8 +162,8 @@ pub(super) type Sums = BTreeMap<&'static str, u64>;
 #[derive(Debug, Default)]
 pub struct Files {
     pub(super) sums: Sums,
-    /// The first certificate of each chain.
-    pub(super) certificates: Vec<(PathBuf, Certificate)>,
+    pub(super) chains: Vec<Chain>,
+    pub(super) concerns: Vec<Concern>,
     problems: Vec<Problem>,
 }
 
@@ -192,9 +239,15 @@ impl Files {
         let (certificates, secret) = (certificates?, secret?);
         let certified = certified(chain, key, certificates, secret);
         let certified = self.tell(certified)?;
-        let first = certified.cert.first().map(|first| Certificate::of(first));
-        let known = first.flatten().map(|first| (chain.file.to_owned(), first));
-        self.certificates.extend(known);
+        let certificates = described(chain, &certified.cert);
+        let certificates = self.tell(certificates)?;
+        self.concerns.extend(strangers(chain.file, &certificates));
+        let ends_first = certificates.iter().min_by_key(|it| it.not_after.seconds);
+        self.chains.push(Chain {
+            file: chain.file.to_owned(),
+            first: certificates.first()?.clone(),
+            ends_first: ends_first?.clone(),
+        });
         Some(certified)
     }
 
@@ -253,6 +306,7 @@ impl Files {
     /// The first key of a file.
     fn key(&mut self, of: Named<'_>) -> Result<PrivateKeyDer<'static>, Problem> {
         let text = self.read(of)?;
+        self.concerns.extend(everybodys(of.file));
         let is_encrypted = || text.windows(9).any(|part| part == b"ENCRYPTED");
         PrivateKeyDer::from_pem_slice(&text).map_err(|error| {
             of.problem(match error {
@@ -266,7 +320,10 @@ impl Files {
     fn read(&mut self, of: Named<'_>) -> Result<Vec<u8>, Problem> {
         let text = read(of.file).map_err(|why| of.problem(why))?;
         self.note(of.reported, &text);
-        Ok(text)
+        match text.strip_prefix(BYTE_ORDER_MARK) {
+            Some(text) => Ok(text.to_vec()),
+            None => Ok(text),
+        }
     }
 
     fn note(&mut self, key: &'static str, bytes: &[u8]) {
@@ -295,6 +352,45 @@ fn read(path: &Path) -> Result<Vec<u8>, Why> {
     }
 }
 
+/// Whether anybody on this host may read a key: he may enter each folder on the way to it, too.
+fn everybodys(file: &Path) -> Option<Concern> {
+    let found = file.canonicalize().ok()?;
+    let mode = |path: &Path| path.metadata().map_or(0, |found| found.mode());
+    let may_enter = |folder: &Path| mode(folder) & 0o001 != 0;
+    let is_open = mode(&found) & 0o004 != 0 && found.ancestors().skip(1).all(may_enter);
+    is_open.then(|| Concern {
+        found: format!("{}: mode {:04o}", file.display(), mode(&found) & 0o7777),
+        meaning: "everybody on this host may read the key",
+        remedy: "chmod o-r",
+    })
+}
+
+/// All certificates of a chain.
+fn described(of: Named<'_>, chain: &[CertificateDer<'_>]) -> Result<Vec<Certificate>, Problem> {
+    let described = chain.iter().enumerate().map(|(i, der)| {
+        let damaged = || of.problem(Why::Certificate(i + 1, "it is damaged".to_owned()));
+        Certificate::of(der).ok_or_else(damaged)
+    });
+    described.collect()
+}
+
+/// Certificates that have nothing to do with the one before.
+fn strangers<'a>(file: &'a Path, chain: &'a [Certificate]) -> impl Iterator<Item = Concern> + 'a {
+    let file = file.display();
+    let pairs = chain.iter().zip(chain.iter().skip(1)).enumerate();
+    let strangers = pairs.filter(|(_, (it, next))| !next.is_issuer_of(it));
+    strangers.map(move |(i, (it, next))| Concern {
+        found: format!(
+            "{file}: certificate {}, {}, did not issue the one before it, {}",
+            i + 2,
+            next.owner(),
+            it.owner()
+        ),
+        meaning: "some clients do not find the way to an authority",
+        remedy: "the chain in order, each certificate before the one of its issuer",
+    })
+}
+
 fn damaged(error: pem::Error) -> Why {
     Why::Damaged(match error {
         pem::Error::MissingSectionEnd { .. } => "a BEGIN line has no END line".to_owned(),
@@ -312,7 +408,7 @@ fn certified(
 ) -> Result<CertifiedKey, Problem> {
     let loader = super::provider().key_provider;
     let secret = loader.load_private_key(secret);
-    let secret = secret.map_err(|error| key.problem(Why::Key(error.to_string())))?;
+    let secret = secret.map_err(|_| key.problem(Why::Key))?;
     let fits = |certificate: &CertificateDer<'static>| {
         CertifiedKey::new(vec![certificate.clone()], secret.clone()).keys_match()
     };
@@ -331,6 +427,10 @@ fn certified(
 
 #[cfg(test)]
 mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
+    };
+
     use super::*;
     use crate::tls::tests::lab::Lab;
     use crate::tls::{Acceptor, Connector};
@@ -394,7 +494,14 @@ mod tests {
                 rsa,
                 vec!["key: X.key: its key is encrypted, and nobody is asked"],
             ),
-            (&*crt, no_key, vec!["key: X.key: its key cannot be used: "]),
+            (
+                &*crt,
+                no_key,
+                vec![
+                    "key: X.key: its key cannot be used; RSA of 2048 bits and more, ECDSA P-256 and P-384, and Ed25519 \
+                     are supported",
+                ],
+            ),
             (
                 no_certificate,
                 &*key,
@@ -439,6 +546,111 @@ mod tests {
             line.replace(&crt, "X.crt").replace(&key, "X.key")
         };
         error.lines("s").map(short).collect()
+    }
+
+    /// A chain of three; the second of them ends on this day of 2090.
+    fn chained(lab: &Lab, day: u8) -> [String; 3] {
+        let made = |name: &str| {
+            let mut params = CertificateParams::default();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params
+        };
+        let root = CertifiedIssuer::self_signed(made("root"), KeyPair::generate().unwrap());
+        let root = root.unwrap();
+        let mut middle = made("middle");
+        middle.not_after = date_time_ymd(2090, 1, day);
+        let middle = CertifiedIssuer::signed_by(middle, KeyPair::generate().unwrap(), &root);
+        let middle = middle.unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut first = made("first");
+        first.not_after = date_time_ymd(2090, 1, 15);
+        let first = first.signed_by(&key, &middle).unwrap();
+        lab.write("x.key", key.serialize_pem());
+        [first.pem(), middle.pem(), root.pem()]
+    }
+
+    #[test]
+    fn a_chain_is_good_as_long_as_all_of_it() {
+        let lab = Lab::new();
+        for (day, whose, expected) in [
+            (14, " (middle, of its chain)", "2090-01-14"),
+            (15, "", "2090-01-15"),
+            (16, "", "2090-01-15"),
+        ] {
+            lab.write("x.crt", chained(&lab, day).concat());
+            let chains = Acceptor::load(&lab.server(&["x"], "")).unwrap().chains();
+            let found = &chains[0];
+            assert_eq!(found.first.owner(), "first");
+            assert_eq!(found.whose_end(), whose);
+            assert_eq!(found.ends_first.not_after.to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn all_of_a_chain_is_looked_at() {
+        let lab = Lab::new();
+        let [first, middle, root] = chained(&lab, 20);
+        let concerns = |chain: &[&str]| {
+            lab.write("x.crt", chain.concat());
+            let made = Acceptor::load(&lab.server(&["x"], "")).unwrap();
+            let of_chain = made.concerns().into_iter();
+            let of_chain = of_chain.filter(|it| it.found.contains("did not issue"));
+            of_chain.map(|it| it.found).collect::<Vec<_>>()
+        };
+        assert!(concerns(&[&first, &middle, &root]).is_empty());
+        assert!(concerns(&[&first, &middle]).is_empty());
+        let found = concerns(&[&first, &root]);
+        let expected = "x.crt: certificate 2, root, did not issue the one before it, first";
+        assert!(
+            found.len() == 1 && found[0].ends_with(expected),
+            "{found:?}"
+        );
+        let nothing = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        lab.write("x.crt", [&*first, &middle, nothing].concat());
+        let lines = wrong(Acceptor::load(&lab.server(&["x"], "")), &lab);
+        let expected = "s.certificates[0].certificate: X.crt: certificate 3 of the file cannot be used: it is damaged";
+        assert_eq!(lines, [expected]);
+    }
+
+    #[test]
+    fn a_key_that_everybody_may_read_is_a_concern() {
+        use std::os::unix::fs::PermissionsExt;
+
+        let lab = Lab::new();
+        lab.issue("x", &["a.example"], &lab.authority("ca"));
+        let set =
+            |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode));
+        let concerns = |folder, key| {
+            set(&lab.path("x.key"), key).unwrap();
+            set(&lab.path(""), folder).unwrap();
+            let made = Acceptor::load(&lab.server(&["x"], "")).unwrap();
+            made.concerns()
+                .into_iter()
+                .map(|it| it.to_string())
+                .collect::<Vec<_>>()
+        };
+        let found = concerns(0o755, 0o644);
+        let expected = "x.key: mode 0644: everybody on this host may read the key; set: chmod o-r";
+        assert!(
+            found.len() == 1 && found[0].ends_with(expected),
+            "{found:?}"
+        );
+        assert!(concerns(0o755, 0o640).is_empty());
+        assert!(concerns(0o750, 0o644).is_empty());
+    }
+
+    #[test]
+    fn a_byte_order_mark_does_no_harm() {
+        let lab = Lab::new();
+        let ca = lab.authority("ca");
+        lab.issue("x", &["a.example"], &ca);
+        for file in ["x.crt", "x.key", "ca.crt"] {
+            let text = std::fs::read(lab.path(file)).unwrap();
+            lab.write(file, [BYTE_ORDER_MARK, &text].concat());
+        }
+        let keys = format!("client_ca: {}", lab.path("ca.crt").display());
+        Acceptor::load(&lab.server(&["x"], &keys)).unwrap();
     }
 
     #[test]

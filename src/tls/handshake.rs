@@ -7,14 +7,15 @@ use std::task::{Context, Poll, ready};
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{
-    CipherSuite, ClientConfig, CommonState, Error, HandshakeKind, ProtocolVersion, ServerConfig,
+    AlertDescription, CipherSuite, ClientConfig, CommonState, HandshakeKind, ProtocolVersion,
+    ServerConfig,
 };
 
 use super::certificate::Certificate;
 use super::connection::{Connection, Step};
-use super::failure::HandshakeError;
+use super::failure::{HandshakeError, KEPT, Told};
 use super::layer::Tls;
-use crate::metrics::TlsVersion;
+use crate::metrics::{HandshakeFailure, TlsVersion};
 use crate::net::leg::LegStream;
 use crate::net::stream::TcpStream;
 
@@ -22,13 +23,24 @@ use crate::net::stream::TcpStream;
 const CHUNK_BYTES: usize = 4096;
 
 thread_local! {
-    static SERVER_NAME: RefCell<Option<String>> = const { RefCell::new(None) };
+    static TOLD: RefCell<Told> = const {
+        RefCell::new(Told {
+            server_name: None,
+            refused: None,
+        })
+    };
 }
 
 /// For resolvers of certificates, which alone see it: tells the handshake that runs on this thread what
 /// name the client asked for.
 pub fn note_server_name(name: Option<&str>) {
-    SERVER_NAME.set(name.map(str::to_owned));
+    TOLD.with_borrow_mut(|told| told.server_name = name.map(str::to_owned));
+}
+
+/// The same for verifiers: this certificate is not accepted.
+pub(super) fn note_refused(certificate: &CertificateDer<'_>) {
+    let refused = Certificate::of(certificate).map(Box::new);
+    TOLD.with_borrow_mut(|told| told.refused = refused);
 }
 
 /// Which side of the handshake this is, and with what.
@@ -82,8 +94,8 @@ impl Established {
 #[derive(Debug)]
 pub struct Handshake {
     pub(super) layer: Box<Tls>,
-    server_name: Option<String>,
-    received: u64,
+    told: Told,
+    first: Vec<u8>,
 }
 
 impl Handshake {
@@ -92,11 +104,10 @@ impl Handshake {
     /// # Errors
     /// If the configuration cannot be used.
     pub fn new(side: Side, unread: Vec<u8>) -> Result<Self, HandshakeError> {
-        let connection =
-            Connection::new(side).map_err(|error| HandshakeError::of(&error, &[], None))?;
+        let connection = Connection::new(side).map_err(|error| HandshakeError::from(&error))?;
         Ok(Self {
-            received: unread.len() as u64,
-            server_name: None,
+            first: unread[..unread.len().min(KEPT)].to_vec(),
+            told: Told::default(),
             layer: Box::new(Tls::new(connection, unread)),
         })
     }
@@ -107,17 +118,28 @@ impl Handshake {
         socket: &TcpStream,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Established, HandshakeError>> {
+        self.poll_steps(socket, cx).map_err(|error| HandshakeError {
+            server_name: self.told.server_name.take(),
+            ..error
+        })
+    }
+
+    fn poll_steps(
+        &mut self,
+        socket: &TcpStream,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Established, HandshakeError>> {
         loop {
             let state = self.layer.state();
             if !state.is_handshaking() && !state.wants_write() {
                 ready!(self.poll_flush(socket, cx))?;
                 return Poll::Ready(Ok(self.established()));
             }
-            SERVER_NAME.set(None);
+            TOLD.set(Told::default());
             let step = self.layer.shake();
-            if let name @ Some(_) = SERVER_NAME.take() {
-                self.server_name = name;
-            }
+            let told = TOLD.take();
+            self.told.server_name = told.server_name.or(self.told.server_name.take());
+            self.told.refused = told.refused;
             match step {
                 Ok(Step::Done(_)) if self.layer.state().is_handshaking() => {
                     ready!(self.poll_flush(socket, cx))?;
@@ -125,8 +147,13 @@ impl Handshake {
                 }
                 Ok(_) => {}
                 Err(error) => {
+                    let error = HandshakeError::of(&error, &self.first, &self.told);
+                    if error.failure == HandshakeFailure::UnknownServerName {
+                        // RFC 6066, 3. rustls says access_denied.
+                        self.layer.amend_alert(AlertDescription::UnrecognisedName);
+                    }
                     let _best_effort = self.poll_flush(socket, cx);
-                    return Poll::Ready(Err(self.failed(&error)));
+                    return Poll::Ready(Err(error));
                 }
             }
         }
@@ -153,9 +180,10 @@ impl Handshake {
         let mut chunk = [0; CHUNK_BYTES];
         let n = ready!(socket.poll_read(cx, &mut chunk))?;
         if n == 0 {
-            return Poll::Ready(Err(HandshakeError::ended(self.received)));
+            return Poll::Ready(Err(HandshakeError::ended(&self.first)));
         }
-        self.received += n as u64;
+        let more = n.min(KEPT - self.first.len());
+        self.first.extend(&chunk[..more]);
         Poll::Ready(
             self.layer
                 .receive(&chunk[..n])
@@ -165,18 +193,9 @@ impl Handshake {
 
     fn established(&mut self) -> Established {
         Established {
-            server_name: self.server_name.take(),
+            server_name: self.told.server_name.take(),
             ..Established::of(self.layer.state())
         }
-    }
-
-    fn failed(&self, error: &Error) -> HandshakeError {
-        // Else the peer has said something that was TLS.
-        let first = match self.layer.received() {
-            received if received.len() as u64 == self.received => received,
-            _ => &[],
-        };
-        HandshakeError::of(error, first, self.server_name.as_deref())
     }
 }
 

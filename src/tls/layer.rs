@@ -11,7 +11,7 @@ use std::io;
 use std::mem;
 use std::task::{Context, Poll, ready};
 
-use rustls::{CommonState, Error};
+use rustls::{AlertDescription, CommonState, Error};
 
 use super::connection::{Connection, Sending, Step, Work};
 use super::failure::{self, Broken};
@@ -87,11 +87,6 @@ impl Tls {
         self.connection.state()
     }
 
-    /// Received and not understood so far.
-    pub fn received(&self) -> &[u8] {
-        &self.received
-    }
-
     /// Takes what was read from the socket.
     pub fn receive(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         if self.received.len() + bytes.len() > SCRATCH_BYTES {
@@ -124,6 +119,16 @@ impl Tls {
             Err(_) => self.connection.take_alerts(&mut self.records),
         }
         step
+    }
+
+    /// Has the fatal alert that waits, and is not encrypted, say this.
+    pub fn amend_alert(&mut self, alert: AlertDescription) {
+        /// RFC 8446, 5.1 and 6.
+        const ALERT: u8 = 21;
+        const FATAL: u8 = 2;
+        if let [.., ALERT, 3, _, 0, 2, FATAL, said] = &mut self.records[..] {
+            *said = alert.into();
+        }
     }
 
     /// Hands over the records that wait; `Pending` while a part of them does.

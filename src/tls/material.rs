@@ -1,11 +1,9 @@
 //! What rustls is configured with, made of files, and made again when these have changed.
 
 use std::fmt::Debug;
-use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::certificate::Certificate;
-use super::files::{Files, LoadError, Sums};
+use super::files::{Chain, Concern, Files, LoadError, Sums};
 
 /// A section of the configuration that names files.
 pub trait Section: Clone + Debug + PartialEq + Send + Sync + 'static {
@@ -27,7 +25,8 @@ pub struct Material<S: Section> {
 struct Loaded<S: Section> {
     config: Arc<S::Config>,
     sums: Sums,
-    certificates: Vec<(PathBuf, Certificate)>,
+    chains: Vec<Chain>,
+    concerns: Vec<Concern>,
 }
 
 /// What was made of files that have changed, and is not in force yet.
@@ -68,10 +67,16 @@ impl<S: Section> Material<S> {
         self.read(|loaded| loaded.config.clone())
     }
 
-    /// The first certificate of each chain, with its file.
+    /// What is shown to peers.
     #[must_use]
-    pub fn certificates(&self) -> Vec<(PathBuf, Certificate)> {
-        self.read(|loaded| loaded.certificates.clone())
+    pub fn chains(&self) -> Vec<Chain> {
+        self.read(|loaded| loaded.chains.clone())
+    }
+
+    /// What is not as it should be.
+    #[must_use]
+    pub fn concerns(&self) -> Vec<Concern> {
+        self.read(|loaded| loaded.concerns.clone())
     }
 
     /// Reads the files again. `None` if they are what they were.
@@ -106,7 +111,8 @@ impl<S: Section> Loaded<S> {
         Ok(Self {
             config: Arc::new(config),
             sums: files.sums,
-            certificates: files.certificates,
+            chains: files.chains,
+            concerns: files.concerns,
         })
     }
 }

@@ -25,7 +25,7 @@ use rustls::version::{TLS12, TLS13};
 pub use self::certificate::Certificate;
 pub use self::client::{Connector, judge_of, judged_by};
 pub use self::failure::HandshakeError;
-pub use self::files::{LoadError, first_certificate};
+pub use self::files::{Chain, Concern, LoadError, first_certificate};
 pub use self::handshake::{Established, Handshake, Side, note_server_name};
 pub use self::judge::{Judge, Shown};
 pub use self::material::{Material, Renewal, Section};

@@ -3,18 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::ServerName;
-use rustls::server::danger::ClientCertVerifier;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ParsedCertificate, ResolvesServerCert,
     WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
 
 use super::files::{Files, Named};
+use super::handshake::{note_refused, note_server_name};
 use super::material::{Material, Section};
-use super::note_server_name;
 use crate::config::{AdminTls, ClientAuth, MinVersion, Sni, Tls};
 
 /// What the clients of a listener meet.
@@ -132,7 +135,54 @@ fn verifier(
     let refused = |error: rustls::server::VerifierBuilderError| {
         ("client_ca", rustls::Error::General(error.to_string()))
     };
-    builder.build().map_err(refused)
+    let verifier = builder.build().map_err(refused)?;
+    Ok(Arc::new(Telling(verifier)))
+}
+
+/// Tells which certificate of a client is refused.
+#[derive(Debug)]
+struct Telling(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Telling {
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.0.verify_client_cert(certificate, chain, now);
+        verified.inspect_err(|_| note_refused(certificate))
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// The certificates of a listener, one of which a client gets.

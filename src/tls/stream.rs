@@ -14,10 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::failure::HandshakeError;
-
-/// Of what a server says first, so much is kept for the operator.
-const KEPT: usize = 32;
+use super::failure::{HandshakeError, KEPT};
 
 /// TLS over a connection to a server.
 pub type Secured<S> = TlsStream<Noted<S>>;

@@ -4,12 +4,13 @@ use std::io;
 use std::net::IpAddr;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::check::Health;
 use super::ejection::{Ejector, Record, Row};
 use crate::config::{Check, UpstreamAddress};
 use crate::liveness::Span;
+use crate::tls::HandshakeError;
 
 /// One address of an upstream. It lives for as long as its cluster has it, or a session uses it.
 #[derive(Debug)]
@@ -26,7 +27,26 @@ pub struct Endpoint {
     pub(super) record: Record,
     /// Whether checks have not found it down.
     up: AtomicBool,
-    health: Mutex<Health>,
+    checked: Mutex<Checked>,
+}
+
+/// What is known by checks.
+#[derive(Debug, Default)]
+struct Checked {
+    health: Health,
+    /// Why it is down: for telling causes apart, and for the operator.
+    cause: Option<[String; 2]>,
+}
+
+/// What the result of a check changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It is up.
+    Up,
+    /// It is down.
+    Down,
+    /// It is down for another reason than before.
+    Cause,
 }
 
 /// How an endpoint stands beside the others. The best is dialled first; the others are tried where no
@@ -52,7 +72,7 @@ impl Endpoint {
             failures: AtomicU64::new(0),
             record: Record::default(),
             up: AtomicBool::new(true),
-            health: Mutex::default(),
+            checked: Mutex::default(),
         })
     }
 
@@ -132,12 +152,38 @@ impl Endpoint {
         self.record.failures()
     }
 
-    /// Takes in the result of a check; true if that makes it go up or down.
-    pub fn checked(&self, passed: bool, check: &Check) -> bool {
-        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-        let changes = health.take(passed, check);
-        self.up.store(health.is_up(), Ordering::Relaxed);
-        changes
+    /// Takes in the result of a check, and says what that changes.
+    pub fn checked(&self, result: &io::Result<()>, check: &Check) -> Option<Change> {
+        let mut checked = self.lock();
+        let turns = checked.health.take(result.is_ok(), check);
+        let is_up = checked.health.is_up();
+        self.up.store(is_up, Ordering::Relaxed);
+        let Err(error) = result else {
+            checked.cause.take_if(|_| is_up);
+            return turns.then_some(Change::Up);
+        };
+        if is_up {
+            return None;
+        }
+        let now = [kind(error), error.to_string()];
+        let before = checked.cause.replace(now.clone());
+        match turns {
+            true => Some(Change::Down),
+            false => before
+                .is_some_and(|before| before[0] != now[0])
+                .then_some(Change::Cause),
+        }
+    }
+
+    /// Why it is down, as the last check said that has failed.
+    #[must_use]
+    pub fn cause(&self) -> Option<String> {
+        let checked = self.lock();
+        checked.cause.as_ref().map(|[_, text]| text.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Checked> {
+        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     #[cfg(test)]
@@ -147,7 +193,7 @@ impl Endpoint {
 
     /// It is checked no longer.
     pub fn unchecked(&self) {
-        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = Health::default();
+        *self.lock() = Checked::default();
         self.up.store(true, Ordering::Relaxed);
     }
 
@@ -180,6 +226,15 @@ impl Endpoint {
             ejector.failed(self, Row::Connects, error);
         }
     }
+}
+
+/// What tells the failures of checks apart: how long ago a certificate has expired does not.
+fn kind(error: &io::Error) -> String {
+    let of_tls = error.get_ref().and_then(|it| it.downcast_ref());
+    of_tls.map_or_else(
+        || error.to_string(),
+        |error: &HandshakeError| error.failure.to_string(),
+    )
 }
 
 /// Whether this host ran out of something; the upstream has no part in it.
@@ -228,5 +283,40 @@ impl Deref for ActiveSession {
 impl Drop for ActiveSession {
     fn drop(&mut self) {
         self.0.active.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Upstream;
+    use crate::tls::HandshakeFailure;
+
+    #[test]
+    fn why_an_endpoint_is_down_is_known_and_a_change_of_it_is_told() {
+        let address = UpstreamAddress::Socket(([127, 0, 0, 1], 1).into());
+        let check = Check {
+            rise: 2,
+            fall: 2,
+            ..Upstream::of(address.clone()).check
+        };
+        let endpoint = Endpoint::new(address, None);
+        let of_tls =
+            |failure, text: &str| Err(io::Error::other(HandshakeError::new(failure, text)));
+        let expired = |ago: &str| of_tls(HandshakeFailure::CertificateExpired, ago);
+        let status = || Err(io::Error::other("status 503"));
+        for (result, change, cause) in [
+            (expired("1 s ago"), None, None),
+            (expired("2 s ago"), Some(Change::Down), Some("2 s ago")),
+            (expired("3 s ago"), None, Some("3 s ago")),
+            (status(), Some(Change::Cause), Some("status 503")),
+            (status(), None, Some("status 503")),
+            (Ok(()), None, Some("status 503")),
+            (Ok(()), Some(Change::Up), None),
+            (status(), None, None),
+        ] {
+            assert_eq!(endpoint.checked(&result, &check), change, "{result:?}");
+            assert_eq!(endpoint.cause().as_deref(), cause, "{result:?}");
+        }
     }
 }

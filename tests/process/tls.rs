@@ -5,7 +5,6 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair, date_time_ymd};
 use rustix::process::Signal;
@@ -365,6 +364,50 @@ fn what_cannot_be_used_ends_a_start_and_a_check() {
 }
 
 #[test]
+fn a_file_that_is_newer_than_the_certificate_in_force_hides_nobody() {
+    let lab = Lab::new();
+    let folder = lab.path("");
+    issue(&folder, "admin", 2090);
+    let [crt, key] = ["admin.crt", "admin.key"].map(|name| lab.path(name));
+    let yaml = format!(
+        "admin: {{ address: '{}', tls: {{ certificate: {}, key: {} }} }}
+listeners: [{{ address: '{}', upstream: {{ address: '{}' }} }}]
+reload: {{ watch: false }}
+",
+        lab.rig.admin,
+        crt.display(),
+        key.display(),
+        lab.clients,
+        lab.service.address
+    );
+    fs::write(lab.rig.file(), &yaml).expect("written");
+    let file = lab.rig.file();
+    let (log, stdio) = kept();
+    let ports = Ports {
+        clients: lab.clients,
+        admin: lab.rig.admin,
+    };
+    let mut command = pulsegate(&["run", "--config", path(&file)]);
+    let _process = Proxy::of(command.stdout(stdio), ports);
+    let asked = |command: &str| {
+        let output = pulsegate(&[command, "--config", path(&file)]).output();
+        let output = output.expect("it runs");
+        let said = [output.stdout, output.stderr];
+        let said = said.map(|said| String::from_utf8_lossy(&said).into_owned());
+        (output.status.code(), said.concat())
+    };
+    let answers = || asked("healthcheck").0 == Some(0);
+    assert!(eventually(PATIENT, answers), "{}", text(&log));
+    issue(&folder, "admin", 2091);
+    let (code, said) = asked("reload");
+    assert!(
+        code == Some(0) && said.contains("admin.tls.certificate"),
+        "{said}"
+    );
+    assert_eq!(asked("healthcheck").0, Some(0));
+}
+
+#[test]
 fn an_expired_certificate_is_warned_of() {
     let mut lab = Lab::new();
     issue(&lab.path(""), "server", 2001);
@@ -379,123 +422,6 @@ fn an_expired_certificate_is_warned_of() {
         "{line}"
     );
     assert_eq!(lab.until("downstream", "server.crt"), end_of(2001));
-}
-
-/// The authority of the documentation, and all kinds of keys, as OpenSSL makes them.
-#[test]
-fn what_openssl_makes_can_be_used() {
-    if Command::new("openssl")
-        .arg("version")
-        .stdout(Stdio::null())
-        .status()
-        .is_err()
-    {
-        assert!(
-            std::env::var_os("CI").is_none(),
-            "openssl is missing, and this is CI"
-        );
-        eprintln!("SKIPPED: openssl is missing");
-        return;
-    }
-    let folder = Temporary::new("d");
-    fs::create_dir(&folder.0).expect("a folder");
-    let docs = include_str!("../../docs/TLS.md");
-    let example = |name: &str| {
-        let (_, rest) = docs
-            .split_once(&format!("<!-- example: {name} -->\n"))
-            .expect("there");
-        let (_, rest) = rest.split_once('\n').expect("a fence");
-        rest.split_once("\n```").expect("an end").0.to_owned()
-    };
-    let sh = |script: &str| {
-        let mut command = Command::new("sh");
-        let command = command.args(["-euc", script]).current_dir(&folder.0);
-        let output = command.output().expect("a shell");
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    };
-    let check = |code: i32| {
-        let mut command = pulsegate(&["check", "--config", "pulsegate.yaml"]);
-        let output = command.current_dir(&folder.0).output().expect("it runs");
-        let said =
-            [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());
-        assert_eq!(output.status.code(), Some(code), "{said:?}");
-        said.concat()
-    };
-    sh(&example("authority"));
-    fs::write(folder.0.join("pulsegate.yaml"), example("pulsegate.yaml")).expect("written");
-    let said = check(0);
-    assert!(
-        said.contains("certificate server.crt: orders.example, issued by Test authority, "),
-        "{said}"
-    );
-    assert!(
-        said.contains("certificate client.crt: client7.example, issued by Test authority, "),
-        "{said}"
-    );
-    let kinds = [
-        (
-            "genrsa -traditional -out server.key 2048",
-            "RSA PRIVATE KEY",
-        ),
-        (
-            "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072 -out server.key",
-            "PRIVATE KEY",
-        ),
-        (
-            "ecparam -name prime256v1 -genkey -out server.key",
-            "EC PRIVATE KEY",
-        ),
-        (
-            "ecparam -name secp384r1 -genkey -noout -out server.key",
-            "EC PRIVATE KEY",
-        ),
-        ("genpkey -algorithm ed25519 -out server.key", "PRIVATE KEY"),
-    ];
-    for (make, label) in kinds {
-        sh(&format!(
-            "openssl {make}; grep -q -e '-----BEGIN {label}-----' server.key
-             openssl req -x509 -key server.key -subj /CN=orders -days 9 -out server.crt"
-        ));
-        assert!(
-            check(0).contains("certificate server.crt: orders, issued by orders, "),
-            "{make}"
-        );
-    }
-    for (make, wrong) in [
-        (
-            "openssl genrsa -out server.key 1024",
-            "its key cannot be used",
-        ),
-        (
-            "openssl genrsa -aes128 -passout pass:x -traditional -out server.key 2048",
-            "its key is encrypted",
-        ),
-        (
-            "openssl genrsa -aes128 -passout pass:x -out server.key 2048",
-            "its key is encrypted",
-        ),
-        (
-            "openssl genpkey -algorithm ed25519 -out server.key",
-            "does not fit the first certificate",
-        ),
-        (
-            "openssl pkey -in client.key -outform der -out server.key",
-            "turns into PEM",
-        ),
-        ("mkfifo fifo; mv fifo server.key", "is not a regular file"),
-    ] {
-        sh(&format!("rm -f server.key; {make}"));
-        let said = check(2);
-        assert!(
-            said.starts_with("listeners[orders].tls.certificates[0].key: server.key: "),
-            "{said}"
-        );
-        assert!(said.contains(wrong), "{make}: {said}");
-    }
 }
 
 #[test]

@@ -161,7 +161,7 @@ pub fn expect_logged(proxy: &Pulsegate, words: &str) {
 }
 
 /// openssl(1) as a client that trusts the authority, and ends if the server cannot be trusted.
-fn s_client(setup: &Setup, to: SocketAddr, more: &[&str]) -> Command {
+pub fn s_client(setup: &Setup, to: SocketAddr, more: &[&str]) -> Command {
     let mut command = tool("openssl");
     command
         .args(["s_client", "-connect", &to.to_string(), "-CAfile"])
@@ -190,7 +190,7 @@ fn talk(client: &mut Command) -> Result<String, String> {
 }
 
 #[track_caller]
-fn expect_talk(client: &mut Command, words: &[&str]) -> String {
+pub fn expect_talk(client: &mut Command, words: &[&str]) -> String {
     let all = talk(client).unwrap_or_else(|all| panic!("no answer: {all}"));
     for word in words {
         assert!(all.contains(word), "{word}: {all}");
@@ -204,7 +204,7 @@ fn expect_refused(client: &mut Command) {
     assert!(refused.is_err(), "{refused:?}");
 }
 
-fn echo() -> (Runtime, SocketAddr) {
+pub fn echo() -> (Runtime, SocketAddr) {
     let runtime = many::runtime();
     let address = many::echo(&runtime);
     (runtime, address)
@@ -313,6 +313,10 @@ fn openssl_is_given_the_certificate_it_asks_for() {
         expect_refused(&mut asks(&strict, name, &[]));
     }
     expect_failure(&strict, "downstream", "unknown_server_name");
+    expect_logged(
+        &strict,
+        "sni=\"d.example\" tls_failure=\"unknown_server_name\"",
+    );
 
     let alpn = start("alpn: [one, two]");
     let words = ["ALPN protocol: two"];
@@ -322,6 +326,7 @@ fn openssl_is_given_the_certificate_it_asks_for() {
     );
     expect_talk(&mut asks(&alpn, "a.example", &[]), &["No ALPN negotiated"]);
     expect_refused(&mut asks(&alpn, "a.example", &["-alpn", "three"]));
+    expect_failure(&alpn, "downstream", "no_application_protocol");
 }
 
 fn openssl_clients_show_certificates() {

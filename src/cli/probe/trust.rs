@@ -156,13 +156,11 @@ impl Seen {
         // Without its chain nobody trusts it.
         let first = first.filter(|it| end(it) < certificate.not_after.seconds);
         let (it, whose) = match first {
-            Some(it) => {
-                let name = it.identity.as_deref().unwrap_or("nobody");
-                (it, format!(" ({name}, of its chain)"))
-            }
+            Some(it) => (it, format!(" ({}, of its chain)", it.owner())),
             None => (certificate, String::new()),
         };
-        let days = (it.not_after.seconds - self.now).div_euclid(86_400);
+        // Whole days, as in the verdict.
+        let days = (it.not_after.seconds - self.now) / 86_400;
         let met = match it.validity(self.now) {
             Validity::Days(days) => Met::ok(Step::DaysLeft, format!("{days}{whose}")),
             Validity::Expired(date) => {
