@@ -5,8 +5,10 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rcgen::{CertificateParams, CertifiedIssuer, KeyPair, date_time_ymd};
+use rustix::net::sockopt::set_socket_linger;
 use rustix::process::Signal;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -405,6 +407,44 @@ reload: {{ watch: false }}
         "{said}"
     );
     assert_eq!(asked("healthcheck").0, Some(0));
+}
+
+#[test]
+fn a_client_in_its_handshake_keeps_no_process() {
+    let mut lab = Lab::new();
+    lab.run("server.crt", "reload: { watch: false }");
+    let mut client = TcpStream::connect(lab.clients).expect("connected");
+    client.write_all(b"\x16\x03\x01").expect("sent");
+    let is_there = || {
+        let page = lab.rig.proxy().get("/connections");
+        page.is_ok_and(|page| page.contains("\"total\":1"))
+    };
+    assert!(eventually(PATIENT, is_there), "{}", text(&lab.rig.log));
+    lab.rig.proxy().signal(Signal::TERM);
+    client.set_read_timeout(Some(PATIENT)).expect("set");
+    let reset = client.read(&mut [0; 100]).expect_err("reset");
+    assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
+    let ended = || text(&lab.rig.log).contains("reason=\"drain\"");
+    assert!(eventually(PATIENT, ended), "{}", text(&lab.rig.log));
+}
+
+/// Whether the first bytes or the reset is seen first.
+#[test]
+fn a_reset_in_the_handshake_always_has_the_same_reason() {
+    const CLIENTS: usize = 40;
+    let mut lab = Lab::new();
+    lab.run("server.crt", "reload: { watch: false }");
+    for _ in 0..CLIENTS {
+        let mut client = TcpStream::connect(lab.clients).expect("connected");
+        client.write_all(b"\x16\x03\x01").expect("sent");
+        set_socket_linger(&client, Some(Duration::ZERO)).expect("set");
+    }
+    let ended = |reason: &str| text(&lab.rig.log).matches(reason).count();
+    let all = || ended("session ended") == CLIENTS;
+    assert!(eventually(PATIENT, all), "{}", text(&lab.rig.log));
+    let expected = "reason=\"downstream_tls_failed\"";
+    assert_eq!(ended(expected), CLIENTS, "{}", text(&lab.rig.log));
+    assert_eq!(ended("tls_failure=\"closed\""), CLIENTS);
 }
 
 #[test]
