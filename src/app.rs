@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 use crate::admin::{self, Control, Readiness, TokenFile};
 use crate::config::{Config, ConfigErrors, ControlAddress};
 use crate::exit::{self, Exit};
-use crate::lifecycle::{self, DrainRequest, Drainable, Drained, EndSignals};
+use crate::lifecycle::{self, Cause, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Turn};
 use crate::metrics::Metrics;
 use crate::server::{Hooks, Limiter, Listener, Registry, StartError, Workers};
@@ -154,17 +154,23 @@ impl App {
         self.follow_file()?;
         tokio::spawn(self.reloads.clone().ask_at(signals.hangups()));
         let mut succeeded = self.succeeded.subscribe();
-        tokio::select! {
-            name = signals.next() => tracing::info!("{name}: draining"),
-            () = self.drain.asked() => tracing::info!("the admin endpoint asks: draining"),
-            _ = succeeded.wait_for(|over| *over) => {}
-        }
+        let cause = tokio::select! {
+            name = signals.next() => {
+                tracing::info!("{name}: draining");
+                Cause::Signal
+            }
+            () = self.drain.asked() => {
+                tracing::info!("the admin endpoint asks: draining");
+                Cause::Admin
+            }
+            _ = succeeded.wait_for(|over| *over) => Cause::Successor,
+        };
         let mut limits = self.running().drain.clone();
         if *self.succeeded.borrow() {
             // Nobody has to notice: the next one is ready.
             limits.delay = Duration::ZERO;
         }
-        let drained = lifecycle::drain(&limits, &**self, signals).await;
+        let drained = lifecycle::drain(&limits, &**self, signals, cause).await;
         if !self.succeeded.send_replace(true) {
             self.remove_control_file();
         }

@@ -82,6 +82,17 @@ pub trait Drainable {
     fn abort_all(&self);
 }
 
+/// What began a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A signal.
+    Signal,
+    /// Somebody at the admin endpoint, such as a preStop hook.
+    Admin,
+    /// The next instance, which has taken over.
+    Successor,
+}
+
 /// How a drain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
@@ -89,7 +100,7 @@ pub enum Drained {
     Clean,
     /// The time ran out; this many sessions were ended.
     TimedOut(usize),
-    /// A second signal ended this many sessions.
+    /// A signal during the drain ended this many sessions.
     Forced(usize),
 }
 
@@ -97,11 +108,16 @@ pub enum Drained {
 const LAST_MOMENT: Duration = Duration::from_secs(2);
 
 /// Drains: not ready, `drain.delay`, no more accepting, sessions finish, `drain.timeout`.
-pub async fn drain(limits: &Drain, process: &impl Drainable, signals: &mut EndSignals) -> Drained {
+pub async fn drain(
+    limits: &Drain,
+    process: &impl Drainable,
+    signals: &mut EndSignals,
+    cause: Cause,
+) -> Drained {
     process.refuse_readiness();
     let ended = tokio::select! {
         ended = wait_for_sessions(limits, process) => ended,
-        name = signals.next() => {
+        name = told_to_hurry(signals, cause) => {
             tracing::warn!("{name} during the drain: ending every session now");
             process.stop_accepting();
             Drained::Forced(process.sessions())
@@ -123,6 +139,16 @@ pub async fn drain(limits: &Drain, process: &impl Drainable, signals: &mut EndSi
         _ = signals.next() => process.abort_all(),
     }
     ended
+}
+
+/// The first signal ends nothing where the drain was asked for at the admin endpoint: the kubelet sends SIGTERM
+/// when the preStop hook is over, to whoever drains, too.
+async fn told_to_hurry(signals: &mut EndSignals, cause: Cause) -> &'static str {
+    if cause == Cause::Admin {
+        let name = signals.next().await;
+        tracing::info!("{name}: already draining; another one ends every session");
+    }
+    signals.next().await
 }
 
 async fn wait_for_sessions(limits: &Drain, process: &impl Drainable) -> Drained {

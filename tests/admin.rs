@@ -684,17 +684,24 @@ fn the_client_waits_for_the_drain() {
     let left =
         client::drain(&e.addr.into(), Some(Duration::from_millis(100))).expect_err("sessions");
     assert!(left.contains("3 sessions left"), "{left}");
-    let fake = Arc::clone(&e.fake);
-    let finisher = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(200));
-        fake.sessions.store(0, SeqCst);
-    });
-    let drained = client::drain(&e.addr.into(), Some(Duration::from_secs(10)));
-    assert_eq!(drained, Ok("drained\n".into()));
-    finisher.join().expect("no panic");
+    e.fake.sessions.store(0, SeqCst);
+    // It has no session, and accepts until drain.delay is over.
+    let since = Instant::now();
+    let delay = Duration::from_millis(300);
+    assert_eq!(
+        client::drain(&e.addr.into(), Some(delay)),
+        Ok("drained\n".into())
+    );
+    assert!(since.elapsed() >= delay);
 
     let addr = e.addr;
-    drop(e);
+    let finisher = thread::spawn(move || {
+        thread::sleep(delay);
+        drop(e);
+    });
+    let drained = client::drain(&addr.into(), Some(Duration::from_secs(10)));
+    assert_eq!(drained, Ok("drained, the process has ended\n".into()));
+    finisher.join().expect("no panic");
     let error = client::drain(&addr.into(), None).expect_err("nobody there");
     assert!(error.contains("refused"), "{error}");
 }

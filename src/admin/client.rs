@@ -165,7 +165,8 @@ pub fn healthcheck(addr: &Target, timeout: Duration, health: Health) -> Result<(
     }
 }
 
-/// Starts the drain. With `wait`, returns when no session is left or the process is gone.
+/// Starts the drain. With `wait`, returns when the process is gone, or after that time: a process without
+/// sessions still accepts until `drain.delay` is over.
 ///
 /// # Errors
 /// In one line: the endpoint cannot be reached or refuses, or sessions are left after `wait`.
@@ -177,7 +178,7 @@ pub fn drain(addr: &Target, wait: Option<Duration>) -> Result<String, String> {
     let deadline = Instant::now() + wait;
     loop {
         match sessions(addr) {
-            Ok(0) => return Ok("drained\n".to_owned()),
+            Ok(0) if Instant::now() >= deadline => return Ok("drained\n".to_owned()),
             // The one that drains says 503.
             Ok(_) if healthcheck(addr, TIMEOUT, Health::Ready).is_ok() => {
                 return Err(format!(
@@ -191,8 +192,10 @@ pub fn drain(addr: &Target, wait: Option<Duration>) -> Result<String, String> {
                 ));
             }
             Ok(_) => sleep(POLL_EVERY.min(deadline.saturating_duration_since(Instant::now()))),
-            // It drained and exited, which ends the answer that was under way.
-            Err(error) if is_gone(&error) => return Ok("drained, the process has ended\n".into()),
+            // It drained and exited, which ends the answer that was under way and removes a unix socket.
+            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::NotFound => {
+                return Ok("drained, the process has ended\n".into());
+            }
             Err(error) => return Err(why(addr, Err(error))),
         }
     }

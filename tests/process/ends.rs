@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::rig::{Ports, Proxy, Service, ask, kept};
+use crate::rig::{Ports, Proxy, Service, ask, kept, nobody, pulsegate};
 
 const SESSIONS: usize = 40;
 
@@ -71,6 +71,46 @@ fn a_drain_spreads_its_ends_and_prefers_quiet_moments() {
         "{ended:?}"
     );
     assert!(busy_until >= half * 2, "{busy_until:?}");
+    assert_eq!(proxy.wait().code(), Some(0));
+}
+
+/// As the kubelet stops a Pod: the preStop hook asks for the drain and waits, SIGTERM comes after it.
+#[test]
+fn a_signal_after_the_hook_that_drains_cuts_nobody() {
+    let service = Service::start();
+    let ports = Ports::free();
+    let flags = ["--drain-delay", "1s", "--drain-timeout", "60s"];
+    let mut proxy = Proxy::start(ports, service.address, kept().1, &flags);
+    let mut session = TcpStream::connect(ports.clients).expect("connected");
+    ask(&mut session).expect("served");
+    let admin = ports.admin.to_string();
+    let hook = ["drain", "--admin", &admin, "--wait", "--timeout"];
+    let output = pulsegate(&hook).arg("300ms").output().expect("run it");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("1 session left"), "{said}");
+    proxy.signal(Signal::TERM);
+    // The delay is kept, too: clients that do not know yet are served.
+    let mut late = TcpStream::connect(ports.clients).expect("still accepts");
+    ask(&mut late).expect("served");
+    thread::sleep(Duration::from_millis(1500));
+    ask(&mut session).expect("not cut");
+    ask(&mut late).expect("not cut");
+    drop((session, late));
+    assert_eq!(proxy.wait().code(), Some(0));
+}
+
+/// A Pod without clients is on every node's list until `drain.delay` is over.
+#[test]
+fn an_idle_process_is_waited_for_until_it_has_gone() {
+    let ports = Ports::free();
+    let flags = ["--drain-delay", "1s"];
+    let mut proxy = Proxy::start(ports, nobody(), kept().1, &flags);
+    let admin = ports.admin.to_string();
+    let since = Instant::now();
+    let hook = ["drain", "--admin", &admin, "--wait"];
+    let output = pulsegate(&hook).output().expect("run it");
+    assert!(output.status.success(), "{output:?}");
+    assert!(since.elapsed() >= Duration::from_secs(1));
     assert_eq!(proxy.wait().code(), Some(0));
 }
 
