@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 use serde_yaml::Value as Yaml;
 
-use super::kind::quoted;
+use super::kind::{enumeration, quoted};
 use super::read::{Reader, Role, Scope};
 use super::section::{Default, Form, Key, Section};
 use super::units;
@@ -290,7 +290,7 @@ impl<T: 'static> Setting<T> {
             Form::Value(mut value) => {
                 value.words += &format!(", or {word}");
                 value.placeholder += &format!("|{word}");
-                value.schema = json!({ "anyOf": [value.schema, { "const": word }] });
+                value.schema = json!({ "anyOf": [value.schema, enumeration(&[word])] });
                 Form::Value(value)
             }
             _ => Form::Section(Some(word)),
