@@ -4,6 +4,7 @@ mod address;
 mod args;
 mod doctor;
 mod explain;
+mod kube;
 mod probe;
 mod remote;
 
@@ -21,6 +22,7 @@ use crate::sys;
 
 pub use args::RunArgs;
 use doctor::Doctor;
+use kube::Kube;
 use probe::Probe;
 use remote::{Conns, Drain, Healthcheck, Kill, Reload, Upstreams, Verify};
 
@@ -49,7 +51,7 @@ const ABOUT_RUN: &str = "\
 Either --config, or --listen and --upstream with any of the other flags.
 Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.
 
-SIGTERM and SIGINT drain, the second one ends every session. SIGHUP reads the --config file again.
+SIGTERM and SIGINT drain, the second one ends every session (the first one after `pulsegate drain` does neither). SIGHUP reads the --config file again.
 SIGUSR1 and SIGUSR2 are ignored with one line in the log.
 
 --takeover: once this instance is ready, the running instance of the same user, network namespace and
@@ -115,6 +117,9 @@ enum Command {
     Verify(Verify),
     /// End sessions: RST to both peers after what was received was delivered (on_end: close: FIN)
     Kill(Kill),
+    /// Work on manifests of Kubernetes
+    #[command(subcommand)]
+    Kube(Kube),
     /// Print the version
     Version,
     /// Watch a client vanish and be found: everything in one process, nothing to set up
@@ -192,6 +197,7 @@ pub fn main() -> ExitCode {
         Command::Upstreams(args) => remote::upstreams(&args),
         Command::Verify(args) => remote::verify(&args),
         Command::Kill(args) => remote::kill(&args),
+        Command::Kube(command) => kube::kube(&command),
         Command::Demo(options) => crate::demo::run(&options),
     }
 }
