@@ -17,6 +17,7 @@ pub struct Case {
     pub name: &'static str,
     tools: &'static [&'static str],
     mounts: bool,
+    extra: bool,
     pub body: fn(),
 }
 
@@ -26,6 +27,7 @@ impl Case {
             name,
             tools,
             mounts: false,
+            extra: false,
             body,
         }
     }
@@ -34,6 +36,16 @@ impl Case {
     pub const fn that_mounts(mut self) -> Self {
         self.mounts = true;
         self
+    }
+
+    /// The same where the tool happens to be: `.ci/install` has no source for it.
+    pub const fn where_present(mut self) -> Self {
+        self.extra = true;
+        self
+    }
+
+    pub fn is_extra(&self) -> bool {
+        self.extra
     }
 
     /// What the machine lacks.

@@ -1,12 +1,12 @@
 //! The chart's values: which are refused, and what the others lead to.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 
 use serde_yaml::Value;
 
-use super::manifests::{helm3, helm4, helm4_python};
+use super::manifests::{helm3, helm4, workloads};
 use super::tools::{Case, read, run, scratch, tool};
 
 pub const CASES: &[Case] = &[
@@ -119,7 +119,75 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     (
         "{listeners: [LISTENER], config: {limits: {memory: true}}}",
-        "memory",
+        "config.limits.memory: true is no size: write auto, off",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, upstream: {connect_timeout: 1s}}]}",
+        "upstream of \"a\" needs address, or endpoints",
+    ),
+    (
+        "{listeners: [ONE], kind: DaemonSet}",
+        "use kind: Deployment with replicaCount: 1",
+    ),
+    (
+        "{listeners: [ONE], autoscaling: {enabled: true}}",
+        "without autoscaling",
+    ),
+    (
+        "{listeners: [LISTENER], kind: DaemonSet, autoscaling: {enabled: true}}",
+        "a DaemonSet has one Pod on each node",
+    ),
+    (
+        "{listeners: [LISTENER], kind: DaemonSet, podDisruptionBudget: {enabled: true}}",
+        "no budget of a DaemonSet",
+    ),
+    (
+        "{listeners: [LISTENER], autoscaling: {enabled: true, minReplicas: 9}}",
+        "maxReplicas 5 is below minReplicas 9",
+    ),
+    (
+        "{listeners: [LISTENER], reload: {mode: hot}, config: {reload: {watch: false}}}",
+        "reload.mode: hot needs config.reload.watch: true",
+    ),
+    (
+        "{listeners: [LISTENER], gateway: {tcpRoute: {enabled: true}}}",
+        "parentRefs: name the Gateway",
+    ),
+    (
+        "{listeners: [LISTENER], tls: {certManager: {enabled: true}}}",
+        "issuerRef.name: name the Issuer",
+    ),
+    (
+        "{listeners: [LISTENER], tls: {existingSecret: a, certManager: {enabled: true}}}",
+        "two sources of one certificate",
+    ),
+    (
+        "{listeners: [LISTENER], podMonitor: {enabled: true}, serviceMonitor: {enabled: true}}",
+        "scraped twice",
+    ),
+    (
+        "{listeners: [LISTENER], serviceMonitor: {enabled: true}}",
+        "needs admin.service.enabled: true",
+    ),
+    (
+        "{listeners: [LISTENER], env: [{name: A, value: b}, {name: A, value: c}]}",
+        "env: \"A\" is there twice",
+    ),
+    (
+        "{listeners: [LISTENER], extraVolumes: [{name: run, emptyDir: {}}]}",
+        "extraVolumes: the name \"run\" is taken",
+    ),
+    (
+        "{listeners: [LISTENER], extraVolumeMounts: [{name: b, mountPath: /b}]}",
+        "there is no volume \"b\"",
+    ),
+    (
+        "{listeners: [LISTENER], tlsSecrets: [a], extraVolumeMounts: [{name: run, mountPath: /run/pulsegate}]}",
+        "something is mounted at /run/pulsegate already",
+    ),
+    (
+        "{listeners: [LISTENER], extraContainers: [{name: pulsegate, image: a}]}",
+        "extraContainers: the name \"pulsegate\" is taken",
     ),
     (
         "{listeners: [LISTENER], readinessProbe: {tcpSocket: {port: a}}}",
@@ -148,27 +216,30 @@ const GRACE: &[(&str, u64)] = &[
     ),
 ];
 
-fn values(test: &str, text: &str) -> std::path::PathBuf {
-    scratch(
-        test,
-        "values.yaml",
-        &text.replace("LISTENER", LISTENER).replace("ONE", ONE),
-    )
+fn values(test: &str, name: &str, text: &str) -> PathBuf {
+    let text = text.replace("LISTENER", LISTENER).replace("ONE", ONE);
+    scratch(test, &format!("{name}.yaml"), &text)
 }
 
-fn deployment(python: &Path, test: &str, text: &str) -> Value {
-    let objects = helm4(python, &values(test, text)).unwrap_or_else(|e| panic!("{text}: {e}"));
-    objects
-        .into_iter()
-        .find(|object| object["kind"] == "Deployment")
-        .unwrap()
+/// What Helm 4 renders with each of these values.
+fn rendered(test: &str, texts: &[&str]) -> Vec<Vec<Value>> {
+    let files = texts.iter().enumerate();
+    let files: Vec<_> = files
+        .map(|(n, text)| values(test, &n.to_string(), text))
+        .collect();
+    let all = helm4(&files).into_iter().zip(texts);
+    all.map(|(objects, text)| objects.unwrap_or_else(|error| panic!("{text}: {error}")))
+        .collect()
 }
 
 fn wrong_values_are_refused_by_both_helms() {
-    let (helm, python) = (tool("helm3"), helm4_python());
-    for (text, word) in REFUSED {
-        let file = values("refused", text);
-        for (which, result) in [("3", helm3(&helm, &file)), ("4", helm4(&python, &file))] {
+    let helm = tool("helm3");
+    let files = REFUSED.iter().enumerate();
+    let files: Vec<_> = files
+        .map(|(n, (text, _))| values("refused", &n.to_string(), text))
+        .collect();
+    for ((file, new), (text, word)) in files.iter().zip(helm4(&files)).zip(REFUSED) {
+        for (which, result) in [("3", helm3(&helm, file)), ("4", new)] {
             let message = result.expect_err(text);
             assert!(message.contains(word), "Helm {which}, {text}: {message}");
         }
@@ -176,32 +247,45 @@ fn wrong_values_are_refused_by_both_helms() {
 }
 
 fn the_grace_period_covers_the_drain() {
-    let python = helm4_python();
-    for (text, seconds) in GRACE {
-        let pod = &deployment(&python, "grace", text)["spec"]["template"]["spec"];
+    let texts: Vec<_> = GRACE.iter().map(|(text, _)| *text).collect();
+    for (objects, (text, seconds)) in rendered("grace", &texts).iter().zip(GRACE) {
+        let pod = &workloads(objects)[0]["spec"]["template"]["spec"];
         assert_eq!(pod["terminationGracePeriodSeconds"], *seconds, "{text}");
+        let hook = &pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
+        let hook: Vec<_> = hook
+            .as_sequence()
+            .unwrap()
+            .iter()
+            .map(|word| word.as_str().unwrap())
+            .collect();
+        assert_eq!(hook[..4], ["/pulsegate", "drain", "--wait", "--timeout"]);
+        let waits: u64 = hook[4].strip_suffix('s').unwrap().parse().unwrap();
+        assert!(
+            waits + 3 >= *seconds.min(&33) && waits <= seconds + 2,
+            "{text}: {hook:?}"
+        );
     }
 }
 
-/// A changed configuration is rolled out; anything else of the chart leaves sessions alone.
+/// A changed configuration is rolled out, unless it is to be taken up by the Pods that run; anything else of the chart
+/// leaves sessions alone.
 fn only_the_configuration_changes_the_checksum() {
-    let python = helm4_python();
-    let checksum = |text: &str| {
-        let template = deployment(&python, "checksum", text)["spec"]["template"].clone();
-        template["metadata"]["annotations"]["checksum/config"]
-            .as_str()
-            .unwrap()
-            .to_owned()
-    };
-    let base = checksum("{listeners: [LISTENER]}");
-    assert_eq!(
-        base,
-        checksum("{listeners: [LISTENER], replicaCount: 7, service: {type: NodePort}}")
-    );
-    assert_ne!(
-        base,
-        checksum("{listeners: [LISTENER], config: {log: {level: debug}}}")
-    );
+    let texts = [
+        "{listeners: [LISTENER]}",
+        "{listeners: [LISTENER], replicaCount: 7, service: {type: NodePort}}",
+        "{listeners: [LISTENER], config: {log: {level: debug}}}",
+        "{listeners: [LISTENER], reload: {mode: hot}}",
+    ];
+    let rendered = rendered("checksum", &texts);
+    let checksums = rendered.iter().map(|objects| {
+        let template = &workloads(objects)[0]["spec"]["template"];
+        template["metadata"]["annotations"]["checksum/config"].as_str()
+    });
+    let checksums: Vec<_> = checksums.collect();
+    assert_eq!(checksums[0], checksums[1]);
+    assert!(checksums[0].is_some() && checksums[2].is_some());
+    assert_ne!(checksums[0], checksums[2]);
+    assert_eq!(checksums[3], None);
 }
 
 /// The example of the README.
@@ -210,8 +294,7 @@ fn secrets_are_where_the_configuration_finds_them() {
     let (_, example) = readme.split_once("  tlsSecrets:").unwrap();
     let (example, _) = example.split_once("  ```").unwrap();
     let text = format!("tlsSecrets:{}", example.replace("\n  ", "\n"));
-    let objects = helm4(&helm4_python(), &values("secrets", &text));
-    let objects = objects.unwrap_or_else(|error| panic!("{text}: {error}"));
+    let objects = rendered("readme", &[&text]).remove(0);
     let specs = ["Deployment", "Pod"].map(|kind| {
         let object = objects.iter().find(|object| object["kind"] == kind);
         let spec = &object.unwrap()["spec"];
@@ -249,116 +332,127 @@ fn secrets_are_where_the_configuration_finds_them() {
     assert_eq!(said.matches("cannot be read").count(), 2, "{said}");
 }
 
+/// The table of the README: a row for each value, and its default where that is one word.
 fn values_schema_and_readme_name_the_same_keys() {
     let values: Value = serde_yaml::from_str(&read("charts/pulsegate/values.yaml")).unwrap();
-    let in_values: BTreeSet<String> = values
-        .as_mapping()
-        .unwrap()
-        .keys()
-        .map(|key| key.as_str().unwrap().to_owned())
-        .collect();
+    let mapping = values.as_mapping().unwrap();
+    let in_values: BTreeSet<_> = mapping.keys().map(|key| key.as_str().unwrap()).collect();
 
     let schema: serde_json::Value =
         serde_json::from_str(&read("charts/pulsegate/values.schema.json")).unwrap();
-    let mut in_schema: BTreeSet<String> = schema["properties"]
-        .as_object()
-        .unwrap()
-        .keys()
-        .cloned()
-        .collect();
+    let properties = schema["properties"].as_object().unwrap();
+    let mut in_schema: BTreeSet<_> = properties.keys().map(String::as_str).collect();
     // Helm itself adds it when the chart is a dependency.
     assert!(in_schema.remove("global"));
     assert_eq!(in_values, in_schema);
 
     let readme = read("charts/pulsegate/README.md");
-    for key in in_values {
-        let row = readme
-            .lines()
-            .any(|line| line.starts_with('|') && line.contains(&format!("`{key}`")));
-        assert!(row, "charts/pulsegate/README.md has no row for {key}");
+    let mut rows = BTreeSet::new();
+    for row in readme.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<_> = row.split(" | ").collect();
+        let quoted = |cell: &str| {
+            cell.split('`')
+                .skip(1)
+                .step_by(2)
+                .map(str::to_owned)
+                .collect()
+        };
+        let (keys, defaults): (Vec<String>, Vec<String>) = (quoted(cells[0]), quoted(cells[1]));
+        for (n, key) in keys.iter().enumerate() {
+            let found = key
+                .split('.')
+                .try_fold(&values, |value, key| value.get(key));
+            let found = found.unwrap_or_else(|| panic!("README: {key} is no value"));
+            if let Some(default) = defaults.get(n) {
+                let default: Value = serde_yaml::from_str(default).unwrap();
+                assert_eq!(found, &default, "README: the default of {key}");
+            }
+            rows.insert(key.split('.').next().unwrap().to_owned());
+        }
     }
+    assert_eq!(
+        rows.iter().map(String::as_str).collect::<BTreeSet<_>>(),
+        in_values
+    );
 }
 
-/// The chart's schema has every key of the configuration file that is not made from other values.
+/// The chart's schema is that of the configuration file, for what is not made from other values.
 fn the_schema_follows_the_configuration_file() {
-    let text = run(Command::new(env!("CARGO_BIN_EXE_pulsegate")).arg("schema")).unwrap();
-    let binary: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let text = read("charts/pulsegate/values.schema.json");
-    let chart: serde_json::Value = serde_json::from_str(&text).unwrap();
+    use serde_json::{Value, json};
 
-    let root = "/properties";
-    let listener = "/properties/listeners/items/properties";
-    let own = "/definitions/listener/properties";
-    let config = "/properties/config/properties";
-    let pairs = [
+    let text = run(Command::new(env!("CARGO_BIN_EXE_pulsegate")).arg("schema")).unwrap();
+    let mut config: Value = serde_json::from_str(&text).unwrap();
+    let mut chart: Value =
+        serde_json::from_str(&read("charts/pulsegate/values.schema.json")).unwrap();
+
+    strip(&mut config);
+    let root = config["properties"].as_object_mut().unwrap();
+    let mut listener = root.remove("listeners").unwrap()["items"].take();
+    let admin = root.remove("admin").unwrap()["anyOf"][0].take();
+    let own = listener["properties"].as_object_mut().unwrap();
+    own.remove("address");
+    for key in ["name", "port", "servicePort", "nodePort"] {
+        own.insert(
+            key.to_owned(),
+            chart["definitions"]["listener"]["properties"][key].clone(),
+        );
+    }
+    listener["required"] = json!(["name", "port", "upstream"]);
+    // The certificates may be those of `tls.existingSecret`.
+    own_certificates(&mut listener);
+    own_certificates(root.get_mut("defaults").unwrap());
+    // `true` gets a sentence.
+    let memory = &mut root["limits"]["properties"]["memory"]["anyOf"];
+    memory
+        .as_array_mut()
+        .unwrap()
+        .push(json!({ "const": true }));
+    let wanted = [
+        ("/definitions/listener", listener),
+        ("/properties/config/properties", Value::Object(root.clone())),
         (
-            root.to_owned(),
-            config.to_owned(),
-            &["listeners", "admin"][..],
-            &[][..],
+            "/properties/admin/properties/ready",
+            admin["properties"]["ready"].clone(),
         ),
         (
-            listener.to_owned(),
-            own.to_owned(),
-            &["address"],
-            &["port", "servicePort", "nodePort"],
+            "/properties/admin/properties/token_file",
+            admin["properties"]["token_file"].clone(),
         ),
-        (
-            format!("{listener}/upstream"),
-            format!("{own}/upstream"),
-            &[],
-            &[],
-        ),
-        (
-            format!("{listener}/liveness"),
-            "/definitions/liveness".to_owned(),
-            &[],
-            &[],
-        ),
-        (
-            format!("{listener}/limits"),
-            "/definitions/limits".to_owned(),
-            &[],
-            &[],
-        ),
-        (
-            format!("{root}/defaults"),
-            format!("{config}/defaults"),
-            &[],
-            &[],
-        ),
-        (
-            format!("{root}/limits"),
-            format!("{config}/limits"),
-            &[],
-            &[],
-        ),
-        (format!("{root}/drain"), format!("{config}/drain"), &[], &[]),
-        (format!("{root}/log"), format!("{config}/log"), &[], &[]),
     ];
-    for (in_binary, in_chart, made, added) in pairs {
-        let mut expected = keys(&binary, &in_binary);
-        expected.retain(|key| !made.contains(&key.as_str()));
-        expected.extend(added.iter().map(|key| (*key).to_owned()));
-        assert_eq!(keys(&chart, &in_chart), expected, "{in_chart}");
+    let mut differs = false;
+    for (place, part) in wanted {
+        let found = chart.pointer_mut(place).unwrap();
+        differs |= *found != part;
+        *found = part;
+    }
+    if differs {
+        let text = format!("{chart:#}\n");
+        let right = scratch("schema", "values.schema.json", &text);
+        panic!(
+            "charts/pulsegate/values.schema.json is not that of the binary; take {}",
+            right.display()
+        );
     }
 }
 
-/// The properties that a JSON Schema has at a place (which may be the map of them itself).
-fn keys(schema: &serde_json::Value, pointer: &str) -> BTreeSet<String> {
-    let found = schema
-        .pointer(pointer)
-        .unwrap_or_else(|| panic!("no {pointer}"));
-    let map = if pointer.ends_with("/properties") {
-        found
-    } else {
-        &found["properties"]
-    };
-    map.as_object()
-        .unwrap_or_else(|| panic!("{pointer}: no properties"))
-        .keys()
-        .cloned()
-        .collect()
+/// Without what explains: it may change without the chart.
+fn strip(schema: &mut serde_json::Value) {
+    match schema {
+        serde_json::Value::Object(map) => {
+            // A key may have such a name; then it is a schema itself.
+            map.retain(|key, value| {
+                value.is_object() || !["default", "description"].contains(&key.as_str())
+            });
+            map.values_mut().for_each(strip);
+        }
+        serde_json::Value::Array(items) => items.iter_mut().for_each(strip),
+        _ => {}
+    }
+}
+
+fn own_certificates(listener: &mut serde_json::Value) {
+    let tls = &mut listener["properties"]["tls"]["anyOf"][0];
+    tls.as_object_mut().unwrap().remove("required");
 }
 
 fn the_chart_has_the_version_of_the_crate() {

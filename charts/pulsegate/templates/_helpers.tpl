@@ -1,9 +1,9 @@
-{{- define "pulsegate.name" -}}
+{{- define "pulsegate-gateway.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{- define "pulsegate.fullname" -}}
-{{- $name := include "pulsegate.name" . -}}
+{{- define "pulsegate-gateway.fullname" -}}
+{{- $name := include "pulsegate-gateway.name" . -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 57 | trimSuffix "-" -}}
 {{- else if contains $name .Release.Name -}}
@@ -13,14 +13,14 @@
 {{- end -}}
 {{- end -}}
 
-{{- define "pulsegate.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "pulsegate.name" . }}
+{{- define "pulsegate-gateway.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "pulsegate-gateway.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
-{{- define "pulsegate.labels" -}}
+{{- define "pulsegate-gateway.labels" -}}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-{{ include "pulsegate.selectorLabels" . }}
+{{ include "pulsegate-gateway.selectorLabels" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- with .Values.commonLabels }}
@@ -28,15 +28,15 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
-{{- define "pulsegate.serviceAccountName" -}}
+{{- define "pulsegate-gateway.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
-{{- default (include "pulsegate.fullname" .) .Values.serviceAccount.name -}}
+{{- default (include "pulsegate-gateway.fullname" .) .Values.serviceAccount.name -}}
 {{- else -}}
 {{- default "default" .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
 
-{{- define "pulsegate.image" -}}
+{{- define "pulsegate-gateway.image" -}}
 {{- with .Values.image.registry }}{{ . }}/{{ end -}}
 {{- .Values.image.repository -}}
 {{- if .Values.image.digest -}}
@@ -47,22 +47,22 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
 {{/* Milliseconds of a duration such as 500ms, 25s, 2m or 1h. The schema has checked its form. */}}
-{{- define "pulsegate.milliseconds" -}}
+{{- define "pulsegate-gateway.milliseconds" -}}
 {{- $number := regexFind "^[0-9]+" . | int64 -}}
 {{- $unit := regexFind "[a-z]+$" . -}}
 {{- mul $number (get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) -}}
 {{- end -}}
 
 {{/* drain.delay + drain.timeout in seconds, rounded up. */}}
-{{- define "pulsegate.drainSeconds" -}}
-{{- $delay := include "pulsegate.milliseconds" .Values.config.drain.delay | int64 -}}
-{{- $timeout := include "pulsegate.milliseconds" .Values.config.drain.timeout | int64 -}}
+{{- define "pulsegate-gateway.drainSeconds" -}}
+{{- $delay := include "pulsegate-gateway.milliseconds" (dig "drain" "delay" "0s" .Values.config) | int64 -}}
+{{- $timeout := include "pulsegate-gateway.milliseconds" (dig "drain" "timeout" "25s" .Values.config) | int64 -}}
 {{- div (add $delay $timeout 999) 1000 -}}
 {{- end -}}
 
 {{/* Never so short that the kubelet kills what drain.timeout still allows. */}}
-{{- define "pulsegate.gracePeriodSeconds" -}}
-{{- $drain := include "pulsegate.drainSeconds" . | int -}}
+{{- define "pulsegate-gateway.gracePeriodSeconds" -}}
+{{- $drain := include "pulsegate-gateway.drainSeconds" . | int -}}
 {{- $grace := .Values.terminationGracePeriodSeconds -}}
 {{- if kindIs "invalid" $grace -}}
 {{- add $drain 5 -}}
@@ -73,37 +73,107 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* Until the drain is over by itself, and the last moment of sessions that are ended by it. */}}
+{{- define "pulsegate-gateway.drainCommand" -}}
+{{- $wait := add (include "pulsegate-gateway.drainSeconds" . | int) 3 -}}
+{{- list "/pulsegate" "drain" "--wait" "--timeout" (printf "%ds" $wait) "--admin" (include "pulsegate-gateway.control" .) | toJson -}}
+{{- end -}}
+
+{{- define "pulsegate-gateway.control" -}}
+unix:/run/pulsegate/control.sock
+{{- end -}}
+
+{{/* What the kubelet and Prometheus speak with the admin port. */}}
+{{- define "pulsegate-gateway.probeScheme" -}}
+scheme: {{ if .Values.admin.tls }}HTTPS{{ else }}HTTP{{ end }}
+{{- end -}}
+
 {{/* pulsegate.yaml */}}
-{{- define "pulsegate.config" -}}
+{{- define "pulsegate-gateway.config" -}}
 {{- $listeners := list -}}
 {{- range .Values.listeners -}}
 {{- $listener := omit . "port" "servicePort" "nodePort" -}}
 {{- $_ := set $listener "address" (printf "%s:%d" $.Values.bindAddress (int .port)) -}}
 {{- $listeners = append $listeners $listener -}}
 {{- end -}}
-{{- $admin := dict "address" (printf "%s:%d" .Values.bindAddress (int .Values.admin.port)) "control" "unix:/run/pulsegate/control.sock" -}}
-{{- toYaml (merge (dict "listeners" $listeners "admin" $admin) (deepCopy .Values.config)) -}}
+{{- $admin := omit .Values.admin "port" "service" -}}
+{{- if not .Values.admin.tls -}}{{- $admin = omit $admin "tls" -}}{{- end -}}
+{{- $_ := set $admin "address" (printf "%s:%d" .Values.bindAddress (int .Values.admin.port)) -}}
+{{- $_ := set $admin "control" (include "pulsegate-gateway.control" .) -}}
+{{- $config := deepCopy .Values.config -}}
+{{- with include "pulsegate-gateway.tlsSecret" . -}}
+{{- $pair := dict "certificate" (printf "/etc/pulsegate-tls/%s/tls.crt" .) "key" (printf "/etc/pulsegate-tls/%s/tls.key" .) -}}
+{{- $defaults := default (dict) $config.defaults -}}
+{{- $tls := dict "certificates" (list $pair) -}}
+{{- $_ := set $config "defaults" (set $defaults "tls" (mergeOverwrite $tls (default (dict) $defaults.tls))) -}}
+{{- end -}}
+{{- toYaml (merge (dict "listeners" $listeners "admin" $admin) $config) -}}
+{{- end -}}
+
+{{/* The Secret of the certificate that all listeners have. */}}
+{{- define "pulsegate-gateway.tlsSecret" -}}
+{{- if .Values.tls.existingSecret -}}
+{{- .Values.tls.existingSecret -}}
+{{- else if .Values.tls.certManager.enabled -}}
+{{- include "pulsegate-gateway.fullname" . }}-tls
+{{- end -}}
+{{- end -}}
+
+{{- define "pulsegate-gateway.tlsSecrets" -}}
+{{- $names := .Values.tlsSecrets -}}
+{{- with include "pulsegate-gateway.tlsSecret" . -}}
+{{- $names = append $names . | uniq -}}
+{{- end -}}
+{{- toJson $names -}}
 {{- end -}}
 
 {{/* Secrets with certificates and keys. Without subPath, which the kubelet never updates. */}}
-{{- define "pulsegate.tlsMounts" -}}
-{{- range $n, $name := .Values.tlsSecrets }}
+{{- define "pulsegate-gateway.tlsMounts" -}}
+{{- range $n, $name := include "pulsegate-gateway.tlsSecrets" . | fromJsonArray }}
+{{- if $n }}{{ "\n" }}{{ end -}}
 - name: tls-{{ $n }}
   mountPath: /etc/pulsegate-tls/{{ $name }}
   readOnly: true
 {{- end -}}
 {{- end -}}
 
-{{- define "pulsegate.tlsVolumes" -}}
-{{- range $n, $name := .Values.tlsSecrets }}
+{{- define "pulsegate-gateway.tlsVolumes" -}}
+{{- range $n, $name := include "pulsegate-gateway.tlsSecrets" . | fromJsonArray }}
+{{- if $n }}{{ "\n" }}{{ end -}}
 - name: tls-{{ $n }}
   secret:
     secretName: {{ $name }}
 {{- end -}}
 {{- end -}}
 
+{{/* The part of an endpoint that ServiceMonitor and the PodMonitors have in common. */}}
+{{- define "pulsegate-gateway.scrape" -}}
+path: /metrics
+interval: {{ .interval }}
+{{- with .scrapeTimeout }}
+scrapeTimeout: {{ . }}
+{{- end }}
+{{- with .relabelings }}
+relabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .metricRelabelings }}
+metricRelabelings:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* The admin port speaks HTTPS. Its certificate is that of a name which Prometheus does not use. */}}
+{{- define "pulsegate-gateway.scrapeTls" -}}
+{{- if .Values.admin.tls -}}
+scheme: https
+tlsConfig:
+  insecureSkipVerify: true
+{{- end -}}
+{{- end -}}
+
 {{/* What the schema cannot say. */}}
-{{- define "pulsegate.validate" -}}
+{{- define "pulsegate-gateway.validate" -}}
 {{- if not .Values.listeners -}}
 {{- fail "listeners: at least one is needed; see values.yaml for an example" -}}
 {{- end -}}
@@ -111,6 +181,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $ports := dict (int .Values.admin.port | toString) "admin.port" -}}
 {{- $servicePorts := dict -}}
 {{- range .Values.listeners -}}
+{{- if not (or .upstream.address .upstream.endpoints) -}}
+{{- fail (printf "listeners: upstream of %q needs address, or endpoints" .name) -}}
+{{- end -}}
 {{- if hasKey $names .name -}}
 {{- fail (printf "listeners: the name %q is used twice" .name) -}}
 {{- end -}}
@@ -127,18 +200,96 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- $_ := set $servicePorts $servicePort .name -}}
 {{- $limits := mergeOverwrite (dict) (dig "limits" (dict) (default (dict) $.Values.config.defaults)) (default (dict) .limits) -}}
 {{- if eq (toString (get $limits "max_connections")) "1" -}}
+{{- $to := include "pulsegate-gateway.upstream" .upstream -}}
+{{- if or (eq $.Values.kind "DaemonSet") $.Values.autoscaling.enabled -}}
+{{- fail (printf "listeners: max_connections of %q is 1, and each Pod would take one client to %s: use kind: Deployment with replicaCount: 1, strategy: {type: Recreate} and without autoscaling" .name $to) -}}
+{{- end -}}
 {{- if or (ne (int $.Values.replicaCount) 1) (ne $.Values.strategy.type "Recreate") -}}
-{{- fail (printf "listeners: max_connections of %q is 1, and each Pod would take one client to %s: set replicaCount: 1 and strategy: {type: Recreate}" .name (include "pulsegate.upstream" .upstream)) -}}
+{{- fail (printf "listeners: max_connections of %q is 1, and each Pod would take one client to %s: set replicaCount: 1 and strategy: {type: Recreate}" .name $to) -}}
 {{- end -}}
 {{- end -}}
 {{- if and .nodePort (eq $.Values.service.type "ClusterIP") -}}
 {{- fail (printf "listeners: nodePort of %q needs service.type NodePort or LoadBalancer" .name) -}}
 {{- end -}}
 {{- end -}}
+{{- include "pulsegate-gateway.validateSwitches" . -}}
+{{- include "pulsegate-gateway.validateTls" . -}}
+{{- include "pulsegate-gateway.validateMonitors" . -}}
+{{- include "pulsegate-gateway.validateNames" . -}}
+{{- end -}}
+
+{{- define "pulsegate-gateway.validateSwitches" -}}
+{{- if eq (toString .Values.config.limits.memory) "true" -}}
+{{- fail "config.limits.memory: true is no size: write auto, off, or a size such as 64MiB" -}}
+{{- end -}}
+{{- if and (eq .Values.reload.mode "hot") (eq (toString (dig "reload" "watch" true .Values.config)) "false") -}}
+{{- fail "reload.mode: hot needs config.reload.watch: true: else no Pod takes up a changed configuration. Leave it out, or set reload.mode: rollout" -}}
+{{- end -}}
+{{- if and (eq .Values.kind "DaemonSet") .Values.autoscaling.enabled -}}
+{{- fail "autoscaling.enabled: a DaemonSet has one Pod on each node; set kind: Deployment, or autoscaling.enabled: false" -}}
+{{- end -}}
+{{- if and (eq .Values.kind "DaemonSet") .Values.podDisruptionBudget.enabled -}}
+{{- fail "podDisruptionBudget.enabled: Kubernetes keeps no budget of a DaemonSet's Pods; set kind: Deployment, or podDisruptionBudget.enabled: false" -}}
+{{- end -}}
+{{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) -}}
+{{- fail (printf "autoscaling: maxReplicas %d is below minReplicas %d" (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) -}}
+{{- end -}}
+{{- if and .Values.gateway.tcpRoute.enabled (not .Values.gateway.tcpRoute.parentRefs) -}}
+{{- fail "gateway.tcpRoute.parentRefs: name the Gateway, such as [{name: edge, namespace: infra}]" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "pulsegate-gateway.validateTls" -}}
+{{- if and .Values.tls.existingSecret .Values.tls.certManager.enabled -}}
+{{- fail "tls: existingSecret and certManager.enabled are two sources of one certificate; use one of them" -}}
+{{- end -}}
+{{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef.name) -}}
+{{- fail "tls.certManager.issuerRef.name: name the Issuer or ClusterIssuer that signs the certificate" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "pulsegate-gateway.validateMonitors" -}}
+{{- if and .Values.podMonitor.enabled .Values.serviceMonitor.enabled -}}
+{{- fail "podMonitor and serviceMonitor are both enabled: every Pod would be scraped twice; use one of them" -}}
+{{- end -}}
+{{- if and .Values.serviceMonitor.enabled (not .Values.admin.service.enabled) -}}
+{{- fail "serviceMonitor.enabled needs admin.service.enabled: true; podMonitor needs no Service" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Server-side apply refuses a list with two items of one name, where an update once took the last. */}}
+{{- define "pulsegate-gateway.validateNames" -}}
+{{- $env := dict -}}
+{{- range .Values.env -}}
+{{- if hasKey $env .name -}}{{- fail (printf "env: %q is there twice" .name) -}}{{- end -}}
+{{- $_ := set $env .name true -}}
+{{- end -}}
+{{- $volumes := dict "config" true "run" true -}}
+{{- range $n, $name := include "pulsegate-gateway.tlsSecrets" . | fromJsonArray -}}
+{{- $_ := set $volumes (printf "tls-%d" $n) true -}}
+{{- end -}}
+{{- range .Values.extraVolumes -}}
+{{- if hasKey $volumes .name -}}{{- fail (printf "extraVolumes: the name %q is taken; choose another" .name) -}}{{- end -}}
+{{- $_ := set $volumes .name true -}}
+{{- end -}}
+{{- $paths := dict "/etc/pulsegate" true "/run/pulsegate" true -}}
+{{- range include "pulsegate-gateway.tlsSecrets" . | fromJsonArray -}}
+{{- $_ := set $paths (printf "/etc/pulsegate-tls/%s" .) true -}}
+{{- end -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- if hasKey $paths .mountPath -}}{{- fail (printf "extraVolumeMounts: something is mounted at %s already" .mountPath) -}}{{- end -}}
+{{- if not (hasKey $volumes .name) -}}{{- fail (printf "extraVolumeMounts: there is no volume %q in extraVolumes" .name) -}}{{- end -}}
+{{- $_ := set $paths .mountPath true -}}
+{{- end -}}
+{{- $containers := dict "pulsegate" true -}}
+{{- range .Values.extraContainers -}}
+{{- if hasKey $containers .name -}}{{- fail (printf "extraContainers: the name %q is taken; choose another" .name) -}}{{- end -}}
+{{- $_ := set $containers .name true -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Where a service is, in words. */}}
-{{- define "pulsegate.upstream" -}}
+{{- define "pulsegate-gateway.upstream" -}}
 {{- $places := list -}}
 {{- range .endpoints -}}{{- $places = append $places .address -}}{{- end -}}
 {{- .address | default (join ", " $places) -}}

@@ -1,0 +1,119 @@
+{{/* What is used where `config` says nothing. */}}
+{{- define "pulsegate.defaults" -}}
+# The ConfigMap; default: RELEASE-pulsegate. Several workloads of one chart need different names.
+name: ""
+image:
+  registry: ghcr.io
+  repository: pulsegate/pulsegate
+  tag: "0.1.0"
+  digest: ""
+  pullPolicy: IfNotPresent
+sidecar:
+  # true: an init container with restartPolicy Always. false: a container beside the application.
+  native: true
+# Each: name, port (where pulsegate listens), appPort (where the application does), servicePort (what clients use;
+# default: appPort), and any key of a listener of the configuration file.
+listeners: []
+# The rest of the configuration file.
+config:
+  drain:
+    delay: 5s
+    timeout: 25s
+  log:
+    format: json
+admin:
+  port: 9900
+# How long the application takes to stop.
+appStopSeconds: 10
+# How the application's preStop hook sleeps. sleep: Kubernetes itself (1.30 and later). exec: `sleep` of the
+# application's image. auto: by the version of the cluster.
+appPreStop: auto
+# Secrets, each mounted at /etc/pulsegate-tls/NAME.
+tlsSecrets: []
+resources:
+  requests:
+    cpu: 20m
+    memory: 32Mi
+  limits:
+    memory: 256Mi
+# "restricted"; the Pod needs runAsNonRoot only if its own containers have it.
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop: ["ALL"]
+  seccompProfile:
+    type: RuntimeDefault
+{{- end -}}
+
+{{/* The values of one sidecar, as JSON: those of `config` over the defaults. What cannot be is refused. */}}
+{{- define "pulsegate.values" -}}
+{{- $defaults := include "pulsegate.defaults" . | fromYaml -}}
+{{- $given := deepCopy (default (dict) .config) -}}
+{{- range $key := keys $given -}}
+{{- if not (hasKey $defaults $key) -}}
+{{- fail (printf "pulsegate: unknown key %s; there are %s" $key (keys $defaults | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- end -}}
+{{- $values := mergeOverwrite $defaults $given -}}
+{{- if not (kindIs "bool" $values.sidecar.native) -}}
+{{- fail "pulsegate: sidecar.native is true or false" -}}
+{{- end -}}
+{{- if not (has $values.appPreStop (list "auto" "sleep" "exec")) -}}
+{{- fail (printf "pulsegate: appPreStop: %v; it is auto, sleep or exec" $values.appPreStop) -}}
+{{- end -}}
+{{- if not $values.listeners -}}
+{{- fail "pulsegate: listeners: at least one is needed, such as {name: orders, port: 9000, appPort: 8080}" -}}
+{{- end -}}
+{{- $names := dict -}}
+{{- $ports := dict (int $values.admin.port | toString) "admin.port" -}}
+{{- range $values.listeners -}}
+{{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" (toString .name)) -}}
+{{- fail (printf "pulsegate: listeners: the name %v: a name has lower-case letters, digits and \"-\"" .name) -}}
+{{- end -}}
+{{- if hasKey $names .name -}}
+{{- fail (printf "pulsegate: listeners: the name %q is used twice" .name) -}}
+{{- end -}}
+{{- $_ := set $names .name true -}}
+{{- if not (and (ge (int .port) 1024) (le (int .port) 65535)) -}}
+{{- fail (printf "pulsegate: listeners: port of %q is %v; it is from 1024 to 65535, because pulsegate has no privilege for less. Clients use servicePort" .name .port) -}}
+{{- end -}}
+{{- if not (or .appPort (dig "address" "" (default (dict) .upstream)) (dig "endpoints" "" (default (dict) .upstream))) -}}
+{{- fail (printf "pulsegate: listeners: appPort of %q says where the application listens" .name) -}}
+{{- end -}}
+{{- if eq (int .port) (int .appPort) -}}
+{{- fail (printf "pulsegate: listeners: %q: port and appPort are %d both; the containers of a Pod share their ports, so pulsegate needs another one" .name (int .port)) -}}
+{{- end -}}
+{{- $port := int .port | toString -}}
+{{- if hasKey $ports $port -}}
+{{- fail (printf "pulsegate: listeners: port %s of %q is taken by %s" $port .name (get $ports $port)) -}}
+{{- end -}}
+{{- $_ := set $ports $port .name -}}
+{{- end -}}
+{{- toJson $values -}}
+{{- end -}}
+
+{{/* Milliseconds of a duration such as 500ms, 25s, 2m or 1h. */}}
+{{- define "pulsegate.milliseconds" -}}
+{{- if not (regexMatch "^[0-9]+(ms|s|m|h)$" (toString .)) -}}
+{{- fail (printf "pulsegate: config.drain: %v is no duration; write a whole number and a unit, such as 25s" .) -}}
+{{- end -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- mul (regexFind "^[0-9]+" . | int64) (get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) -}}
+{{- end -}}
+
+{{/* How long a drain takes at most, in whole seconds; the argument is the values. */}}
+{{- define "pulsegate.drainSeconds" -}}
+{{- $delay := include "pulsegate.milliseconds" .config.drain.delay | int64 -}}
+{{- $timeout := include "pulsegate.milliseconds" .config.drain.timeout | int64 -}}
+{{- /* Sessions that are ended by it have two more seconds. */ -}}
+{{- add 3 (div (add $delay $timeout 999) 1000) -}}
+{{- end -}}
+
+{{- define "pulsegate.configName" -}}
+{{- $values := include "pulsegate.values" . | fromJson -}}
+{{- default (printf "%s-pulsegate" .root.Release.Name) $values.name -}}
+{{- end -}}

@@ -1,0 +1,192 @@
+//! The library chart, in the example that wraps a chart with it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_yaml::Value;
+
+use super::manifests::{
+    Sets, by_name, containers, helm3_of, helm4_of, items, named, objects_of, value_files_of,
+    workloads,
+};
+use super::tools::{Case, read, repo, run, scratch, tool};
+
+pub const CASES: &[Case] = &[
+    Case::new(
+        "both_helms_wrap_a_chart_in_the_same_way",
+        &["helm3", "helm4-python"],
+        both_helms_wrap_a_chart_in_the_same_way,
+    ),
+    Case::new(
+        "the_application_outlives_the_drain",
+        &["helm3", "helm4-python"],
+        the_application_outlives_the_drain,
+    ),
+    Case::new(
+        "a_wrong_sidecar_is_refused",
+        &["helm3", "helm4-python"],
+        a_wrong_sidecar_is_refused,
+    ),
+    Case::new(
+        "charts_do_not_take_each_others_names",
+        &[],
+        charts_do_not_take_each_others_names,
+    ),
+];
+
+const EXAMPLE: &str = "charts/examples/legacy-app";
+
+/// A copy of the example in which its dependency was built.
+fn example() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let marker = scratch("library", "marker", "");
+        let dir = marker.parent().unwrap();
+        run(Command::new("rm").arg("-rf").arg(dir.join("charts"))).unwrap();
+        run(Command::new("cp").arg("-r").arg(repo("charts")).arg(dir)).unwrap();
+        let chart = dir.join(EXAMPLE);
+        let mut helm = Command::new(tool("helm3"));
+        for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            helm.env(home, dir.join("home"));
+        }
+        run(helm.args(["dependency", "build"]).arg(&chart)).unwrap();
+        chart
+    };
+    BUILT.get_or_init(build).clone()
+}
+
+/// The example with each of its value files.
+pub fn wrapped() -> &'static Sets {
+    static SETS: OnceLock<Sets> = OnceLock::new();
+    SETS.get_or_init(|| {
+        let files = value_files_of(EXAMPLE);
+        let rendered = helm4_of(&example(), &files).into_iter();
+        let objects = rendered.map(|manifests| Ok(objects_of(&manifests?)));
+        named(&files, objects.collect())
+    })
+}
+
+fn both_helms_wrap_a_chart_in_the_same_way() {
+    let helm = tool("helm3");
+    for ((name, new), values) in wrapped().iter().zip(value_files_of(EXAMPLE)) {
+        let old = helm3_of(&helm, &example(), &values).unwrap();
+        assert_eq!(by_name(&old), by_name(new), "{name}");
+    }
+}
+
+/// Sidecar and application have their preStop hooks at once; what the kubelet stops first must wait longer.
+fn the_application_outlives_the_drain() {
+    let mut natives = Vec::new();
+    for (name, all) in wrapped() {
+        let pod = &workloads(all)[0]["spec"]["template"]["spec"];
+        let sidecars = containers(pod).into_iter();
+        let sidecar = sidecars.filter(|c| c["name"] == "pulsegate");
+        let [sidecar] = sidecar.collect::<Vec<_>>()[..] else {
+            panic!("{name}: not one sidecar");
+        };
+        let is_native = items(&pod["initContainers"]).contains(&sidecar);
+        let restarts = (&sidecar["restartPolicy"] == "Always", is_native);
+        assert_eq!(restarts.0, restarts.1, "{name}");
+        natives.push(is_native);
+        let seconds = |value: &Value| value.as_str().unwrap().trim_end_matches('s').parse::<u64>();
+        let waits = seconds(&sidecar["lifecycle"]["preStop"]["exec"]["command"][4]).unwrap();
+        let hook = &pod["containers"][0]["lifecycle"]["preStop"];
+        let sleeps = hook["sleep"]["seconds"].as_u64();
+        let sleeps = sleeps.unwrap_or_else(|| seconds(&hook["exec"]["command"][1]).unwrap());
+        assert!(sleeps >= waits, "{name}: {sleeps} < {waits}");
+        let grace = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
+        assert!(grace >= sleeps + 10, "{name}: {grace}");
+    }
+    natives.sort_unstable();
+    assert_eq!(natives, [false, true]);
+}
+
+const WRONG: &[(&str, &str)] = &[
+    ("{listners: []}", "unknown key listners; there are admin,"),
+    (
+        "{listeners: []}",
+        "at least one is needed, such as {name: orders",
+    ),
+    (
+        "{sidecar: {native: 'no'}}",
+        "sidecar.native is true or false",
+    ),
+    ("{appPreStop: never}", "it is auto, sleep or exec"),
+    (
+        "{listeners: [{name: Orders, port: 9000, appPort: 1}]}",
+        "lower-case letters",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 1}, {name: a, port: 9001, appPort: 2}]}",
+        "used twice",
+    ),
+    (
+        "{listeners: [{name: a, port: 80, appPort: 8080}]}",
+        "Clients use servicePort",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000}]}",
+        "where the application listens",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 9000}]}",
+        "the containers of a Pod share their ports",
+    ),
+    (
+        "{listeners: [{name: a, port: 9900, appPort: 1}]}",
+        "is taken by admin.port",
+    ),
+    (
+        "{config: {drain: {timeout: 25}}}",
+        "25 is no duration; write",
+    ),
+];
+
+fn a_wrong_sidecar_is_refused() {
+    let helm = tool("helm3");
+    let file = |(n, (text, _)): (usize, &(&str, &str))| {
+        let text = format!("pulsegate: {text}\n");
+        scratch("library", &format!("{n}.yaml"), &text)
+    };
+    let files: Vec<_> = WRONG.iter().enumerate().map(file).collect();
+    let chart = example();
+    let new = helm4_of(&chart, &files).into_iter();
+    for ((file, new), (text, word)) in files.iter().zip(new).zip(WRONG) {
+        let old = helm3_of(&helm, &chart, file).map(drop);
+        for (which, result) in [("3", old), ("4", new.map(drop))] {
+            let message = result.expect_err(text);
+            assert!(message.contains(word), "Helm {which}, {text}: {message}");
+        }
+    }
+}
+
+/// Names of templates are those of all charts of a release: an umbrella chart may have the gateway and the library.
+fn charts_do_not_take_each_others_names() {
+    let names = |files: &[&str]| -> Vec<String> {
+        let texts = files.iter().map(|file| read(&format!("charts/{file}")));
+        let lines = texts.flat_map(|text| {
+            let names = text
+                .split("define \"")
+                .skip(1)
+                .map(|rest| rest.split('"').next().unwrap().to_owned());
+            names.collect::<Vec<_>>()
+        });
+        lines.collect()
+    };
+    let gateway = names(&["pulsegate/templates/_helpers.tpl"]);
+    let library = names(&[
+        "pulsegate-lib/templates/_sidecar.tpl",
+        "pulsegate-lib/templates/_values.tpl",
+    ]);
+    assert!(
+        gateway
+            .iter()
+            .all(|name| name.starts_with("pulsegate-gateway.")),
+        "{gateway:?}"
+    );
+    assert!(
+        library.iter().all(|name| name.starts_with("pulsegate.")),
+        "{library:?}"
+    );
+}
