@@ -114,11 +114,23 @@ fn commands(transcript: &[&str]) -> String {
 
 /// The documents for operators.
 fn documents() -> Vec<String> {
-    let listed = fs::read_dir(repo("docs")).unwrap();
-    let names = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    let names = names.filter(|name| name.ends_with(".md"));
-    let mut all: Vec<_> = names.map(|name| format!("docs/{name}")).collect();
-    all.extend(["README.md", "charts/pulsegate/README.md"].map(str::to_owned));
+    let names = |folder: &str| {
+        let listed = fs::read_dir(repo(folder)).unwrap();
+        let names = listed.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    let pages = names("docs")
+        .into_iter()
+        .filter(|name| name.ends_with(".md"));
+    let pages = pages.map(|name| format!("docs/{name}"));
+    let charts = names("charts")
+        .into_iter()
+        .map(|name| format!("charts/{name}/README.md"));
+    let charts = charts.filter(|name| repo(name).is_file());
+    let mut all: Vec<_> = pages
+        .chain(charts)
+        .chain(["README.md".to_owned()])
+        .collect();
     all.sort();
     all
 }
