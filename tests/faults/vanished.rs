@@ -26,6 +26,7 @@ pub const TESTS: &[Test] = tests![
     service_vanishes_after_the_clients_fin,
     client_vanishes_when_just_connected,
     client_vanishes_during_a_drain,
+    client_that_vanishes_while_pulsegate_is_stopped_is_found_late,
     one_way_cut_from_the_client,
     one_way_cut_towards_the_client,
     one_way_cut_from_the_service,
@@ -63,6 +64,22 @@ fn client_vanishes_while_idle() {
 
 fn service_vanishes_while_idle() {
     vanishes_while_idle(Host::Service);
+}
+
+/// A process that does not run cannot keep the promise. It says so.
+fn client_that_vanishes_while_pulsegate_is_stopped_is_found_late() {
+    let case = Case::new();
+    let (_client, service) = case.session();
+    thread::sleep(QUIET);
+    case.cut(Host::Client);
+    case.proxy.stop();
+    thread::sleep(DETECT + ms(2000));
+    case.proxy.signal(Signal::CONT);
+    assert_eq!(service.wait_end(DETECT).1, End::Reset);
+    case.expect_closed("downstream_dead");
+    let metrics = case.proxy.metrics();
+    let late = |leg| metrics.value("pulsegate_half_open_found_late_total", &[("leg", leg)]);
+    assert_eq!([late("downstream"), late("upstream")], [1.0, 0.0]);
 }
 
 /// From a probe interval of 4 s on, an unanswered probe may be repeated only after 2 or 3 s.
