@@ -5,8 +5,8 @@
 //! `cargo test --test services -- --list` shows the cases. A tool that is missing fails them
 //! where `CI` is set, and skips them loudly elsewhere. On Debian:
 //! `apt-get install redis-server postgresql nginx-light wrk curl vsftpd tnftp inetutils-telnet
-//! inetutils-telnetd openssl stunnel4 haproxy memcached mosquitto`. About 1 GB of the folder for temporary files
-//! is used for a while.
+//! inetutils-telnetd openssl stunnel4 haproxy memcached mosquitto mosquitto-clients mariadb-server-core
+//! mariadb-client-core`. About 1 GB of the folder for temporary files is used for a while.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod support;
@@ -23,6 +23,8 @@ mod checks;
 mod control;
 #[path = "services/ftp.rs"]
 mod ftp;
+#[path = "services/heartbeat_bytes.rs"]
+mod heartbeat_bytes;
 #[path = "services/heartbeats.rs"]
 mod heartbeats;
 #[path = "services/http.rs"]
@@ -31,6 +33,8 @@ mod http;
 mod https;
 #[path = "services/many.rs"]
 mod many;
+#[path = "services/mariadb.rs"]
+mod mariadb;
 #[path = "services/papers.rs"]
 mod papers;
 #[path = "services/postgres.rs"]
@@ -163,6 +167,7 @@ fn main() -> ExitCode {
         tls_keys::CASES,
         tls_peers::CASES,
         heartbeats::CASES,
+        heartbeat_bytes::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

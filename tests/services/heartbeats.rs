@@ -2,21 +2,24 @@
 //! neither end sees anything.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
 use rustix::process::{Pid, Signal};
 
 use crate::Case;
+use crate::mariadb::{MariaDb, SERVER as MARIADB, mariadb};
 use crate::postgres::{Postgres, Session};
 use crate::process::{Process, free_address, read_to_any_end, tool};
 use crate::pulsegate::{Pulsegate, closed, connect};
 use crate::redis::{Client, Redis};
 use crate::support::{eventually, ms};
+use crate::tls::{Keys, Setup};
 
 const REDIS: &[&str] = &["redis-server"];
-const POSTGRES: &[&str] = &["initdb", "postgres", "psql"];
+pub const POSTGRES: &[&str] = &["initdb", "postgres", "psql"];
 
 pub const CASES: &[Case] = &[
     Case::new(
@@ -55,6 +58,16 @@ pub const CASES: &[Case] = &[
         a_postgres_backend_that_stops_is_found,
     ),
     Case::new(
+        "a_mariadb_that_stops_is_found",
+        MARIADB,
+        a_mariadb_that_stops_is_found,
+    ),
+    Case::new(
+        "a_redis_that_stops_is_found_through_tls_on_both_legs",
+        &["redis-server", "redis-cli"],
+        a_redis_that_stops_is_found_through_tls_on_both_legs,
+    ),
+    Case::new(
         "psql_sees_nothing_of_heartbeats",
         POSTGRES,
         psql_sees_nothing_of_heartbeats,
@@ -88,7 +101,7 @@ const LINES: &[&str] = &[
 ];
 
 /// A protocol, asked as often.
-fn profile(name: &str) -> [&str; 6] {
+pub const fn profile(name: &'static str) -> [&'static str; 6] {
     let [after, timeout] = ["--heartbeat-after", "--heartbeat-timeout"];
     ["--heartbeat", name, after, "1s", timeout, "1s"]
 }
@@ -101,23 +114,23 @@ fn exchange(stream: &mut TcpStream, request: impl AsRef<[u8]>, answer: impl AsRe
     assert_eq!(got, answer);
 }
 
-fn count(proxy: &Pulsegate, what: &str) -> f64 {
+pub fn count(proxy: &Pulsegate, what: &str) -> f64 {
     let name = format!("pulsegate_heartbeats_{what}_total");
     proxy.metrics().value(&name, &[("leg", "upstream")])
 }
 
 #[track_caller]
-fn expect_answers(proxy: &Pulsegate, answers: f64) {
+pub fn expect_answers(proxy: &Pulsegate, answers: f64) {
     let came = eventually(ms(30_000), || count(proxy, "answered") >= answers);
     let metrics = proxy.metrics().excerpt("pulsegate_heartbeats");
     assert!(came, "{metrics}{:?}", proxy.get("/connections"));
 }
 
 /// A process that does nothing until this is dropped; its kernel answers for it.
-struct Stopped(u32);
+pub struct Stopped(u32);
 
 impl Stopped {
-    fn new(process: u32) -> Self {
+    pub fn new(process: u32) -> Self {
         signal(process, Signal::STOP);
         Self(process)
     }
@@ -140,22 +153,24 @@ fn expect_found(proxy: &Pulsegate, client: &mut TcpStream, stopped: Instant) {
     let mut byte = [0];
     let error = client.read(&mut byte).expect_err("a reset");
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    expect_ended(proxy, stopped);
+}
+
+/// One session was ended because a question was not answered in time, and not much later.
+#[track_caller]
+pub fn expect_ended(proxy: &Pulsegate, stopped: Instant) {
+    let ended = || closed(&proxy.metrics(), "upstream_unresponsive") == 1.0;
+    assert!(eventually(ms(30_000), ended), "{}", proxy.log());
     let took = stopped.elapsed();
     // A second of the answer before may be over; a second more on a busy machine.
     assert!(took >= ms(900) && took < ms(2000 + 5000), "{took:?}");
-    let seen = eventually(ms(5000), || {
-        closed(&proxy.metrics(), "upstream_unresponsive") == 1.0
-    });
-    assert!(seen, "{}", proxy.log());
     let log = proxy.log();
-    assert!(log.contains("heartbeat"), "{log}");
+    assert!(log.contains(r#"evidence="heartbeat""#), "{log}");
     assert_eq!(count(proxy, "misfit"), 0.0);
-    assert_eq!(
-        proxy
-            .metrics()
-            .value("pulsegate_half_open_detected_total", &[]),
-        0.0
-    );
+    let dead = proxy
+        .metrics()
+        .value("pulsegate_half_open_detected_total", &[]);
+    assert_eq!(dead, 0.0);
 }
 
 fn a_redis_that_stops_is_found_by_custom_lines() {
@@ -304,35 +319,64 @@ fn stops(name: &str, process: &Process, proxy: &Pulsegate, exchanges: &[(&[u8], 
     expect_found(proxy, &mut client, Instant::now());
 }
 
-fn a_memcached_that_stops_is_found() {
-    let address = free_address();
-    let mut memcached = tool("memcached");
-    let port = address.port().to_string();
-    memcached.args(["-l", "127.0.0.1", "-p", &port, "-U", "0", "-u", "nobody"]);
-    let mut process = Process::start(&mut memcached);
+/// One that takes connections at this address.
+fn listening(command: &mut Command, address: SocketAddr) -> Process {
+    let mut process = Process::start(command);
     process.wait_until(|_| TcpStream::connect(address).is_ok());
-    let proxy = Pulsegate::start(address, &profile("memcached"));
+    process
+}
+
+pub struct Memcached {
+    process: Process,
+    pub address: SocketAddr,
+}
+
+impl Memcached {
+    pub fn start() -> Self {
+        let address = free_address();
+        let mut memcached = tool("memcached");
+        let port = address.port().to_string();
+        memcached.args(["-l", "127.0.0.1", "-p", &port, "-U", "0", "-u", "nobody"]);
+        let process = listening(&mut memcached, address);
+        Self { process, address }
+    }
+}
+
+pub struct Mosquitto {
+    process: Process,
+    pub address: SocketAddr,
+}
+
+impl Mosquitto {
+    pub fn start() -> Self {
+        let address = free_address();
+        let mut mosquitto = tool("mosquitto");
+        mosquitto.args(["-p", &address.port().to_string()]);
+        let process = listening(&mut mosquitto, address);
+        Self { process, address }
+    }
+}
+
+fn a_memcached_that_stops_is_found() {
+    let service = Memcached::start();
+    let proxy = Pulsegate::start(service.address, &profile("memcached"));
     let exchanges: [(&[u8], &[u8]); 2] = [
         (b"set a 0 0 1\r\nx\r\n", b"STORED\r\n"),
         (b"get a\r\n", b"VALUE a 0 1\r\nx\r\nEND\r\n"),
     ];
-    stops("memcached", &process, &proxy, &exchanges);
+    stops("memcached", &service.process, &proxy, &exchanges);
 }
 
 fn a_broker_that_stops_is_found() {
-    let address = free_address();
-    let mut mosquitto = tool("mosquitto");
-    mosquitto.args(["-p", &address.port().to_string()]);
-    let mut process = Process::start(&mut mosquitto);
-    process.wait_until(|_| TcpStream::connect(address).is_ok());
-    let proxy = Pulsegate::start(address, &profile("mqtt"));
+    let broker = Mosquitto::start();
+    let proxy = Pulsegate::start(broker.address, &profile("mqtt"));
     let connect = b"\x10\x0d\0\x04MQTT\x04\x02\0\x3c\0\x01c";
     let exchanges: [(&[u8], &[u8]); 2] = [
         (connect, b"\x20\x02\0\0"),
         // The client's own question.
         (b"\xc0\0", b"\xd0\0"),
     ];
-    stops("mosquitto", &process, &proxy, &exchanges);
+    stops("mosquitto", &broker.process, &proxy, &exchanges);
 }
 
 fn a_postgres_backend_that_stops_is_found() {
@@ -345,12 +389,7 @@ fn a_postgres_backend_that_stops_is_found() {
     expect_answers(&proxy, 4.0);
     let stopped = Instant::now();
     let _stopped = Stopped::new(backend.parse().expect("a process"));
-    let found = eventually(ms(30_000), || {
-        closed(&proxy.metrics(), "upstream_unresponsive") == 1.0
-    });
-    assert!(found, "{}", proxy.log());
-    let took = stopped.elapsed();
-    assert!(took >= ms(900) && took < ms(7000), "{took:?}");
+    expect_ended(&proxy, stopped);
     assert_eq!(other.ask("select 2"), "2", "the other backend runs");
     other.end();
 }
@@ -372,4 +411,56 @@ fn psql_sees_nothing_of_heartbeats() {
     session.end();
     assert_eq!(count(&proxy, "missed") + count(&proxy, "misfit"), 0.0);
     proxy.expect_all_closed("finished", 1);
+}
+
+fn a_mariadb_that_stops_is_found() {
+    let database = MariaDb::start();
+    let proxy = Pulsegate::start(database.address, &profile("mysql"));
+    let mut client = Process::start(mariadb(proxy.address).arg("--force"));
+    writeln!(client.input(), "select 6 * 7;").expect("it takes input");
+    assert!(eventually(ms(30_000), || client.output().contains("42")));
+    expect_answers(&proxy, 2.0);
+    let stopped = Instant::now();
+    let _stopped = Stopped::new(database.pid());
+    expect_ended(&proxy, stopped);
+    writeln!(client.input(), "select 'gone';").expect("it takes input");
+    let told = eventually(ms(10_000), || client.errors().contains("ERROR 20"));
+    assert!(told, "{}{}", client.output(), client.errors());
+}
+
+/// The question goes into TLS, and the answer comes out of it, beside what the client says.
+fn a_redis_that_stops_is_found_through_tls_on_both_legs() {
+    let setup = Setup::new();
+    let redis = Redis::start_tls(&setup.server, &setup.ca, "no");
+    let more = "  liveness: { heartbeat: { profile: redis, after: 1s, timeout: 1s } }";
+    let keys = Keys {
+        tls: setup.tls(""),
+        upstream_tls: setup.upstream_tls(""),
+        more,
+    };
+    let proxy = setup.start(redis.address, keys);
+    let mut cli = tool("redis-cli");
+    cli.args(["-p", &proxy.address.port().to_string(), "--tls", "--cacert"])
+        .arg(&setup.ca);
+    let mut client = Process::start(&mut cli);
+    let mut ask = |request: &str, answer: &str| {
+        writeln!(client.input(), "{request}").expect("it takes input");
+        let told = eventually(ms(10_000), || client.output().ends_with(answer));
+        assert!(told, "{}{}", client.output(), client.errors());
+    };
+    ask("SET a b", "OK\n");
+    expect_answers(&proxy, 2.0);
+    ask("GET a", "OK\nb\n");
+    ask("EVAL \"return string.rep('x', 300000)\" 0", "xxx\n");
+    expect_answers(&proxy, 4.0);
+    ask("BLPOP queue 3", "\n\n");
+    let stopped = Instant::now();
+    let _stopped = Stopped::new(redis.pid());
+    expect_ended(&proxy, stopped);
+    let metrics = proxy.metrics();
+    let handshakes = metrics.value("pulsegate_tls_handshakes_total", &[]);
+    assert_eq!(handshakes, 2.0);
+    writeln!(client.input(), "GET a").expect("it takes input");
+    let told = eventually(ms(10_000), || client.errors().contains("rror"));
+    assert!(told, "{}{}", client.output(), client.errors());
 }

@@ -138,7 +138,7 @@ impl Postgres {
 }
 
 /// A client of PostgreSQL that connects to this address.
-fn client(name: &str, to: SocketAddr) -> Command {
+pub fn client(name: &str, to: SocketAddr) -> Command {
     let mut command = tool(name);
     command
         .env("PGHOST", to.ip().to_string())

@@ -6,19 +6,36 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use crate::Case;
+use crate::heartbeats::{Stopped, expect_answers, expect_ended, profile};
 use crate::process::{Folder, Process, tool};
 use crate::pulsegate::Pulsegate;
 use crate::support::{eventually, ms};
 
-pub const CASES: &[Case] = &[Case::new(
-    "telnet_interrupts_as_it_does_directly",
-    &["telnet", "telnetd", "script"],
-    telnet_interrupts_as_it_does_directly,
-)];
+const TELNET: &[&str] = &["telnet", "telnetd", "script"];
+
+pub const CASES: &[Case] = &[
+    Case::new(
+        "telnet_interrupts_as_it_does_directly",
+        TELNET,
+        telnet_interrupts_as_it_does_directly,
+    ),
+    Case::new(
+        "telnet_with_heartbeats_is_as_it_is_directly",
+        TELNET,
+        telnet_with_heartbeats_is_as_it_is_directly,
+    ),
+    Case::new(
+        "a_telnetd_that_stops_is_found",
+        TELNET,
+        a_telnetd_that_stops_is_found,
+    ),
+];
 
 /// What the server runs: answers lines, and says when it is interrupted.
 const SHELL: &str = r#"#!/bin/sh
@@ -78,39 +95,47 @@ impl Client {
     }
 }
 
-/// Serves one client with a telnetd, as inetd does.
-fn serve(listener: TcpListener, shell: String) -> JoinHandle<io::Result<bool>> {
+/// Serves one client with a telnetd, as inetd does; says its process number.
+fn serve(
+    listener: TcpListener,
+    shell: String,
+    process: Sender<u32>,
+) -> JoinHandle<io::Result<bool>> {
     thread::spawn(move || {
         let socket = OwnedFd::from(listener.accept()?.0);
         // A shell cannot trap a signal that was ignored when it started, as it is for a test run in the
         // background of a script.
-        let status = tool("env")
+        let mut telnetd = tool("env")
             .arg("--default-signal=INT")
             .arg(tool("telnetd").get_program())
             .args(["-E", &shell])
             .stdin(socket.try_clone()?)
             .stdout(socket)
             .stderr(Stdio::null())
-            .status()?;
-        Ok(status.success())
+            .spawn()?;
+        let _unwanted = process.send(telnetd.id());
+        Ok(telnetd.wait()?.success())
     })
 }
 
 /// A session with Ctrl-C, `send ip`, `send synch`, Ctrl-C sent as a character, and an interrupt of
 /// much output, which the server cuts with a Synch of its own.
-fn session(to: SocketAddr) -> Vec<String> {
+fn session(to: SocketAddr, pause: Duration) -> Vec<String> {
     let mut client = Client::connect(to);
     client.press("one\r");
     client.expect("LINE:one", 1);
+    thread::sleep(pause);
     client.press("\x03");
     client.expect("GOT-INT", 1);
     client.press("two\r");
     client.expect("LINE:two", 1);
     client.command("send ip");
     client.expect("GOT-INT", 2);
+    thread::sleep(pause);
     client.command("send synch");
     client.press("three\r");
     client.expect("LINE:three", 1);
+    thread::sleep(pause);
     // Both at once, twice.
     for n in 3..5 {
         client.command("send ip synch");
@@ -122,6 +147,7 @@ fn session(to: SocketAddr) -> Vec<String> {
     client.expect("GOT-INT", 5);
     client.press("four\r");
     client.expect("LINE:four", 1);
+    thread::sleep(pause);
     client.press("end\r");
     client.expect("Connection closed by foreign host", 1);
     // Where the flood was cut, and how much of it came, is for the machines to say.
@@ -134,28 +160,76 @@ fn session(to: SocketAddr) -> Vec<String> {
     told
 }
 
-fn telnet_interrupts_as_it_does_directly() {
-    let folder = Folder::new();
+/// The program that the server runs.
+fn shell(folder: &Folder) -> String {
     let shell = folder.join("shell");
     fs::write(&shell, SHELL).expect("write");
     fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).expect("a program");
-    let shell = shell.to_str().expect("text");
-    let outcome = |through: fn(SocketAddr) -> (Option<Pulsegate>, SocketAddr)| {
+    shell.to_str().expect("text").to_owned()
+}
+
+/// What comes of a session directly, and through pulsegate.
+fn outcomes(flags: &[&str], pause: Duration, look: fn(&Pulsegate)) -> [(Vec<String>, bool); 2] {
+    let folder = Folder::new();
+    [None, Some(flags)].map(|flags| {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
-        let (proxy, address) = through(listener.local_addr().expect("bound"));
-        let server = serve(listener, shell.to_owned());
-        let lines = session(address);
+        let direct = listener.local_addr().expect("bound");
+        let proxy = flags.map(|flags| Pulsegate::start(direct, flags));
+        let address = proxy.as_ref().map_or(direct, |proxy| proxy.address);
+        let server = serve(listener, shell(&folder), channel().0);
+        let lines = session(address, pause);
         let ended = server.join().expect("no panic").expect("a telnetd");
         if let Some(proxy) = proxy {
             proxy.expect_all_closed("finished", 1);
+            look(&proxy);
         }
         (lines, ended)
-    };
-    let direct = outcome(|server| (None, server));
-    let proxied = outcome(|server| {
-        let proxy = Pulsegate::start(server, &["--detect-within", "5s"]);
-        let address = proxy.address;
-        (Some(proxy), address)
+    })
+}
+
+fn telnet_interrupts_as_it_does_directly() {
+    let flags = ["--detect-within", "5s"];
+    let [direct, proxied] = outcomes(&flags, Duration::ZERO, |_| ());
+    assert_eq!(proxied, direct);
+}
+
+/// Both ends are asked.
+const ASKED: [&str; 8] = {
+    let [of, telnet, after, second, timeout, limit] = profile("telnet");
+    let [leg, both] = ["--heartbeat-leg", "both"];
+    [of, telnet, after, second, timeout, limit, leg, both]
+};
+
+fn telnet_with_heartbeats_is_as_it_is_directly() {
+    let [direct, proxied] = outcomes(&ASKED, ms(2500), |proxy| {
+        let metrics = proxy.metrics();
+        for leg in ["downstream", "upstream"] {
+            let count = |what| {
+                let name = format!("pulsegate_heartbeats_{what}_total");
+                metrics.value(&name, &[("leg", leg)])
+            };
+            let all = metrics.excerpt("pulsegate_heartbeats");
+            assert!(count("answered") >= 4.0, "{all}");
+            assert_eq!(count("missed") + count("misfit"), 0.0, "{all}");
+        }
     });
     assert_eq!(proxied, direct);
+}
+
+fn a_telnetd_that_stops_is_found() {
+    let folder = Folder::new();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+    let proxy = Pulsegate::start(listener.local_addr().expect("bound"), &ASKED);
+    let (process, started) = channel();
+    let server = serve(listener, shell(&folder), process);
+    let mut client = Client::connect(proxy.address);
+    client.press("one\r");
+    client.expect("LINE:one", 1);
+    expect_answers(&proxy, 2.0);
+    let stopped = Instant::now();
+    let stop = Stopped::new(started.recv().expect("it runs"));
+    expect_ended(&proxy, stopped);
+    client.expect("Connection closed by foreign host", 1);
+    drop(stop);
+    let _it_was_reset = server.join().expect("no panic").expect("a telnetd");
 }
