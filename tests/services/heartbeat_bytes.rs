@@ -157,7 +157,7 @@ fn feed(command: &mut Command, lines: &[String], pause: Duration) -> Vec<u8> {
 }
 
 /// Says one piece after another, of which the last one ends the connection; what was heard.
-fn say(to: SocketAddr, pieces: &[impl AsRef<[u8]>], pause: Duration) -> Vec<u8> {
+pub fn say(to: SocketAddr, pieces: &[impl AsRef<[u8]>], pause: Duration) -> Vec<u8> {
     let mut stream = connect(to);
     let mut reader = stream.try_clone().expect("a handle");
     let heard = thread::spawn(move || {

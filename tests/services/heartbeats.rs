@@ -1,15 +1,16 @@
 //! Heartbeats inside live connections of real services: one that stops is found, one that is slow is not, and
 //! neither end sees anything.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
 use crate::Case;
+use crate::heartbeat_bytes::say;
 use crate::mariadb::{MariaDb, SERVER as MARIADB, mariadb};
 use crate::postgres::{Postgres, Session};
 use crate::process::{Process, free_address, read_to_any_end, tool};
@@ -78,8 +79,18 @@ pub const CASES: &[Case] = &[
         a_slow_answer_is_waited_for,
     ),
     Case::new(
-        "a_wrong_profile_breaks_nothing",
+        "a_drain_ends_sessions_between_two_answers",
         REDIS,
+        a_drain_ends_sessions_between_two_answers,
+    ),
+    Case::new(
+        "strange_answers_end_no_session",
+        &[],
+        strange_answers_end_no_session,
+    ),
+    Case::new(
+        "a_wrong_profile_breaks_nothing",
+        &["redis-server", "memcached"],
         a_wrong_profile_breaks_nothing,
     ),
 ];
@@ -228,36 +239,80 @@ fn a_slow_answer_is_waited_for() {
     proxy.expect_all_closed("finished", 1);
 }
 
+/// Those that know what a message is by more than its length.
+const PROFILES: [&str; 15] = [
+    "amqp",
+    "custom",
+    "hsms",
+    "iec104",
+    "irc",
+    "ldap",
+    "memcached",
+    "modbus",
+    "mqtt",
+    "mysql",
+    "postgres",
+    "redis",
+    "smpp",
+    "stomp",
+    "telnet",
+];
+
+/// Nothing is asked: a session in its own time, with a request that is cut, is as it would be without.
 fn a_wrong_profile_breaks_nothing() {
-    let redis = Redis::start();
-    for profile in ["custom", "hsms", "mqtt", "iec104", "smpp", "postgres"] {
-        // Redis would answer a question of `custom`: with this framing there is none.
-        let flags = [
-            "--heartbeat",
-            profile,
-            "--heartbeat-frame",
-            "length",
-            "--heartbeat-send",
-            r"\0\0\0\x01p",
-            "--heartbeat-expect",
-            r"\0\0\0\x01P",
-            "--heartbeat-after",
-            "1s",
-            "--heartbeat-timeout",
-            "500ms",
-        ];
-        let proxy = Pulsegate::start(redis.address, &flags);
-        let mut client = Client::connect(proxy.address);
-        for _ in 0..3 {
-            client.send(&["SET", "key", "value"]);
-            assert_eq!(client.line(), "+OK", "{profile}");
-            thread::sleep(ms(1200));
+    let (redis, memcached) = (Redis::start(), Memcached::start());
+    let lines: [&[u8]; 4] = [
+        b"set a 0 0 1\r\nx\r\n",
+        b"get a\r\nge",
+        b"t a\r\n",
+        b"quit\r\n",
+    ];
+    let commands: [&[u8]; 4] = [
+        b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nx\r\n",
+        b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n*2\r\n$3\r\nGE",
+        b"T\r\n$1\r\na\r\n",
+        b"*1\r\n$4\r\nQUIT\r\n",
+    ];
+    let services = [
+        ("redis", redis.address, commands),
+        ("memcached", memcached.address, lines),
+    ];
+    thread::scope(|scope| {
+        for (own, service, pieces) in services {
+            let direct = say(service, &pieces, ms(50));
+            for profile in PROFILES.into_iter().filter(|profile| *profile != own) {
+                let direct = direct.clone();
+                scope.spawn(move || expect_unasked(service, profile, &pieces, &direct));
+            }
         }
-        drop(client);
-        let metrics = proxy.expect_all_closed("finished", 1);
-        let sent = metrics.value("pulsegate_heartbeats_sent_total", &[]);
-        assert_eq!(sent, 0.0, "{profile}");
-    }
+    });
+}
+
+fn expect_unasked(service: SocketAddr, profile: &str, pieces: &[&[u8]], direct: &[u8]) {
+    // Both would answer a question of `custom` in lines: with this framing there is none.
+    let flags = [
+        "--heartbeat",
+        profile,
+        "--heartbeat-frame",
+        "length",
+        "--heartbeat-send",
+        r"\0\0\0\x01p",
+        "--heartbeat-expect",
+        r"\0\0\0\x01P",
+        "--heartbeat-after",
+        "1s",
+        "--heartbeat-timeout",
+        "500ms",
+    ];
+    let proxy = Pulsegate::start(service, &flags);
+    let through = say(proxy.address, pieces, ms(1500));
+    assert_eq!(through, direct, "{profile}");
+    let ended = eventually(ms(10_000), || closed(&proxy.metrics(), "finished") == 1.0);
+    assert!(ended, "{profile}: {}", proxy.log());
+    let sent = proxy
+        .metrics()
+        .value("pulsegate_heartbeats_sent_total", &[]);
+    assert_eq!(sent, 0.0, "{profile}");
 }
 
 fn a_redis_that_stops_is_found() {
@@ -463,4 +518,182 @@ fn a_redis_that_stops_is_found_through_tls_on_both_legs() {
     writeln!(client.input(), "GET a").expect("it takes input");
     let told = eventually(ms(10_000), || client.errors().contains("rror"));
     assert!(told, "{}{}", client.output(), client.errors());
+}
+
+/// A drain ends sessions between two answers: those that are idle in its second half, by and by; and one that is in
+/// the middle of a request, or waits for its answer, only behind that.
+fn a_drain_ends_sessions_between_two_answers() {
+    let redis = Redis::start();
+    let flags = [
+        &profile("redis")[..],
+        &["--drain-timeout", "20s", "--on-end", "close"],
+    ]
+    .concat();
+    let mut proxy = Pulsegate::start(redis.address, &flags);
+    let open = |_| {
+        let mut stream = connect(proxy.address);
+        exchange(&mut stream, "*1\r\n$4\r\nPING\r\n", "+PONG\r\n");
+        stream
+    };
+    let mut idle = [0; 4].map(open);
+    let mut waiting = [0; 4].map(open);
+    let mut cut = [0; 4].map(open);
+    for stream in &mut waiting {
+        let request = b"*3\r\n$5\r\nBLPOP\r\n$5\r\nqueue\r\n$1\r\n0\r\n";
+        stream.write_all(request).expect("sent");
+    }
+    for stream in &mut cut {
+        stream.write_all(b"*2\r\n$3\r\nGE").expect("sent");
+    }
+    thread::sleep(ms(500));
+    proxy.signal(Signal::TERM);
+    let began = Instant::now();
+    for stream in &mut idle {
+        assert_eq!(stream.read(&mut [0]).expect("no reset"), 0);
+    }
+    // The turn of most of the others is over, too.
+    assert!(began.elapsed() > ms(10_000) && began.elapsed() < ms(20_000));
+    assert_eq!(proxy.active(), 8.0);
+    for stream in &mut cut {
+        exchange(stream, "T\r\n$4\r\nnone\r\n", "$-1\r\n");
+    }
+    let mut direct = Client::connect(redis.address);
+    direct.send(&["RPUSH", "queue", "job", "job", "job", "job"]);
+    for stream in &mut waiting {
+        let answer = "*2\r\n$5\r\nqueue\r\n$3\r\njob\r\n";
+        exchange(stream, "", answer);
+    }
+    for stream in waiting.iter_mut().chain(&mut cut) {
+        assert_eq!(stream.read(&mut [0]).expect("no reset"), 0);
+    }
+    proxy.wait();
+    let log = proxy.log();
+    assert_eq!(log.matches(r#"reason="drain""#).count(), 12, "{log}");
+}
+
+/// What a service that is not Redis says to questions, and what of it reaches its client.
+struct Strange {
+    /// To the second one; `TOKEN` is the answer of Redis, which it gives to the others.
+    second: &'static str,
+    /// Waits before that.
+    late: Duration,
+    reaches: &'static str,
+    /// Answers, failures, misfits.
+    counts: [f64; 3],
+}
+
+/// It answers each line that begins with `*1`, and a question as a test wants it.
+fn strange_service(strange: &Strange) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
+    let address = listener.local_addr().expect("bound");
+    let (second, late) = (strange.second, strange.late);
+    thread::spawn(move || {
+        let mut stream = listener.accept().expect("a client").0;
+        let mut reader = BufReader::new(stream.try_clone().expect("a handle"));
+        let mut questions = 0;
+        let mut line = move || {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("more");
+            line
+        };
+        loop {
+            match line().as_str() {
+                "" => return,
+                "*1\r\n" => {
+                    let _command = [line(), line()];
+                    stream.write_all(b"+PONG\r\n").expect("sent");
+                }
+                _ => {
+                    let [_, _, length, token] = [(); 4].map(|()| line());
+                    questions += 1;
+                    let answer = if questions == 2 {
+                        thread::sleep(late);
+                        second
+                    } else {
+                        "TOKEN"
+                    };
+                    let token = length + &token;
+                    let answer = answer.replace("TOKEN", &token);
+                    stream.write_all(answer.as_bytes()).expect("sent");
+                }
+            }
+        }
+    });
+    address
+}
+
+/// Late, twice, something else, in the place of an answer and beside it: the client gets all that was not an answer,
+/// and its session lives.
+fn strange_answers_end_no_session() {
+    let all = [
+        Strange {
+            second: "TOKEN",
+            late: ms(1500),
+            reaches: "",
+            counts: [3.0, 1.0, 0.0],
+        },
+        Strange {
+            second: "TOKENTOKEN",
+            late: ms(0),
+            reaches: "TOKEN",
+            counts: [2.0, 0.0, 0.0],
+        },
+        Strange {
+            second: "$5\r\nother\r\n",
+            late: ms(0),
+            reaches: "$5\r\nother\r\n",
+            counts: [1.0, 0.0, 1.0],
+        },
+        Strange {
+            second: "HTTP/1.1 400 Bad Request\r\n",
+            late: ms(0),
+            reaches: "HTTP/1.1 400 Bad Request\r\n",
+            counts: [1.0, 0.0, 1.0],
+        },
+    ];
+    thread::scope(|scope| {
+        for strange in &all {
+            scope.spawn(move || expect_lives(strange));
+        }
+    });
+}
+
+fn expect_lives(strange: &Strange) {
+    let service = strange_service(strange);
+    let flags = [&profile("redis")[..], &["--heartbeat-failures", "3"]].concat();
+    let proxy = Pulsegate::start(service, &flags);
+    let mut client = connect(proxy.address);
+    exchange(&mut client, "*1\r\n$4\r\nPING\r\n", "+PONG\r\n");
+    let [answered, missed, misfit] = strange.counts;
+    let counts = || ["answered", "missed", "misfit"].map(|what| count(&proxy, what));
+    let counted = eventually(ms(20_000), || {
+        counts()[0] >= answered && counts()[2] == misfit
+    });
+    let answers = strange.second;
+    assert!(counted, "{answers:?}: {:?} {}", counts(), proxy.log());
+    assert_eq!(counts()[1], missed, "{answers:?}");
+    thread::sleep(ms(1500));
+    // A token is random, of a fixed length.
+    let reaches = strange
+        .reaches
+        .replace("TOKEN", "$16\r\n0123456789abcdef\r\n");
+    client.write_all(b"*1\r\n$4\r\nPING\r\n").expect("sent");
+    let mut got = vec![0; reaches.len() + 7];
+    client.read_exact(&mut got).expect("all of it");
+    let got = String::from_utf8(got).expect("text");
+    assert!(got.ends_with("+PONG\r\n"), "{got:?}");
+    assert!(
+        strange.reaches == "TOKEN" || got.starts_with(&reaches),
+        "{got:?}"
+    );
+    assert_eq!(
+        proxy
+            .log()
+            .matches("something else than the answer")
+            .count() as f64,
+        misfit
+    );
+    drop(client);
+    let ended = eventually(ms(10_000), || closed(&proxy.metrics(), "finished") == 1.0);
+    assert!(ended, "{}", proxy.log());
 }

@@ -3,7 +3,8 @@
 //! Whoever speaks options answers, by `WILL` or by `WONT`. Services that only look like telnet would take the
 //! question for data: so an offer of one end must have been answered by the other before. The answer has no id.
 //! Those that the ends want of each other are counted, and we do not ask before theirs came. Nothing is asked
-//! inside a command, a subnegotiation, a record of a terminal, and behind a CR whose other half is to come.
+//! inside a command, a subnegotiation, a record of a terminal, and behind a CR whose other half is to come (it has
+//! none in BINARY, RFC 856, which clients on a terminal use).
 //! Opaque: encryption, TLS and compression, where they begin.
 
 use crate::heartbeat::profile::{Manner, OpaqueCause, Phase, Profile, Read};
@@ -16,6 +17,7 @@ const SUB: u8 = 250;
 const SUB_END: u8 = 240;
 const END_OF_RECORD: u8 = 239;
 
+const BINARY: u8 = 0;
 const TIMING_MARK: u8 = 6;
 /// Options of records that `IAC EOR` ends: in the direction in which it is, and in both.
 const RECORDS: u8 = 25;
@@ -42,7 +44,7 @@ pub(super) struct Telnet {
 #[derive(Debug, Default)]
 struct Direction {
     is_in_sub: bool,
-    /// Options, of those below 64, for which `DO` was said, and `WILL`.
+    /// Options, of those below 64, for which `DO` was said last, and `WILL`.
     wants: u64,
     offers: u64,
 }
@@ -106,8 +108,9 @@ impl Telnet {
                     WILL | WONT => (&mut own.offers, other.wants),
                     _ => (&mut own.wants, other.offers),
                 };
-                if verb == WILL || verb == DO {
-                    *said |= bit;
+                match verb {
+                    WILL | DO => *said |= bit,
+                    _ => *said &= !bit,
                 }
                 return Ok(option != TIMING_MARK && answers & bit != 0);
             }
@@ -136,10 +139,13 @@ fn length(unit: &Unit) -> Read {
 
 impl Profile for Telnet {
     fn told(&mut self, head: &[u8]) -> Read {
+        let is_text = !agreed(&self.told, &self.heard, BINARY);
         let unit = match self.told.unit(head) {
-            // The other half of a CR is to come: LF, NUL, or none in records and files.
-            Ok(Unit::Data(1)) if head == b"\r" => return Read::More,
-            Ok(Unit::Data(n)) if n == head.len() && head[n - 1] == b'\r' => Unit::Data(n - 1),
+            // The other half of a CR is to come: LF or NUL.
+            Ok(Unit::Data(1)) if is_text && head == b"\r" => return Read::More,
+            Ok(Unit::Data(n)) if is_text && n == head.len() && head[n - 1] == b'\r' => {
+                Unit::Data(n - 1)
+            }
             Ok(unit) => unit,
             Err(other) => return other,
         };
@@ -387,6 +393,19 @@ mod tests {
             Heard::All
         );
         assert_eq!(heartbeat.state(), State::Ready);
+    }
+
+    #[test]
+    fn a_line_ends_with_a_bare_cr_while_both_have_agreed_on_binary() {
+        let mut heartbeat = Heartbeat::new(profile());
+        let mut tell = |heard: &[u8], told: &[u8]| {
+            assert_eq!(heartbeat.heard(heard, &mut Vec::new()), Heard::All);
+            heartbeat.told(told);
+            heartbeat.state()
+        };
+        assert_eq!(tell(b"\xff\xfd\x01", b"\xff\xfb\x01ls\r"), State::Busy);
+        assert_eq!(tell(b"\xff\xfd\0", b"\0\xff\xfb\0ls\r"), State::Ready);
+        assert_eq!(tell(b"\xff\xfe\0", b"\xff\xfc\0ls\r"), State::Busy);
     }
 
     #[test]
