@@ -258,7 +258,7 @@ fn probe_of_handshakes_that_fail() {
         "20s",
         &with(&trusting, &["--alpn", "http/1.1"]),
     );
-    none.is(6, &[("fail", "handshake", "alpn")]);
+    none.is(6, &[("fail", "handshake", "(ALPN)")]);
     let second = probe(
         other.address,
         "300ms",
