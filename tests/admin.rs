@@ -19,8 +19,8 @@ use pulsegate::admin::view::{
     ReloadReport, Shown, TimerView, VerifiedLeg, VerifiedSession,
 };
 use pulsegate::admin::{Control, NotReloaded, Readiness, serve};
-use pulsegate::liveness::CloseReason;
-use pulsegate::metrics::Metrics;
+use pulsegate::liveness::{CloseReason, Leg};
+use pulsegate::metrics::{End, Metrics, wall_clock};
 use tokio::sync::oneshot;
 
 /// The process behind the endpoint.
@@ -110,6 +110,11 @@ impl Control for Fake {
             .to_vec()
     }
 
+    /// The client of session 1 has vanished, and that of session 7 a minute ago.
+    fn found(&self) -> Vec<End> {
+        [(7, 0), (1, 60)].map(|(id, ago)| end(id, ago)).to_vec()
+    }
+
     fn config(&self) -> String {
         "listeners: []\n".into()
     }
@@ -164,6 +169,25 @@ fn verified(id: u64, quick: bool) -> VerifiedSession {
         },
         upstream: None,
         closed: quick && id == 2,
+    }
+}
+
+fn end(id: u64, seconds_ago: i64) -> End {
+    End {
+        at: wall_clock() - seconds_ago,
+        id,
+        listener: "db".into(),
+        reason: "downstream_dead",
+        evidence: Some("keepalive"),
+        leg: Leg::Downstream,
+        downstream: Some("10.0.3.7:40000".parse().expect("valid")),
+        upstream: Some("10.0.0.9:5432".into()),
+        silent_ms: Some(29_900),
+        duration_ms: 90_000,
+        downstream_received: 1,
+        downstream_sent: 2,
+        upstream_received: 3,
+        upstream_sent: 4,
     }
 }
 
@@ -377,6 +401,33 @@ db        192.0.2.1:5432  -     ejected  3         40        2         2        
         e.ask(method, &format!("{path}?listener=dbs"))
             .expect(400, "listener: there is none of the name 'dbs'");
     }
+}
+
+#[test]
+fn ends_as_json_and_as_text() {
+    let e = Endpoint::start();
+    let all = e.get("/found").json();
+    assert_eq!(all["ends"][0]["id"], 7);
+    assert_eq!(all["ends"][1]["leg"], "downstream");
+    assert_eq!(all["groups"][0]["times"], 2);
+    assert_eq!(all["groups"][0]["peer"], "10.0.3.7");
+    let of_web = e.get("/found?listener=web").json();
+    assert_eq!(of_web["ends"].as_array().map(Vec::len), Some(0));
+    let text = client::found(&e.addr.into(), &[("listener", "db")], Format::Text).expect("a table");
+    let words = |line: usize| {
+        let line = text.lines().nth(line).unwrap_or_else(|| panic!("{text}"));
+        line.split_whitespace().collect::<Vec<_>>()
+    };
+    let [group, end] = [words(1), words(5)];
+    assert_eq!(group[0], "2", "{text}");
+    assert_eq!(group[2..], ["10.0.3.7", "downstream_dead", "db"], "{text}");
+    let expected = "1 db downstream_dead keepalive 10.0.3.7 29.9s 1m30s 1 2";
+    assert_eq!(end[1..].join(" "), expected, "{text}");
+    let none = client::found(&e.addr.into(), &[("listener", "web")], Format::Text);
+    let none = none.expect("a line");
+    assert_eq!(none, "no peer was found gone or hanging\n");
+    e.get("/found?peer=::1")
+        .expect(400, "peer: unknown; accepted are listener, format");
 }
 
 #[test]

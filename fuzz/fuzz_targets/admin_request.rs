@@ -72,6 +72,10 @@ impl Control for Process {
         Vec::new()
     }
 
+    fn found(&self) -> Vec<End> {
+        Vec::new()
+    }
+
     fn config(&self) -> String {
         String::new()
     }

@@ -239,6 +239,16 @@ pub fn upstreams(addr: &Target, query: &[(&str, &str)], format: Format) -> Resul
     text(addr, &Method::GET, &path, StatusCode::OK)
 }
 
+/// The last ends because a peer was gone, or hung: of a listener, where the query names one.
+///
+/// # Errors
+/// In one line: the endpoint cannot be reached, or does not accept the query.
+pub fn found(addr: &Target, query: &[(&str, &str)], format: Format) -> Result<String, String> {
+    let query = encoded(&[query, &[("format", &format.to_string())]].concat());
+    let path = format!("/found?{query}");
+    text(addr, &Method::GET, &path, StatusCode::OK)
+}
+
 /// Whether the endpoint would accept these filters, as names and values.
 ///
 /// # Errors

@@ -24,6 +24,7 @@ pub use server::{MAX_CONNECTIONS, Socket, serve};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::metrics::End;
 use view::{EndpointView, OnSilent, ReloadReport, Shown, VerifiedSession};
 
 /// The status of the answer to a request at a loopback address, for the fuzz target.
@@ -86,6 +87,8 @@ pub trait Control: Send + Sync + 'static {
     ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>>;
     /// The endpoints of all listeners.
     fn upstreams(&self) -> Vec<EndpointView>;
+    /// The last ends because a peer was gone, or hung; the newest is the first.
+    fn found(&self) -> Vec<End>;
     /// The running configuration as YAML, defaults filled in.
     fn config(&self) -> String;
     /// Has the configuration file read again and be in force, like SIGHUP.

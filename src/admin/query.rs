@@ -26,8 +26,8 @@ const PARAMETERS: [&str; 8] = [
     "limit",
     "format",
 ];
-/// Those of `/upstreams`.
-const UPSTREAMS_PARAMETERS: [&str; 2] = ["listener", "format"];
+/// Those of `/upstreams` and `/found`.
+const LISTENER_PARAMETERS: [&str; 2] = ["listener", "format"];
 /// Further ones of `POST /verify`.
 const VERIFY_PARAMETERS: [&str; 1] = ["quick"];
 /// Further ones of `DELETE /connections`, and of one session.
@@ -115,9 +115,9 @@ impl Query {
         Self::parse_with(query, &[&PARAMETERS[..], &CLOSE_PARAMETERS].concat())
     }
 
-    /// The same for endpoints.
-    pub(super) fn parse_upstreams(query: &str) -> Result<Self, String> {
-        Self::parse_with(query, &UPSTREAMS_PARAMETERS)
+    /// The same where only a listener is chosen.
+    pub(super) fn parse_of_listener(query: &str) -> Result<Self, String> {
+        Self::parse_with(query, &LISTENER_PARAMETERS)
     }
 
     /// The listener that is asked for.

@@ -23,7 +23,7 @@ use super::query::{Format, Query};
 use super::table::{self, Table};
 use super::{Control, NotReloaded, Readiness};
 use crate::liveness::{Span, Time};
-use crate::metrics::TEXT_FORMAT;
+use crate::metrics::{FoundList, TEXT_FORMAT, wall_clock};
 use crate::sys;
 use crate::view::{VerifiedSession, VerifyList};
 
@@ -56,6 +56,7 @@ DELETE  /connections/ID    end a session
 POST    /connections/ID/verify   ask both peers now; ?quick=true ends the session if one is gone
 POST    /verify            the same for all sessions, or those that the filters leave
 GET     /upstreams         the endpoints of the services; ?format=text for a table
+GET     /found             the last ends because a peer was gone, or hung; ?format=text for a table
 GET     /config            the running configuration
 POST    /reload            read the configuration file again; says what became of each change
 POST    /drain             stop taking clients, let sessions finish, exit
@@ -72,6 +73,7 @@ enum Route<'a> {
     Verify(&'a str),
     VerifyAll,
     Upstreams,
+    Found,
     Config,
     Reload,
     Drain,
@@ -87,6 +89,7 @@ impl<'a> Route<'a> {
             "/connections" => Self::Connections,
             "/verify" => Self::VerifyAll,
             "/upstreams" => Self::Upstreams,
+            "/found" => Self::Found,
             "/config" => Self::Config,
             "/reload" => Self::Reload,
             "/drain" => Self::Drain,
@@ -291,15 +294,8 @@ impl Router {
                 Ok(place.keep(reply(TEXT_FORMAT, self.control.metrics())))
             }
             Route::Config => Ok(reply("application/yaml", self.control.config())),
-            Route::Upstreams => {
-                let query = self.understood(Query::parse_upstreams(query(head)))?;
-                let mut endpoints = self.control.upstreams();
-                endpoints.retain(|endpoint| query.wants_listener(&endpoint.listener));
-                Ok(match format(&query, head) {
-                    Format::Json => json(&endpoints),
-                    Format::Text => text(table::endpoints(&endpoints)),
-                })
-            }
+            Route::Upstreams => self.upstreams(head),
+            Route::Found => self.found(head),
             Route::Connections if *method == Method::DELETE => self.close_all(head).await,
             Route::Connections => self.connections(head).await,
             Route::Connection(id) if *method == Method::DELETE => self.close(number(id)?, head),
@@ -312,6 +308,28 @@ impl Router {
                 Ok(accepted("draining\n".to_owned()))
             }
         }
+    }
+
+    fn upstreams(&self, head: &Parts) -> Result<Reply, Refusal> {
+        let query = self.understood(Query::parse_of_listener(query(head)))?;
+        let mut endpoints = self.control.upstreams();
+        endpoints.retain(|endpoint| query.wants_listener(&endpoint.listener));
+        Ok(match format(&query, head) {
+            Format::Json => json(&endpoints),
+            Format::Text => text(table::endpoints(&endpoints)),
+        })
+    }
+
+    /// Of a listener that has gone, too.
+    fn found(&self, head: &Parts) -> Result<Reply, Refusal> {
+        let query = Query::parse_of_listener(query(head)).map_err(Refusal::bad_request)?;
+        let mut ends = self.control.found();
+        ends.retain(|end| query.wants_listener(&end.listener));
+        let list = FoundList::of(ends, wall_clock());
+        Ok(match format(&query, head) {
+            Format::Json => json(&list),
+            Format::Text => text(table::found(&list)),
+        })
     }
 
     async fn reload(&self, head: &Parts) -> Result<Reply, Refusal> {

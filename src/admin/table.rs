@@ -4,6 +4,9 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 
+use crate::liveness::Leg;
+use crate::metrics::FoundList;
+
 use super::view::{
     ConnectionView, EndpointView, LegView, ReloadReport, TimerView, TlsView, VerifiedLeg,
     VerifiedSession, VerifyList,
@@ -13,6 +16,8 @@ const HEAD: &str = "ID LISTENER PHASE AGE IDLE \
     LEG LOCAL PEER STATE CONDITION LIFE RECEIVED SENT UNACKED NOTSENT RETR/PROBE RTT";
 const ENDPOINTS_HEAD: &str =
     "LISTENER ENDPOINT NAME STATE SESSIONS CONNECTS FAILURES IN-A-ROW EJECTIONS EJECTED-FOR CAUSE";
+const GROUPS_HEAD: &str = "TIMES LAST PEER REASON LISTENER";
+const ENDS_HEAD: &str = "AGO ID LISTENER REASON EVIDENCE PEER SILENT AGE RECEIVED SENT";
 const VERIFIED_HEAD: &str = "ID LISTENER CLOSED LEG ANSWER SILENT EVIDENCE TOOK";
 
 /// A table, made a part at a time. Columns only become wider.
@@ -86,6 +91,43 @@ pub(super) fn endpoints(endpoints: &[EndpointView]) -> String {
         ]
     });
     Table::default().lines(ENDPOINTS_HEAD, rows)
+}
+
+/// What happened how often in the last 24 hours, and each of it.
+pub(super) fn found(list: &FoundList) -> String {
+    if list.ends.is_empty() {
+        return "no peer was found gone or hanging\n".to_owned();
+    }
+    let ago = |at: i64| age(1000 * u64::try_from(list.now - at).unwrap_or(0));
+    let groups = list.groups.iter().map(|group| {
+        vec![
+            group.times.to_string(),
+            ago(group.last_at),
+            group.peer.clone(),
+            group.reason.to_owned(),
+            group.listener.clone(),
+        ]
+    });
+    let ends = list.ends.iter().map(|end| {
+        let (received, sent) = match end.leg {
+            Leg::Downstream => (end.downstream_received, end.downstream_sent),
+            Leg::Upstream => (end.upstream_received, end.upstream_sent),
+        };
+        vec![
+            ago(end.at),
+            end.id.to_string(),
+            end.listener.clone(),
+            end.reason.to_owned(),
+            end.evidence.unwrap_or("-").to_owned(),
+            end.peer(),
+            end.silent_ms.map_or_else(|| "-".to_owned(), age),
+            age(end.duration_ms),
+            received.to_string(),
+            sent.to_string(),
+        ]
+    });
+    let groups = Table::default().lines(GROUPS_HEAD, groups);
+    groups + "\n" + &Table::default().lines(ENDS_HEAD, ends)
 }
 
 /// What became of each change.

@@ -11,7 +11,7 @@ use crate::config::{self, Ready};
 use crate::host;
 use crate::lifecycle::Drainable;
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Traffic};
-use crate::metrics::{EndpointFigures, ListenerMetrics};
+use crate::metrics::{End, EndpointFigures, ListenerMetrics};
 use crate::server::Listener;
 use crate::session;
 use crate::sys;
@@ -169,6 +169,10 @@ impl Control for App {
             endpoints.iter().map(view).collect::<Vec<_>>()
         };
         listeners.iter().flat_map(of_listener).collect()
+    }
+
+    fn found(&self) -> Vec<End> {
+        self.metrics.found().ends()
     }
 
     fn config(&self) -> String {

@@ -24,7 +24,7 @@ pub use args::RunArgs;
 use doctor::Doctor;
 use kube::Kube;
 use probe::Probe;
-use remote::{Conns, Drain, Healthcheck, Kill, Reload, Upstreams, Verify};
+use remote::{Conns, Drain, Healthcheck, Kill, OfListener, Reload, Verify};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -111,7 +111,9 @@ enum Command {
     /// Print the sessions of a running pulsegate
     Conns(Conns),
     /// Print the endpoints of the services, and how they stand
-    Upstreams(Upstreams),
+    Upstreams(OfListener),
+    /// Print the last sessions that ended because a peer was gone or hung, and how often each peer was
+    Found(OfListener),
     /// Ask the peers of sessions now whether they live
     #[command(after_help = ABOUT_VERIFY)]
     Verify(Verify),
@@ -195,6 +197,7 @@ pub fn main() -> ExitCode {
         Command::Drain(args) => remote::drain(&args),
         Command::Conns(args) => remote::conns(&args),
         Command::Upstreams(args) => remote::upstreams(&args),
+        Command::Found(args) => remote::found(&args),
         Command::Verify(args) => remote::verify(&args),
         Command::Kill(args) => remote::kill(&args),
         Command::Kube(command) => kube::kube(&command),

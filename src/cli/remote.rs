@@ -175,14 +175,14 @@ pub(super) struct Conns {
     filters: Filters,
 }
 
-/// `pulsegate upstreams`.
+/// `pulsegate upstreams`, `pulsegate found`.
 #[derive(Args)]
-pub(super) struct Upstreams {
+pub(super) struct OfListener {
     #[command(flatten)]
     endpoint: Endpoint,
     #[command(flatten)]
     output: Output,
-    /// Only this listener's endpoints
+    /// Only those of this listener
     #[arg(long)]
     listener: Option<String>,
 }
@@ -319,14 +319,25 @@ pub(super) fn conns(args: &Conns) -> ExitCode {
     report(args.endpoint.reach().and_then(connections))
 }
 
-pub(super) fn upstreams(args: &Upstreams) -> ExitCode {
-    let listener = args.listener.as_deref();
-    let query: Vec<_> = listener
-        .map(|name| ("listener", name))
-        .into_iter()
-        .collect();
-    let upstreams = |target: Target| client::upstreams(&target, &query, args.output.format());
+pub(super) fn upstreams(args: &OfListener) -> ExitCode {
+    let upstreams =
+        |target: Target| client::upstreams(&target, &args.query(), args.output.format());
     report(args.endpoint.reach().and_then(upstreams))
+}
+
+pub(super) fn found(args: &OfListener) -> ExitCode {
+    let found = |target: Target| client::found(&target, &args.query(), args.output.format());
+    report(args.endpoint.reach().and_then(found))
+}
+
+impl OfListener {
+    fn query(&self) -> Vec<(&'static str, &str)> {
+        let listener = self.listener.as_deref();
+        listener
+            .map(|name| ("listener", name))
+            .into_iter()
+            .collect()
+    }
 }
 
 pub(super) fn verify(args: &Verify) -> ExitCode {

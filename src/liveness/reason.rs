@@ -207,21 +207,31 @@ impl CloseReason {
         }
     }
 
+    /// The leg whose peer was found gone or hanging, if that is the reason.
+    #[must_use]
+    pub const fn found_leg(self) -> Option<Leg> {
+        match self {
+            Self::DownstreamDead
+            | Self::DownstreamStalled
+            | Self::DownstreamUndelivered
+            | Self::DownstreamSilent
+            | Self::DownstreamUnresponsive => Some(Leg::Downstream),
+            Self::UpstreamDead
+            | Self::UpstreamStalled
+            | Self::UpstreamUndelivered
+            | Self::UpstreamSilent
+            | Self::UpstreamUnresponsive
+            | Self::UpstreamPhantom
+            | Self::FirstResponseTimeout => Some(Leg::Upstream),
+            _ => None,
+        }
+    }
+
     /// Whether the service failed a session that was connected. An RST is not counted, nor a FIN without the
     /// end of TLS: some services end each session so.
     #[must_use]
     pub const fn blames_upstream(self) -> bool {
-        matches!(
-            self,
-            Self::UpstreamDead
-                | Self::UpstreamPhantom
-                | Self::UpstreamStalled
-                | Self::UpstreamUndelivered
-                | Self::UpstreamSilent
-                | Self::FirstResponseTimeout
-                | Self::UpstreamUnresponsive
-                | Self::UpstreamTlsFailed
-        )
+        matches!(self.found_leg(), Some(Leg::Upstream)) || matches!(self, Self::UpstreamTlsFailed)
     }
 
     /// Whether the service broke a session off, and nobody can tell whether by intent.

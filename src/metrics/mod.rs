@@ -7,6 +7,7 @@
 
 mod certificates;
 mod endpoints;
+mod found;
 mod series;
 mod words;
 
@@ -26,6 +27,7 @@ pub use certificates::CertificateFigure;
 use certificates::Certificates;
 pub use endpoints::EndpointFigures;
 use endpoints::EndpointSeries;
+pub use found::{End, Found, FoundList, Group};
 use series::{
     By, Collectors, KnownCounter, KnownGauge, PerEndpoint, Registration, raise, saturating, series,
 };
@@ -208,6 +210,7 @@ pub struct Metrics {
     registry: Registry,
     process: ProcessSeries,
     host: HostMetrics,
+    found: Arc<Found>,
     /// By name, with what is to be removed from the registry.
     listeners: Mutex<BTreeMap<String, (Arc<ListenerMetrics>, Collectors)>>,
 }
@@ -247,6 +250,7 @@ impl Metrics {
             registry,
             process,
             host,
+            found: Arc::default(),
             listeners: Mutex::default(),
         }
     }
@@ -269,6 +273,7 @@ impl Metrics {
             let listener = ListenerMetrics {
                 series: ListenerSeries::register(&mut registration),
                 observations: self.process.observations.clone(),
+                found: self.found.clone(),
                 settled: Default::default(),
                 endpoints: Mutex::default(),
             };
@@ -358,7 +363,8 @@ pub fn wall_clock() -> i64 {
 
 pub use prometheus::TEXT_FORMAT;
 
-/// What is counted for one listener. Every method is a few atomic operations; none takes a lock.
+/// What is counted for one listener. Every method that sessions call often is a few atomic operations and
+/// takes no lock.
 ///
 /// Once every session has been counted, accepted = rejected + closed + active.
 #[derive(Debug)]
@@ -366,6 +372,7 @@ pub struct ListenerMetrics {
     series: ListenerSeries,
     /// Of all listeners.
     observations: IntCounter,
+    found: Arc<Found>,
     /// Bytes received and sent by sessions that have ended, by leg.
     settled: [[AtomicU64; 2]; 2],
     /// The endpoints that have series.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::facts::Facts;
 use super::{Phase, Session};
 use crate::liveness::{Close, CloseReason, Evidence, LEGS, Leg, Span, Time, Traffic};
+use crate::metrics::{End, wall_clock};
 use crate::net::listen;
 use crate::sys;
 use crate::telemetry::{self, AccessRecord, TlsRecord};
@@ -63,6 +64,10 @@ impl Session {
             .facts
             .as_ref()
             .and_then(|facts| facts.failed.as_deref());
+        if let Some(leg) = close.reason.found_leg() {
+            let upstream = upstream.map(ToString::to_string);
+            metrics.found(self.found(leg, close, upstream, rest.duration, &traffic));
+        }
         telemetry::access_log(&AccessRecord {
             id: self.id,
             listener: &self.params.name,
@@ -85,6 +90,34 @@ impl Session {
             tls_failure: failed.map(|failed| failed.failure.into()),
             asked_for: failed.and_then(|failed| failed.server_name.as_deref()),
         });
+    }
+
+    fn found(
+        &self,
+        leg: Leg,
+        close: &Close,
+        upstream: Option<String>,
+        duration: Duration,
+        traffic: &Traffic,
+    ) -> End {
+        let client = Some(self.client()).filter(|client| *client != listen::NO_ADDRESS);
+        let [down, up] = LEGS.map(|leg| leg as usize);
+        End {
+            at: wall_clock(),
+            id: self.id,
+            listener: self.params.name.to_string(),
+            reason: close.reason.into(),
+            evidence: close.evidence.map(Into::into),
+            leg,
+            downstream: client.map(|c| (c.ip().to_canonical(), c.port()).into()),
+            upstream,
+            silent_ms: (close.silent_for > Span::ZERO).then(|| close.silent_for.as_millis()),
+            duration_ms: Span::from(duration).as_millis(),
+            downstream_received: traffic.received[down],
+            downstream_sent: traffic.sent[down],
+            upstream_received: traffic.received[up],
+            upstream_sent: traffic.sent[up],
+        }
     }
 
     /// It has no socket and no task any more.
