@@ -1,9 +1,12 @@
-//! What `/connections` shows: the shape of the JSON, and the only place that knows it.
+//! What `/connections` and `/summary` show: the shape of the JSON, and the only place that knows it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use strum::{Display, EnumString, VariantNames};
+
+use crate::metrics::{ListenerFigures, PerLeg};
 
 /// A session that can be shown. Holding one does not delay the end of the session.
 pub trait Shown: Send + Sync {
@@ -11,6 +14,74 @@ pub trait Shown: Send + Sync {
     fn id(&self) -> u64;
     /// Its state now; `None` once it has ended.
     fn view(&self) -> Option<ConnectionView>;
+    /// What is known of it without asking the kernel; `None` once it has ended.
+    fn brief(&self) -> Option<Brief>;
+}
+
+/// A session as it was last observed.
+#[derive(Clone, Debug)]
+pub struct Brief {
+    /// Name of the listener that accepted it.
+    pub listener: Arc<str>,
+    /// Where it is in its life. A FIN of a moment ago may be unknown yet.
+    pub phase: Phase,
+    /// The other ends, by leg.
+    pub peers: [Option<SocketAddr>; 2],
+    /// The conditions, by leg.
+    pub conditions: [&'static str; 2],
+    /// Since it was accepted, ms.
+    pub age_ms: u64,
+    /// No byte was known to have moved for so long, ms: no less than is true.
+    pub idle_ms: u64,
+    /// Bytes read from both peers.
+    pub received_bytes: u64,
+    /// Bytes written to both peers.
+    pub sent_bytes: u64,
+}
+
+/// What an overview needs. No session is looked at for it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Of pulsegate.
+    pub version: &'static str,
+    /// When this was said, in seconds since the Unix epoch.
+    pub now: i64,
+    /// Whether no new clients are taken any more.
+    pub draining: bool,
+    /// Sessions of all listeners.
+    pub sessions: usize,
+    /// In the order of their names.
+    pub listeners: Vec<ListenerSummary>,
+}
+
+/// The same of one listener.
+#[derive(Clone, Debug, Serialize)]
+pub struct ListenerSummary {
+    /// Its name.
+    pub listener: String,
+    /// Where clients connect.
+    pub address: String,
+    /// Where they are taken, as configured.
+    pub upstream: String,
+    /// The promise: a vanished peer is found within this time, ms.
+    pub detect_within_ms: u64,
+    /// Sessions now.
+    pub active: usize,
+    /// How many there may be; absent where the listener has no limit of its own.
+    pub limit: Option<u32>,
+    /// Clients that wait for a place.
+    pub queued: usize,
+    /// Connections that the kernel has completed and pulsegate has not accepted yet.
+    pub accept_queue: u64,
+    /// From which number on the kernel drops new ones.
+    pub accept_queue_limit: u64,
+    /// Total of bytes read.
+    pub received_bytes: PerLeg,
+    /// Total of bytes written.
+    pub sent_bytes: PerLeg,
+    /// What was counted.
+    #[serde(flatten)]
+    pub figures: ListenerFigures,
 }
 
 /// What a reload did with each key that differs: its path, with the name of the listener.

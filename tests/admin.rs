@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use pulsegate::admin::client::{self, Format, Health, Which};
 use pulsegate::admin::view::{
-    AnswerWord, ConnectionView, EndpointState, EndpointView, LegView, OnSilent, Phase,
-    ReloadReport, Shown, TimerView, VerifiedLeg, VerifiedSession,
+    AnswerWord, Brief, ConnectionView, EndpointState, EndpointView, LegView, ListenerSummary,
+    OnSilent, Phase, ReloadReport, Shown, Summary, TimerView, VerifiedLeg, VerifiedSession,
 };
 use pulsegate::admin::{Control, NotReloaded, Readiness, serve};
 use pulsegate::liveness::{CloseReason, Leg};
@@ -32,6 +32,7 @@ struct Fake {
     verified: Mutex<Vec<(Vec<u64>, bool)>>,
     drains: AtomicUsize,
     reloads: AtomicUsize,
+    summaries: AtomicUsize,
     sessions: AtomicUsize,
     slow: AtomicBool,
 }
@@ -44,6 +45,30 @@ impl Control for Fake {
         let metrics = Metrics::new();
         let _listener = metrics.listener("db");
         metrics.render()
+    }
+
+    fn summary(&self) -> Summary {
+        self.summaries.fetch_add(1, SeqCst);
+        Summary {
+            version: "0.0.0",
+            now: 1,
+            draining: false,
+            sessions: 3,
+            listeners: vec![ListenerSummary {
+                listener: "db".into(),
+                address: "127.0.0.1:9000".into(),
+                upstream: "127.0.0.1:5432".into(),
+                detect_within_ms: 30_000,
+                active: 3,
+                limit: None,
+                queued: 0,
+                accept_queue: 0,
+                accept_queue_limit: 1024,
+                received_bytes: [7, 8].into(),
+                sent_bytes: [8, 7].into(),
+                figures: Metrics::new().listener("db").figures(),
+            }],
+        }
     }
 
     fn readiness(&self) -> Readiness {
@@ -149,6 +174,22 @@ impl Shown for Known {
 
     fn view(&self) -> Option<ConnectionView> {
         (!self.0.is_multiple_of(1000)).then(|| session(self.0))
+    }
+
+    fn brief(&self) -> Option<Brief> {
+        let view = self.view()?;
+        let of_leg = |leg: &LegView| (leg.peer, leg.condition);
+        let (peer, condition) = of_leg(&view.downstream);
+        Some(Brief {
+            listener: "db".into(),
+            phase: view.phase,
+            peers: [peer; 2],
+            conditions: [condition; 2],
+            age_ms: view.age_ms,
+            idle_ms: view.idle_ms,
+            received_bytes: view.legs().map(|leg| leg.received_bytes).sum(),
+            sent_bytes: 0,
+        })
     }
 }
 
@@ -428,6 +469,61 @@ fn ends_as_json_and_as_text() {
     assert_eq!(none, "no peer was found gone or hanging\n");
     e.get("/found?peer=::1")
         .expect(400, "peer: unknown; accepted are listener, format");
+}
+
+#[test]
+fn an_overview_is_made_once_for_all_who_ask() {
+    let e = Endpoint::start();
+    let first = e.get("/summary").json();
+    assert_eq!(first["listeners"][0]["received_bytes"]["upstream"], 8);
+    assert_eq!(first["listeners"][0]["half_open"]["downstream"], 0);
+    for _ in 0..20 {
+        e.get("/summary").expect(200, "detect_within_ms");
+    }
+    let made = e.fake.summaries.load(SeqCst);
+    assert!(made < 10, "{made}");
+}
+
+#[test]
+fn events_come_each_second_for_a_few_clients() {
+    let e = Endpoint::start();
+    let watch = || {
+        let mut stream = e.connect();
+        let head = format!("GET /events HTTP/1.1\r\nHost: {}\r\n\r\n", e.addr);
+        stream.write_all(head.as_bytes()).expect("written");
+        stream
+    };
+    let until = |stream: &mut TcpStream, times: usize| {
+        let mut told = Vec::new();
+        let mut chunk = [0; 4096];
+        while String::from_utf8_lossy(&told).matches("data: {").count() < times {
+            let n = stream.read(&mut chunk).expect("an event");
+            assert!(n > 0, "{:?}", String::from_utf8_lossy(&told));
+            told.extend_from_slice(&chunk[..n]);
+        }
+        String::from_utf8_lossy(&told).into_owned()
+    };
+    let mut watchers: Vec<_> = (0..8).map(|_| watch()).collect();
+    let start = Instant::now();
+    let told = until(&mut watchers[0], 3);
+    assert!(start.elapsed() >= Duration::from_millis(1900), "{told}");
+    assert!(told.contains("content-type: text/event-stream"), "{told}");
+    watchers.iter_mut().skip(1).for_each(|watcher| {
+        until(watcher, 1);
+    });
+    e.get("/events").expect(503, "ask /summary instead");
+    drop(watchers);
+    let again = || {
+        let mut stream = watch();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).expect("an answer");
+        head == *b"HTTP/1.1 200"
+    };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !again() {
+        assert!(Instant::now() < deadline, "no place came back");
+        thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]

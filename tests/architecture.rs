@@ -29,7 +29,7 @@ const LAYERS: [&[&str]; 6] = [
 ];
 
 /// Uses inside a layer, each with its reason. Everything else is an error.
-const LATERAL: [(&str, &str, &str); 13] = [
+const LATERAL: [(&str, &str, &str); 14] = [
     ("main", "cli", "the binary is nothing but the entry to it"),
     ("cli", "demo", "a subcommand"),
     ("relay", "net", "bytes are moved over `net::leg`"),
@@ -53,6 +53,7 @@ const LATERAL: [(&str, &str, &str); 13] = [
         "ejections that repeat are summed up",
     ),
     ("upstream", "tls", "how its endpoints are met"),
+    ("view", "metrics", "an overview shows what was counted"),
     ("sys", "liveness", "`Time`, a point of the clock"),
     ("heartbeat", "liveness", "`Leg`, whose peer is asked"),
 ];

@@ -10,7 +10,7 @@ use hyper::header::{ACCEPT, HOST, ORIGIN};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use pulsegate::admin::{self, Control, NotReloaded, Readiness};
-use pulsegate::view::{EndpointView, OnSilent, ReloadReport, Shown, VerifiedSession};
+use pulsegate::view::{EndpointView, OnSilent, ReloadReport, Shown, Summary, VerifiedSession};
 
 #[derive(Arbitrary, Debug)]
 struct Input<'a> {
@@ -40,6 +40,16 @@ struct Process {
 impl Control for Process {
     fn metrics(&self) -> String {
         String::new()
+    }
+
+    fn summary(&self) -> Summary {
+        Summary {
+            version: "0.0.0",
+            now: 1,
+            draining: false,
+            sessions: 0,
+            listeners: Vec::new(),
+        }
     }
 
     fn readiness(&self) -> Readiness {

@@ -5,13 +5,14 @@ use std::convert::Infallible;
 use std::fmt::Write;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::vec::IntoIter;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::live::Events;
 use super::query::{Chosen, Format};
 use super::table::Table;
 use super::view::{ConnectionView, Shown};
@@ -31,6 +32,7 @@ pub(super) struct Answer {
 enum Content {
     Bytes(Bytes),
     Listing(Box<Listing>),
+    Events(Box<Events>),
 }
 
 impl Answer {
@@ -39,6 +41,14 @@ impl Answer {
         Self {
             _place: Some(place),
             ..self
+        }
+    }
+
+    /// Server-sent events.
+    pub(super) fn events(events: Events) -> Self {
+        Self {
+            content: Content::Events(Box::new(events)),
+            _place: None,
         }
     }
 
@@ -73,12 +83,13 @@ impl Body for Answer {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let piece = match &mut self.content {
             Content::Bytes(rest) if rest.is_empty() => None,
             Content::Bytes(rest) => Some(rest.split_to(rest.len().min(PIECE))),
             Content::Listing(listing) => listing.next_piece().map(Bytes::from),
+            Content::Events(events) => ready!(events.poll_message(cx)),
         };
         Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
     }
@@ -90,7 +101,7 @@ impl Body for Answer {
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Bytes(rest) => SizeHint::with_exact(rest.len() as u64),
-            Content::Listing(_) => SizeHint::new(),
+            Content::Listing(_) | Content::Events(_) => SizeHint::new(),
         }
     }
 }

@@ -7,6 +7,7 @@
 mod answer;
 pub mod client;
 mod guard;
+mod live;
 mod notice;
 mod patience;
 mod query;
@@ -25,7 +26,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::metrics::End;
-use view::{EndpointView, OnSilent, ReloadReport, Shown, VerifiedSession};
+use view::{EndpointView, OnSilent, ReloadReport, Shown, Summary, VerifiedSession};
 
 /// The status of the answer to a request at a loopback address, for the fuzz target.
 #[cfg(fuzzing)]
@@ -65,6 +66,8 @@ pub enum NotReloaded {
 pub trait Control: Send + Sync + 'static {
     /// Fresh figures in the Prometheus text format.
     fn metrics(&self) -> String;
+    /// What an overview needs, without a look at any session.
+    fn summary(&self) -> Summary;
     /// Whether the process takes new clients.
     fn readiness(&self) -> Readiness;
     /// A listener that cannot serve because no endpoint of it is up, where that counts.

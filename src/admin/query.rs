@@ -9,7 +9,7 @@ use std::time::Duration;
 use strum::{Display, EnumString, VariantNames};
 use tokio::task::yield_now;
 
-use super::view::{ConnectionView, OnSilent, Phase, Shown};
+use super::view::{Brief, ConnectionView, OnSilent, Phase, Shown};
 use crate::config;
 use crate::liveness::Condition;
 
@@ -192,8 +192,8 @@ impl Query {
                 if i % TURN == TURN - 1 {
                     yield_now().await;
                 }
-                if let Some(view) = session.view().filter(|view| self.matches(view)) {
-                    found.push((Reverse(sort.weight(&view)), session));
+                if let Some(weight) = self.weight(&*session, sort) {
+                    found.push((Reverse(weight), session));
                 }
             }
             // Stable: of equal weight, the lower id comes first.
@@ -207,6 +207,44 @@ impl Query {
             matched,
             sessions,
         }
+    }
+
+    /// Its weight in this order; `None` where the filters leave it out. The kernel is asked only about a session
+    /// that may pass, and where what is known is not enough.
+    fn weight(&self, session: &dyn Shown, sort: Sort) -> Option<u64> {
+        let brief = session.brief().filter(|brief| self.may_match(brief))?;
+        match sort.known_weight(&brief) {
+            Some(weight) if !self.needs_a_look() => Some(weight),
+            _ => {
+                let view = session.view().filter(|view| self.matches(view))?;
+                Some(sort.weight(&view))
+            }
+        }
+    }
+
+    /// What a session was last found to be says that the filters may leave it.
+    fn may_match(&self, brief: &Brief) -> bool {
+        let phase =
+            |wanted: Phase| wanted == brief.phase || is_open(wanted) && is_open(brief.phase);
+        let peer = |peer: &Peer| brief.peers.iter().flatten().any(|a| peer.is(*a));
+        let idle = |d: &Duration| u128::from(brief.idle_ms) >= d.as_millis();
+        let condition = |wanted: Condition| {
+            !is_found(wanted) || brief.conditions.contains(&<&str>::from(wanted))
+        };
+        self.listener
+            .as_deref()
+            .is_none_or(|l| *l == *brief.listener)
+            && self.phase.is_none_or(phase)
+            && self.peer.as_ref().is_none_or(peer)
+            && self.min_idle.as_ref().is_none_or(idle)
+            && self.condition.is_none_or(condition)
+    }
+
+    /// Whether a session that may match has to be looked at.
+    fn needs_a_look(&self) -> bool {
+        self.min_idle.is_some()
+            || self.phase.is_some_and(is_open)
+            || self.condition.is_some_and(|wanted| !is_found(wanted))
     }
 
     fn filters(&self) -> bool {
@@ -227,6 +265,16 @@ impl Query {
             && self.peer.as_ref().is_none_or(peer)
             && self.min_idle.as_ref().is_none_or(idle)
     }
+}
+
+/// Which of the two it is says a FIN that may have come since.
+fn is_open(phase: Phase) -> bool {
+    matches!(phase, Phase::Open | Phase::HalfClosed)
+}
+
+/// Whether it is found out by observing, not by the time that passes. The metrics count the same.
+fn is_found(condition: Condition) -> bool {
+    !matches!(condition, Condition::Alive | Condition::Quiet)
 }
 
 /// `quick` is as good as `quick=true`.
@@ -258,6 +306,17 @@ impl FromStr for Peer {
 }
 
 impl Sort {
+    /// What is known without a look.
+    fn known_weight(self, brief: &Brief) -> Option<u64> {
+        Some(match self {
+            Self::Id => 0,
+            Self::Age => brief.age_ms,
+            Self::Received => brief.received_bytes,
+            Self::Sent => brief.sent_bytes,
+            Self::Idle | Self::LastLife => return None,
+        })
+    }
+
     fn weight(self, c: &ConnectionView) -> u64 {
         match self {
             Self::Id => 0,
@@ -285,7 +344,9 @@ fn word<T: FromStr + VariantNames>(name: &str, value: &str) -> Result<T, String>
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::tests::session;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::super::table::tests::{brief, session};
     use super::*;
 
     impl Shown for ConnectionView {
@@ -295,6 +356,55 @@ mod tests {
 
         fn view(&self) -> Option<Self> {
             Some(self.clone())
+        }
+
+        fn brief(&self) -> Option<Brief> {
+            Some(brief(self))
+        }
+    }
+
+    /// A session that counts how often it is looked at.
+    struct Watched(ConnectionView, Arc<AtomicUsize>);
+
+    impl Shown for Watched {
+        fn id(&self) -> u64 {
+            self.0.id
+        }
+
+        fn view(&self) -> Option<ConnectionView> {
+            self.1.fetch_add(1, Relaxed);
+            self.0.view()
+        }
+
+        fn brief(&self) -> Option<Brief> {
+            self.0.brief()
+        }
+    }
+
+    #[tokio::test]
+    async fn only_sessions_that_may_pass_are_looked_at() {
+        for (query, expected) in [
+            ("limit=5", 0),
+            ("listener=web&limit=5", 0),
+            ("listener=web&sort=age&limit=5", 0),
+            ("sort=received&limit=5", 0),
+            ("condition=suspect", 0),
+            ("peer=192.0.2.7&phase=queued", 0),
+            ("listener=web&min_idle=1h", 0),
+            ("listener=web&sort=idle", 10),
+            ("listener=web&condition=quiet", 10),
+            ("listener=web&phase=half_closed", 10),
+            ("sort=last_life&limit=1", 100),
+        ] {
+            let looks = Arc::new(AtomicUsize::new(0));
+            let watched = |id| {
+                let mut view = session(id);
+                view.listener = if id % 10 == 0 { "web" } else { "db" }.into();
+                Arc::new(Watched(view, looks.clone())) as Arc<dyn Shown>
+            };
+            let query_of = Query::parse(query).expect("valid");
+            query_of.choose((1..=100).map(watched).collect()).await;
+            assert_eq!(looks.load(Relaxed), expected, "{query}");
         }
     }
 

@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
 use super::guard::{Guard, refusal};
+use super::live::{Events, Summaries};
 use super::query::{Format, Query};
 use super::table::{self, Table};
 use super::{Control, NotReloaded, Readiness};
@@ -32,6 +33,8 @@ pub(super) type Reply = Response<Answer>;
 /// Answers of `/metrics` that are made or under way at once, and those with any number of sessions.
 const FIGURES: usize = 2;
 const LISTINGS: usize = 2;
+/// Clients that are told what happens each second.
+const WATCHERS: usize = 8;
 /// Requests that may wait for such a place, and for how long. The others get 503 at once.
 const WAITING: usize = 8;
 const PLACE_WITHIN: Duration = Duration::from_secs(2);
@@ -48,6 +51,8 @@ GET     /                  this list
 GET     /metrics           figures for Prometheus
 GET     /livez             200 as long as the process runs
 GET     /readyz            200 if new clients are taken, else 503 and why
+GET     /summary           figures of each listener, for an overview
+GET     /events            the same each second (server-sent events)
 GET     /connections       sessions; ?format=text for a table
                            filters: listener, condition, phase, peer, min_idle; sort, limit
 GET     /connections/ID    one session
@@ -68,6 +73,8 @@ enum Route<'a> {
     Metrics,
     Livez,
     Readyz,
+    Summary,
+    Events,
     Connections,
     Connection(&'a str),
     Verify(&'a str),
@@ -86,6 +93,8 @@ impl<'a> Route<'a> {
             "/metrics" => Self::Metrics,
             "/livez" => Self::Livez,
             "/readyz" => Self::Readyz,
+            "/summary" => Self::Summary,
+            "/events" => Self::Events,
             "/connections" => Self::Connections,
             "/verify" => Self::VerifyAll,
             "/upstreams" => Self::Upstreams,
@@ -235,11 +244,15 @@ pub(super) struct Router {
     guard: Guard,
     figures: Places,
     listings: Places,
+    summaries: Summaries,
+    watchers: Arc<Semaphore>,
 }
 
 impl Router {
     pub(super) fn new(control: Arc<dyn Control>, guard: Guard) -> Self {
         Self {
+            summaries: Summaries::new(control.clone()),
+            watchers: Arc::new(Semaphore::new(WATCHERS)),
             control,
             guard,
             figures: Places::new(FIGURES),
@@ -294,6 +307,8 @@ impl Router {
                 Ok(place.keep(reply(TEXT_FORMAT, self.control.metrics())))
             }
             Route::Config => Ok(reply("application/yaml", self.control.config())),
+            Route::Summary => Ok(reply(JSON, self.summaries.json())),
+            Route::Events => self.events(),
             Route::Upstreams => self.upstreams(head),
             Route::Found => self.found(head),
             Route::Connections if *method == Method::DELETE => self.close_all(head).await,
@@ -308,6 +323,16 @@ impl Router {
                 Ok(accepted("draining\n".to_owned()))
             }
         }
+    }
+
+    fn events(&self) -> Result<Reply, Refusal> {
+        let place = self.watchers.clone().try_acquire_owned();
+        let place = place.map_err(|_| {
+            let why = format!("{WATCHERS} clients have the events; ask /summary instead");
+            Refusal::busy(&why)
+        })?;
+        let events = Answer::events(Events::new(self.summaries.clone()));
+        Ok(reply("text/event-stream", events.keeping(place)))
     }
 
     fn upstreams(&self, head: &Parts) -> Result<Reply, Refusal> {

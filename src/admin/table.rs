@@ -253,7 +253,7 @@ fn age(ms: u64) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::view::{AnswerWord, Phase};
+    use super::super::view::{AnswerWord, Brief, Phase};
     use super::*;
 
     fn timer(reason: &'static str, in_ms: u64) -> Option<TimerView> {
@@ -293,6 +293,24 @@ pub(super) mod tests {
             upstream: Some(leg_view("127.0.0.1:5432")),
             timer: None,
             verdict: None,
+        }
+    }
+
+    /// The same as it was last observed.
+    pub(crate) fn brief(view: &ConnectionView) -> Brief {
+        let upstream = view.upstream.as_ref();
+        Brief {
+            listener: view.listener.as_str().into(),
+            phase: view.phase,
+            peers: [view.downstream.peer, upstream.and_then(|leg| leg.peer)],
+            conditions: [
+                view.downstream.condition,
+                upstream.map_or("alive", |leg| leg.condition),
+            ],
+            age_ms: view.age_ms,
+            idle_ms: view.idle_ms,
+            received_bytes: view.legs().map(|leg| leg.received_bytes).sum(),
+            sent_bytes: view.legs().map(|leg| leg.sent_bytes).sum(),
         }
     }
 

@@ -11,16 +11,21 @@ use crate::config::{self, Ready};
 use crate::host;
 use crate::lifecycle::Drainable;
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Traffic};
-use crate::metrics::{End, EndpointFigures, ListenerMetrics};
+use crate::metrics::{End, EndpointFigures, ListenerMetrics, wall_clock};
 use crate::server::Listener;
-use crate::session;
+use crate::session::{self, Session};
 use crate::sys;
 use crate::upstream::{Endpoint, Standing};
-use crate::view::{EndpointState, EndpointView, OnSilent, ReloadReport, Shown, VerifiedSession};
+use crate::view::{
+    EndpointState, EndpointView, ListenerSummary, OnSilent, ReloadReport, Shown, Summary,
+    VerifiedSession,
+};
 
 /// What the listeners of one name add up to: one that was removed or changed may have a session
 /// yet.
 struct Total {
+    /// One that serves, if there is one.
+    listener: Arc<Listener>,
     metrics: Arc<ListenerMetrics>,
     active: usize,
     /// They share the limiter.
@@ -28,27 +33,64 @@ struct Total {
     moved: Traffic,
 }
 
-impl Control for App {
-    fn metrics(&self) -> String {
-        let now = sys::now();
-        let listeners = self.registry.listeners();
+impl App {
+    /// By name. Calls `each` once for every session.
+    fn totals(
+        &self,
+        listeners: &[Arc<Listener>],
+        each: impl Fn(&Session),
+    ) -> BTreeMap<Arc<str>, Total> {
         let mut totals: BTreeMap<Arc<str>, Total> = BTreeMap::new();
-        for listener in &listeners {
+        for listener in listeners {
             let params = &listener.params;
             let total = totals.entry(params.name.clone()).or_insert_with(|| Total {
+                listener: listener.clone(),
                 metrics: params.metrics.clone(),
                 active: 0,
                 queued: listener.limiter.queued(),
                 moved: params.metrics.settled(),
             });
             total.active += params.sessions.load(Ordering::Relaxed);
+            if !*listener.is_stopped().borrow() {
+                total.listener = listener.clone();
+            }
         }
         self.balancer().for_each(|session| {
-            session.refresh(now);
+            each(session);
             if let Some(total) = totals.get_mut(&session.params.name) {
                 total.moved += session.traffic();
             }
         });
+        totals
+    }
+}
+
+impl Total {
+    fn summary(&self) -> ListenerSummary {
+        let Listener { config, bound, .. } = &*self.listener;
+        let (accept_queue, accept_queue_limit) = self.listener.queue();
+        ListenerSummary {
+            listener: config.name.clone(),
+            address: bound.to_string(),
+            upstream: config.upstream.to_string(),
+            detect_within_ms: Span::from(config.liveness.detect_within).as_millis(),
+            active: self.active,
+            limit: config.limits.max_connections,
+            queued: self.queued,
+            accept_queue,
+            accept_queue_limit,
+            received_bytes: self.moved.received.into(),
+            sent_bytes: self.moved.sent.into(),
+            figures: self.metrics.figures(),
+        }
+    }
+}
+
+impl Control for App {
+    fn metrics(&self) -> String {
+        let now = sys::now();
+        let listeners = self.registry.listeners();
+        let totals = self.totals(&listeners, |session| session.refresh(now));
         for total in totals.values() {
             total.metrics.set_active(total.active);
             total.metrics.set_queued(total.queued);
@@ -75,6 +117,17 @@ impl Control for App {
             self.metrics.set_log_lines_dropped(log.dropped());
         }
         self.metrics.render()
+    }
+
+    fn summary(&self) -> Summary {
+        let totals = self.totals(&self.registry.listeners(), |_| ());
+        Summary {
+            version: env!("CARGO_PKG_VERSION"),
+            now: wall_clock(),
+            draining: self.readiness() == Readiness::Draining,
+            sessions: totals.values().map(|total| total.active).sum(),
+            listeners: totals.values().map(Total::summary).collect(),
+        }
     }
 
     fn readiness(&self) -> Readiness {

@@ -7,6 +7,7 @@
 
 mod certificates;
 mod endpoints;
+mod figures;
 mod found;
 mod series;
 mod words;
@@ -27,6 +28,7 @@ pub use certificates::CertificateFigure;
 use certificates::Certificates;
 pub use endpoints::EndpointFigures;
 use endpoints::EndpointSeries;
+pub use figures::{ListenerFigures, PerLeg};
 pub use found::{End, Found, FoundList, Group};
 use series::{
     By, Collectors, KnownCounter, KnownGauge, PerEndpoint, Registration, raise, saturating, series,

@@ -7,7 +7,7 @@ use crate::liveness::{CloseReason, LEGS, Leg, Policy, Time, Timer, Traffic};
 use crate::net::listen;
 use crate::sys;
 use crate::tls::Established;
-use crate::view::{self, ConnectionView, LegView, Shown, TimerView, TlsView};
+use crate::view::{self, Brief, ConnectionView, LegView, Shown, TimerView, TlsView};
 
 impl Shown for Session {
     fn id(&self) -> u64 {
@@ -32,15 +32,7 @@ impl Shown for Session {
         Some(ConnectionView {
             id: self.id,
             listener: self.params.name.to_string(),
-            phase: match state.phase {
-                Phase::Queued => view::Phase::Queued,
-                Phase::Preamble | Phase::Mute | Phase::Connecting | Phase::Securing => {
-                    view::Phase::Connecting
-                }
-                Phase::Open if state.machine.is_half_closed() => view::Phase::HalfClosed,
-                Phase::Open => view::Phase::Open,
-                Phase::Closing | Phase::Refused => view::Phase::Closing,
-            },
+            phase: shown_phase(&state),
             age_ms: (now - state.machine.started()).as_millis(),
             idle_ms: (now - state.machine.last_activity()).as_millis(),
             proxy: state.facts.as_ref().and_then(|facts| facts.proxy),
@@ -51,6 +43,40 @@ impl Shown for Session {
                 .map(|t| timer_view(t, now)),
             verdict: state.order.as_deref().map(|close| close.reason.into()),
         })
+    }
+
+    fn brief(&self) -> Option<Brief> {
+        let now = sys::now();
+        let state = self.lock();
+        if state.fds == [-1; 2] {
+            return None;
+        }
+        let Traffic { received, sent } = self.counters.traffic();
+        Some(Brief {
+            listener: self.params.name.clone(),
+            phase: shown_phase(&state),
+            peers: [
+                Some(state.client.into()).filter(|client| *client != listen::NO_ADDRESS),
+                sys::sockopt::peer_address(state.fds[Leg::Upstream as usize]),
+            ],
+            conditions: LEGS.map(|leg| state.machine.leg(leg).condition.into()),
+            age_ms: (now - state.machine.started()).as_millis(),
+            idle_ms: (now - state.machine.last_activity()).as_millis(),
+            received_bytes: received.iter().sum(),
+            sent_bytes: sent.iter().sum(),
+        })
+    }
+}
+
+fn shown_phase(state: &State) -> view::Phase {
+    match state.phase {
+        Phase::Queued => view::Phase::Queued,
+        Phase::Preamble | Phase::Mute | Phase::Connecting | Phase::Securing => {
+            view::Phase::Connecting
+        }
+        Phase::Open if state.machine.is_half_closed() => view::Phase::HalfClosed,
+        Phase::Open => view::Phase::Open,
+        Phase::Closing | Phase::Refused => view::Phase::Closing,
     }
 }
 

@@ -390,6 +390,15 @@ fn many_clients_vanish_and_the_others_do_not_notice() {
         "{:?}",
         cut.elapsed()
     );
+    let (_, found) = case.proxy.get("/found").expect("an answer");
+    let found: serde_json::Value = serde_json::from_str(&found).expect("JSON");
+    let (group, end) = (&found["groups"][0], &found["ends"][0]);
+    assert_eq!(group["times"], VANISHING, "{group}");
+    assert_eq!(end["reason"], "downstream_dead", "{end}");
+    assert!(
+        end["silent_ms"].as_u64() >= Some(DETECT.as_millis() as u64),
+        "{end}"
+    );
     for (client, service) in &healthy {
         client.stop_sending();
         service.stop_sending();
