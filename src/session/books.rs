@@ -57,6 +57,10 @@ impl Session {
         }
         let (upstream, upstream_name) = self.params.cluster.described(rest.endpoint.as_deref());
         // Whoever sees an end counted sees why.
+        if let Some(leg) = close.reason.found_leg() {
+            let upstream = upstream.map(ToString::to_string);
+            metrics.found(self.found(leg, close, upstream, rest.duration, &traffic));
+        }
         if self.lock().phase != Phase::Refused {
             metrics.closed(close.reason, rest.duration, &traffic);
         }
@@ -64,10 +68,6 @@ impl Session {
             .facts
             .as_ref()
             .and_then(|facts| facts.failed.as_deref());
-        if let Some(leg) = close.reason.found_leg() {
-            let upstream = upstream.map(ToString::to_string);
-            metrics.found(self.found(leg, close, upstream, rest.duration, &traffic));
-        }
         telemetry::access_log(&AccessRecord {
             id: self.id,
             listener: &self.params.name,
