@@ -5,6 +5,7 @@ mod control;
 mod environment;
 mod error;
 mod listeners;
+mod manager;
 mod materials;
 mod reload;
 mod resources;
@@ -153,6 +154,8 @@ impl App {
         self.listen_for_successors()?;
         self.follow_file()?;
         tokio::spawn(self.reloads.clone().ask_at(signals.hangups()));
+        manager::ready();
+        tokio::spawn(manager::feed_watchdog(self.balancer().workers().to_vec()));
         let mut succeeded = self.succeeded.subscribe();
         let cause = tokio::select! {
             name = signals.next() => {
@@ -170,6 +173,7 @@ impl App {
             // Nobody has to notice: the next one is ready.
             limits.delay = Duration::ZERO;
         }
+        manager::stopping(&limits);
         let drained = lifecycle::drain(&limits, &**self, signals, cause).await;
         if !self.succeeded.send_replace(true) {
             self.remove_control_file();

@@ -6,6 +6,8 @@
 mod addresses;
 #[path = "process/ends.rs"]
 mod ends;
+#[path = "process/manager.rs"]
+mod manager;
 #[path = "process/refusing.rs"]
 mod refusing;
 #[path = "process/reload.rs"]

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::materials::Materials;
-use super::{App, listeners, order, resources};
+use super::{App, listeners, manager, order, resources};
 use crate::admin::{Control, NotReloaded, Readiness};
 use crate::config::{self, Config, ConfigErrors, Effect};
 use crate::lifecycle::in_turns;
@@ -204,6 +204,13 @@ impl App {
         if self.readiness() == Readiness::Draining {
             return Err(NotReloaded::Impossible("it drains".to_owned()));
         }
+        manager::reloading();
+        let outcome = self.read_again(watched);
+        manager::ready();
+        outcome
+    }
+
+    fn read_again(self: &Arc<Self>, watched: &mut Watched) -> Outcome {
         let wanted = watched.read(&self.running());
         let wanted = wanted.map_err(|errors| errors.lines().to_vec());
         let outcome = wanted.and_then(|wanted| self.take_up(&wanted));

@@ -15,6 +15,13 @@ pub fn now() -> Time {
     Time::ms(t.tv_sec.unsigned_abs() * 1000 + t.tv_nsec.unsigned_abs() / 1_000_000)
 }
 
+/// The same time in microseconds: service managers compare it with their own.
+#[must_use]
+pub fn monotonic_micros() -> u64 {
+    let t = clock_gettime(ClockId::Monotonic);
+    t.tv_sec.unsigned_abs() * 1_000_000 + t.tv_nsec.unsigned_abs() / 1000
+}
+
 /// How long a tick of the kernel's clock is (1/`HZ`), microseconds: the coarse clocks have its
 /// resolution (clock_getres(2)).
 #[must_use]

@@ -16,7 +16,7 @@ pub mod sockopt;
 mod tcp_info;
 
 pub use activation::passed_descriptors;
-pub use clock::{now, process_time, thread_time, tick};
+pub use clock::{monotonic_micros, now, process_time, thread_time, tick};
 pub use memory::release_free_memory;
 pub use register::register;
 pub use signals::{hold_end_signals, release_end_signals};
