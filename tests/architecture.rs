@@ -129,6 +129,8 @@ const DOCUMENTS: &[&str] = &[
     "docs/SINGLE-SESSION.md",
     "docs/UPSTREAMS.md",
     "docs/RELOAD.md",
+    "docs/INSTALL.md",
+    "docs/UPGRADE.md",
     "docs/TLS.md",
     "docs/PROXY-PROTOCOL.md",
     "docs/HEARTBEATS.md",

@@ -8,23 +8,28 @@
 )]
 
 mod packaging {
+    pub mod deb;
     pub mod docs;
     pub mod files;
     pub mod image;
     pub mod library;
     pub mod manifests;
+    pub mod podman;
     pub mod sidecars;
     pub mod tools;
     pub mod values;
     pub mod watching;
 }
 
+#[path = "../examples/manual/pages.rs"]
+mod pages;
+
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
 use packaging::tools::Case;
-use packaging::{docs, files, image, library, manifests, sidecars, values, watching};
+use packaging::{deb, docs, files, image, library, manifests, sidecars, values, watching};
 
 fn trial(case: Case) -> Trial {
     let Some(missing) = case.missing() else {
@@ -47,6 +52,7 @@ fn trial(case: Case) -> Trial {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let all = [
+        deb::CASES,
         docs::CASES,
         files::CASES,
         image::CASES,

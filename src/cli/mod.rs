@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::admin::client::Format;
 use crate::app::Succession;
@@ -156,6 +156,12 @@ struct Run {
     args: RunArgs,
 }
 
+/// The flags and subcommands, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// The whole program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -240,10 +246,8 @@ fn write_out(text: &str) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_flags_are_consistent() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

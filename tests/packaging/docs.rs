@@ -61,6 +61,8 @@ enum Use {
     Run,
     /// Goes on while the next blocks run.
     Background,
+    /// Needs a host with systemd: `deb.rs` runs it under this name.
+    Host(String),
     NotRun,
 }
 
@@ -95,6 +97,7 @@ fn blocks(document: &str, text: &str) -> Result<Vec<Block>, String> {
             "" => Use::Run,
             "background" => Use::Background,
             _ if reason.len() > 5 => Use::NotRun,
+            _ if word.starts_with("host: ") => Use::Host(word["host: ".len()..].to_owned()),
             _ => return Err(format!("{document}:{}: `{info}` says no reason", at + 1)),
         };
         found.push(Block {
@@ -140,6 +143,15 @@ fn a_shell_block_is_run_or_says_why_not() {
     let found = all.iter().map(|document| blocks(document, &read(document)));
     let wrong: Vec<_> = found.filter_map(Result::err).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let host = read("tests/packaging/deb.rs");
+    for document in &all {
+        for block in blocks(document, &read(document)).unwrap() {
+            if let Use::Host(name) = block.purpose {
+                let call = format!("(\"{document}\", \"{name}\")");
+                assert!(host.contains(&call), "{document}: nobody runs {name}");
+            }
+        }
+    }
     for refused in ["```sh not-run:\n```", "```sh later\n```", "```bash\n```"] {
         assert!(blocks("example", refused).is_err(), "{refused}");
     }
@@ -151,7 +163,7 @@ fn the_shell_lines_of_the_documents_work() {
     let mut failed = Vec::new();
     for document in documents() {
         let mut blocks = blocks(&document, &read(&document)).unwrap();
-        blocks.retain(|block| block.purpose != Use::NotRun);
+        blocks.retain(|block| matches!(block.purpose, Use::Run | Use::Background));
         if !blocks.is_empty()
             && let Err(said) = try_out(&document, &blocks)
         {
@@ -225,7 +237,7 @@ fn script(document: &str, blocks: &[Block]) -> String {
         script += &format!("# {document}:{}\n", block.line);
         script += &match block.purpose {
             Use::Background => format!("{{\n{}}} &\n{AWAIT}", block.script),
-            Use::Run | Use::NotRun => block.script.clone(),
+            _ => block.script.clone(),
         };
     }
     script

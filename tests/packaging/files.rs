@@ -6,9 +6,9 @@ use super::tools::{Case, read, repo, run, scratch, tool};
 
 pub const CASES: &[Case] = &[
     Case::new(
-        "systemd_takes_the_unit_without_a_warning",
+        "systemd_takes_the_units_without_a_warning",
         &["systemd-analyze"],
-        systemd_takes_the_unit_without_a_warning,
+        systemd_takes_the_units_without_a_warning,
     ),
     Case::new(
         "the_unit_is_hardened",
@@ -39,17 +39,24 @@ fn unit() -> std::path::PathBuf {
     scratch("unit", "pulsegate.service", &text)
 }
 
-fn systemd_takes_the_unit_without_a_warning() {
+/// A port of the socket unit, beside the unit that it starts.
+fn socket() -> std::path::PathBuf {
+    let text = read("deploy/systemd/pulsegate@.socket");
+    scratch("unit", "pulsegate@.socket", &text);
+    unit().with_file_name("pulsegate@443.socket")
+}
+
+fn systemd_takes_the_units_without_a_warning() {
     let systemd_analyze = tool("systemd-analyze");
     let command = &mut Command::new(systemd_analyze);
     let output = command
         .args(["verify", "--man=no"])
-        .arg(unit())
+        .args([unit(), socket()])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        output.status.success() && !said.contains("pulsegate.service"),
+        output.status.success() && !said.contains("pulsegate"),
         "{said}"
     );
 }

@@ -11,12 +11,17 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_yaml::Value;
 
-/// A test and the programs that it needs.
+use super::podman;
+
+/// What a process must be allowed, and how that is found out.
+type Right = (&'static str, fn() -> bool);
+
+/// A test and what it needs.
 #[derive(Clone, Copy)]
 pub struct Case {
     pub name: &'static str,
     tools: &'static [&'static str],
-    mounts: bool,
+    right: Option<Right>,
     extra: bool,
     pub body: fn(),
 }
@@ -26,7 +31,7 @@ impl Case {
         Self {
             name,
             tools,
-            mounts: false,
+            right: None,
             extra: false,
             body,
         }
@@ -34,7 +39,13 @@ impl Case {
 
     /// The same where the process may mount.
     pub const fn that_mounts(mut self) -> Self {
-        self.mounts = true;
+        self.right = Some(("the right to mount", may_mount));
+        self
+    }
+
+    /// The same where containers run.
+    pub const fn that_runs_containers(mut self) -> Self {
+        self.right = Some(("containers that run", podman::runs));
         self
     }
 
@@ -52,8 +63,12 @@ impl Case {
     pub fn missing(&self) -> Option<String> {
         let tools = self.tools.iter().filter(|name| find(name).is_none());
         let mut missing: Vec<_> = tools.copied().collect();
-        if self.mounts && !may_mount() {
-            missing.push("the right to mount");
+        // It may take the tools to find out.
+        if missing.is_empty()
+            && let Some((what, is_there)) = self.right
+            && !is_there()
+        {
+            missing.push(what);
         }
         (!missing.is_empty()).then(|| missing.join(", "))
     }
@@ -76,9 +91,14 @@ pub fn find(name: &str) -> Option<PathBuf> {
     found.into_iter().find(|path| path.is_file())
 }
 
+/// Where `.ci/install` puts what it brings.
+pub fn tools() -> PathBuf {
+    env::var_os("PULSEGATE_TOOLS").map_or_else(default_tools, PathBuf::from)
+}
+
 /// Where programs are looked for.
 pub fn search_path() -> Vec<PathBuf> {
-    let tools = env::var_os("PULSEGATE_TOOLS").map_or_else(default_tools, PathBuf::from);
+    let tools = tools();
     let mut dirs = vec![tools.join("bin"), tools.join("venv/bin")];
     dirs.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     dirs
@@ -127,6 +147,21 @@ pub fn run(command: &mut Command) -> Result<String, String> {
         output.status,
         String::from_utf8_lossy(&output.stderr)
     ))
+}
+
+/// The lines of a document's block that begins with ` ```sh host: NAME `.
+pub fn host_lines(document: &str, name: &str) -> String {
+    let text = read(document);
+    let mark = format!("```sh host: {name}\n");
+    let (_, after) = text
+        .split_once(&mark)
+        .unwrap_or_else(|| panic!("{document}: no {mark}"));
+    let (block, _) = after.split_once("```\n").expect("its end");
+    // It may be a part of a list.
+    let lines = block.trim_end_matches(' ').lines();
+    lines
+        .map(|line| line.strip_prefix("   ").unwrap_or(line).to_owned() + "\n")
+        .collect()
 }
 
 /// The documents of a YAML stream; empty ones are dropped.
