@@ -553,7 +553,8 @@ fn a_drain_ends_sessions_between_two_answers() {
     }
     // The turn of most of the others is over, too.
     assert!(began.elapsed() > ms(10_000) && began.elapsed() < ms(20_000));
-    assert_eq!(proxy.active(), 8.0);
+    drop(idle);
+    proxy.expect_active(8);
     for stream in &mut cut {
         exchange(stream, "T\r\n$4\r\nnone\r\n", "$-1\r\n");
     }
@@ -566,6 +567,7 @@ fn a_drain_ends_sessions_between_two_answers() {
     for stream in waiting.iter_mut().chain(&mut cut) {
         assert_eq!(stream.read(&mut [0]).expect("no reset"), 0);
     }
+    drop((waiting, cut));
     proxy.wait();
     let log = proxy.log();
     assert_eq!(log.matches(r#"reason="drain""#).count(), 12, "{log}");
