@@ -85,6 +85,7 @@ mod tests {
             dual_stack: address.starts_with("[::]"),
             length,
             limit: 10,
+            inode: 0,
         }
     }
 

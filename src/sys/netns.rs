@@ -11,6 +11,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags};
@@ -44,6 +45,15 @@ impl Namespace {
     /// Whatever opening `/proc/thread-self/ns/net` may give.
     pub fn current() -> io::Result<Self> {
         let fd = File::open("/proc/thread-self/ns/net")?.into();
+        Ok(Self { fd })
+    }
+
+    /// The one that a file stands for, such as `/run/netns/NAME` or `/proc/PID/ns/net`.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn at(path: &Path) -> io::Result<Self> {
+        let fd = File::open(path)?.into();
         Ok(Self { fd })
     }
 

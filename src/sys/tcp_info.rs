@@ -86,6 +86,18 @@ pub fn tcp_info(fd: RawFd) -> io::Result<TcpInfo> {
 }
 
 impl TcpInfo {
+    /// From the bytes that sock_diag(7) gives.
+    pub(super) fn read(bytes: &[u8]) -> Self {
+        let mut info = Self::default();
+        let known = bytes.len().min(size_of::<Self>());
+        // SAFETY: both are valid for so many bytes and do not overlap; the fields are integers, for
+        // which each bit pattern is a value.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), (&raw mut info).cast(), known);
+        }
+        info.filled_up_to(known)
+    }
+
     /// Before Linux 5.4 the kernel does not tell the peer's window: it is [`UNKNOWN_WINDOW`] then,
     /// since 0 would be a closed one.
     fn filled_up_to(mut self, bytes: usize) -> Self {
