@@ -26,6 +26,8 @@ pub enum Exit {
     NotTrusted = 7,
     /// A connection was ended by the other side at once.
     EndedEarly = 8,
+    /// A connection was found whose peer may be gone unnoticed.
+    Found = 9,
 }
 
 impl From<Exit> for ExitCode {

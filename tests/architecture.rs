@@ -22,9 +22,9 @@ const LAYERS: [&[&str]; 6] = [
         "upstream",
         "view",
     ],
-    &["session"],
+    &["scan", "session"],
     &["admin", "lifecycle", "server"],
-    &["app"],
+    &["app", "guard"],
     &["cli", "demo", "main"],
 ];
 
@@ -134,6 +134,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/TLS.md",
     "docs/PROXY-PROTOCOL.md",
     "docs/HEARTBEATS.md",
+    "docs/SCAN.md",
     "docs/KERNEL-NOTES.md",
     "docs/RUNBOOK.md",
     "docs/SIZING.md",

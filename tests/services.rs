@@ -49,6 +49,8 @@ mod proxy_protocol;
 mod pulsegate;
 #[path = "services/redis.rs"]
 mod redis;
+#[path = "services/scan.rs"]
+mod scan;
 #[path = "services/telnet.rs"]
 mod telnet;
 #[path = "services/tls.rs"]
@@ -168,6 +170,7 @@ fn main() -> ExitCode {
         tls_peers::CASES,
         heartbeats::CASES,
         heartbeat_bytes::CASES,
+        scan::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

@@ -4,9 +4,11 @@ mod address;
 mod args;
 mod doctor;
 mod explain;
+mod guard;
 mod kube;
 mod probe;
 mod remote;
+mod scan;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -22,9 +24,11 @@ use crate::sys;
 
 pub use args::RunArgs;
 use doctor::Doctor;
+use guard::Guard;
 use kube::Kube;
 use probe::Probe;
 use remote::{Conns, Drain, Healthcheck, Kill, OfListener, Reload, Verify};
+use scan::Scan;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -36,7 +40,8 @@ Exit codes:
   5  probe: nobody could be connected to
   6  probe: the handshake of TLS failed
   7  probe: the certificate is not to be trusted
-  8  probe: the server ended the connection before it said anything";
+  8  probe: the server ended the connection before it said anything
+  9  scan: an unprotected or suspect connection was found";
 
 const ABOUT_SETTINGS: &str = "\
 Either --config, or --listen and --upstream with any of the other flags.
@@ -99,6 +104,12 @@ enum Command {
     /// Say what a client would meet at a server: connect, TLS handshake, certificate, first byte
     #[command(after_help = probe::ABOUT)]
     Probe(Probe),
+    /// Find connections of any process of this host whose peers may be gone unnoticed
+    #[command(after_help = scan::ABOUT)]
+    Scan(Scan),
+    /// Have the kernel find vanished peers of other processes, with no proxy in their path
+    #[command(after_help = guard::ABOUT)]
+    Guard(Guard),
     /// Print the JSON Schema of the configuration file
     Schema,
     /// Ask a running pulsegate whether it lives
@@ -196,6 +207,8 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => print(args.load().map(|config| explain::explain(&config))),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Probe(args) => probe::probe(&args),
+        Command::Scan(args) => scan::scan(&args),
+        Command::Guard(args) => guard::guard(args),
         Command::Schema => write_out(&format!("{:#}\n", schema::json())),
         Command::Version => write_out(concat!("pulsegate ", env!("CARGO_PKG_VERSION"), "\n")),
         Command::Healthcheck(args) => remote::healthcheck(&args),

@@ -9,6 +9,7 @@ mod certificates;
 mod endpoints;
 mod figures;
 mod found;
+mod guard;
 mod series;
 mod words;
 
@@ -30,6 +31,7 @@ pub use endpoints::EndpointFigures;
 use endpoints::EndpointSeries;
 pub use figures::{ListenerFigures, PerLeg};
 pub use found::{End, Found, FoundList, Group};
+pub use guard::GuardMetrics;
 use series::{
     By, Collectors, KnownCounter, KnownGauge, PerEndpoint, Registration, raise, saturating, series,
 };

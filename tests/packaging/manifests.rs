@@ -171,6 +171,7 @@ fn shipped() -> Sets {
 /// Manifests that need no tool.
 const PLAIN: &[&str] = &[
     "deploy/kubernetes/gateway.yaml",
+    "deploy/kubernetes/guard.yaml",
     "deploy/kubernetes/sidecar-classic.yaml",
     "deploy/kubernetes/sidecar-native.yaml",
 ];

@@ -1,0 +1,63 @@
+//! What the admin endpoint of a guard shows and does. There are no sessions.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use crate::admin::view::{EndpointView, OnSilent, ReloadReport, Shown, VerifiedSession};
+use crate::admin::{Control, NotReloaded, Readiness};
+use crate::metrics::GuardMetrics;
+
+pub(super) struct Endpoint {
+    pub metrics: Arc<GuardMetrics>,
+    pub orders: String,
+    pub asked_to_end: Arc<Notify>,
+}
+
+impl Control for Endpoint {
+    fn metrics(&self) -> String {
+        self.metrics.render()
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness::Ready
+    }
+
+    fn knows_listener(&self, _name: &str) -> bool {
+        false
+    }
+
+    fn sessions(&self) -> Vec<Arc<dyn Shown>> {
+        Vec::new()
+    }
+
+    fn close(&self, _ids: &[u64], _reason: Option<&str>) -> usize {
+        0
+    }
+
+    fn verify(
+        &self,
+        _ids: &[u64],
+        _on_silent: OnSilent,
+    ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    fn upstreams(&self) -> Vec<EndpointView> {
+        Vec::new()
+    }
+
+    fn config(&self) -> String {
+        self.orders.clone()
+    }
+
+    fn reload(&self) -> Pin<Box<dyn Future<Output = Result<ReloadReport, NotReloaded>> + Send>> {
+        let why = "guard has no configuration file: start it again with other flags".to_owned();
+        Box::pin(async { Err(NotReloaded::Impossible(why)) })
+    }
+
+    fn drain(&self) {
+        self.asked_to_end.notify_one();
+    }
+}

@@ -1,0 +1,200 @@
+//! The connections that are guarded.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use super::{Mode, Orders};
+use crate::liveness::{Policy, Span};
+use crate::metrics::GuardMetrics;
+use crate::scan::{self, Matching, Options, Refusal, Seen, Survey};
+use crate::sys::Foreign;
+use crate::sys::sock_diag::SockDiag;
+
+/// One whose peer was heard within this time may be over before it matters: it waits for the next look.
+const NEW: Span = Span::ms(1000);
+
+/// What was done about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It was given keepalive; it had these options.
+    Guarded(Options),
+    /// Its application has asked for as much.
+    Strict,
+    /// It is as it was.
+    Unprotected,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    seen: Seen,
+    standing: Standing,
+    look: u64,
+}
+
+/// What is known of all of them, by the cookies of their sockets.
+pub(super) struct Held {
+    diag: SockDiag,
+    matching: Vec<Matching>,
+    policy: Policy,
+    options: Options,
+    mode: Mode,
+    known: HashMap<u64, Known>,
+    /// Refusals that were logged, by process.
+    told: HashSet<(String, String)>,
+    look: u64,
+    metrics: Arc<GuardMetrics>,
+}
+
+impl Held {
+    pub fn new(orders: &Orders, policy: Policy, metrics: Arc<GuardMetrics>) -> io::Result<Self> {
+        Ok(Self {
+            diag: SockDiag::open()?,
+            matching: orders.matching.clone(),
+            options: Options::to_keep(&policy),
+            policy,
+            mode: orders.mode,
+            known: HashMap::new(),
+            told: HashSet::new(),
+            look: 0,
+            metrics,
+        })
+    }
+
+    /// What a connection is given.
+    pub fn options(&self) -> Options {
+        self.options
+    }
+
+    /// Looks at all connections, and guards those that are new.
+    pub fn look(&mut self) {
+        self.look += 1;
+        let metrics = self.metrics.clone();
+        let series = &metrics.series;
+        series.looks.inc();
+        let survey = match scan::survey(&mut self.diag, &self.matching, &self.policy) {
+            Ok(survey) => survey,
+            Err(error) => {
+                series.failed_looks.inc();
+                tracing::warn!(%error, "cannot look at the connections");
+                return;
+            }
+        };
+        for seen in &survey.connections {
+            self.take(&survey, seen);
+        }
+        let look = self.look;
+        self.known.retain(|_, known| {
+            let is_there = known.look == look;
+            let is_guarded = matches!(known.standing, Standing::Guarded(_));
+            if !is_there && is_guarded && known.seen.unanswered > 0 {
+                series.ended.inc();
+                let (local, peer) = (known.seen.id.local(), known.seen.id.peer());
+                tracing::info!(%local, %peer, silent = ?known.seen.silent, "the kernel ended it: no answer");
+            }
+            is_there
+        });
+        let unprotected = self.known.values();
+        let unprotected = unprotected.filter(|known| known.standing == Standing::Unprotected);
+        series.unprotected.set(count(unprotected.count()));
+        series.matching.set(count(survey.connections.len()));
+    }
+
+    fn take(&mut self, survey: &Survey, seen: &Seen) {
+        let cookie = seen.id.cookie();
+        let standing = match self.known.get(&cookie).map(|known| known.standing) {
+            Some(standing @ (Standing::Guarded(_) | Standing::Strict)) => standing,
+            None if seen.silent < NEW => return,
+            before => match self.guard(survey, seen, before) {
+                Ok(standing) => standing,
+                Err(refusal) => {
+                    self.note_refusal(survey, seen, before, &refusal);
+                    Standing::Unprotected
+                }
+            },
+        };
+        let known = Known {
+            seen: *seen,
+            standing,
+            look: self.look,
+        };
+        self.known.insert(cookie, known);
+    }
+
+    fn guard(
+        &self,
+        survey: &Survey,
+        seen: &Seen,
+        before: Option<Standing>,
+    ) -> Result<Standing, Refusal> {
+        let socket = scan::copy(seen)?;
+        let own = read(&socket)?;
+        if own.keep(self.policy.detect_within) {
+            return Ok(Standing::Strict);
+        }
+        let wanted = Options {
+            rto_max: own.rto_max.and(self.options.rto_max),
+            ..self.options
+        };
+        let (local, peer, process) = (seen.id.local(), seen.id.peer(), survey.process(seen));
+        let pid = seen.owner.map(|owner| owner.pid);
+        if self.mode == Mode::DryRun {
+            if before.is_none() {
+                tracing::info!(%local, %peer, process, pid, had = %own, "would be guarded");
+            }
+            return Ok(Standing::Unprotected);
+        }
+        if let Err(error) = wanted.give(socket.as_raw_fd(), &own) {
+            let _ = own.give(socket.as_raw_fd(), &wanted);
+            return Err(Refusal::Other(error.to_string()));
+        }
+        drop(socket);
+        self.metrics.series.protected.inc();
+        tracing::info!(%local, %peer, process, pid, had = %own, "guarded");
+        Ok(Standing::Guarded(own))
+    }
+
+    /// Each reason is logged once for the processes of a name.
+    fn note_refusal(
+        &mut self,
+        survey: &Survey,
+        seen: &Seen,
+        before: Option<Standing>,
+        refusal: &Refusal,
+    ) {
+        if *refusal == Refusal::Gone {
+            return;
+        }
+        if before.is_none() {
+            self.metrics.series.refused.inc();
+        }
+        let process = survey.process(seen);
+        if self.told.insert((process.to_owned(), refusal.to_string())) {
+            let (local, peer) = (seen.id.local(), seen.id.peer());
+            tracing::warn!(%local, %peer, process, "cannot be guarded: {refusal}");
+        }
+    }
+
+    /// Gives every connection its own options back; how many there were.
+    pub fn restore(&mut self) -> usize {
+        let restored = self.known.values().filter(|known| {
+            let Standing::Guarded(own) = known.standing else {
+                return false;
+            };
+            scan::copy(&known.seen).is_ok_and(|socket| {
+                let has = read(&socket);
+                has.is_ok_and(|has| own.give(socket.as_raw_fd(), &has).is_ok())
+            })
+        });
+        restored.count()
+    }
+}
+
+fn read(socket: &Foreign) -> Result<Options, Refusal> {
+    Options::read(socket.as_raw_fd()).map_err(|error| Refusal::Other(error.to_string()))
+}
+
+fn count(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,311 @@
+//! Asks the peers of foreign connections at once, and ends those that are proven gone.
+//!
+//! A question is a keepalive probe that the kernel sends when `TCP_KEEPIDLE` becomes 1 s on a connection
+//! that was quiet for longer. For that the socket is copied from its process for some microseconds each
+//! time; the answer is read by sock_diag(7). Every option is put back.
+//!
+//! While it is asked, `TCP_KEEPCNT` is 127 and `TCP_USER_TIMEOUT` off, so that no question ends anything.
+//! To end a peer that left three unanswered is left to the kernel: a last question with `TCP_KEEPCNT` 3.
+//! An answer that comes before it saves the connection, for it sets the kernel's count to 0.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::options::Options;
+use super::refusal::Refusal;
+use super::survey::Seen;
+use crate::liveness::{Span, Time};
+use crate::sys::sock_diag::{Connected, Id, SockDiag};
+use crate::sys::sockopt::{self, KEEPALIVE, KEEPCNT, KEEPIDLE, USER_TIMEOUT};
+use crate::sys::{self, Foreign};
+
+/// So many connections begin to be asked at a time, and so long after each other: what the queues on the
+/// way hold (1,000 packets on the loopback).
+const BATCH: usize = 200;
+const BATCH_EVERY: Span = Span::ms(100);
+/// An answer has had its time after this, or one and a half round trips.
+const ANSWER_WITHIN: Span = Span::ms(200);
+/// So many questions without an answer prove that a peer is gone.
+const ENOUGH: u32 = 3;
+/// The kernel could not be brought to ask so often.
+const TRIES: u32 = 8;
+/// The kernel's timer of the last question has ended by then.
+const ENDS_WITHIN: Span = Span::ms(50);
+/// The kernel asks who was quiet for so long.
+const QUIET: Span = Span::ms(1000);
+const TICK: Duration = Duration::from_millis(10);
+/// The most that `TCP_KEEPCNT` can be.
+const NEVER: i32 = 127;
+
+/// What silence leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It is told.
+    Tell,
+    /// The connection is ended by the kernel: its application reads ETIMEDOUT.
+    End,
+}
+
+/// What came of one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The peer answered, or was heard within the last second.
+    Answered,
+    /// Three questions are unanswered.
+    Silent,
+    /// The same, and the connection is ended.
+    Ended,
+    /// It was over before.
+    Over,
+    /// Data is in flight or waits, or it is half-closed: it is judged by the kernel's own questions.
+    Busy,
+    /// It could not be asked.
+    Refused(Refusal),
+    /// Its turn did not come.
+    NotAsked,
+}
+
+/// A connection that is being asked.
+struct Asked {
+    at: usize,
+    own: Options,
+    since: Time,
+    due: Time,
+    tries: u32,
+    last: Last,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    /// One more question.
+    Question,
+    /// The one that ends it.
+    Verdict,
+}
+
+/// Asks all of them, 2,000 a second; the outcomes have the same order. Before `stop` comes, each is told
+/// within about a second of its turn; then all options are put back at once.
+pub async fn ask(
+    diag: &mut SockDiag,
+    seen: &[Seen],
+    purpose: Purpose,
+    stop: impl Future,
+) -> io::Result<Vec<Outcome>> {
+    let mut outcomes = vec![Outcome::NotAsked; seen.len()];
+    let mut waiting: VecDeque<usize> = (0..seen.len()).collect();
+    let mut asked: Vec<Asked> = Vec::new();
+    let mut next_batch = sys::now();
+    tokio::pin!(stop);
+    while !(waiting.is_empty() && asked.is_empty()) {
+        let now = sys::now();
+        if now >= next_batch {
+            next_batch = now + BATCH_EVERY;
+            for at in waiting.drain(..waiting.len().min(BATCH)) {
+                match begin(diag, &seen[at], at)? {
+                    Ok(begun) => asked.push(begun),
+                    Err(outcome) => outcomes[at] = outcome,
+                }
+            }
+        }
+        let mut left = Vec::with_capacity(asked.len());
+        for mut one in asked.drain(..) {
+            match step(diag, &seen[one.at], &mut one, purpose)? {
+                None => left.push(one),
+                Some(outcome) => outcomes[one.at] = outcome,
+            }
+        }
+        asked = left;
+        tokio::select! {
+            biased;
+            _ = &mut stop => {
+                asked.iter().for_each(|one| give_back(&seen[one.at], &one.own, 0));
+                break;
+            }
+            () = sleep(TICK) => {}
+        }
+    }
+    Ok(outcomes)
+}
+
+/// Whether it can be asked now; if not, what that means.
+fn askable(found: Option<&Connected>) -> Result<&Connected, Outcome> {
+    const ESTABLISHED: u8 = 1;
+    let found = found.ok_or(Outcome::Over)?;
+    let info = &found.info;
+    if info.state != ESTABLISHED || info.unacked > 0 || info.notsent_bytes > 0 {
+        return Err(Outcome::Busy);
+    }
+    Ok(found)
+}
+
+fn heard(found: &Connected) -> Span {
+    let info = &found.info;
+    Span::ms(info.last_ack_recv_ms.min(info.last_data_recv_ms).into())
+}
+
+fn begin(diag: &mut SockDiag, seen: &Seen, at: usize) -> io::Result<Result<Asked, Outcome>> {
+    let found = diag.find(&seen.id)?;
+    let is_heard = |found: &Connected| heard(found) < QUIET;
+    let found = match askable(found.as_ref()) {
+        _ if found.as_ref().is_some_and(is_heard) => return Ok(Err(Outcome::Answered)),
+        Ok(found) => found,
+        Err(outcome) => return Ok(Err(outcome)),
+    };
+    let since = sys::now();
+    let begun = copy(seen).and_then(|socket| {
+        let fd = socket.as_raw_fd();
+        let refused = |error: io::Error| Refusal::Other(error.to_string());
+        let own = Options::read(fd).map_err(refused)?;
+        // Its own kernel asks, and one unanswered question would end it.
+        if own.keepalive != 0 && own.user_timeout != 0 {
+            let why = "the kernel asks it already, with a TCP_USER_TIMEOUT of its application";
+            return Err(Refusal::Other(why.to_owned()));
+        }
+        question(fd, &own).map_err(|error| {
+            let _ = give(fd, &own, 0);
+            refused(error)
+        })?;
+        Ok(own)
+    });
+    Ok(match begun {
+        Ok(own) => Ok(Asked {
+            at,
+            own,
+            since,
+            due: since + answer_within(found),
+            tries: 1,
+            last: Last::Question,
+        }),
+        Err(refusal) => Err(Outcome::Refused(refusal)),
+    })
+}
+
+fn answer_within(found: &Connected) -> Span {
+    let trips = Span::ms(u64::from(found.info.rtt_us) * 3 / 2000);
+    ANSWER_WITHIN.max(trips)
+}
+
+/// Looks at one whose time has come; `None`: once more.
+fn step(
+    diag: &mut SockDiag,
+    seen: &Seen,
+    asked: &mut Asked,
+    purpose: Purpose,
+) -> io::Result<Option<Outcome>> {
+    let now = sys::now();
+    if now < asked.due {
+        return Ok(None);
+    }
+    let found = diag.find(&seen.id)?;
+    let found = match askable(found.as_ref()) {
+        Ok(found) => found,
+        Err(Outcome::Over) if asked.last == Last::Verdict => return Ok(Some(Outcome::Ended)),
+        Err(outcome) => {
+            give_back(seen, &asked.own, 0);
+            return Ok(Some(outcome));
+        }
+    };
+    let unanswered = u32::from(found.info.probes);
+    let outcome = if heard(found) < now - asked.since {
+        Some(Outcome::Answered)
+    } else if unanswered >= ENOUGH && (purpose == Purpose::Tell || asked.tries >= TRIES) {
+        Some(Outcome::Silent)
+    } else if asked.tries >= TRIES {
+        let why = "the kernel sent no question".to_owned();
+        Some(Outcome::Refused(Refusal::Other(why)))
+    } else {
+        None
+    };
+    if let Some(outcome) = outcome {
+        give_back(seen, &asked.own, unanswered);
+        return Ok(Some(outcome));
+    }
+    asked.tries += 1;
+    asked.last = match unanswered >= ENOUGH {
+        true => Last::Verdict,
+        false => Last::Question,
+    };
+    let again = copy(seen).and_then(|socket| {
+        let fd = socket.as_raw_fd();
+        let sent = match asked.last {
+            Last::Verdict => verdict(fd),
+            Last::Question => question(fd, &asked.own),
+        };
+        sent.map_err(|error| Refusal::Other(error.to_string()))
+    });
+    asked.due = now
+        + match asked.last {
+            Last::Verdict => ENDS_WITHIN,
+            Last::Question => answer_within(found),
+        };
+    Ok(again.err().map(|refusal| {
+        give_back(seen, &asked.own, unanswered);
+        Outcome::Refused(refusal)
+    }))
+}
+
+/// Copies the socket of a connection from the process that holds it.
+///
+/// # Errors
+/// Why that is not possible, with what to grant.
+pub fn copy(seen: &Seen) -> Result<Foreign, Refusal> {
+    let owner = seen.owner.ok_or(Refusal::UnknownProcess)?;
+    Foreign::copy(owner.pid, owner.fd, seen.id.cookie())
+        .map_err(|error| Refusal::of(owner.pid, &error))
+}
+
+/// Has the kernel send a keepalive probe that ends nothing.
+fn question(fd: RawFd, own: &Options) -> io::Result<()> {
+    if own.user_timeout != 0 {
+        sockopt::set_int(fd, USER_TIMEOUT, 0)?;
+    }
+    sockopt::set_int(fd, KEEPCNT, NEVER)?;
+    sockopt::set_int(fd, KEEPALIVE, 1)?;
+    sockopt::set_int(fd, KEEPIDLE, 1)
+}
+
+/// Has the kernel end the connection, unless the peer has answered.
+fn verdict(fd: RawFd) -> io::Result<()> {
+    sockopt::set_int(fd, KEEPCNT, ENOUGH.cast_signed())?;
+    sockopt::set_int(fd, KEEPIDLE, 1)
+}
+
+/// Puts the options back. A connection that is closed by now needs none.
+fn give_back(seen: &Seen, own: &Options, unanswered: u32) {
+    if let Ok(socket) = copy(seen) {
+        let _closed = give(socket.as_raw_fd(), own, unanswered);
+    }
+}
+
+/// Where the application has keepalive of its own, our questions must not be what ends a peer that is only
+/// away for a second: they do not count.
+fn give(fd: RawFd, own: &Options, unanswered: u32) -> io::Result<()> {
+    let count = match own.keepalive {
+        0 => own.count,
+        _ => (own.count + unanswered.cast_signed()).min(NEVER),
+    };
+    Options { count, ..*own }.give(fd, &Options::read(fd)?)
+}
+
+/// Ends one connection that may be alive: by SOCK_DESTROY where that is allowed, else by dissolving a copy
+/// of it. Says how.
+///
+/// # Errors
+/// Why it could not be ended either way.
+pub fn end(diag: &mut SockDiag, seen: &Seen) -> Result<&'static str, String> {
+    let id: &Id = &seen.id;
+    match diag.destroy(id) {
+        Ok(()) => return Ok("SOCK_DESTROY: its process reads ECONNABORTED, its peer RST"),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            return Err("it is over already".to_owned());
+        }
+        Err(_) => {}
+    }
+    let socket = copy(seen).map_err(|refusal| refusal.to_string())?;
+    let dissolved = socket.dissolve().map_err(|error| error.to_string());
+    dissolved.map(|()| "connect(AF_UNSPEC): its process reads ECONNRESET, its peer RST")
+}

@@ -1,0 +1,428 @@
+//! `pulsegate scan` and `pulsegate guard` at connections that a Python process holds: it knows nothing of
+//! either, and says afterwards what it noticed.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::Case;
+use crate::process::{Process, tool};
+use crate::support::{Host, Net, eventually};
+
+pub const CASES: &[Case] = &[
+    Case::new(
+        "scan_ends_exactly_the_dead",
+        PYTHON,
+        scan_ends_exactly_the_dead,
+    )
+    .isolated(),
+    Case::new(
+        "scan_ends_a_named_connection",
+        PYTHON,
+        scan_ends_a_named_connection,
+    )
+    .isolated(),
+    Case::new(
+        "guard_finds_the_dead_unattended",
+        PYTHON,
+        guard_finds_the_dead_unattended,
+    )
+    .isolated(),
+    Case::new(
+        "guard_changes_nothing_in_a_dry_run",
+        PYTHON,
+        guard_changes_nothing_in_a_dry_run,
+    )
+    .isolated(),
+    Case::new(
+        "scan_says_what_to_grant",
+        WITHOUT_RIGHTS,
+        scan_says_what_to_grant,
+    )
+    .isolated(),
+];
+
+const PYTHON: &[&str] = &["python3"];
+const WITHOUT_RIGHTS: &[&str] = &["python3", "setpriv"];
+const PORT: u16 = 7000;
+const LONG: Duration = Duration::from_secs(60);
+/// The shortest one has the shortest test.
+const D: &str = "--detect-within=5s";
+
+/// `serve IP PORT` echoes. `hold [IP PORT COUNT]...` connects, exchanges a word on each connection, and
+/// then answers a line of standard input with one of standard output.
+const POOL: &str = r#"
+import collections, ctypes, resource, selectors, socket, sys
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+role, rest = sys.argv[1], sys.argv[2:]
+if role == "serve":
+    server = socket.create_server((rest[0], int(rest[1])), backlog=4096)
+    server.setblocking(False)
+    poll = selectors.DefaultSelector()
+    poll.register(server, selectors.EVENT_READ)
+    print("ready", flush=True)
+    while True:
+        for key, _ in poll.select():
+            if key.fileobj is server:
+                client, _ = server.accept()
+                poll.register(client, selectors.EVENT_READ)
+                continue
+            try:
+                data = key.fileobj.recv(65536)
+            except OSError:
+                data = b""
+            if data:
+                key.fileobj.sendall(data)
+            else:
+                poll.unregister(key.fileobj)
+                key.fileobj.close()
+if role == "hidden":
+    PR_SET_DUMPABLE = 4
+    assert ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0
+pool = []
+def ping(at, word):
+    text = b"%s of connection %d;" % (word, at)
+    pool[at].sendall(text)
+    back = b""
+    while len(back) < len(text):
+        more = pool[at].recv(len(text) - len(back))
+        assert more, "%d has ended" % at
+        back += more
+    assert back == text, (back, text)
+while rest:
+    address, count = (rest[0], int(rest[1])), int(rest[2])
+    rest = rest[3:]
+    for _ in range(count):
+        pool.append(socket.create_connection(address))
+        ping(len(pool) - 1, b"begin")
+def options(at):
+    tcp = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT]
+    found = [pool[at].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
+    return " ".join(map(str, found + [pool[at].getsockopt(socket.IPPROTO_TCP, n) for n in tcp]))
+def noticed(at):
+    pool[at].setblocking(False)
+    try:
+        return "data" if pool[at].recv(1) else "FIN"
+    except BlockingIOError:
+        return "nothing"
+    except OSError as error:
+        return error.__class__.__name__
+    finally:
+        pool[at].setblocking(True)
+def pinged(at):
+    ping(at, b"again")
+    return "ping"
+print("ready", flush=True)
+for line in sys.stdin:
+    what, first, end = line.split()
+    ask = {"options": options, "noticed": noticed, "ping": pinged}[what]
+    found = collections.Counter(ask(at) for at in range(int(first), int(end)))
+    print(";".join("%s=%d" % one for one in sorted(found.items())), flush=True)
+"#;
+
+fn python(role: &str) -> Command {
+    let mut command = tool("python3");
+    command.args(["-c", POOL, role]);
+    command
+}
+
+/// An echo server of each end, and a pool on the host in the middle: first the living, then those whose
+/// link can be cut.
+struct Rig {
+    net: Net,
+    pool: Process,
+    answers: usize,
+    _servers: [Process; 2],
+    living: usize,
+    all: usize,
+}
+
+impl Rig {
+    fn new(living: usize, cut: usize) -> Self {
+        Self::held_by(python("hold"), living, cut)
+    }
+
+    fn held_by(mut command: Command, living: usize, cut: usize) -> Self {
+        let net = Net::new();
+        let ends = [Host::Service, Host::Client].map(|host| (host, net.socket(host, PORT)));
+        let servers = ends.map(|(host, at)| {
+            let mut command = python("serve");
+            command.args([at.ip().to_string(), at.port().to_string()]);
+            let mut server = Process::start_in(net.host(host), &mut command);
+            assert!(eventually(LONG, || server.output() == "ready\n"));
+            assert!(!server.is_over());
+            server
+        });
+        for ((_, at), n) in ends.iter().zip([living, cut]) {
+            command.args([at.ip().to_string(), at.port().to_string(), n.to_string()]);
+        }
+        let pool = Process::start_in(&net.proxy, &mut command);
+        assert!(
+            eventually(LONG, || pool.output() == "ready\n"),
+            "{}",
+            pool.errors()
+        );
+        Self {
+            net,
+            pool,
+            answers: 1,
+            _servers: servers,
+            living,
+            all: living + cut,
+        }
+    }
+
+    /// What the pool says of these connections: how many say what.
+    fn ask(&mut self, what: &str, of: std::ops::Range<usize>) -> BTreeMap<String, usize> {
+        let line = format!("{what} {} {}\n", of.start, of.end);
+        self.pool.input().write_all(line.as_bytes()).expect("asked");
+        let said = || {
+            self.pool
+                .output()
+                .lines()
+                .nth(self.answers)
+                .map(str::to_owned)
+        };
+        let whole = || self.pool.output().ends_with('\n') && said().is_some();
+        assert!(eventually(LONG, whole), "{}", self.pool.errors());
+        let line = said().expect("said");
+        self.answers += 1;
+        line.split(';')
+            .map(|one| one.split_once('=').expect("a number"))
+            .map(|(word, n)| (word.to_owned(), n.parse().expect("a number")))
+            .collect()
+    }
+
+    fn options(&mut self) -> BTreeMap<String, usize> {
+        self.ask("options", 0..self.all)
+    }
+
+    fn living_notice_nothing(&mut self) {
+        let living = 0..self.living;
+        assert_eq!(
+            self.ask("noticed", living.clone()),
+            one("nothing", self.living)
+        );
+        assert_eq!(self.ask("ping", living), one("ping", self.living));
+    }
+
+    /// Runs it where the pool is.
+    fn pulsegate(&self, args: &[&str]) -> Said {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+        self.run(command.args(args))
+    }
+
+    fn run(&self, command: &mut Command) -> Said {
+        let output = self.net.proxy.run(|| command.output()).expect("enter");
+        let output = output.expect("run it");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Said {
+            text: text(&output.stdout) + &text(&output.stderr),
+            code: output.status.code().expect("an exit code"),
+        }
+    }
+
+    /// Until all of them have been quiet for long enough to be so called.
+    fn until_unprotected(&self, n: usize) {
+        let port = format!("--port={PORT}");
+        let is_quiet = || {
+            let said = self.pulsegate(&["scan", &port, D, "--json"]);
+            said.json()["total"]["unprotected"] == n
+        };
+        assert!(eventually(LONG, is_quiet), "{n} are unprotected");
+    }
+}
+
+fn one(word: &str, n: usize) -> BTreeMap<String, usize> {
+    BTreeMap::from([(word.to_owned(), n)])
+}
+
+#[derive(Debug)]
+struct Said {
+    text: String,
+    code: i32,
+}
+
+impl Said {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+
+    /// What came of the connections of Python.
+    #[track_caller]
+    fn verified(&self, answered: usize, silent: usize, ended: usize) {
+        let peers = &self.json()["verified"][0]["peers"];
+        for (word, n) in [("answered", answered), ("silent", silent), ("ended", ended)] {
+            assert_eq!(peers[word], n, "{word}: {self:?}");
+        }
+    }
+}
+
+fn scan_ends_exactly_the_dead() {
+    let mut rig = Rig::new(1500, 500);
+    let before = rig.options();
+    rig.net.cut(Host::Client);
+    rig.until_unprotected(2000);
+    let port = format!("--port={PORT}");
+
+    let table = rig.pulsegate(&["scan", &port, D]);
+    assert_eq!(table.code, 9, "{table:?}");
+    assert!(
+        table.text.lines().all(|line| line.len() <= 80),
+        "{}",
+        table.text
+    );
+    assert!(table.text.contains("python3"), "{}", table.text);
+
+    let asked = rig.pulsegate(&["scan", &port, D, "--verify", "--json"]);
+    assert_eq!(asked.code, 4, "{asked:?}");
+    asked.verified(1500, 500, 0);
+    assert_eq!(rig.options(), before, "what was asked has its options back");
+    assert_eq!(rig.ask("noticed", 0..2000), one("nothing", 2000));
+
+    let ended = rig.pulsegate(&["scan", &port, D, "--end", "dead", "--json"]);
+    assert_eq!(ended.code, 4, "{ended:?}");
+    ended.verified(1500, 0, 500);
+    assert_eq!(rig.ask("noticed", 1500..2000), one("TimeoutError", 500));
+    rig.living_notice_nothing();
+    let living = before.into_keys().map(|options| (options, 1500)).collect();
+    assert_eq!(rig.ask("options", 0..1500), living);
+    let again = rig.pulsegate(&["scan", &port, D, "--verify", "--json"]);
+    assert_eq!(again.code, 0, "{again:?}");
+}
+
+fn scan_ends_a_named_connection() {
+    let mut rig = Rig::new(3, 1);
+    rig.until_unprotected(4);
+    let peer = rig.net.socket(Host::Client, PORT).to_string();
+    let json = rig.pulsegate(&[
+        "scan",
+        "--peer",
+        peer.rsplit_once(':').expect("a port").0,
+        D,
+        "--sockets",
+        "--json",
+    ]);
+    let socket = &json.json()["sockets"][0];
+    let local: SocketAddr = socket["local"]
+        .as_str()
+        .expect("an end")
+        .parse()
+        .expect("an address");
+    let end = format!("{local}-{peer}");
+    let ended = rig.pulsegate(&["scan", "--end", &end, "--reason", "moved away"]);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.text.contains("moved away"), "{ended:?}");
+    let noticed = rig.ask("noticed", 3..4);
+    let how = ["ConnectionAbortedError", "ConnectionResetError"];
+    assert!(
+        noticed.keys().all(|word| how.contains(&&**word)),
+        "{noticed:?}"
+    );
+    rig.living_notice_nothing();
+    let again = rig.pulsegate(&["scan", "--end", &end]);
+    assert_eq!(again.code, 1, "{again:?}");
+}
+
+fn guard_finds_the_dead_unattended() {
+    let mut rig = Rig::new(75, 25);
+    let before = rig.options();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+    let matching = format!("process=python3,peer-port={PORT}");
+    command.args([
+        "guard",
+        "--match",
+        &matching,
+        D,
+        "--restore-on-exit",
+        "--admin",
+        "127.0.0.1:9901",
+    ]);
+    let mut guard = Process::start_in(&rig.net.proxy, &mut command);
+    let metric = |name: &str| {
+        let code = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9901/metrics').read().decode())";
+        let mut command = tool("python3");
+        let text = rig.run(command.args(["-c", code])).text;
+        let line = text
+            .lines()
+            .find_map(|l| l.strip_prefix(name)?.trim().parse::<u64>().ok());
+        line.unwrap_or_default()
+    };
+    let all = || metric("pulsegate_guard_protected_total ") == 100;
+    assert!(eventually(LONG, all), "{}", guard.output());
+    assert_eq!(metric("pulsegate_guard_unprotected "), 0);
+
+    rig.net.cut(Host::Client);
+    let ended = || metric("pulsegate_guard_ended_total ") == 25;
+    assert!(eventually(LONG, ended), "{}", guard.output());
+    assert_eq!(rig.ask("noticed", 75..100), one("TimeoutError", 25));
+    rig.living_notice_nothing();
+
+    guard.signal(Signal::TERM);
+    assert!(guard.wait(LONG).success());
+    let living = before.into_keys().map(|options| (options, 75)).collect();
+    assert_eq!(rig.ask("options", 0..75), living);
+    let had = guard
+        .output()
+        .lines()
+        .filter(|l| l.contains("keepalive off, idle 7200 s"))
+        .count();
+    assert_eq!(had, 100, "{}", guard.output());
+}
+
+fn guard_changes_nothing_in_a_dry_run() {
+    let mut rig = Rig::new(3, 0);
+    let before = rig.options();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+    command.args(["guard", "--match", &format!("port={PORT}"), D, "--dry-run"]);
+    let guard = Process::start_in(&rig.net.proxy, &mut command);
+    let told = || {
+        guard
+            .output()
+            .lines()
+            .filter(|l| l.contains("would be guarded"))
+            .count()
+            == 3
+    };
+    assert!(eventually(LONG, told), "{}", guard.output());
+    assert_eq!(rig.options(), before);
+}
+
+/// Without capabilities the kernel refuses what a process with some, or one that is not dumpable, holds.
+fn scan_says_what_to_grant() {
+    let without_rights = |mut of: Command| {
+        let mut command = tool("setpriv");
+        command.args(["--bounding-set=-all", "--inh-caps=-all"]);
+        command.arg(of.get_program()).args(of.get_args());
+        of = command;
+        of
+    };
+    let scan = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+        command.args(["scan", "--port", "7000", D, "--verify"]);
+        without_rights(command)
+    };
+    let held = [
+        (
+            python("hold"),
+            "it has capabilities that pulsegate lacks: grant CAP_SYS_PTRACE",
+        ),
+        (without_rights(python("hidden")), "it is not dumpable"),
+    ];
+    for (pool, why) in held {
+        let mut rig = Rig::held_by(pool, 3, 0);
+        rig.until_unprotected(3);
+        let said = rig.run(&mut scan());
+        assert_eq!(said.code, 4, "{said:?}");
+        for part in [why, "3 of unknown process", "/proc"] {
+            assert!(said.text.contains(part), "{part}: {}", said.text);
+        }
+        rig.living_notice_nothing();
+    }
+}
