@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::admin::view::{EndpointView, OnSilent, ReloadReport, Shown, VerifiedSession};
+use crate::admin::view::{EndpointView, OnSilent, ReloadReport, Shown, Summary, VerifiedSession};
 use crate::admin::{Control, NotReloaded, Readiness};
-use crate::metrics::GuardMetrics;
+use crate::metrics::{End, GuardMetrics, wall_clock};
 
 pub(super) struct Endpoint {
     pub metrics: Arc<GuardMetrics>,
@@ -18,6 +18,16 @@ pub(super) struct Endpoint {
 impl Control for Endpoint {
     fn metrics(&self) -> String {
         self.metrics.render()
+    }
+
+    fn summary(&self) -> Summary {
+        Summary {
+            version: env!("CARGO_PKG_VERSION"),
+            now: wall_clock(),
+            draining: false,
+            sessions: 0,
+            listeners: Vec::new(),
+        }
     }
 
     fn readiness(&self) -> Readiness {
@@ -45,6 +55,10 @@ impl Control for Endpoint {
     }
 
     fn upstreams(&self) -> Vec<EndpointView> {
+        Vec::new()
+    }
+
+    fn found(&self) -> Vec<End> {
         Vec::new()
     }
 
