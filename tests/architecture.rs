@@ -130,6 +130,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/UPSTREAMS.md",
     "docs/RELOAD.md",
     "docs/INSTALL.md",
+    "docs/KUBERNETES.md",
     "docs/UPGRADE.md",
     "docs/TLS.md",
     "docs/PROXY-PROTOCOL.md",
