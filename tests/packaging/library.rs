@@ -100,6 +100,11 @@ fn the_application_outlives_the_drain() {
     }
     natives.sort_unstable();
     assert_eq!(natives, [false, true]);
+    // Kubernetes 1.29 has native sidecars, and does not sleep by itself.
+    let mut helm = Command::new(tool("helm3"));
+    let words = ["template", "rel", "--kube-version", "1.29.0"];
+    let text = run(helm.args(words).arg(example())).unwrap();
+    assert!(text.contains(r#"command: ["sleep", "33"]"#), "{text}");
 }
 
 const WRONG: &[(&str, &str)] = &[

@@ -25,6 +25,11 @@ pub const CASES: &[Case] = &[
         objects_follow_the_kubernetes_schema,
     ),
     Case::new(
+        "alerts_find_the_jobs_of_the_monitors",
+        &["helm4-python"],
+        alerts_find_the_jobs_of_the_monitors,
+    ),
+    Case::new(
         "no_list_has_a_key_twice",
         &["helm3", "helm4-python"],
         no_list_has_a_key_twice,
@@ -268,6 +273,27 @@ fn objects_follow_the_kubernetes_schema() {
         .arg(script)
         .arg(instances))
     .unwrap();
+}
+
+/// By the name of the job: PulsegateDown fires where there is none.
+fn alerts_find_the_jobs_of_the_monitors() {
+    let mut seen = 0;
+    for (name, all) in gateways() {
+        for kind in ["PodMonitor", "ServiceMonitor"] {
+            for monitor in objects(all, kind) {
+                let spec = &monitor["spec"];
+                let endpoints = [&spec["podMetricsEndpoints"], &spec["endpoints"]];
+                for endpoint in endpoints.into_iter().flat_map(items) {
+                    let first = &endpoint["relabelings"][0];
+                    assert_eq!(first["targetLabel"], "job", "{name}");
+                    let job = first["replacement"].as_str().unwrap();
+                    assert!(job.contains("pulsegate"), "{name}: {job}");
+                    seen += 1;
+                }
+            }
+        }
+    }
+    assert!(seen >= 4, "{seen}");
 }
 
 /// Server-side apply, Helm 4's default, refuses a list in which a key is there twice.

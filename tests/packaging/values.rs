@@ -455,8 +455,25 @@ fn own_certificates(listener: &mut serde_json::Value) {
     tls.as_object_mut().unwrap().remove("required");
 }
 
+/// So do the images of everything that has no appVersion.
 fn the_chart_has_the_version_of_the_crate() {
-    let chart: Value = serde_yaml::from_str(&read("charts/pulsegate/Chart.yaml")).unwrap();
-    assert_eq!(chart["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
+    let version = env!("CARGO_PKG_VERSION");
+    let chart = |path: &str| -> Value { serde_yaml::from_str(&read(path)).unwrap() };
+    let gateway = chart("charts/pulsegate/Chart.yaml");
+    assert_eq!(gateway["version"], version);
+    assert_eq!(gateway["appVersion"], version);
+    assert_eq!(chart("charts/pulsegate-lib/Chart.yaml")["version"], version);
+    let example = chart("charts/examples/legacy-app/Chart.yaml");
+    assert_eq!(example["dependencies"][0]["version"], version);
+    let defaults = read("charts/pulsegate-lib/templates/_values.tpl");
+    assert!(defaults.contains(&format!("tag: \"{version}\"")));
+    for path in [
+        "deploy/kubernetes/gateway.yaml",
+        "deploy/kubernetes/sidecar-classic.yaml",
+        "deploy/kubernetes/sidecar-native.yaml",
+        "deploy/kustomize/components/sidecar/sidecar.yaml",
+    ] {
+        let image = format!("image: ghcr.io/pulsegate/pulsegate:{version}\n");
+        assert!(read(path).contains(&image), "{path}");
+    }
 }

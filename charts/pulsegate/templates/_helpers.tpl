@@ -146,18 +146,23 @@ scheme: {{ if .Values.admin.tls }}HTTPS{{ else }}HTTP{{ end }}
 {{- end -}}
 {{- end -}}
 
-{{/* The part of an endpoint that ServiceMonitor and the PodMonitors have in common. */}}
+{{/* The part of an endpoint that ServiceMonitor and the PodMonitors have in common: (list VALUES JOB). Alerts find jobs
+by "pulsegate" in their name, whatever the name of the release is. */}}
 {{- define "pulsegate-gateway.scrape" -}}
+{{- $values := first . -}}
+{{- $job := last . -}}
 path: /metrics
-interval: {{ .interval }}
-{{- with .scrapeTimeout }}
+interval: {{ $values.interval }}
+{{- with $values.scrapeTimeout }}
 scrapeTimeout: {{ . }}
 {{- end }}
-{{- with .relabelings }}
 relabelings:
+  - targetLabel: job
+    replacement: {{ contains "pulsegate" $job | ternary $job (printf "%s-pulsegate" $job) }}
+  {{- with $values.relabelings }}
   {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .metricRelabelings }}
+  {{- end }}
+{{- with $values.metricRelabelings }}
 metricRelabelings:
   {{- toYaml . | nindent 2 }}
 {{- end }}

@@ -31,14 +31,45 @@ pub(super) fn documents(text: &str) -> Result<Vec<Value>, String> {
 pub(super) fn write(documents: &[Value]) -> Result<String, String> {
     let text = documents.iter().map(serde_yaml::to_string);
     let text: Result<Vec<_>, _> = text.collect();
-    text.map(|text| text.join("---\n"))
-        .map_err(|error| error.to_string())
+    let text = text.map_err(|error| error.to_string())?;
+    quote(&text.join("---\n"))
+}
+
+/// With quotes around text that stands there plain and that a reader of YAML 1.1 takes for something else.
+fn quote(text: &str) -> Result<String, String> {
+    // Places are counted in characters.
+    let characters: Vec<char> = text.chars().collect();
+    let (mut quoted, mut done) = (String::new(), 0);
+    for event in Parser::new_from_str(text) {
+        let (event, at) = event.map_err(|error| error.to_string())?;
+        if let Event::Scalar(word, ScalarStyle::Plain, ..) = &event
+            && is_misread(word)
+        {
+            let (start, end) = (at.start.index(), at.start.index() + word.chars().count());
+            quoted.extend(&characters[done..start]);
+            quoted += &format!("'{word}'");
+            done = end;
+        }
+    }
+    quoted.extend(&characters[done..]);
+    Ok(quoted)
+}
+
+/// Switches, dates, times and numbers of other forms. What is no text has a form that every reader knows.
+fn is_misread(word: &str) -> bool {
+    let is_number = word.parse::<f64>().is_ok();
+    let looks_so = word.starts_with(|c: char| c.is_ascii_digit() || "+-.=<".contains(c));
+    is_switch(word) || (looks_so && !is_number && !word.contains('\''))
+}
+
+fn is_switch(word: &str) -> bool {
+    let word = word.to_ascii_lowercase();
+    ["yes", "no", "on", "off", "y", "n"].contains(&word.as_str())
 }
 
 /// Why a plain word may not stand there, if it may not.
 fn ambiguous(word: &str) -> Option<&'static str> {
-    let switch = ["yes", "no", "on", "off", "y", "n"];
-    if switch.contains(&word.to_ascii_lowercase().as_str()) {
+    if is_switch(word) {
         return Some("is true or false to Kubernetes; write true or false, or quote it");
     }
     let digits = word.strip_prefix('0')?;
@@ -58,7 +89,7 @@ mod tests {
             ("a: 1\nb: 0644\n", "line 2: 0644 is an octal number"),
             ("a: [yes]", "line 1: yes is true or false"),
             ("a: Off", "Off is true or false"),
-            ("a: {", "line 1"),
+            ("a: {", "expected node content"),
         ] {
             let said = documents(text).expect_err(text);
             assert!(said.contains(why), "{text}: {said}");
