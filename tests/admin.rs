@@ -412,6 +412,12 @@ fn probes_and_pages() {
     assert_eq!(config.header("x-content-type-options"), Some("nosniff"));
     assert_eq!(config.header("cache-control"), Some("no-store"));
     e.get("/").expect(200, "/connections/ID");
+    let page = e.ask_with("GET", "/", "Accept: text/html,*/*;q=0.8\r\n");
+    let page = page.expect(200, "<body data-changes=\"open\">");
+    let policy = page.header("content-security-policy").expect("a policy");
+    assert!(policy.starts_with("default-src 'none'; "), "{policy}");
+    e.get("/console.js").expect(200, "\"use strict\"");
+    e.get("/console.css").expect(200, "prefers-color-scheme");
     e.get("/nope").expect(404, "/connections/ID");
 }
 

@@ -161,6 +161,18 @@ pub(super) struct Guard {
     pub token: Option<TokenFile>,
 }
 
+/// What a page may offer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
+pub(super) enum Changes {
+    /// Whoever reaches the address may change something.
+    Open,
+    /// Whoever has the token.
+    Token,
+    /// Nobody.
+    Never,
+}
+
 const FOREIGN_HOST: &str = "the Host header must be an IP address or localhost";
 
 /// Why a request of any kind is refused, if it is. A page whose DNS name was rebound to 127.0.0.1
@@ -173,6 +185,15 @@ pub(super) fn refusal(reach: Reach, headers: &HeaderMap) -> Option<&'static str>
 }
 
 impl Guard {
+    /// Who may change something here.
+    pub fn changes(&self) -> Changes {
+        match (self.reach, &self.token) {
+            (Reach::File | Reach::Host, _) => Changes::Open,
+            (Reach::Network, Some(_)) => Changes::Token,
+            (Reach::Network, None) => Changes::Never,
+        }
+    }
+
     /// Why a mutating request is refused, if it is.
     pub fn refuses(&self, headers: &HeaderMap) -> Option<(StatusCode, &'static str)> {
         let forbidden = |why| (StatusCode::FORBIDDEN, why);
@@ -335,6 +356,7 @@ mod tests {
             guard.refuses(&headers).map(|(status, _)| status)
         };
         assert_eq!(refused("Bearer 0123456789abcdef"), None);
+        assert_eq!(guard.changes(), Changes::Token);
         for bad in [
             "Bearer 0123456789abcdeF",
             "Bearer 0123456789abcde",
@@ -360,6 +382,7 @@ mod tests {
             token: None,
             ..guard
         };
+        assert_eq!(none.changes(), Changes::Never);
         let refused = none.refuses(&headers(&[("host", "127.0.0.1")]));
         assert_eq!(
             refused.map(|(status, _)| status),

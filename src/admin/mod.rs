@@ -6,6 +6,7 @@
 
 mod answer;
 pub mod client;
+mod console;
 mod guard;
 mod live;
 mod notice;

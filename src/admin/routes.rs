@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use hyper::body::Body;
 use hyper::header::{
-    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER,
-    WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
+    ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue,
+    RETRY_AFTER, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS,
 };
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::answer::Answer;
+use super::console;
 use super::guard::{Guard, refusal};
 use super::live::{Events, Summaries};
 use super::query::{Format, Query};
@@ -47,7 +48,7 @@ const MAX_BODY: u64 = 4096;
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const INDEX: &str = "\
-GET     /                  this list
+GET     /                  this list; the console, in a browser
 GET     /metrics           figures for Prometheus
 GET     /livez             200 as long as the process runs
 GET     /readyz            200 if new clients are taken, else 503 and why
@@ -70,6 +71,8 @@ POST    /drain             stop taking clients, let sessions finish, exit
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route<'a> {
     Index,
+    Style,
+    Script,
     Metrics,
     Livez,
     Readyz,
@@ -90,6 +93,8 @@ impl<'a> Route<'a> {
     fn of(path: &'a str) -> Option<Self> {
         Some(match path {
             "/" => Self::Index,
+            "/console.css" => Self::Style,
+            "/console.js" => Self::Script,
             "/metrics" => Self::Metrics,
             "/livez" => Self::Livez,
             "/readyz" => Self::Readyz,
@@ -299,7 +304,16 @@ impl Router {
             self.may_change(&head.headers)?;
         }
         match route {
+            Route::Index if asks_for(&head.headers, "text/html") => {
+                let page = console::page(self.guard.changes());
+                Ok(of_console("text/html; charset=utf-8", page))
+            }
             Route::Index => Ok(text(INDEX)),
+            Route::Style => Ok(of_console("text/css; charset=utf-8", console::STYLE)),
+            Route::Script => Ok(of_console(
+                "text/javascript; charset=utf-8",
+                console::SCRIPT,
+            )),
             Route::Livez => Ok(text("ok\n")),
             Route::Readyz => self.ready(),
             Route::Metrics => {
@@ -498,15 +512,24 @@ fn format(query: &Query, head: &Parts) -> Format {
 
 /// JSON unless plain text is asked for and JSON is not.
 fn asked_for(headers: &HeaderMap) -> Format {
-    let asks = |kind| {
-        let mut values = headers.get_all(ACCEPT).iter();
-        values.any(|v| v.to_str().is_ok_and(|v| v.contains(kind)))
-    };
-    if asks("text/plain") && !asks(JSON) {
+    if asks_for(headers, "text/plain") && !asks_for(headers, JSON) {
         Format::Text
     } else {
         Format::Json
     }
+}
+
+fn asks_for(headers: &HeaderMap, kind: &str) -> bool {
+    let mut values = headers.get_all(ACCEPT).iter();
+    values.any(|v| v.to_str().is_ok_and(|v| v.contains(kind)))
+}
+
+/// A file of the console.
+fn of_console(kind: &'static str, body: impl Into<Answer>) -> Reply {
+    let mut reply = reply(kind, body);
+    let policy = HeaderValue::from_static(console::POLICY);
+    reply.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    reply
 }
 
 fn json<T: Serialize>(value: &T) -> Reply {

@@ -1,0 +1,505 @@
+// The console of pulsegate. It shows what /summary, /events, /connections, /upstreams, /found and /config say,
+// with the same words and numbers. Text that others chose reaches the page as text only.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const KEPT = 600; // seconds of the plots
+const PAGE = 50;
+const CHANGES = document.body.dataset.changes; // open, token, never
+const PHASES = ["queued", "connecting", "open", "half_closed", "closing"];
+const CONDITIONS = ["alive", "quiet", "suspect", "stalled", "undelivered", "phantom"];
+const VIEWS = ["overview", "listeners", "connections", "session", "found", "config"];
+
+let summary = null;
+let points = [];
+let found = { now: 0, groups: [], ends: [] };
+let foundTotal = -1;
+let limit = PAGE;
+let sort = "id";
+let paused = false;
+let events = null;
+let asking = false;
+
+// --- Numbers, as the tables of the subcommands have them ---------------------------------
+
+function age(ms) {
+  const s = Math.floor(ms / 1000);
+  const two = (n) => String(n).padStart(2, "0");
+  if (s < 60) return `${s}.${Math.floor((ms % 1000) / 100)}s`;
+  if (s < 3600) return `${Math.floor(s / 60)}m${two(s % 60)}s`;
+  if (s < 86400) return `${Math.floor(s / 3600)}h${two(Math.floor((s % 3600) / 60))}m`;
+  return `${Math.floor(s / 86400)}d${two(Math.floor((s % 86400) / 3600))}h`;
+}
+
+function bytes(n) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  while (n >= 1024 && unit < 4) { n /= 1024; unit += 1; }
+  return `${unit === 0 || n >= 100 ? Math.round(n) : n.toFixed(1)} ${units[unit]}`;
+}
+
+// What the filter for peers accepts.
+const isAddress = (text) => /^[\d.]+(:\d+)?$|^\[?[\da-f:.]+\]?(:\d+)?$/i.test(text);
+const rtt = (us) => `${Math.floor(us / 1000)}.${Math.floor((us % 1000) / 100)}ms`;
+const both = (legs) => legs.downstream + legs.upstream;
+const sum = (of) => (summary ? summary.listeners.reduce((all, l) => all + of(l), 0) : 0);
+const peer = (end) => (end.leg === "upstream" ? end.upstream : end.downstream) || "-";
+
+// --- The page ------------------------------------------------------------------------------
+
+function h(tag, properties, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties || {})) {
+    if (value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((c) => c !== null && c !== undefined).map(node));
+  return element;
+}
+
+function node(child) {
+  return child instanceof Node ? child : document.createTextNode(String(child));
+}
+
+// Whoever goes through the page by keyboard keeps the place when it is drawn again.
+function draw(element, ...children) {
+  const active = document.activeElement;
+  const key = element.contains(active) && (active.getAttribute("href") || active.dataset.key);
+  element.replaceChildren(...children.flat());
+  if (!key) return;
+  const same = [...element.querySelectorAll("a, button")];
+  same.find((e) => (e.getAttribute("href") || e.dataset.key) === key)?.focus();
+}
+
+// Columns: [title, sort key or null, "n" where it is a number].
+function table(element, columns, rows, none) {
+  const head = columns.map(([title, key, kind]) => {
+    const content = key ? h("button", { type: "button", "data-key": key, onclick: () => sortBy(key) }, title) : title;
+    const order = key && key === sort ? (key === "id" ? "ascending" : "descending") : undefined;
+    return h("th", { scope: "col", class: kind, "aria-sort": order }, content);
+  });
+  const empty = h("tr", {}, h("td", { class: "none", colspan: columns.length }, none));
+  draw(element, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.length ? rows : [empty]));
+}
+
+const n = (value, bad) => h("td", { class: bad ? `n ${bad}` : "n" }, value);
+const cell = (value, kind) => h("td", { class: kind }, value);
+
+function say(text) {
+  $("message").hidden = !text;
+  $("message").textContent = text || "";
+}
+
+async function ask(path, options) {
+  const answer = await fetch(path, { cache: "no-store", ...options });
+  const text = await answer.text();
+  if (!answer.ok) throw new Error(text.trim() || answer.statusText);
+  return answer.headers.get("content-type").startsWith("application/json") ? JSON.parse(text) : text;
+}
+
+// A change; the token stays in the memory of this page.
+function change(method, path) {
+  const token = $("token").elements.token.value;
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  return ask(path, { method, headers });
+}
+
+// Asks once; the reason, or null.
+function sure(question, wantsReason) {
+  const dialog = $("ask");
+  $("question").textContent = question;
+  $("why").hidden = !wantsReason;
+  const input = dialog.querySelector("input");
+  input.value = "";
+  dialog.returnValue = "no";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    const closed = () => resolve(dialog.returnValue === "yes" ? input.value : null);
+    dialog.addEventListener("close", closed, { once: true });
+  });
+}
+
+// --- Overview ------------------------------------------------------------------------------
+
+function tile(title, big, small, kind) {
+  const value = h("p", { class: kind ? `big ${kind}` : "big" }, big);
+  return h("section", { class: "tile" }, h("h3", {}, title), value, h("p", { class: "quiet" }, small));
+}
+
+function svg(tag, attributes) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  Object.entries(attributes).forEach(([name, value]) => element.setAttribute(name, value));
+  return element;
+}
+
+function plot(title, now, shapes) {
+  const picture = svg("svg", { viewBox: "0 0 600 100", preserveAspectRatio: "none", role: "img" });
+  picture.setAttribute("aria-label", `${title}: ${now}`);
+  picture.append(svg("line", { class: "base", x1: 0, x2: 600, y1: 99.5, y2: 99.5 }), ...shapes);
+  return h("section", { class: "tile" }, h("h3", {}, title), h("p", {}, now), picture);
+}
+
+function line(of) {
+  if (points.length < 2) return [];
+  const end = points[points.length - 1].now;
+  const most = Math.max(1, ...points.map(of));
+  const x = (p) => 600 - (600 * (end - p.now)) / Math.max(30, end - points[0].now);
+  const at = points.map((p) => `${x(p).toFixed(1)},${(98 - (94 * of(p)) / most).toFixed(1)}`);
+  const first = x(points[0]);
+  const area = svg("polygon", { class: "area", points: `${first},100 ${at.join(" ")} 600,100` });
+  return [area, svg("polyline", { class: "line", points: at.join(" ") })];
+}
+
+// Each end that a proof of silence led to, against the promise of its listener.
+function delays() {
+  const promise = new Map((summary?.listeners || []).map((l) => [l.listener, l.detect_within_ms]));
+  const proven = found.ends.filter((e) => e.silent_ms && e.reason.endsWith("_dead") && promise.has(e.listener));
+  return proven.map((e) => e.silent_ms / promise.get(e.listener));
+}
+
+function overview() {
+  if (!summary) return;
+  const halfOpen = sum((l) => both(l.half_open));
+  const hung = sum((l) => both(l.stalled) + both(l.undelivered) + l.phantom);
+  const day = found.groups.reduce((all, g) => all + g.times, 0);
+  const shares = delays();
+  const slowest = Math.max(0, ...shares);
+  const legs = (of) => `${sum((l) => of(l).downstream)} downstream, ${sum((l) => of(l).upstream)} upstream`;
+  draw($("tiles"),
+    tile("Sessions", summary.sessions, `${sum((l) => l.queued)} clients wait for a place`),
+    tile("Half-open now", halfOpen, legs((l) => l.half_open), halfOpen ? "bad" : "good"),
+    tile("Stalled, undelivered, phantom now", hung, `${legs((l) => l.stalled)} stalled`, hung ? "warn" : "good"),
+    tile("Found in 24 hours", day, `${sum((l) => l.found)} since the start; the last 200 are kept`, day ? "warn" : "good"),
+  );
+  const last = points[points.length - 1];
+  const shown = `in ${age(1000 * (last.now - points[0].now))}`;
+  const dots = shares.slice(0, 100).reverse().map((share, i, all) => {
+    const x = (600 * (i + 0.5)) / Math.max(all.length, 20);
+    return svg("ellipse", { class: "dot", cx: x, cy: 98 - Math.min(share, 1.25) * 75, rx: 5, ry: 3.3 });
+  });
+  draw($("plots"),
+    plot("Sessions", `${summary.sessions}, from ${Math.min(...points.map((p) => p.sessions))} ${shown}`, line((p) => p.sessions)),
+    plot("Found", `${last.found - points[0].found} ${shown}`, line((p) => p.foundNew)),
+    plot("Throughput", `${bytes(last.rate)}/s, at most ${bytes(Math.max(...points.map((p) => p.rate)))}/s ${shown}`, line((p) => p.rate)),
+    plot("Detection delay against D", shares.length ? `slowest ${Math.round(slowest * 100)} % of D` : "none yet",
+      [svg("line", { class: "limit", x1: 0, x2: 600, y1: 23, y2: 23 }), ...dots]),
+  );
+  groups($("worst"), found.groups.slice(0, 5));
+}
+
+function groups(element, list) {
+  const rows = list.map((g) => h("tr", { class: "first" },
+    cell(g.times), cell(isAddress(g.peer) ? h("a", { href: `#/connections?peer=${encodeURIComponent(g.peer)}` }, g.peer) : g.peer), cell(g.reason),
+    cell(g.listener), n(`${age(1000 * (found.now - g.last_at))} ago`)));
+  const columns = [["Times", null], ["Peer", null], ["Reason", null], ["Listener", null], ["Last", null, "n"]];
+  table(element, columns, rows, "no peer was found gone or hanging");
+}
+
+// --- Listeners -----------------------------------------------------------------------------
+
+function listeners() {
+  if (!summary) return;
+  const rows = summary.listeners.map((l) => {
+    const rate = points[points.length - 1].of.get(l.listener) || 0;
+    const full = l.limit && l.active >= l.limit;
+    return h("tr", { class: "first" },
+      cell(h("a", { href: `#/connections?listener=${encodeURIComponent(l.listener)}` }, l.listener)),
+      cell(l.address), cell(l.upstream), n(age(l.detect_within_ms)),
+      n(l.limit ? `${l.active}/${l.limit}` : l.active, full && "warn"), n(l.queued, l.queued && "warn"),
+      n(`${bytes(rate)}/s`), n(l.found), n(both(l.half_open), both(l.half_open) && "bad"),
+      n(both(l.stalled), both(l.stalled) && "warn"), n(both(l.undelivered), both(l.undelivered) && "warn"),
+      n(l.phantom, l.phantom && "warn"), n(l.half_closed), n(`${l.accept_queue}/${l.accept_queue_limit}`),
+      n(l.accepted), n(l.rejected, l.rejected && "warn"), n(l.connect_failures, l.connect_failures && "warn"));
+  });
+  const names = ["Sessions", "Waiting", "Rate", "Found", "Half-open", "Stalled", "Undelivered", "Phantom", "Half-closed",
+    "Accept queue", "Accepted", "Rejected", "Connects failed"];
+  const columns = [["Listener", null], ["Address", null], ["Upstream", null], ["D", null, "n"]];
+  table($("listener-rows"), [...columns, ...names.map((name) => [name, null, "n"])], rows, "no listener");
+}
+
+async function endpoints() {
+  const rows = (await ask("upstreams")).map((e) => h("tr", { class: "first" },
+    cell(e.listener), cell(e.endpoint), cell(e.name || "-"), cell(e.state, e.state === "up" ? "good" : "bad"),
+    n(e.active_sessions), n(e.connects), n(e.failures, e.failures && "warn"), n(e.consecutive_failures),
+    n(e.ejections), n(e.ejected_for_ms ? age(e.ejected_for_ms) : "-"),
+    cell(e.cause || "-")));
+  const columns = [["Listener", null], ["Endpoint", null], ["Name", null], ["State", null]];
+  const names = ["Sessions", "Connects", "Failures", "In a row", "Ejections", "Ejected for"];
+  table($("endpoint-rows"), [...columns, ...names.map((name) => [name, null, "n"]), ["Cause", null]], rows, "no endpoint");
+}
+
+// --- Connections ---------------------------------------------------------------------------
+
+function sortBy(key) {
+  sort = key;
+  refresh();
+}
+
+function colour(condition) {
+  if (condition === "suspect") return "bad";
+  return ["stalled", "undelivered", "phantom"].includes(condition) ? "warn" : undefined;
+}
+
+function pair(c) {
+  const leg = (name, l, next) => l
+    ? [cell(name), cell(l.peer || "-"), cell(l.state), cell(l.condition, colour(l.condition)), n(age(l.last_life_ms)),
+      cell(next), n(l.received_bytes), n(l.sent_bytes), n(l.unacked), n(`${l.retransmits}/${l.probes}`), n(rtt(l.rtt_us))]
+    : [cell(name), h("td", { colspan: 10, class: "quiet" }, "-")];
+  const timer = (t) => (t ? `${t.reason} in ${age(t.in_ms)}` : "");
+  const next = c.verdict ? `verdict: ${c.verdict}` : timer(c.timer);
+  const half = c.phase === "half_closed" ? "warn" : undefined;
+  return [
+    h("tr", { class: "first" }, n(h("a", { href: `#/session/${c.id}` }, c.id)), cell(c.listener), cell(c.phase, half),
+      n(age(c.age_ms)), n(age(c.idle_ms)), leg("downstream", c.downstream, next)),
+    h("tr", {}, h("td", { colspan: 5 }), leg("upstream", c.upstream, timer(c.upstream?.timer))),
+  ];
+}
+
+async function connections() {
+  const query = new URLSearchParams(new FormData($("filters")));
+  [...query].forEach(([name, value]) => value.trim() || query.delete(name));
+  query.set("sort", sort);
+  query.set("limit", limit);
+  const list = await ask(`connections?${query}`);
+  const columns = [["ID", "id", "n"], ["Listener", null], ["Phase", null], ["Age", "age", "n"], ["Idle", "idle", "n"],
+    ["Leg", null], ["Peer", null], ["State", null], ["Condition", null], ["Life", "last_life", "n"],
+    ["Next", null], ["Received", "received", "n"], ["Sent", "sent", "n"], ["Unacked", null, "n"], ["Retr/probe", null, "n"],
+    ["RTT", null, "n"]];
+  table($("rows"), columns, list.connections.flatMap(pair), "no session matches");
+  $("count").textContent = `${list.connections.length} shown, ${list.matched} matched, ${list.total} in all`;
+  $("more").hidden = list.connections.length >= list.matched;
+}
+
+// --- One session ---------------------------------------------------------------------------
+
+const sessionId = () => location.hash.split("/")[2];
+
+function clock(silent, most) {
+  const marks = { min: 0, max: most, low: most * 0.6, high: most * 0.8, optimum: 0 };
+  return h("meter", { ...marks, value: silent, "aria-label": "silence against the clock" });
+}
+
+function facts(name, l) {
+  if (!l) return h("section", { class: "tile" }, h("h3", {}, name), h("p", { class: "quiet" }, "not connected"));
+  const pairs = [["Peer", l.peer || "-"], ["Local", l.local || "-"], ["State", l.state], ["Condition", l.condition],
+    ["Last sign of life", `${age(l.last_life_ms)} ago`], ["Received", `${l.received_bytes} bytes`],
+    ["Sent", `${l.sent_bytes} bytes`], ["Segments in flight", l.unacked], ["Not sent yet", `${l.notsent_bytes} bytes`],
+    ["Retransmits in a row", l.retransmits], ["Probes without an answer", l.probes], ["Round trip", rtt(l.rtt_us)]];
+  if (l.tls) {
+    const tls = [l.tls.version, l.tls.cipher, l.tls.resumed && "resumed", l.tls.alpn && `ALPN ${l.tls.alpn}`];
+    pairs.push(["TLS", tls.filter(Boolean).join(", ")]);
+    if (l.tls.server_name) pairs.push(["SNI", l.tls.server_name]);
+    if (l.tls.identity) pairs.push(["Certificate of", l.tls.identity]);
+  }
+  if (l.heartbeat) pairs.push(["Heartbeat", `${l.heartbeat.profile}: ${l.heartbeat.state}, ${l.heartbeat.answers} answers`]);
+  const timer = l.timer
+    ? [h("p", { class: colour(l.condition) }, `${l.timer.reason} in ${age(l.timer.in_ms)} unless heard`),
+      clock(l.last_life_ms, l.last_life_ms + l.timer.in_ms)]
+    : [];
+  const list = pairs.flatMap(([term, value]) => [h("dt", {}, term), h("dd", { class: term === "Condition" ? colour(value) : undefined }, value)]);
+  return h("section", { class: "tile" }, h("h3", {}, name), timer, h("dl", {}, list));
+}
+
+async function session() {
+  const id = sessionId();
+  $("session-id").textContent = id;
+  const c = await ask(`connections/${encodeURIComponent(id)}`);
+  const pairs = [["Listener", c.listener], ["Phase", c.phase], ["Age", age(c.age_ms)], ["Idle", age(c.idle_ms)],
+    ["Ends next by", c.timer ? `${c.timer.reason} in ${age(c.timer.in_ms)}` : "-"]];
+  if (c.proxy) pairs.push(["Load balancer", c.proxy]);
+  if (c.verdict) pairs.push(["Verdict", c.verdict]);
+  const list = pairs.flatMap(([term, value]) => [h("dt", {}, term), h("dd", {}, value)]);
+  draw($("legs"), h("section", { class: "tile" }, h("h3", {}, "Session"), h("dl", {}, list)),
+    facts("Downstream: client to pulsegate", c.downstream), facts("Upstream: pulsegate to the service", c.upstream));
+}
+
+async function verify() {
+  $("answer").textContent = "asking both peers";
+  const v = await change("POST", `connections/${sessionId()}/verify`);
+  const told = (name, leg) => leg && `${name} ${leg.answer}${leg.evidence ? ` (${leg.evidence})` : ""} after ${leg.took_ms}ms`;
+  $("answer").textContent = [told("downstream", v.downstream), told("upstream", v.upstream)].filter(Boolean).join("; ");
+}
+
+async function end() {
+  const id = sessionId();
+  const reason = await sure(`End session ${id}? Both peers get RST after what was received was delivered.`, true);
+  if (reason === null) return;
+  const query = reason ? `?${new URLSearchParams({ reason })}` : "";
+  $("answer").textContent = await change("DELETE", `connections/${id}${query}`);
+}
+
+// --- Found, configuration ------------------------------------------------------------------
+
+async function fetchFound() {
+  const total = sum((l) => l.found);
+  if (summary && total === foundTotal && found.now) {
+    found.now = summary.now;
+    return;
+  }
+  found = await ask("found");
+  foundTotal = total;
+}
+
+function showFound() {
+  groups($("groups"), found.groups);
+  const rows = found.ends.map((e) => h("tr", { class: "first" },
+    cell(`${age(1000 * (found.now - e.at))} ago`), n(e.id), cell(e.listener), cell(e.reason), cell(e.evidence || "-"),
+    cell(peer(e)), n(e.silent_ms === null ? "-" : age(e.silent_ms)), n(age(e.duration_ms)),
+    n(e[`${e.leg}_received`]), n(e[`${e.leg}_sent`])));
+  const columns = [["When", null], ["ID", null, "n"], ["Listener", null], ["Reason", null], ["Evidence", null],
+    ["Peer", null], ["Silent", null, "n"], ["Age", null, "n"], ["Received", null, "n"], ["Sent", null, "n"]];
+  table($("ends"), columns, rows, "no peer was found gone or hanging");
+}
+
+async function config() {
+  const yaml = await ask("config");
+  if ($("yaml").textContent !== yaml) $("yaml").textContent = yaml;
+}
+
+async function drain() {
+  const sessions = summary ? summary.sessions : 0;
+  const question = `Drain? No new client is taken, ${sessions} sessions finish, and the process ends.`;
+  if ((await sure(question, false)) !== null) $("status").textContent = await change("POST", "drain");
+}
+
+// --- Time ----------------------------------------------------------------------------------
+
+function take(next) {
+  const of = new Map();
+  const before = points[points.length - 1];
+  const seconds = before ? next.now - before.now : 0;
+  if (summary && before && seconds <= 0) return;
+  next.listeners.forEach((l) => {
+    const moved = both(l.received_bytes);
+    of.set(l.listener, { moved, rate: before ? Math.max(0, moved - (before.moved.get(l.listener) ?? moved)) / seconds : 0 });
+  });
+  summary = next;
+  const total = sum((l) => l.found);
+  const point = {
+    now: next.now, sessions: next.sessions, found: total, foundNew: before ? Math.max(0, total - before.found) : 0,
+    moved: new Map([...of].map(([name, o]) => [name, o.moved])), of: new Map([...of].map(([name, o]) => [name, o.rate])),
+  };
+  point.rate = [...point.of.values()].reduce((all, rate) => all + rate, 0);
+  points = [...points, point].filter((p) => p.now > next.now - KEPT);
+  $("version").textContent = next.version;
+  const select = $("filters").elements.listener;
+  const known = [...select.options].map((o) => o.value);
+  next.listeners.filter((l) => !known.includes(l.listener)).forEach((l) => select.append(h("option", {}, l.listener)));
+  tell(next.draining ? "draining" : "live", next.draining);
+  refresh();
+}
+
+function tell(text, lost) {
+  $("status").textContent = text;
+  $("status").className = lost ? "lost" : "";
+}
+
+const view = () => {
+  const name = location.hash.slice(2).split(/[/?]/)[0];
+  return VIEWS.includes(name) ? name : "overview";
+};
+
+// What the view shows is asked for again, one request at a time.
+async function refresh() {
+  if (asking || document.hidden) return;
+  asking = true;
+  try {
+    const now = view();
+    if (["overview", "found"].includes(now)) await fetchFound();
+    if (now === "overview") overview();
+    else if (now === "listeners") { listeners(); await endpoints(); }
+    else if (now === "connections" && !paused) await connections();
+    else if (now === "session") await session();
+    else if (now === "found") showFound();
+    else if (now === "config") await config();
+    say("");
+  } catch (error) {
+    say(error.message);
+  }
+  asking = false;
+}
+
+function route() {
+  const now = view();
+  document.querySelectorAll("main").forEach((main) => { main.hidden = main.id !== now; });
+  document.querySelectorAll("nav a").forEach((a) => {
+    const here = a.hash === `#/${now}` || (now === "session" && a.hash === "#/connections");
+    if (here) a.setAttribute("aria-current", "page"); else a.removeAttribute("aria-current");
+  });
+  $("answer").textContent = "";
+  const query = location.hash.split("?")[1];
+  if (now === "connections" && query) {
+    $("filters").reset();
+    new URLSearchParams(query).forEach((value, name) => {
+      const field = $("filters").elements[name];
+      if (field) field.value = value;
+    });
+  }
+  refresh();
+}
+
+// Server-sent events; where there are none, the same is polled. A page that nobody sees asks nothing.
+function listen() {
+  events?.close();
+  events = null;
+  if (document.hidden) return;
+  events = new EventSource("events");
+  events.onmessage = (message) => take(JSON.parse(message.data));
+}
+
+async function poll() {
+  if (!document.hidden && events?.readyState !== EventSource.OPEN) {
+    try {
+      take(await ask("summary"));
+      if (events?.readyState === EventSource.CLOSED) listen();
+    } catch {
+      tell("not reachable", true);
+    }
+  }
+  setTimeout(poll, 2000);
+}
+
+function doing(action) {
+  return () => action().then(refresh, (error) => say(error.message));
+}
+
+function begin() {
+  PHASES.forEach((word) => $("filters").elements.phase.append(h("option", {}, word)));
+  CONDITIONS.forEach((word) => $("filters").elements.condition.append(h("option", {}, word)));
+  const may = {
+    open: "Changes are accepted at this address.",
+    token: "Changes are accepted at this address with the token of admin.token_file.",
+    never: "Changes are not accepted at this address: use a loopback address, admin.control or admin.token_file.",
+  };
+  $("may").textContent = may[CHANGES];
+  $("token").hidden = CHANGES !== "token";
+  ["verify", "end", "drain"].forEach((id) => { $(id).hidden = CHANGES === "never"; });
+  $("verify").addEventListener("click", doing(verify));
+  $("end").addEventListener("click", doing(end));
+  $("drain").addEventListener("click", doing(drain));
+  $("filters").addEventListener("input", () => { limit = PAGE; refresh(); });
+  $("filters").addEventListener("reset", () => setTimeout(refresh));
+  $("token").addEventListener("submit", (event) => event.preventDefault());
+  $("filters").addEventListener("submit", (event) => { event.preventDefault(); refresh(); });
+  $("more").addEventListener("click", () => { limit += PAGE; refresh(); });
+  $("pause").addEventListener("click", () => {
+    paused = !paused;
+    $("pause").setAttribute("aria-pressed", String(paused));
+    refresh();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === "/" && view() === "connections") {
+      event.preventDefault();
+      $("filters").elements.peer.focus();
+    } else if (event.key === "p" && view() === "connections") $("pause").click();
+  });
+  window.addEventListener("hashchange", route);
+  document.addEventListener("visibilitychange", listen);
+  route();
+  listen();
+  poll();
+}
+
+begin();
