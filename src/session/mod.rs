@@ -331,6 +331,10 @@ impl Session {
     /// What a failed socket says about its leg.
     fn fault(&self, leg: Leg, error: &io::Error) -> Close {
         let fault = fault_of(error);
+        if fault == Fault::Local {
+            let leg = <&str>::from(leg);
+            tracing::debug!(id = self.id, leg, "a socket failed on this host: {error}");
+        }
         let mut state = self.lock();
         let after = sample::sample(state.fds[leg as usize]);
         state.machine.fault(sys::now(), leg, fault, after.as_ref())

@@ -9,7 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use super::{Phase, Session, Watch, aborted, closing};
@@ -79,9 +79,26 @@ impl From<LegStream> for Client {
 }
 
 impl Client {
-    /// Whether it has said FIN, or was lost, and left no payload.
-    pub(super) fn has_left(&self) -> bool {
-        self.unsent.is_empty() && self.stream.buffered() == 0 && self.stream.socket().has_left()
+    /// Whether it has said FIN, or was lost, and left no payload. Behind a layer only a read tells payload from
+    /// its last words.
+    pub(super) fn has_left(&mut self) -> bool {
+        if !self.unsent.is_empty() {
+            return false;
+        }
+        if !self.stream.is_layered() {
+            return self.stream.socket().has_left();
+        }
+        let mut bytes = vec![0; FIRST_BYTES];
+        let mut cx = Context::from_waker(Waker::noop());
+        match self.stream.poll_read_now(&mut cx, &mut bytes) {
+            Poll::Ready(Ok(n)) => {
+                bytes.truncate(n);
+                self.unsent = bytes;
+                n == 0
+            }
+            Poll::Ready(Err(_)) => true,
+            Poll::Pending => false,
+        }
     }
 }
 
@@ -103,7 +120,9 @@ pub(super) async fn open<P>(
             Ok(None) => {}
             Ok(Some(handshake)) => client.stream = handshake.into_leg(client.stream),
             Err(close) => {
-                session.last_words(&client.stream).await;
+                session
+                    .last_words(Leg::Downstream, &client.stream, &close)
+                    .await;
                 opened = Err(close);
                 break;
             }
@@ -146,27 +165,31 @@ async fn admit<P>(
 /// Waits for a place.
 async fn queue<P>(
     session: &Session,
-    client: &Client,
-    wait: Boxed<'static, Result<P, CloseReason>>,
+    client: &mut Client,
+    mut wait: Boxed<'static, Result<P, CloseReason>>,
 ) -> Result<P, Close> {
-    let cancelled = || Err(aborted(CloseReason::ConnectCancelled));
-    let place = tokio::select! {
-        biased;
-        close = poll_fn(|_| session.take_order()) => Err(close),
-        error = client.stream.socket().failed() => Err(session.client_failed(&error)),
-        () = leaves(session, client) => cancelled(),
-        place = wait => place.map_err(aborted),
-    };
-    // A FIN may have come in this moment.
-    if place.is_ok() && session.client_said_fin() && !stays(session, client) {
-        return cancelled();
+    let mut said_fin = false;
+    loop {
+        let socket = client.stream.socket();
+        let place = tokio::select! {
+            biased;
+            close = poll_fn(|_| session.take_order()) => return Err(close),
+            error = socket.failed() => return Err(session.client_failed(&error)),
+            () = socket.finished(), if !said_fin => None,
+            place = &mut wait => Some(place.map_err(aborted)?),
+        };
+        // A FIN may have come in this moment.
+        said_fin = place.is_none() || session.client_said_fin();
+        if said_fin && !stays(session, client) {
+            return Err(aborted(CloseReason::ConnectCancelled));
+        }
+        if let Some(place) = place {
+            let waited = sys::now() - session.lock().machine.waits_since();
+            let waited = u32::try_from(waited.as_millis().max(1)).unwrap_or(u32::MAX);
+            session.queued_ms.store(waited, Ordering::Relaxed);
+            return Ok(place);
+        }
     }
-    if place.is_ok() {
-        let waited = sys::now() - session.lock().machine.waits_since();
-        let waited = u32::try_from(waited.as_millis().max(1)).unwrap_or(u32::MAX);
-        session.queued_ms.store(waited, Ordering::Relaxed);
-    }
-    place
 }
 
 /// Has the client say what it has to say.
@@ -209,16 +232,8 @@ async fn first_byte(session: &Session, client: &mut Client) -> Result<(), Close>
     }
 }
 
-/// Returns when the client has said FIN and does not stay in the queue.
-async fn leaves(session: &Session, client: &Client) {
-    client.stream.socket().finished().await;
-    if stays(session, client) {
-        std::future::pending::<()>().await;
-    }
-}
-
 /// Whether a client that has said FIN is to be served: it must have sent something.
-fn stays(session: &Session, client: &Client) -> bool {
+fn stays(session: &Session, client: &mut Client) -> bool {
     session.abandon();
     session.params.abandoned == Abandoned::Serve && !client.has_left()
 }
@@ -308,9 +323,11 @@ impl Session {
         }
     }
 
-    /// What a peer was told, such as an alert, is not to be lost with its connection.
-    pub(super) async fn last_words(&self, leg: &LegStream) {
-        let _best_effort = tokio::time::timeout(LAST_WORDS, closing::delivered(leg)).await;
+    /// What a peer was told in an alert is not to be lost with its connection. Nobody waits for one that is gone.
+    pub(super) async fn last_words(&self, leg: Leg, stream: &LegStream, close: &Close) {
+        if close.reason == CloseReason::tls_failed(leg) {
+            let _best_effort = tokio::time::timeout(LAST_WORDS, closing::delivered(stream)).await;
+        }
     }
 
     /// What the failure of a client's socket says before both legs are up.

@@ -80,7 +80,7 @@ pub(super) async fn upstream(
             Ok((relay, [downstream, handshake.into_leg(upstream)]))
         }
         Err(close) => {
-            session.last_words(&upstream).await;
+            session.last_words(Leg::Upstream, &upstream, &close).await;
             session.turn_away(&close);
             session.params.metrics.reset_sent(Leg::Upstream);
             Err(close)
