@@ -5,7 +5,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -55,12 +55,22 @@ while [ $n -lt 20 ]; do
 done
 "#;
 
+/// A program that can be interrupted. A shell cannot trap a signal that was ignored when it started, as it is
+/// for a test run in the background of a script, and its children inherit that.
+fn with_interrupts(program: &str) -> Command {
+    let mut command = tool("env");
+    command
+        .arg("--default-signal=INT")
+        .arg(tool(program).get_program());
+    command
+}
+
 /// A telnet client on a terminal of its own.
 struct Client(Process);
 
 impl Client {
     fn connect(to: SocketAddr) -> Self {
-        let mut command = tool("script");
+        let mut command = with_interrupts("script");
         // `exec`, so that the end of `script` is that of the client.
         let telnet = format!("exec telnet {} {}", to.ip(), to.port());
         command
@@ -103,11 +113,7 @@ fn serve(
 ) -> JoinHandle<io::Result<bool>> {
     thread::spawn(move || {
         let socket = OwnedFd::from(listener.accept()?.0);
-        // A shell cannot trap a signal that was ignored when it started, as it is for a test run in the
-        // background of a script.
-        let mut telnetd = tool("env")
-            .arg("--default-signal=INT")
-            .arg(tool("telnetd").get_program())
+        let mut telnetd = with_interrupts("telnetd")
             .args(["-E", &shell])
             .stdin(socket.try_clone()?)
             .stdout(socket)

@@ -1,8 +1,8 @@
 //! Many megabytes each way at once, on many sessions, through each combination of plain and TLS, while other
 //! work wants the processors.
 
-use std::io;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -32,6 +32,7 @@ pub const CASES: &[Case] = &[
     Case::new("fifty_sessions_from_tls_to_tls", &[], || {
         both_ways_at_once(Leg::Tls, Leg::Tls);
     }),
+    Case::new("tls_crosses_a_unix_socket", &[], tls_crosses_a_unix_socket),
 ];
 
 const SESSIONS: usize = 50;
@@ -184,4 +185,33 @@ fn both_ways_at_once(downstream: Leg, upstream: Leg) {
 /// Of all sessions: more than [`figure`] knows.
 fn megabytes_of(each: usize) -> f64 {
     figure(SESSIONS * each) * 1e6
+}
+
+/// One listener is the service of the other one.
+fn tls_crosses_a_unix_socket() {
+    const BYTES: usize = 60_000;
+    let (setup, runtime) = (Setup::new(), many::runtime());
+    let service = many::echo(&runtime);
+    let between = format!("unix:{}", setup.folder.join("between.sock").display());
+    let tls = setup.tls("").expect("keys");
+    let keys = Keys {
+        upstream_tls: setup.upstream_tls("server_name: localhost"),
+        more: &format!(
+            "- name: inner\n  address: '{between}'\n  tls: {{ {tls} }}\n  \
+             upstream: {{ address: '{service}' }}"
+        ),
+        ..Keys::default()
+    };
+    let proxy = setup.start_with(&between, keys, "");
+    let mut client = proxy.connect();
+    let sent = vec![7; BYTES];
+    client.write_all(&sent).expect("connected");
+    client.shutdown(Shutdown::Write).expect("connected");
+    let mut came = Vec::new();
+    client.read_to_end(&mut came).expect("a complete stream");
+    assert_eq!(came, sent);
+    proxy.expect_all_closed("finished", 2);
+    for leg in ["downstream", "upstream"] {
+        assert_eq!(handshakes(&proxy.metrics(), leg, "TLSv1.3"), 1.0, "{leg}");
+    }
 }
