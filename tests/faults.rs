@@ -50,6 +50,8 @@ mod waiting;
 
 use std::process::ExitCode;
 
+use support::{Legs, Tests};
+
 fn main() -> ExitCode {
     // The longest case first.
     let all = [
@@ -79,5 +81,28 @@ fn main() -> ExitCode {
         vanished::TESTS,
         living::TESTS,
     ];
-    support::main(all.concat(), over_ipv6.concat(), lossy::TESTS.to_vec())
+    // The verdict is on the TCP below. Clients vanish over the downstream leg, services over the upstream leg.
+    let both = [
+        complete_stream::TESTS,
+        first_response::TESTS,
+        silent::TESTS,
+        verify::OVER_TLS,
+        vanished::TESTS,
+        living::TESTS,
+        closed_window::OVER_TLS,
+        endings::OVER_TLS,
+    ];
+    let downstream = [waiting::OVER_TLS, pressure::OVER_TLS];
+    let upstream = [phantom::OVER_TLS, takeover::TESTS];
+    support::main(Tests {
+        all: all.concat(),
+        over_ipv6: over_ipv6.concat(),
+        over_tls: vec![
+            (Legs::Both, both.concat()),
+            (Legs::Downstream, downstream.concat()),
+            (Legs::Upstream, upstream.concat()),
+        ],
+        with_nft: lossy::TESTS.to_vec(),
+        with_nft_over_tls: vec![(Legs::Both, lossy::OVER_TLS.to_vec())],
+    })
 }

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rng::Rng;
 use round::Field;
-use support::{Net, Options, Proxy, Test, eventually, ms};
+use support::{Net, Options, Proxy, Test, Tests, eventually, ms};
 
 /// What is left of a round after the end of the faults: everything is healed and finished.
 const CALM: Duration = ms(4000);
@@ -40,7 +40,10 @@ const MEMORY_SLACK_KIB: u64 = 4096;
 
 fn main() -> ExitCode {
     let tests: &[Test] = tests![random_faults_leave_nothing_behind,];
-    support::main(tests.to_vec(), Vec::new(), Vec::new())
+    support::main(Tests {
+        all: tests.to_vec(),
+        ..Tests::default()
+    })
 }
 
 fn random_faults_leave_nothing_behind() {

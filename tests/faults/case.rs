@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
 use crate::support::{
     Direction, End, Endpoint, Host, LISTENER, Link, MemoryGroup, Net, Options, Proxy, Service, ms,
 };
@@ -106,6 +108,34 @@ impl Case {
             assert!(client.wait_received(HELLO, PROMPT), "no answer");
         }
         (client, service)
+    }
+
+    /// A session of the client in which nothing is in flight any more.
+    pub fn session_at_rest(&self) -> (Endpoint, Endpoint) {
+        let (client, service) = self.session();
+        self.wait_acknowledged(&client);
+        let by_the_proxy = || {
+            let at_service = self.net.unacknowledged(Host::Service, &service);
+            self.net.unacknowledged(Host::Client, &client) + at_service == 0
+        };
+        assert!(eventually(PROMPT, by_the_proxy));
+        (client, service)
+    }
+
+    /// Until nothing is in flight to either peer of a client's session: acknowledgements may be put off, and a
+    /// TLS server goes on to speak when the handshake is over.
+    #[track_caller]
+    pub fn wait_acknowledged(&self, client: &Endpoint) {
+        let path = format!("/connections?peer={}", client.local);
+        let mut shown = String::new();
+        let acknowledged = eventually(PROMPT, || {
+            shown = self.proxy.get(&path).expect("answered").1;
+            let list: Value = serde_json::from_str(&shown).expect("JSON");
+            let session = &list["connections"][0];
+            let in_flight = |leg: &str| session[leg]["unacked"].as_u64().unwrap_or(0);
+            session.is_object() && in_flight("downstream") + in_flight("upstream") == 0
+        });
+        assert!(acknowledged, "{shown}");
     }
 
     /// The peer on a leg, gone at `since`, must be found within the budget: in time, not too

@@ -17,6 +17,12 @@ pub const TESTS: &[Test] = tests![
     retransmissions_are_no_activity,
 ];
 
+/// Records are too large for a window that is taken back.
+pub const OVER_TLS: &[Test] = tests![
+    long_outage_of_a_stalled_client,
+    retransmissions_are_no_activity,
+];
+
 const MORE_THAN_FITS: u64 = 8 << 20;
 /// A stream of segments of one byte each, so many that a small receiver runs out of memory for
 /// them before its window is full.

@@ -41,6 +41,26 @@ pub const TESTS: &[Test] = tests![
     whole_request_reaches_a_slow_service_before_the_abort,
 ];
 
+/// Without the victims, who speak no TLS, and without a client that takes so little that a record lasts for
+/// longer than an ending waits.
+pub const OVER_TLS: &[Test] = tests![
+    half_close_passes_on_and_the_answer_comes_back,
+    last_fin_survives_an_outage,
+    half_closed_session_ends_in_time,
+    half_closed_session_that_carries_data_is_kept,
+    idle_session_ends_in_time,
+    idle_session_ends_in_time_with_fin,
+    session_killed_by_the_operator_is_an_abort,
+    session_too_old_is_an_abort,
+    session_replaced_is_an_abort,
+    upload_without_end_does_not_keep_an_ending,
+    reset_by_the_client_reaches_the_service,
+    reset_by_the_service_reaches_the_client,
+    killed_proxy_is_an_abort_for_both_ends,
+    whole_answer_reaches_a_slow_client_before_the_abort,
+    whole_request_reaches_a_slow_service_before_the_abort,
+];
+
 fn every_reason_is_counted_from_zero() {
     let case = Case::new();
     let metrics = case.proxy.metrics();

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::case::{Case, PROMPT, SLACK};
-use crate::support::{Host, Net, Test, ms};
+use crate::support::{Channel, Host, Net, Test, ms};
 use crate::tests;
 
 pub const TESTS: &[Test] = tests![
@@ -29,15 +29,18 @@ fn service(net: &Net, answers: usize) -> SocketAddr {
     let address = net.socket(Host::Service, PORT);
     let listen = || TcpListener::bind(address).expect("bind");
     let listener = net.host(Host::Service).run(listen).expect("enter");
+    let speech = net.legs.of_services();
     // It ends with the test's process.
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let mut stream = stream.expect("accept");
+            let mut stream = Channel::new(stream.expect("accept"), speech);
             thread::spawn(move || {
                 let mut word = [0; WORD];
+                let mut shaken = stream.shake();
                 for n in 0.. {
-                    let read = stream.read_exact(&mut word);
-                    if read.is_err() || (n < answers && stream.write_all(&word).is_err()) {
+                    shaken = shaken.and_then(|()| stream.read_exact(&mut word));
+                    if shaken.is_err() || (n < answers && stream.write_all(&word).is_err()) {
+                        stream.last_words();
                         return;
                     }
                 }
@@ -48,14 +51,16 @@ fn service(net: &Net, answers: usize) -> SocketAddr {
 }
 
 /// A client that asks the next question as soon as it has the answer.
-fn ask(net: &Net, answers: usize) -> TcpStream {
+fn ask(net: &Net, answers: usize) -> Channel {
     let to = net.listener(Host::Client);
     let connect = || TcpStream::connect(to).expect("connect");
-    let mut stream = net.host(Host::Client).run(connect).expect("enter");
+    let stream = net.host(Host::Client).run(connect).expect("enter");
     stream.set_nodelay(true).expect("set");
     stream
         .set_read_timeout(Some(TIMEOUT + PROMPT))
         .expect("set");
+    let mut stream = Channel::new(stream, net.legs.of_clients());
+    stream.shake().expect("a handshake");
     let mut word = [7; WORD];
     for _ in 0..answers {
         stream.write_all(&word).expect("asked");
@@ -93,6 +98,7 @@ fn answered_requests_are_not_waited_for() {
         let mut word = [9; WORD];
         stream.write_all(&word).expect("open");
         stream.read_exact(&mut word).expect("answered");
+        stream.last_words();
     }
     drop(clients);
     case.expect_closed_times("finished", SESSIONS as u32);

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::thread;
 
 use crate::case::PROMPT;
-use crate::support::{Direction, Endpoint, Host, Net, Options, Service, Test, eventually, ms};
+use crate::support::{
+    Direction, Endpoint, Host, Net, Options, Service, Speech, Test, eventually, ms,
+};
 use crate::tests;
 
 pub const TESTS: &[Test] = tests![
@@ -18,8 +20,14 @@ const PORT: u16 = 7000;
 /// A connection from the client's host straight to a listener in the proxy's namespace.
 fn direct(net: &Net) -> (Endpoint, Endpoint) {
     let address = SocketAddr::from((net.proxy_address(Host::Client), PORT));
-    let service = Service::start(&net.proxy, address, Options::default()).expect("listen");
-    let client = Endpoint::connect(net.host(Host::Client), address, Options::default());
+    let service =
+        Service::start(&net.proxy, address, Speech::Plain, Options::default()).expect("listen");
+    let client = Endpoint::connect(
+        net.host(Host::Client),
+        address,
+        Speech::Plain,
+        Options::default(),
+    );
     let (client, service) = (client.expect("connect"), service.next());
     client.send(100);
     assert!(service.wait_received(100, PROMPT));

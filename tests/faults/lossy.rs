@@ -19,6 +19,13 @@ pub const TESTS: &[Test] = tests![
     clients_behind_loss_answer_a_quick_inquiry,
 ];
 
+pub const OVER_TLS: &[Test] = tests![
+    data_that_never_arrives_at_a_client_that_talks,
+    data_that_never_arrives_at_a_service_that_talks,
+    quiet_clients_behind_loss_are_kept,
+    client_that_vanishes_in_its_handshake_is_found,
+];
+
 const BIG: &str = "meta length > 1000";
 /// A segment without payload: a keepalive probe, or a bare acknowledgement.
 const BARE: &str = "meta length < 60 tcp flags & (syn | fin | rst | psh | ack) == ack";
@@ -60,6 +67,23 @@ fn data_that_never_arrives_at_a_client_that_talks() {
 
 fn data_that_never_arrives_at_a_service_that_talks() {
     never_arrives(Host::Service);
+}
+
+/// It has begun, and never hears the answer.
+fn client_that_vanishes_in_its_handshake_is_found() {
+    let flags = [&DETECT[..], &["--tls-handshake-timeout", "60s"]].concat();
+    let case = Case::with_all_flags(&flags, Options::default());
+    case.net.drop_at(Host::Client, "meta length > 300");
+    let since = Instant::now();
+    let client = case.net.dial(Host::Client, Options::default());
+    assert!(!client.wait_secured(ms(1000)), "{client:?}");
+    case.cut(Host::Client);
+    let found = || case.proxy.closed("downstream_dead") == 1.0;
+    assert!(eventually(ms(6300) + SLACK, found));
+    let after = since.elapsed();
+    assert!(after >= ms(6000), "found after only {after:?}");
+    assert!(after <= ms(6300) + SLACK, "found only after {after:?}");
+    case.expect_counted_dead("downstream", "retransmit");
 }
 
 /// Most of it is lost, and takes much longer than the timeout in all; but something arrives.

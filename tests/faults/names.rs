@@ -13,7 +13,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 use crate::case::{Case, HELLO, PROMPT, SLACK};
 use crate::support::{
-    Dns, End, Endpoint, Host, LISTENER, Net, Options, Proxy, Service, Test, eventually, ms,
+    Dns, End, Endpoint, Host, LISTENER, Net, Options, Proxy, Service, Speech, Test, eventually, ms,
 };
 use crate::tests;
 
@@ -75,7 +75,12 @@ impl Named {
     #[track_caller]
     fn session(&self, port: u16) -> (Endpoint, Endpoint) {
         let to = self.entrance(Host::Healthy, port);
-        let client = Endpoint::connect(self.net.host(Host::Healthy), to, Options::default());
+        let client = Endpoint::connect(
+            self.net.host(Host::Healthy),
+            to,
+            Speech::Plain,
+            Options::default(),
+        );
         let client = client.expect("connect");
         client.send(HELLO);
         let service = self.service.next();
@@ -235,7 +240,7 @@ fn a_new_address_is_used_soon() {
     drop(case.session(PORT));
     let elsewhere = case.net.socket(Host::Healthy, 9000);
     let host = case.net.host(Host::Healthy);
-    let other = Service::start(host, elsewhere, Options::default()).expect("listen");
+    let other = Service::start(host, elsewhere, Speech::Plain, Options::default()).expect("listen");
     case.dns.says(Some(&[v4(elsewhere.ip())]));
     let moved = || {
         let _client = case.net.dial(Host::Client, Options::default());
@@ -249,7 +254,7 @@ fn sessions_stay_at_the_address_they_dialled() {
     let (client, service) = case.session(PORT);
     let elsewhere = case.net.socket(Host::Healthy, 9000);
     let host = case.net.host(Host::Healthy);
-    let other = Service::start(host, elsewhere, Options::default()).expect("listen");
+    let other = Service::start(host, elsewhere, Speech::Plain, Options::default()).expect("listen");
     case.dns.says(Some(&[v4(elsewhere.ip())]));
     let moved = || {
         let _client = case.net.dial(Host::Client, Options::default());

@@ -19,6 +19,12 @@ pub const TESTS: &[Test] = tests![
     memory_that_is_not_of_sessions_ends_none,
 ];
 
+/// One for descriptors, one for memory.
+pub const OVER_TLS: &[Test] = tests![
+    the_gone_and_the_useless_make_room_for_newcomers,
+    idle_sessions_go_before_the_kernel_kills,
+];
+
 /// Room for 22 sessions, beside 2 workers with 2 pipes each.
 const DESCRIPTORS: u32 = 148;
 const PLACES: usize = 22;

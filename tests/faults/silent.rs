@@ -63,8 +63,9 @@ fn peers_that_send_are_kept() {
 
 /// The timeout passes while nobody knows whether it lives.
 fn vanished_client_is_dead_and_not_silent() {
-    let case = Case::with(&BOTH[..2], Options::default());
-    let (_client, service) = case.session();
+    // A bit later than it is suspected.
+    let case = Case::with(&[BOTH[0], "2500ms"], Options::default());
+    let (_client, service) = case.session_at_rest();
     case.cut(Host::Client);
     assert_eq!(service.wait_end(DETECT + ms(1500) + SLACK).1, End::Reset);
     case.expect_counted_dead("downstream", "keepalive");

@@ -164,7 +164,7 @@ fn vanished_session_of_the_same_source_makes_room() {
 
 fn vanished_idle_holder_makes_room() {
     let case = case("verify", "1", &[]);
-    let (_holder, device) = case.session();
+    let (_holder, device) = case.session_at_rest();
     case.cut(Host::Client);
     thread::sleep(ms(2000));
     expect_takeover(&case, "downstream", &device);
@@ -203,7 +203,7 @@ fn holder_that_vanished_this_moment_is_shed() {
 /// The kernel's questions change from probes to retransmissions in the middle.
 fn vanished_holder_that_is_written_to_late_makes_room() {
     let case = case("verify", "1", &[]);
-    let (_holder, device) = case.session();
+    let (_holder, device) = case.session_at_rest();
     case.cut(Host::Client);
     thread::sleep(ms(2000));
     let since = Instant::now();
@@ -218,7 +218,7 @@ fn vanished_holder_that_is_written_to_late_makes_room() {
 /// It restarted: the first question is answered with RST.
 fn device_that_forgot_its_client_makes_room() {
     let case = case("verify", "1", &[]);
-    let (holder, device) = case.session();
+    let (holder, device) = case.session_at_rest();
     case.cut(Host::Service);
     device.reset();
     case.net.heal(Host::Service);
@@ -230,7 +230,7 @@ fn device_that_forgot_its_client_makes_room() {
 /// Its holder counts as active, and the first question is possible only a second later.
 fn device_that_forgot_its_client_this_moment_is_shed() {
     let case = case("shed", "1", &[]);
-    let (holder, device) = case.session();
+    let (holder, device) = case.session_at_rest();
     case.cut(Host::Service);
     device.reset();
     case.net.heal(Host::Service);
@@ -242,7 +242,7 @@ fn device_that_forgot_its_client_this_moment_is_shed() {
 /// comes is served when it is back.
 fn vanished_device_makes_room() {
     let case = case("verify", "1", &["--connect-timeout", "30s"]);
-    let (holder, _device) = case.session();
+    let (holder, _device) = case.session_at_rest();
     case.cut(Host::Service);
     thread::sleep(ms(2000));
     let since = Instant::now();

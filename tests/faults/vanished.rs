@@ -239,8 +239,9 @@ fn expect_found_by_reset(
 /// It has not sent a byte yet.
 fn client_vanishes_when_just_connected() {
     let case = Case::new();
-    let _client = case.net.dial(Host::Client, Options::default());
+    let client = case.net.dial(Host::Client, Options::default());
     let service = case.service.next();
+    case.wait_acknowledged(&client);
     let cut = case.cut(Host::Client);
     case.expect_found(cut, "downstream", "keepalive", &service);
 }

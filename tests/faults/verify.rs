@@ -28,6 +28,23 @@ pub const TESTS: &[Test] = tests![
     by_the_command_line,
 ];
 
+/// Without those that encrypt 200 MB on a machine that does much else.
+pub const OVER_TLS: &[Test] = tests![
+    live_quiet_peers_answer_at_once,
+    peers_that_have_just_spoken_are_not_asked,
+    vanished_client_is_named_and_left_to_the_monitor,
+    vanished_client_is_ended_when_asked_to_be_quick,
+    vanished_service_is_ended_when_asked_to_be_quick,
+    vanished_client_with_data_in_flight_is_ended,
+    data_in_flight_is_judged_in_any_phase,
+    vanished_stalled_client_is_ended,
+    peer_that_forgot_the_connection_is_reported,
+    live_peers_are_never_ended,
+    many_at_once,
+    client_in_the_queue_can_be_asked,
+    by_the_command_line,
+];
+
 /// Longer than a second, so that a question is needed.
 const QUIET: Duration = ms(1500);
 /// A local round trip, where the machine is busy.
@@ -126,7 +143,7 @@ fn vanished_client_is_named_and_left_to_the_monitor() {
 
 fn vanished_client_is_ended_when_asked_to_be_quick() {
     let case = case();
-    let (client, service) = case.session();
+    let (client, service) = case.session_at_rest();
     case.cut(Host::Client);
     thread::sleep(QUIET);
     let found = verify(&case, &client, "?quick=true");
@@ -138,7 +155,7 @@ fn vanished_client_is_ended_when_asked_to_be_quick() {
 
 fn vanished_service_is_ended_when_asked_to_be_quick() {
     let case = case();
-    let (client, _service) = case.session();
+    let (client, _service) = case.session_at_rest();
     case.cut(Host::Service);
     thread::sleep(QUIET);
     let found = verify(&case, &client, "?quick=true");
@@ -283,7 +300,7 @@ fn stalled_clients_that_are_back_are_alive() {
 /// RST is proof at once, quick or not.
 fn peer_that_forgot_the_connection_is_reported() {
     let case = case();
-    let (client, service) = case.session();
+    let (client, service) = case.session_at_rest();
     let id = id_of(&case, &client);
     case.cut(Host::Client);
     client.reset();
@@ -368,6 +385,7 @@ fn client_in_the_queue_can_be_asked() {
             .value("pulsegate_connections_queued", &[])
     };
     assert!(eventually(PROMPT, || queued() == 2.0), "{}", queued());
+    case.wait_acknowledged(&vanished);
     case.cut(Host::Client);
     thread::sleep(QUIET);
     let (_, body) = case

@@ -28,6 +28,22 @@ pub const TESTS: &[Test] = tests![
     waiter_that_said_fin_after_an_urgent_byte_leaves,
 ];
 
+/// Without what TLS has none of: an urgent byte.
+pub const OVER_TLS: &[Test] = tests![
+    vanished_waiter_is_found_and_never_served_queue,
+    vanished_waiter_is_found_and_never_served_verify,
+    waiter_that_is_away_when_its_turn_comes_loses_its_turn_only,
+    client_that_vanished_while_its_upstream_is_connected_is_found,
+    client_that_vanished_as_its_upstream_answers_is_not_served,
+    client_that_vanished_before_its_first_byte_is_found,
+    client_that_vanished_while_it_waits_for_descriptors_is_found,
+    live_waiters_are_never_ended,
+    live_client_waits_for_its_upstream,
+    waiter_that_said_fin_is_served_later,
+    waiter_that_said_fin_leaves_where_it_is_to_be_dropped,
+    waiter_that_said_fin_and_nothing_else_leaves_at_once,
+];
+
 /// What a waiting client sends.
 const COMMAND: u64 = 5000;
 /// What the next in line sends.
@@ -279,6 +295,7 @@ fn live_client_waits_for_its_upstream() {
     assert!(device.wait_received(COMMAND, PROMPT));
     device.send(100);
     assert!(client.wait_received(100, PROMPT));
+    case.wait_acknowledged(&client);
     // Both are watched: the clock of neither began again.
     let since = case.cut(Host::Client);
     assert_eq!(device.wait_end(ms(3300) + SLACK).1, End::Reset);

@@ -11,6 +11,7 @@ use pulsegate::sys::netns::Namespace;
 use pulsegate::sys::sockopt::{self, IntOption};
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::channel::Speech;
 use super::endpoint::{Endpoint, Options};
 use super::eventually;
 use super::net::tcp_table;
@@ -84,13 +85,18 @@ impl Deaf {
     }
 
     /// Accepts the next connection, if there is one in time.
-    pub fn next_within(&self, within: Duration, options: Options) -> Option<Endpoint> {
+    pub fn next_within(
+        &self,
+        within: Duration,
+        speech: Speech,
+        options: Options,
+    ) -> Option<Endpoint> {
         let mut next = None;
         eventually(within, || {
             next = self.listener.accept().ok();
             next.is_some()
         });
-        next.map(|(stream, _)| Endpoint::start(stream, options).expect("an endpoint"))
+        next.map(|(stream, _)| Endpoint::start(stream, speech, options).expect("an endpoint"))
     }
 }
 

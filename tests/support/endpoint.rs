@@ -14,6 +14,8 @@ use pulsegate::sys::netns::Namespace;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::channel::{Channel, Speech};
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CHUNK: usize = 64 << 10;
 
@@ -91,6 +93,8 @@ struct State {
     sent: u64,
     received: u64,
     corrupt_at: Option<u64>,
+    /// There is no handshake, or it is over.
+    secured: bool,
     write_finished: bool,
     /// FIN or RST was noticed although nothing is read.
     hung_up: bool,
@@ -114,17 +118,22 @@ enum Close {
 
 impl Endpoint {
     /// Connects from inside a namespace.
-    pub fn connect(from: &Namespace, to: SocketAddr, options: Options) -> io::Result<Self> {
+    pub fn connect(
+        from: &Namespace,
+        to: SocketAddr,
+        speech: Speech,
+        options: Options,
+    ) -> io::Result<Self> {
         let socket = from.run(|| Socket::new(Domain::for_address(to), Type::STREAM, None))??;
         if let Some(bytes) = options.receive_buffer {
             socket.set_recv_buffer_size(bytes)?;
         }
         socket.connect_timeout(&to.into(), CONNECT_TIMEOUT)?;
-        Self::start(socket.into(), options)
+        Self::start(socket.into(), speech, options)
     }
 
     /// Takes over a connected stream.
-    pub fn start(stream: TcpStream, options: Options) -> io::Result<Self> {
+    pub fn start(stream: TcpStream, speech: Speech, options: Options) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         let (local, peer) = (stream.local_addr()?, stream.peer_addr()?);
@@ -138,7 +147,8 @@ impl Endpoint {
             wake: eventfd()?,
         });
         let theirs = Arc::clone(&shared);
-        let thread = thread::Builder::new().spawn(move || serve(&stream, &theirs))?;
+        let channel = Channel::new(stream, speech);
+        let thread = thread::Builder::new().spawn(move || serve(channel, &theirs))?;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -224,6 +234,11 @@ impl Endpoint {
         s.failed == Some(End::Reset) || s.ended.is_some_and(|(_, end)| end == End::Reset)
     }
 
+    /// Waits until payload can be sent.
+    pub fn wait_secured(&self, within: Duration) -> bool {
+        self.wait(within, |s| s.secured)
+    }
+
     /// Waits for this many bytes in all.
     pub fn wait_received(&self, bytes: u64, within: Duration) -> bool {
         self.wait(within, |s| s.received >= bytes)
@@ -296,27 +311,33 @@ impl Shared {
 }
 
 /// The endpoint's thread: does what is ordered until it is told to close.
-fn serve(stream: &TcpStream, shared: &Shared) {
+fn serve(mut channel: Channel, shared: &Shared) {
     let mut next_read = Instant::now();
     loop {
         let mut state = shared.state.lock().expect("not poisoned");
         if let Some(close) = state.close {
-            if close == Close::Abort {
-                let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            match close {
+                Close::Abort => {
+                    let socket = SockRef::from(&channel.socket);
+                    let _ = socket.set_linger(Some(Duration::ZERO));
+                }
+                Close::Orderly => state.sent += channel.last_words() as u64,
             }
             return;
         }
         let now = Instant::now();
         state.pace(now);
-        state.write(stream);
-        if !state.options.paused && state.ended.is_none() && now >= next_read {
-            next_read = now + state.read(stream);
+        state.shake(&mut channel);
+        state.write(&mut channel);
+        if state.reads() && now >= next_read {
+            next_read = now + state.read(&mut channel);
         }
-        state.finish_writing(stream);
-        let events = state.events(now >= next_read);
+        state.finish_writing(&mut channel);
+        let events = state.events(&channel, now >= next_read);
         let timeout = state.timeout(now, next_read);
         shared.changed.notify_all();
         drop(state);
+        let stream = &channel.socket;
         if wait_for(stream, events, &shared.wake, timeout) {
             shared.state.lock().expect("not poisoned").hang_up(stream);
         }
@@ -352,11 +373,26 @@ impl State {
         }
     }
 
-    fn write(&mut self, mut stream: &TcpStream) {
+    /// A handshake is read even by an end that is paused.
+    fn shake(&mut self, channel: &mut Channel) {
+        if self.secured || self.ended.is_some() {
+            return;
+        }
+        match channel.shake() {
+            Ok(()) => self.secured = !channel.is_shaking(),
+            Err(e) => self.end(End::from(e.kind())),
+        }
+    }
+
+    fn reads(&self) -> bool {
+        self.secured && !self.options.paused && self.ended.is_none()
+    }
+
+    fn write(&mut self, channel: &mut Channel) {
         while self.sent < self.queued && self.failed.is_none() {
             let rest = usize::try_from(self.queued - self.sent).unwrap_or(CHUNK);
             let bytes = stream_from(self.sent);
-            match stream.write(&bytes[..bytes.len().min(rest).min(CHUNK)]) {
+            match channel.write(&bytes[..bytes.len().min(rest).min(CHUNK)]) {
                 Ok(n) => self.sent += n as u64,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return,
                 Err(e) => self.failed = Some(End::from(e.kind())),
@@ -364,21 +400,19 @@ impl State {
         }
     }
 
-    fn finish_writing(&mut self, stream: &TcpStream) {
+    fn finish_writing(&mut self, channel: &mut Channel) {
         if self.finish && self.sent == self.queued && !self.write_finished {
-            self.write_finished = true;
-            // It fails only on a socket that was reset; reading tells.
-            let _ = stream.shutdown(std::net::Shutdown::Write);
+            self.write_finished = channel.finish();
         }
     }
 
     /// Reads what is there; returns how long to wait before the next read.
-    fn read(&mut self, mut stream: &TcpStream) -> Duration {
+    fn read(&mut self, channel: &mut Channel) -> Duration {
         let limit = self.options.read_rate.unwrap_or(16 * CHUNK);
         let mut buffer = [0; CHUNK];
         let mut taken = 0;
         while taken < limit && self.ended.is_none() {
-            match stream.read(&mut buffer[..CHUNK.min(limit - taken)]) {
+            match channel.read(&mut buffer[..CHUNK.min(limit - taken)]) {
                 // What was received before RST can be read, and then the error that RST left; if
                 // a write got that error first, the end looks like FIN here.
                 Ok(0) => self.end(self.failed.unwrap_or(End::Finished)),
@@ -392,6 +426,8 @@ impl State {
         }
         match self.options.read_rate {
             Some(_) => Duration::from_millis(20),
+            // There may be more, of which the socket knows nothing any more.
+            None if taken == limit => Duration::from_millis(1),
             None => Duration::ZERO,
         }
     }
@@ -429,14 +465,17 @@ impl State {
     }
 
     /// What to wait for on the socket; nothing once no event could mean anything new.
-    fn events(&self, may_read: bool) -> Option<PollFlags> {
+    fn events(&self, channel: &Channel, may_read: bool) -> Option<PollFlags> {
         let mut events = PollFlags::empty();
+        if self.ended.is_none() && self.failed.is_none() {
+            events |= channel.wants();
+        }
         if self.ended.is_none() && !self.options.paused && may_read {
             events |= PollFlags::IN;
         } else if self.ended.is_none() && self.options.paused && !self.hung_up {
             events |= PollFlags::RDHUP;
         }
-        if self.sent < self.queued && self.failed.is_none() {
+        if self.secured && self.sent < self.queued && self.failed.is_none() {
             events |= PollFlags::OUT;
         }
         let quiet = self.failed.is_some() || self.hung_up || self.write_finished;
@@ -471,7 +510,12 @@ pub struct Service {
 
 impl Service {
     /// Listens inside a namespace.
-    pub fn start(at: &Namespace, address: SocketAddr, options: Options) -> io::Result<Self> {
+    pub fn start(
+        at: &Namespace,
+        address: SocketAddr,
+        speech: Speech,
+        options: Options,
+    ) -> io::Result<Self> {
         let socket = at.run(|| Socket::new(Domain::for_address(address), Type::STREAM, None))??;
         socket.set_reuse_address(true)?;
         if let Some(bytes) = options.receive_buffer {
@@ -484,8 +528,9 @@ impl Service {
         let stop = Arc::new(eventfd()?);
         let (sender, accepted) = mpsc::channel();
         let told = Arc::clone(&stop);
+        let serve = move |stream| Endpoint::start(stream, speech, options);
         let thread =
-            thread::Builder::new().spawn(move || accept(&listener, &told, options, &sender))?;
+            thread::Builder::new().spawn(move || accept(&listener, &told, serve, &sender))?;
         Ok(Self {
             accepted,
             stop,
@@ -502,7 +547,9 @@ impl Service {
 
     /// The next connection, if there is one in time.
     pub fn next_within(&self, within: Duration) -> Option<Endpoint> {
-        self.accepted.recv_timeout(within).ok()
+        let endpoint = self.accepted.recv_timeout(within).ok()?;
+        endpoint.wait_secured(within);
+        Some(endpoint)
     }
 }
 
@@ -515,7 +562,12 @@ impl Drop for Service {
     }
 }
 
-fn accept(listener: &TcpListener, stop: &OwnedFd, options: Options, to: &Sender<Endpoint>) {
+fn accept(
+    listener: &TcpListener,
+    stop: &OwnedFd,
+    serve: impl Fn(TcpStream) -> io::Result<Endpoint>,
+    to: &Sender<Endpoint>,
+) {
     loop {
         let mut fds = [
             PollFd::new(stop, PollFlags::IN),
@@ -526,7 +578,7 @@ fn accept(listener: &TcpListener, stop: &OwnedFd, options: Options, to: &Sender<
             return;
         }
         if let Ok((stream, _)) = listener.accept()
-            && let Ok(endpoint) = Endpoint::start(stream, options)
+            && let Ok(endpoint) = serve(stream)
             && to.send(endpoint).is_err()
         {
             return;

@@ -2,6 +2,7 @@
 //!
 //! * [`Net`]: namespaces and links, cut and healed one direction at a time;
 //! * [`Endpoint`], [`Service`]: TCP ends that check every byte and say how the stream ended;
+//! * [`Legs`]: which of the two speak TLS;
 //! * [`certificates`]: an authority of the tests' own;
 //! * [`Deaf`]: a service that does not accept, and whose accept queue is full if need be;
 //! * [`Dns`]: a name server, which may fall silent;
@@ -17,6 +18,7 @@
 )]
 
 pub mod certificates;
+mod channel;
 mod deaf;
 mod dns;
 mod endpoint;
@@ -36,6 +38,7 @@ use libtest_mimic::{Arguments, Trial};
 use link::Family;
 use pulsegate::sys::netns;
 
+pub use channel::{Channel, Legs, Speech};
 pub use deaf::Deaf;
 pub use dns::Dns;
 pub use endpoint::{End, Endpoint, Options, Service};
@@ -52,10 +55,55 @@ const THREADS: usize = 16;
 /// A named test.
 pub type Test = (&'static str, fn());
 
+/// The tests of a binary. Those of the other lists are run in another way, too, or need a tool.
+#[derive(Debug, Default)]
+pub struct Tests {
+    /// As they are.
+    pub all: Vec<Test>,
+    /// Once more over IPv6.
+    pub over_ipv6: Vec<Test>,
+    /// Once more where these legs speak TLS.
+    pub over_tls: Vec<(Legs, Vec<Test>)>,
+    /// Those that need nft(8).
+    pub with_nft: Vec<Test>,
+    /// Once more where these legs speak TLS.
+    pub with_nft_over_tls: Vec<(Legs, Vec<Test>)>,
+}
+
+/// How a test is run.
+#[derive(Clone, Copy)]
+struct Way {
+    family: Family,
+    legs: Legs,
+    skipped: bool,
+}
+
+impl Way {
+    fn suffix(self) -> &'static str {
+        match (self.family, self.legs) {
+            (Family::V4, Legs::Plain) => "",
+            (Family::V6, _) => "_over_ipv6",
+            (Family::V4, Legs::Downstream) => "_over_tls_downstream",
+            (Family::V4, Legs::Upstream) => "_over_tls_upstream",
+            (Family::V4, Legs::Both) => "_over_tls",
+        }
+    }
+
+    fn trial(self, (name, body): Test) -> Trial {
+        let run = move || {
+            // Threads are used again.
+            net::build_over(self.family, self.legs);
+            body();
+            Ok(())
+        };
+        let name = format!("{name}{}", self.suffix());
+        Trial::test(name, run).with_ignored_flag(self.skipped)
+    }
+}
+
 /// The `main` of a test binary that needs namespaces. They must be asked for before the process
-/// has a second thread, which is why the standard harness will not do. Some tests run over IPv6,
-/// too, and some need nft(8).
-pub fn main(tests: Vec<Test>, over_ipv6: Vec<Test>, with_nft: Vec<Test>) -> ExitCode {
+/// has a second thread, which is why the standard harness will not do.
+pub fn main(tests: Tests) -> ExitCode {
     if become_victim() {
         return ExitCode::SUCCESS;
     }
@@ -68,35 +116,42 @@ pub fn main(tests: Vec<Test>, over_ipv6: Vec<Test>, with_nft: Vec<Test>) -> Exit
             eprintln!("this is CI, where they must be available");
             return ExitCode::FAILURE;
         }
-        eprintln!("ALL {} TESTS OF THIS FILE ARE SKIPPED", tests.len());
+        eprintln!("ALL TESTS OF THIS FILE ARE SKIPPED");
     }
     let v6 = fs::read_to_string("/proc/sys/net/ipv6/conf/default/disable_ipv6");
     let no_ipv6 = v6.map_or(true, |disabled| disabled.trim() != "0");
-    if no_ipv6 && !over_ipv6.is_empty() {
-        eprintln!("no IPv6 here: {} TESTS ARE SKIPPED", over_ipv6.len());
+    if no_ipv6 && !tests.over_ipv6.is_empty() {
+        eprintln!("no IPv6 here: {} TESTS ARE SKIPPED", tests.over_ipv6.len());
     }
-    let trial = |name: String, body: fn(), family: Family| {
-        let skipped = missing.is_some() || (no_ipv6 && family == Family::V6);
-        let run = move || {
-            // Threads are used again.
-            net::build_over(family);
-            body();
-            Ok(())
-        };
-        Trial::test(name, run).with_ignored_flag(skipped)
-    };
     let no_nft = Command::new("nft").arg("--version").output().is_err();
-    let tests = tests.into_iter();
-    let tests = tests.map(|(name, body)| trial(name.to_owned(), body, Family::V4));
-    let with_nft = with_nft.into_iter().map(|(name, body)| {
-        let skipped = missing.is_some() || no_nft;
-        trial(name.to_owned(), body, Family::V4).with_ignored_flag(skipped)
-    });
-    let over_ipv6 = over_ipv6.into_iter();
-    let over_ipv6 =
-        over_ipv6.map(|(name, body)| trial(format!("{name}_over_ipv6"), body, Family::V6));
-    let trials = tests.chain(over_ipv6).chain(with_nft);
-    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+    let plain = Way {
+        family: Family::V4,
+        legs: Legs::Plain,
+        skipped: missing.is_some(),
+    };
+    let v6 = Way {
+        family: Family::V6,
+        skipped: plain.skipped || no_ipv6,
+        ..plain
+    };
+    let nft = Way {
+        skipped: plain.skipped || no_nft,
+        ..plain
+    };
+    let mut lists = vec![
+        (plain, tests.all),
+        (v6, tests.over_ipv6),
+        (nft, tests.with_nft),
+    ];
+    for (way, over_tls) in [(plain, tests.over_tls), (nft, tests.with_nft_over_tls)] {
+        let over_tls = over_tls.into_iter();
+        lists.extend(over_tls.map(|(legs, tests)| (Way { legs, ..way }, tests)));
+    }
+    let lists = lists.into_iter();
+    let trials = lists.flat_map(|(way, list)| list.into_iter().map(move |test| way.trial(test)));
+    let outcome = libtest_mimic::run(&arguments, trials.collect());
+    channel::remove_papers();
+    outcome.exit_code()
 }
 
 /// Lists functions as [`Test`]s under their own names.

@@ -15,6 +15,7 @@ use std::process::Command;
 
 use pulsegate::sys::netns::Namespace;
 
+use super::channel::Legs;
 use super::endpoint::{Endpoint, Options, Service};
 use super::link::{self, Direction, Family};
 
@@ -24,12 +25,12 @@ const LISTEN_PORT: u16 = 8000;
 const SERVICE_PORT: u16 = 9000;
 
 thread_local! {
-    static FAMILY: Cell<Family> = const { Cell::new(Family::V4) };
+    static KIND: Cell<(Family, Legs)> = const { Cell::new((Family::V4, Legs::Plain)) };
 }
 
-/// Has the networks that this thread builds have such addresses.
-pub fn build_over(family: Family) {
-    FAMILY.set(family);
+/// Has the networks that this thread builds have such addresses, and such peers.
+pub fn build_over(family: Family, legs: Legs) {
+    KIND.set((family, legs));
 }
 
 /// A host other than the proxy, and the link between the two.
@@ -61,12 +62,14 @@ pub struct Net {
     links: [link::Link; 3],
     /// Where the proxy runs.
     pub proxy: Namespace,
+    /// Which legs of the proxy speak TLS.
+    pub legs: Legs,
 }
 
 impl Net {
     /// Builds the network with every link whole.
     pub fn new() -> Self {
-        let family = FAMILY.get();
+        let (family, legs) = KIND.get();
         let make = || Namespace::new().expect("a network namespace");
         let (proxy, hosts) = (make(), [make(), make(), make()]);
         let connect = |host: Host| {
@@ -77,6 +80,7 @@ impl Net {
             links: HOSTS.map(connect),
             hosts,
             proxy,
+            legs,
         }
     }
 
@@ -178,13 +182,14 @@ impl Net {
 
     /// The same where the proxy may refuse, or reset at once.
     pub fn try_dial(&self, from: Host, options: Options) -> io::Result<Endpoint> {
-        Endpoint::connect(self.host(from), self.listener(from), options)
+        let speech = self.legs.of_clients();
+        Endpoint::connect(self.host(from), self.listener(from), speech, options)
     }
 
     /// Starts the service.
     pub fn serve(&self, options: Options) -> Service {
-        Service::start(self.host(Host::Service), self.service(), options)
-            .expect("start the service")
+        let (host, speech) = (self.host(Host::Service), self.legs.of_services());
+        Service::start(host, self.service(), speech, options).expect("start the service")
     }
 
     /// Bytes that the kernel of a host has not got acknowledged on a connection.

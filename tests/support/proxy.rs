@@ -117,6 +117,7 @@ impl Proxy {
             .args(["--listen", &net.everywhere().to_string()])
             .args(["--upstream", &upstream.to_string()])
             .args(["--admin", ADMIN])
+            .args(net.legs.flags())
             .args(flags);
         Self::launch(net, command)
     }
