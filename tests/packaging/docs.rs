@@ -34,6 +34,11 @@ pub const CASES: &[Case] = &[
     )
     .that_mounts(),
     Case::new(
+        "the_readme_leads_to_every_document",
+        &[],
+        the_readme_leads_to_every_document,
+    ),
+    Case::new(
         "keys_that_documents_compare_exist",
         &[],
         keys_that_documents_compare_exist,
@@ -171,6 +176,17 @@ fn the_shell_lines_of_the_documents_work() {
         }
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+fn the_readme_leads_to_every_document() {
+    let readme = read("README.md");
+    let (_, map) = readme.split_once("\n## All documents\n").unwrap();
+    let pages = documents();
+    let pages = pages.iter().filter(|page| page.starts_with("docs/"));
+    let missing: Vec<_> = pages
+        .filter(|page| !map.contains(&format!("({page})")))
+        .collect();
+    assert!(missing.is_empty(), "not in its last table: {missing:?}");
 }
 
 /// Keys in backquotes that begin with `…`, the place of a listener, or with `listeners[]`. A test of the
