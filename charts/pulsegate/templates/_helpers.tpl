@@ -152,6 +152,8 @@ by "pulsegate" in their name, whatever the name of the release is. */}}
 {{- $values := first . -}}
 {{- $job := last . -}}
 path: /metrics
+# Our label `endpoint` stays; the operator has one of this name, too.
+honorLabels: true
 interval: {{ $values.interval }}
 {{- with $values.scrapeTimeout }}
 scrapeTimeout: {{ . }}
