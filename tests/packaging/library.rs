@@ -1,16 +1,20 @@
 //! The library chart, in the example that wraps a chart with it.
 
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_yaml::Value;
 
 use super::manifests::{
-    Sets, by_name, containers, helm3_of, helm4_of, items, named, objects_of, value_files_of,
-    workloads,
+    Sets, by_name, configurations, containers, helm3_of, helm4_of, items, named, objects_of,
+    value_files_of, workloads,
 };
-use super::tools::{Case, read, repo, run, scratch, tool};
+use super::tools::{Case, Running, free_address, read, repo, run, scratch, tool};
 
 pub const CASES: &[Case] = &[
     Case::new(
@@ -22,6 +26,11 @@ pub const CASES: &[Case] = &[
         "the_application_outlives_the_drain",
         &["helm3", "helm4-python"],
         the_application_outlives_the_drain,
+    ),
+    Case::new(
+        "no_client_of_a_pod_that_ends_is_cut_before_its_time",
+        &["helm3", "helm4-python"],
+        no_client_of_a_pod_that_ends_is_cut_before_its_time,
     ),
     Case::new(
         "a_wrong_sidecar_is_refused",
@@ -105,6 +114,93 @@ fn the_application_outlives_the_drain() {
     let words = ["template", "rel", "--kube-version", "1.29.0"];
     let text = run(helm.args(words).arg(example())).unwrap();
     assert!(text.contains(r#"command: ["sleep", "33"]"#), "{text}");
+}
+
+/// A rendered Pod as processes, ended in the order of the kubelet: all hooks at once, SIGTERM to the application when its
+/// own is over, and to the sidecar after that.
+fn no_client_of_a_pod_that_ends_is_cut_before_its_time() {
+    let application = TcpListener::bind("127.0.0.1:0").unwrap();
+    let app = application.local_addr().unwrap();
+    let (clients, admin) = (free_address(), free_address());
+    let text = format!(
+        "pulsegate: {{ listeners: [{{ name: a, port: {}, appPort: {} }}], admin: {{ port: {} }},\n  \
+         config: {{ drain: {{ delay: 1s, timeout: 4s }} }} }}\n",
+        clients.port(),
+        app.port(),
+        admin.port()
+    );
+    let values = scratch("library", "ending.yaml", &text);
+    let manifests = helm4_of(&example(), &[values]).remove(0).unwrap();
+    let objects = objects_of(&manifests);
+    let socket = std::env::temp_dir().join(format!("pulsegate-{}.sock", std::process::id()));
+    let here = |text: &str| {
+        let text = text.replace("0.0.0.0", "127.0.0.1");
+        text.replace("/run/pulsegate/control.sock", socket.to_str().unwrap())
+    };
+    let config = scratch(
+        "library",
+        "ending-config.yaml",
+        &here(configurations(&objects)[0]),
+    );
+    let pod = &workloads(&objects)[0]["spec"]["template"]["spec"];
+    let hook = items(&pod["initContainers"][0]["lifecycle"]["preStop"]["exec"]["command"]);
+    let hook: Vec<_> = hook
+        .iter()
+        .map(|word| here(word.as_str().unwrap()))
+        .collect();
+    let sleeps = &pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"];
+    let sleeps = Duration::from_secs(sleeps.as_u64().unwrap());
+
+    thread::spawn(move || application.incoming().flatten().for_each(echo));
+    let mut sidecar = Running::start(&["--config".to_owned(), config.display().to_string()]);
+    sidecar.wait_for(admin);
+    let mut idle = TcpStream::connect(clients).unwrap();
+    ask(&mut idle).unwrap();
+    let mut busy = TcpStream::connect(clients).unwrap();
+
+    let ends = Instant::now();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+    let mut hook = command.args(&hook[1..]).spawn().unwrap();
+    thread::sleep(Duration::from_millis(500));
+    // The endpoint has not left every node.
+    let mut late = TcpStream::connect(clients).unwrap();
+    ask(&mut late).unwrap();
+    drop(late);
+    while ends.elapsed() < Duration::from_millis(2500) {
+        ask(&mut busy).unwrap();
+        thread::sleep(Duration::from_millis(50));
+    }
+    drop(busy);
+    // drain.delay, and the half of drain.timeout in which nobody is ended.
+    let _reset = idle.read(&mut [0]);
+    assert!(
+        ends.elapsed() >= Duration::from_secs(3),
+        "{:?}",
+        ends.elapsed()
+    );
+    assert!(hook.wait().unwrap().success());
+    assert!(
+        ends.elapsed() < sleeps,
+        "{:?}: the application has gone",
+        ends.elapsed()
+    );
+    // SIGTERM would find nobody.
+    assert_eq!(sidecar.0.wait().unwrap().code(), Some(0));
+}
+
+fn echo(mut client: TcpStream) {
+    thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok(n @ 1..) = client.read(&mut buffer) {
+            let _gone = client.write_all(&buffer[..n]);
+        }
+    });
+}
+
+fn ask(client: &mut TcpStream) -> io::Result<()> {
+    client.set_read_timeout(Some(Duration::from_secs(5)))?;
+    client.write_all(b"?")?;
+    client.read_exact(&mut [0])
 }
 
 const WRONG: &[(&str, &str)] = &[

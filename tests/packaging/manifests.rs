@@ -208,7 +208,7 @@ pub fn items(list: &Value) -> Vec<&Value> {
 }
 
 /// The configuration files among the objects.
-fn configurations(all: &[Value]) -> Vec<&str> {
+pub fn configurations(all: &[Value]) -> Vec<&str> {
     let texts = objects(all, "ConfigMap").into_iter();
     texts
         .filter_map(|map| map["data"]["pulsegate.yaml"].as_str())
