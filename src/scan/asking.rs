@@ -8,7 +8,6 @@
 //! To end a peer that left three unanswered is left to the kernel: a last question with `TCP_KEEPCNT` 3.
 //! An answer that comes before it saves the connection, for it sets the kernel's count to 0.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
@@ -31,6 +30,8 @@ const BATCH_EVERY: Span = Span::ms(100);
 const ANSWER_WITHIN: Span = Span::ms(200);
 /// So many questions without an answer prove that a peer is gone.
 const ENOUGH: u32 = 3;
+/// From here on a few more could reach [`NEVER`].
+const MANY: u32 = 100;
 /// The kernel could not be brought to ask so often.
 const TRIES: u32 = 8;
 /// The kernel's timer of the last question has ended by then.
@@ -75,6 +76,8 @@ struct Asked {
     own: Options,
     since: Time,
     due: Time,
+    /// Questions that were unanswered before: a peer may have come back since.
+    before: u32,
     tries: u32,
     last: Last,
 }
@@ -88,7 +91,10 @@ enum Last {
 }
 
 /// Asks all of them, 2,000 a second; the outcomes have the same order. Before `stop` comes, each is told
-/// within about a second of its turn; then all options are put back at once.
+/// within about a second of its turn. All options are put back in any case.
+///
+/// # Errors
+/// What sock_diag(7) says.
 pub async fn ask(
     diag: &mut SockDiag,
     seen: &[Seen],
@@ -96,39 +102,52 @@ pub async fn ask(
     stop: impl Future,
 ) -> io::Result<Vec<Outcome>> {
     let mut outcomes = vec![Outcome::NotAsked; seen.len()];
-    let mut waiting: VecDeque<usize> = (0..seen.len()).collect();
-    let mut asked: Vec<Asked> = Vec::new();
+    let mut asked = Vec::new();
+    let done = tokio::select! {
+        biased;
+        _ = stop => Ok(()),
+        done = ask_all(diag, seen, purpose, &mut asked, &mut outcomes) => done,
+    };
+    for Asked { at, own, tries, .. } in &asked {
+        give_back(&seen[*at], own, *tries);
+    }
+    done.map(|()| outcomes)
+}
+
+/// Those that are being asked are in `asked`, whenever it waits or fails.
+async fn ask_all(
+    diag: &mut SockDiag,
+    seen: &[Seen],
+    purpose: Purpose,
+    asked: &mut Vec<Asked>,
+    outcomes: &mut [Outcome],
+) -> io::Result<()> {
+    let mut waiting = 0..seen.len();
     let mut next_batch = sys::now();
-    tokio::pin!(stop);
     while !(waiting.is_empty() && asked.is_empty()) {
         let now = sys::now();
         if now >= next_batch {
             next_batch = now + BATCH_EVERY;
-            for at in waiting.drain(..waiting.len().min(BATCH)) {
+            for at in waiting.by_ref().take(BATCH) {
                 match begin(diag, &seen[at], at)? {
                     Ok(begun) => asked.push(begun),
                     Err(outcome) => outcomes[at] = outcome,
                 }
             }
         }
-        let mut left = Vec::with_capacity(asked.len());
-        for mut one in asked.drain(..) {
-            match step(diag, &seen[one.at], &mut one, purpose)? {
-                None => left.push(one),
-                Some(outcome) => outcomes[one.at] = outcome,
+        let mut n = 0;
+        while let Some(one) = asked.get_mut(n) {
+            match step(diag, &seen[one.at], one, purpose)? {
+                None => n += 1,
+                Some(outcome) => {
+                    outcomes[one.at] = outcome;
+                    asked.swap_remove(n);
+                }
             }
         }
-        asked = left;
-        tokio::select! {
-            biased;
-            _ = &mut stop => {
-                asked.iter().for_each(|one| give_back(&seen[one.at], &one.own, 0));
-                break;
-            }
-            () = sleep(TICK) => {}
-        }
+        sleep(TICK).await;
     }
-    Ok(outcomes)
+    Ok(())
 }
 
 /// Whether it can be asked now; if not, what that means.
@@ -155,6 +174,11 @@ fn begin(diag: &mut SockDiag, seen: &Seen, at: usize) -> io::Result<Result<Asked
         Ok(found) => found,
         Err(outcome) => return Ok(Err(outcome)),
     };
+    let before = u32::from(found.info.probes);
+    if before >= MANY {
+        let why = format!("{before} questions of the kernel are unanswered already");
+        return Ok(Err(Outcome::Refused(Refusal::Other(why))));
+    }
     let since = sys::now();
     let begun = copy(seen).and_then(|socket| {
         let fd = socket.as_raw_fd();
@@ -177,6 +201,7 @@ fn begin(diag: &mut SockDiag, seen: &Seen, at: usize) -> io::Result<Result<Asked
             own,
             since,
             due: since + answer_within(found),
+            before,
             tries: 1,
             last: Last::Question,
         }),
@@ -209,10 +234,11 @@ fn step(
             return Ok(Some(outcome));
         }
     };
-    let unanswered = u32::from(found.info.probes);
+    let unanswered = u32::from(found.info.probes).saturating_sub(asked.before);
+    let is_proven = unanswered >= ENOUGH;
     let outcome = if heard(found) < now - asked.since {
         Some(Outcome::Answered)
-    } else if unanswered >= ENOUGH && (purpose == Purpose::Tell || asked.tries >= TRIES) {
+    } else if is_proven && (purpose == Purpose::Tell || asked.tries >= TRIES) {
         Some(Outcome::Silent)
     } else if asked.tries >= TRIES {
         let why = "the kernel sent no question".to_owned();
@@ -225,7 +251,7 @@ fn step(
         return Ok(Some(outcome));
     }
     asked.tries += 1;
-    asked.last = match unanswered >= ENOUGH {
+    asked.last = match is_proven {
         true => Last::Verdict,
         false => Last::Question,
     };
@@ -253,7 +279,7 @@ fn step(
 /// # Errors
 /// Why that is not possible, with what to grant.
 pub fn copy(seen: &Seen) -> Result<Foreign, Refusal> {
-    let owner = seen.owner.ok_or(Refusal::UnknownProcess)?;
+    let owner = seen.owner.ok_or(Refusal::UnknownProcess(seen.uid))?;
     Foreign::copy(owner.pid, owner.fd, seen.id.cookie())
         .map_err(|error| Refusal::of(owner.pid, &error))
 }

@@ -10,8 +10,8 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 /// Why a socket of another process could not be copied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It is not known who holds it.
-    UnknownProcess,
+    /// It is not known who holds it: a process of the user with this number.
+    UnknownProcess(u32),
     /// Its process belongs to another user, of this number.
     OtherUser(u32),
     /// Its process has capabilities that this one lacks.
@@ -59,7 +59,9 @@ impl Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownProcess => f.write_str("who holds it could not be read from /proc"),
+            Self::UnknownProcess(uid) => {
+                write!(f, "its process, of user {uid}, could not be looked into")
+            }
             Self::OtherUser(uid) => write!(
                 f,
                 "it belongs to user {uid}: grant CAP_SYS_PTRACE, or run as that user"

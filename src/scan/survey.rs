@@ -29,6 +29,8 @@ pub struct Seen {
     pub silent: Span,
     /// Questions of the kernel that are unanswered.
     pub unanswered: u32,
+    /// Of the user whose process made it.
+    pub uid: u32,
     /// Who holds it, as far as that is known.
     pub owner: Option<Owner>,
 }
@@ -128,6 +130,7 @@ pub fn survey(diag: &mut SockDiag, matching: &[Matching], policy: &Policy) -> io
             word: judge(now, leg, policy, &sample, (c.timer, expires)),
             silent: sample.last_heard_age(),
             unanswered: sample.probes + u32::from(c.info.retransmits),
+            uid: c.uid,
             owner: None,
         };
         found.push((seen, c.inode));
@@ -266,6 +269,7 @@ mod tests {
                 word,
                 silent: Span::ms(5500),
                 unanswered: 0,
+                uid: 0,
                 owner: Some(Owner { pid: 7, fd: 3 }),
             });
         }
