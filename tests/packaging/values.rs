@@ -186,6 +186,14 @@ const REFUSED: &[(&str, &str)] = &[
         "something is mounted at /run/pulsegate already",
     ),
     (
+        "{listeners: [LISTENER], commonLabels: {app.kubernetes.io/name: a}}",
+        "commonLabels: the chart itself, or commonLabels, sets app.kubernetes.io/name",
+    ),
+    (
+        "{listeners: [LISTENER], commonLabels: {team: a}, podLabels: {team: b}}",
+        "podLabels: the chart itself, or commonLabels, sets team",
+    ),
+    (
         "{listeners: [LISTENER], extraContainers: [{name: pulsegate, image: a}]}",
         "extraContainers: the name \"pulsegate\" is taken",
     ),

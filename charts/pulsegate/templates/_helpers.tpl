@@ -288,6 +288,16 @@ tlsConfig:
 {{- if not (hasKey $volumes .name) -}}{{- fail (printf "extraVolumeMounts: there is no volume %q in extraVolumes" .name) -}}{{- end -}}
 {{- $_ := set $paths .mountPath true -}}
 {{- end -}}
+{{- $taken := dict "helm.sh/chart" true "checksum/config" true "kubectl.kubernetes.io/default-container" true -}}
+{{- range list "name" "instance" "version" "managed-by" "component" -}}
+{{- $_ := set $taken (printf "app.kubernetes.io/%s" .) true -}}
+{{- end -}}
+{{- range $where := list "commonLabels" "podLabels" "podAnnotations" -}}
+{{- range $key := keys (get $.Values $where) -}}
+{{- if hasKey $taken $key -}}{{- fail (printf "%s: the chart itself, or commonLabels, sets %s" $where $key) -}}{{- end -}}
+{{- if eq $where "commonLabels" -}}{{- $_ := set $taken $key true -}}{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $containers := dict "pulsegate" true -}}
 {{- range .Values.extraContainers -}}
 {{- if hasKey $containers .name -}}{{- fail (printf "extraContainers: the name %q is taken; choose another" .name) -}}{{- end -}}
