@@ -14,6 +14,7 @@ mod packaging {
     pub mod image;
     pub mod library;
     pub mod manifests;
+    pub mod pod;
     pub mod podman;
     pub mod sidecars;
     pub mod tools;
@@ -29,7 +30,7 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 use packaging::tools::Case;
-use packaging::{deb, docs, files, image, library, manifests, sidecars, values, watching};
+use packaging::{deb, docs, files, image, library, manifests, pod, sidecars, values, watching};
 
 fn trial(case: Case) -> Trial {
     let Some(missing) = case.missing() else {
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         image::CASES,
         library::CASES,
         manifests::CASES,
+        pod::CASES,
         sidecars::CASES,
         values::CASES,
         watching::CASES,

@@ -1,7 +1,7 @@
 //! The Debian package, as `apt` meets it and under the systemd of a container.
 
 use std::fs;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::podman::{Container, Storage, rootfs};
+use super::podman::{Container, PATIENT, Storage, ping, rootfs};
 use super::tools::{Case, host_lines, repo, run, scratch, tool};
 use crate::pages;
 
@@ -29,9 +29,6 @@ pub const CASES: &[Case] = &[
 
 const FIRST: &str = "0.1.0-1";
 const SECOND: &str = "0.1.1-1";
-
-/// For what systemd does in the container.
-const PATIENT: Duration = Duration::from_secs(60);
 
 /// Where cargo-deb finds the binary under test and the pages, as after a release build; it puts packages
 /// there, too. Made once.
@@ -346,14 +343,4 @@ impl Host {
         self.follow_in("/archive", ("docs/INSTALL.md", "archive"));
         ping(&mut self.connect(7002).unwrap()).unwrap();
     }
-}
-
-/// Asks Redis, and waits for its answer.
-fn ping(stream: &mut TcpStream) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENT))?;
-    stream.write_all(b"PING\r\n")?;
-    let mut answer = [0; 7];
-    stream.read_exact(&mut answer)?;
-    assert_eq!(&answer, b"+PONG\r\n");
-    Ok(())
 }

@@ -9,8 +9,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
-use super::tools::{Case, Running, before, free_address, read, repo, run, scratch, tool};
+use super::podman::Storage;
+use super::tools::{Case, Running, before, free_address, read, repo, run, scratch};
 
 pub const CASES: &[Case] = &[
     Case::new(
@@ -22,11 +24,6 @@ pub const CASES: &[Case] = &[
         "the_health_check_follows_the_configuration",
         &[],
         the_health_check_follows_the_configuration,
-    ),
-    Case::new(
-        "the_build_context_is_complete",
-        &["sh"],
-        the_build_context_is_complete,
     ),
     Case::new(
         "buildah_builds_the_image",
@@ -165,51 +162,13 @@ fn check_binary(path: &Path) {
     }
 }
 
-/// What the Dockerfile's first stage runs, on what `.dockerignore` lets through.
-fn the_build_context_is_complete() {
-    let (dir, target) = folders("context");
-    let ignore = read(".dockerignore");
-    for name in ignore.lines().filter_map(|line| line.strip_prefix('!')) {
-        run(Command::new("cp").arg("-r").arg(repo(name)).arg(&dir)).unwrap();
-    }
-    symlink(&target, dir.join("target")).unwrap();
-    let dockerfile = read("deploy/docker/Dockerfile");
-    let (_, steps) = dockerfile.split_once("\nRUN ").expect("a step");
-    let (steps, _) = steps.split_once("\n\n").expect("an end");
-    let steps = steps
-        .replace("\\\n", " ")
-        .replace(" /pulsegate", " ./pulsegate");
-    let flags = dockerfile
-        .split("\nENV RUSTFLAGS=\"")
-        .nth(1)
-        .expect("flags");
-    let flags = flags.split('"').next().unwrap();
-    let mut command = Command::new(tool("sh"));
-    command.args(["-ec", &steps]).current_dir(&dir);
-    command.envs(PROFILE).env("RUSTFLAGS", flags);
-    command
-        .env_remove("CARGO_TARGET_DIR")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    run(&mut command).unwrap();
-    check_binary(&dir.join("pulsegate"));
-}
-
 /// Its storage in a folder of the test.
-struct Buildah(PathBuf);
+struct Buildah(Storage);
 
 impl Buildah {
     fn ask(&self, words: &[&str]) -> Result<String, String> {
-        let mut command = Command::new(tool("buildah"));
-        let of = |name: &str| self.0.join(name);
-        command
-            .arg("--root")
-            .arg(of("root"))
-            .arg("--runroot")
-            .arg(of("run"));
-        command
-            .args(["--storage-driver", "vfs"])
-            .args(words)
-            .current_dir(repo(""));
+        let mut command = self.0.command("buildah");
+        command.args(words).current_dir(repo(""));
         run(&mut command).map(|text| text.trim().to_owned())
     }
 
@@ -247,9 +206,15 @@ impl Buildah {
     }
 }
 
-fn buildah_builds_the_image() {
+/// The image `built`, where it is; it is built once for all tests of this process.
+pub fn built() -> Storage {
+    static BUILT: OnceLock<Storage> = OnceLock::new();
+    BUILT.get_or_init(build).clone()
+}
+
+fn build() -> Storage {
     let (dir, target) = folders("buildah");
-    let buildah = Buildah(dir);
+    let buildah = Buildah(Storage::new(dir));
     let dockerfile = read("deploy/docker/Dockerfile");
     let image = dockerfile
         .split("ARG RUST_IMAGE=")
@@ -280,7 +245,11 @@ fn buildah_builds_the_image() {
     words.extend(volumes.iter().flat_map(|volume| ["--volume", volume]));
     words.extend(["--tag", "built", "--file", "deploy/docker/Dockerfile", "."]);
     buildah.ask(&words).unwrap();
+    buildah.0
+}
 
+fn buildah_builds_the_image() {
+    let buildah = Buildah(built());
     let about = buildah
         .ask(&["inspect", "--type", "image", "built"])
         .unwrap();
@@ -289,6 +258,17 @@ fn buildah_builds_the_image() {
     assert_eq!(config["User"], "65532:65532");
     assert_eq!(config["Entrypoint"][0], "/pulsegate");
     assert_eq!(config["StopSignal"], "SIGTERM");
+    for name in [
+        "title",
+        "description",
+        "source",
+        "licenses",
+        "version",
+        "revision",
+    ] {
+        let label = &config["Labels"][format!("org.opencontainers.image.{name}")];
+        assert!(label.is_string(), "{name}: {label}");
+    }
     let words = ["CMD", "/pulsegate", "healthcheck", "--pid", "1"];
     assert_eq!(config["Healthcheck"]["Test"], serde_json::json!(words));
 
@@ -316,5 +296,4 @@ fn buildah_builds_the_image() {
             .contains("pulsegate configuration")
     );
     buildah.ask(&["rm", &container]).unwrap();
-    fs::remove_dir_all(&buildah.0).unwrap();
 }

@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::thread;
+use std::time::Duration;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -44,11 +47,28 @@ pub fn rootfs() -> String {
     format!("{}:O", tools().join("rootfs").display())
 }
 
+/// For what a machine with other work does in containers.
+pub const PATIENT: Duration = Duration::from_secs(60);
+
+/// Asks Redis, and waits for its answer.
+pub fn ping(stream: &mut TcpStream) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENT))?;
+    stream.write_all(b"PING\r\n")?;
+    let mut answer = [0; 7];
+    stream.read_exact(&mut answer)?;
+    assert_eq!(&answer, b"+PONG\r\n");
+    Ok(())
+}
+
 /// Images and containers in a folder of a test.
 #[derive(Clone)]
 pub struct Storage(PathBuf);
 
 impl Storage {
+    pub const fn new(dir: PathBuf) -> Self {
+        Self(dir)
+    }
+
     /// Of a test of this name.
     pub fn of(test: &str) -> Self {
         Self(scratch(test, "marker", "").with_file_name(""))
