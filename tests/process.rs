@@ -16,6 +16,8 @@ mod reload;
 mod rig;
 #[path = "process/tls.rs"]
 mod tls;
+#[path = "process/top.rs"]
+mod top;
 
 use std::fs;
 use std::io::{self, Read, Write};

@@ -29,6 +29,7 @@ use super::query::Query;
 pub use super::query::{Format, Sort};
 use super::server::Stream;
 use super::table;
+pub use super::table::age;
 pub use super::trust::Trust;
 use crate::config::ControlAddress;
 use crate::view::{AnswerWord, OnSilent, VerifiedSession, VerifyList};
@@ -227,6 +228,14 @@ pub fn connections(
     let query = encoded(&[query, &[("format", &format.to_string())]].concat());
     let path = format!("/connections?{query}");
     text(addr, &Method::GET, &path, StatusCode::OK)
+}
+
+/// The figures of each listener, as JSON.
+///
+/// # Errors
+/// In one line: the endpoint cannot be reached.
+pub fn summary(addr: &Target) -> Result<String, String> {
+    text(addr, &Method::GET, "/summary", StatusCode::OK)
 }
 
 /// The endpoints of the services. `query` is as for [`connections`].

@@ -240,8 +240,9 @@ fn leg(name: &str, leg: Option<&LegView>) -> Row {
     ]
 }
 
-/// Three digits or so, whatever the size.
-fn age(ms: u64) -> String {
+/// A time in ms for people: three digits or so, whatever the size.
+#[must_use]
+pub fn age(ms: u64) -> String {
     let s = ms / 1000;
     match s {
         0..60 => format!("{s}.{}s", ms % 1000 / 100),

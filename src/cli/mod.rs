@@ -9,6 +9,7 @@ mod kube;
 mod probe;
 mod remote;
 mod scan;
+mod top;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -125,6 +126,9 @@ enum Command {
     Upstreams(OfListener),
     /// Print the last sessions that ended because a peer was gone or hung, and how often each peer was
     Found(OfListener),
+    /// Watch listeners and sessions of a running pulsegate, and act on them
+    #[command(after_help = top::ABOUT)]
+    Top(top::Top),
     /// Ask the peers of sessions now whether they live
     #[command(after_help = ABOUT_VERIFY)]
     Verify(Verify),
@@ -217,6 +221,7 @@ pub fn main() -> ExitCode {
         Command::Conns(args) => remote::conns(&args),
         Command::Upstreams(args) => remote::upstreams(&args),
         Command::Found(args) => remote::found(&args),
+        Command::Top(args) => top::top(&args),
         Command::Verify(args) => remote::verify(&args),
         Command::Kill(args) => remote::kill(&args),
         Command::Kube(command) => kube::kube(&command),

@@ -23,7 +23,7 @@ use crate::view::{OnSilent, Phase};
 
 /// Where the endpoint is. The address of admin.control comes before admin.address.
 #[derive(Args)]
-struct Endpoint {
+pub(super) struct Endpoint {
     /// Admin or control address: HOST:PORT, https://HOST:PORT or unix:/PATH [default: that of the only pulsegate that runs here, else 127.0.0.1:9900]
     #[arg(long, value_name = "ADDR", value_parser = Place::parse)]
     admin: Option<Place>,
@@ -72,7 +72,7 @@ impl Endpoint {
     }
 
     /// Where it must be.
-    fn reach(&self) -> Result<Target, String> {
+    pub(super) fn reach(&self) -> Result<Target, String> {
         self.find()?
             .ok_or_else(|| "admin is off there: nobody to ask".to_owned())
     }
@@ -400,7 +400,7 @@ pub(super) fn kill(args: &Kill) -> ExitCode {
     exit
 }
 
-fn report(answer: Result<String, String>) -> ExitCode {
+pub(super) fn report(answer: Result<String, String>) -> ExitCode {
     match answer {
         Ok(text) => write_out(&text),
         Err(error) => {
@@ -411,7 +411,7 @@ fn report(answer: Result<String, String>) -> ExitCode {
 }
 
 /// Before anything was asked.
-fn misused(why: &str) -> ExitCode {
+pub(super) fn misused(why: &str) -> ExitCode {
     complain(why);
     Exit::Usage.into()
 }

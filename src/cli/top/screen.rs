@@ -1,0 +1,545 @@
+//! What `top` shows, and what a key does. Pure: figures and keys in, lines out.
+
+use serde_json::Value;
+use strum::VariantNames;
+
+use crate::admin::client::{Sort, age};
+
+pub(super) const HELP: &str = "\
+Keys:
+  s     next order: age, idle, id, received, sent, last_life
+  /     filter: a peer (IP or IP:port), a listener, or phase=, condition=, min_idle= as in conns
+  d     suspects only, and all again
+  l, u  downstream legs only, upstream legs only, and both again
+  p     pause, and go on
+  up, down  choose a session
+  v     verify it: ask both peers now
+  k     end it; asks for the reason, Enter ends, Escape does not
+  ?     these keys
+  q     quit";
+
+/// Parameters of `/connections`.
+pub(super) type Query = Vec<(String, String)>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Colours {
+    Shown,
+    None,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Key {
+    Char(char),
+    Enter,
+    Escape,
+    Back,
+    Up,
+    Down,
+    Interrupt,
+}
+
+/// What is to be done after a key.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    Nothing,
+    Quit,
+    Verify(u64),
+    End(u64, String),
+}
+
+/// What the process has said.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Frame {
+    /// The overview before the last one.
+    pub before: Option<Value>,
+    pub summary: Value,
+    /// The sessions that are shown.
+    pub list: Value,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Mode {
+    #[default]
+    Watching,
+    Help,
+    /// The filter is being typed.
+    Filter(String),
+    /// The reason is being typed for which a session ends.
+    Reason(u64, String),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Legs {
+    #[default]
+    Both,
+    Downstream,
+    Upstream,
+}
+
+/// What the operator has chosen.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    place: String,
+    mode: Mode,
+    filter: String,
+    sort: usize,
+    suspects: bool,
+    legs: Legs,
+    chosen: usize,
+    pub paused: bool,
+    /// What came of the last action.
+    pub note: String,
+    /// Why there is no news.
+    pub trouble: String,
+}
+
+impl State {
+    pub fn new(place: String) -> Self {
+        Self {
+            place,
+            ..Self::default()
+        }
+    }
+
+    fn sort(&self) -> &'static str {
+        Sort::VARIANTS[self.sort % Sort::VARIANTS.len()]
+    }
+
+    /// What is to be asked for a screen of so many lines.
+    pub fn query(&self, height: usize) -> Query {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mut query = vec![
+            pair("sort", self.sort()),
+            pair("limit", &height.to_string()),
+        ];
+        if self.suspects {
+            query.push(pair("condition", "suspect"));
+        }
+        query.extend(self.filter.split_whitespace().map(|word| {
+            let is_address = word.contains(':') || word.parse::<std::net::IpAddr>().is_ok();
+            match word.split_once('=') {
+                Some((name, value)) => pair(name, value),
+                None if is_address => pair("peer", word),
+                None => pair("listener", word),
+            }
+        }));
+        query
+    }
+
+    pub fn press(&mut self, key: Key, frame: Option<&Frame>) -> Wish {
+        if key == Key::Interrupt {
+            return Wish::Quit;
+        }
+        match std::mem::take(&mut self.mode) {
+            Mode::Watching => return self.command(key, frame),
+            // Any key goes back.
+            Mode::Help => {}
+            Mode::Filter(text) => match typed(text, key) {
+                Typed::On(text) => self.mode = Mode::Filter(text),
+                Typed::Done(text) => {
+                    self.filter = text;
+                    self.chosen = 0;
+                }
+                Typed::Not => {}
+            },
+            Mode::Reason(id, text) => match typed(text, key) {
+                Typed::On(text) => self.mode = Mode::Reason(id, text),
+                Typed::Done(text) => return Wish::End(id, text),
+                Typed::Not => {}
+            },
+        }
+        Wish::Nothing
+    }
+
+    fn command(&mut self, key: Key, frame: Option<&Frame>) -> Wish {
+        self.note.clear();
+        let sessions = frame.map_or(&[][..], sessions);
+        let chosen = sessions.get(self.chosen).and_then(|s| s["id"].as_u64());
+        let only = |legs: Legs, wanted| if legs == wanted { Legs::Both } else { wanted };
+        match key {
+            Key::Char('q') => return Wish::Quit,
+            Key::Char('s') => self.sort += 1,
+            Key::Char('/') => self.mode = Mode::Filter(self.filter.clone()),
+            Key::Char('d') => self.suspects = !self.suspects,
+            Key::Char('l') => self.legs = only(self.legs, Legs::Downstream),
+            Key::Char('u') => self.legs = only(self.legs, Legs::Upstream),
+            Key::Char('p') => self.paused = !self.paused,
+            Key::Char('?') => self.mode = Mode::Help,
+            Key::Up => self.chosen = self.chosen.saturating_sub(1),
+            Key::Down => self.chosen = (self.chosen + 1).min(sessions.len().saturating_sub(1)),
+            Key::Char('v') => {
+                if let Some(id) = chosen {
+                    self.note = format!("session {id}: asking both peers");
+                    return Wish::Verify(id);
+                }
+            }
+            Key::Char('k') => {
+                if let Some(id) = chosen {
+                    self.mode = Mode::Reason(id, String::new());
+                }
+            }
+            _ => {}
+        }
+        Wish::Nothing
+    }
+}
+
+enum Typed {
+    On(String),
+    Done(String),
+    Not,
+}
+
+fn typed(mut text: String, key: Key) -> Typed {
+    match key {
+        Key::Enter => return Typed::Done(text),
+        Key::Escape => return Typed::Not,
+        Key::Back => drop(text.pop()),
+        Key::Char(c) if !c.is_control() => text.push(c),
+        _ => {}
+    }
+    Typed::On(text)
+}
+
+fn sessions(frame: &Frame) -> &[Value] {
+    frame.list["connections"]
+        .as_array()
+        .map_or(&[], Vec::as_slice)
+}
+
+/// The lines of a screen of this size: columns and lines.
+pub(super) fn lines(
+    state: &State,
+    frame: Option<&Frame>,
+    (width, height): (usize, usize),
+    colours: Colours,
+) -> Vec<String> {
+    let mut lines = vec![clip(&title(state, frame), width)];
+    if state.mode == Mode::Help {
+        lines.extend(HELP.lines().map(|line| clip(line, width)));
+        return lines;
+    }
+    if let Some(frame) = frame {
+        lines.extend(overview(frame).iter().map(|line| clip(line, width)));
+        let room = height.saturating_sub(lines.len() + 2);
+        lines.push(clip(&row(HEAD), width));
+        lines.extend(table(state, frame, (width, room), colours));
+    }
+    let last = match &state.mode {
+        Mode::Filter(text) => format!("filter: {text}_"),
+        Mode::Reason(id, text) => {
+            format!("end session {id}, because (Enter ends, Escape does not): {text}_")
+        }
+        _ if !state.note.is_empty() => state.note.clone(),
+        _ => "s sort  / filter  d suspects  l/u leg  v verify  k end  p pause  ? help  q quit"
+            .to_owned(),
+    };
+    // Nobody presses a key where it is printed.
+    if height < usize::MAX {
+        lines.truncate(height.saturating_sub(1));
+        lines.push(clip(&last, width));
+    }
+    lines
+}
+
+fn title(state: &State, frame: Option<&Frame>) -> String {
+    let version = frame.map_or("", |frame| frame.summary["version"].as_str().unwrap_or(""));
+    let status = match frame {
+        _ if !state.trouble.is_empty() => state.trouble.as_str(),
+        None => "connecting",
+        _ if state.paused => "paused",
+        Some(frame) if frame.summary["draining"] == true => "draining",
+        Some(_) => "live",
+    };
+    let mut title = format!("pulsegate {version} {} sort {}", state.place, state.sort());
+    if !state.filter.is_empty() {
+        title = format!("{title} filter {}", state.filter);
+    }
+    if state.suspects {
+        title += " suspects only";
+    }
+    format!("{title} - {status}")
+}
+
+/// One line for each listener, the same figures as in the metrics.
+fn overview(frame: &Frame) -> Vec<String> {
+    let line = |cells: [&str; 8]| {
+        let [
+            listener,
+            sessions,
+            waiting,
+            half_open,
+            stalled,
+            undelivered,
+            found,
+            rate,
+        ] = cells;
+        format!(
+            "{listener:<14} {sessions:>9} {waiting:>7} {half_open:>9} {stalled:>7} {undelivered:>11} {found:>6} {rate:>9}"
+        )
+    };
+    let head = [
+        "LISTENER",
+        "SESSIONS",
+        "WAITING",
+        "HALF-OPEN",
+        "STALLED",
+        "UNDELIVERED",
+        "FOUND",
+        "BYTES/S",
+    ];
+    let mut lines = vec![line(head)];
+    let seconds = |of: &Value| of["now"].as_u64().unwrap_or(0);
+    for listener in listeners(&frame.summary) {
+        let both = |name: &str| of_both(&listener[name]);
+        let was = frame.before.as_ref().and_then(|before| {
+            let same = |l: &&Value| l["listener"] == listener["listener"];
+            let was = of_both(&listeners(before).iter().find(same)?["received_bytes"]);
+            let passed = seconds(&frame.summary).saturating_sub(seconds(before));
+            (both("received_bytes").saturating_sub(was)).checked_div(passed)
+        });
+        let sessions = match listener["limit"].as_u64() {
+            Some(limit) => format!("{}/{limit}", listener["active"]),
+            None => listener["active"].to_string(),
+        };
+        lines.push(line([
+            listener["listener"].as_str().unwrap_or("-"),
+            &sessions,
+            &listener["queued"].to_string(),
+            &both("half_open").to_string(),
+            &both("stalled").to_string(),
+            &both("undelivered").to_string(),
+            &listener["found"].to_string(),
+            &was.map_or_else(|| "-".to_owned(), |rate| rate.to_string()),
+        ]));
+    }
+    lines
+}
+
+fn listeners(summary: &Value) -> &[Value] {
+    summary["listeners"].as_array().map_or(&[], Vec::as_slice)
+}
+
+fn of_both(legs: &Value) -> u64 {
+    let leg = |name: &str| legs[name].as_u64().unwrap_or(0);
+    leg("downstream") + leg("upstream")
+}
+
+const HEAD: [&str; 8] = [
+    "ID",
+    "LISTENER",
+    "AGE",
+    "LEG",
+    "PEER",
+    "CONDITION",
+    "LIFE",
+    "NEXT",
+];
+
+fn row([id, listener, age, leg, peer, condition, life, next]: [&str; 8]) -> String {
+    format!("{id:>6} {listener:<11} {age:>6} {leg:<4} {peer:<21} {condition:<11} {life:>6} {next}")
+}
+
+/// As many sessions as there is room for, so that the chosen one is among them.
+fn table(
+    state: &State,
+    frame: &Frame,
+    (width, room): (usize, usize),
+    colours: Colours,
+) -> Vec<String> {
+    let lines_of_one = if state.legs == Legs::Both { 2 } else { 1 };
+    let fit = (room / lines_of_one).max(1);
+    let first = state.chosen.saturating_sub(fit - 1);
+    let shown = sessions(frame).iter().enumerate().skip(first).take(fit);
+    shown
+        .flat_map(|(i, session)| {
+            let is_chosen = i == state.chosen && room < usize::MAX / 2;
+            let rows = of_session(state.legs, session);
+            rows.into_iter().map(move |(condition, line)| {
+                styled(&clip(&line, width), &condition, is_chosen, colours)
+            })
+        })
+        .collect()
+}
+
+fn of_session(legs: Legs, session: &Value) -> Vec<(String, String)> {
+    let ms = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), age);
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let id = session["id"].to_string();
+    let (listener, phase) = (text(&session["listener"]), text(&session["phase"]));
+    let mut rows = Vec::new();
+    for (name, short, is_shown) in [
+        ("downstream", "down", legs != Legs::Upstream),
+        ("upstream", "up", legs != Legs::Downstream),
+    ] {
+        if !is_shown {
+            continue;
+        }
+        let leg = &session[name];
+        let timer = if name == "downstream" {
+            &session["timer"]
+        } else {
+            &leg["timer"]
+        };
+        let next = match (session["verdict"].as_str(), timer["reason"].as_str()) {
+            (Some(verdict), _) => verdict.to_owned(),
+            (None, Some(reason)) => format!("{} {reason}", ms(&timer["in_ms"])),
+            (None, None) => String::new(),
+        };
+        let condition = text(&leg["condition"]);
+        let (peer, life) = (text(&leg["peer"]), ms(&leg["last_life_ms"]));
+        // The second line has the phase where the first has the listener.
+        let of_both = match rows.is_empty() {
+            true => [id.as_str(), listener.as_str(), &ms(&session["age_ms"])].map(str::to_owned),
+            false => ["", phase.as_str(), ""].map(str::to_owned),
+        };
+        let [id, listener, age] = of_both.each_ref().map(String::as_str);
+        let line = row([id, listener, age, short, &peer, &condition, &life, &next]);
+        rows.push((condition, line));
+    }
+    rows
+}
+
+fn styled(line: &str, condition: &str, is_chosen: bool, colours: Colours) -> String {
+    let colour = match condition {
+        _ if colours == Colours::None => "",
+        "suspect" => "\x1b[31m",
+        "stalled" | "undelivered" | "phantom" => "\x1b[33m",
+        _ => "",
+    };
+    let reverse = if is_chosen { "\x1b[7m" } else { "" };
+    match (colour, reverse) {
+        ("", "") => line.to_owned(),
+        _ => format!("{colour}{reverse}{line}\x1b[0m"),
+    }
+}
+
+/// What others chose must not move the cursor.
+fn clip(line: &str, width: usize) -> String {
+    let shown = line.chars().filter(|c| !c.is_control());
+    shown.take(width).collect::<String>().trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn frame() -> Frame {
+        let leg = |peer: &str, condition: &str| {
+            json!({ "peer": peer, "condition": condition, "last_life_ms": 24_100,
+                "timer": { "reason": "upstream_dead", "in_ms": 5_900 } })
+        };
+        let session = |id: u64, condition: &str| {
+            json!({ "id": id, "listener": "db", "phase": "half_closed", "age_ms": 3_723_000, "verdict": null,
+                "timer": { "reason": "downstream_dead", "in_ms": 5_900 },
+                "downstream": leg("192.0.2.7:51234", condition), "upstream": leg("10.0.0.9:5432", "alive") })
+        };
+        let summary = |now: u64, moved: u64| {
+            json!({ "version": "1.2.3", "now": now, "draining": false, "sessions": 20, "listeners": [{
+                "listener": "db", "active": 20, "limit": 20, "queued": 2, "found": 7,
+                "half_open": { "downstream": 1, "upstream": 0 }, "stalled": { "downstream": 0, "upstream": 0 },
+                "undelivered": { "downstream": 0, "upstream": 0 },
+                "received_bytes": { "downstream": moved, "upstream": 0 } }] })
+        };
+        let all: Vec<_> = (1..=20)
+            .map(|id| session(id, if id == 2 { "suspect" } else { "alive" }))
+            .collect();
+        Frame {
+            before: Some(summary(10, 1000)),
+            summary: summary(12, 5000),
+            list: json!({ "total": 20, "matched": 20, "connections": all }),
+        }
+    }
+
+    fn shown(state: &State, colours: Colours) -> Vec<String> {
+        lines(state, Some(&frame()), (80, 24), colours)
+    }
+
+    #[test]
+    fn a_screen_of_80_columns_and_24_lines() {
+        let lines = shown(&State::new("127.0.0.1:9900".into()), Colours::None);
+        // Two lines for each session, none cut in halves.
+        assert_eq!(lines.len(), 23, "{lines:#?}");
+        assert!(
+            lines
+                .iter()
+                .all(|line| line.len() <= 80 + "\x1b[7m\x1b[0m".len()),
+            "{lines:#?}"
+        );
+        let expected = [
+            "pulsegate 1.2.3 127.0.0.1:9900 sort age - live",
+            "LISTENER        SESSIONS WAITING HALF-OPEN STALLED UNDELIVERED  FOUND   BYTES/S",
+            "db                 20/20       2         1       0           0      7      2000",
+            "    ID LISTENER       AGE LEG  PEER                  CONDITION     LIFE NEXT",
+            "\x1b[7m     1 db           1h02m down 192.0.2.7:51234       alive        24.1s 5.9s dow\x1b[0m",
+            "\x1b[7m       half_closed        up   10.0.0.9:5432         alive        24.1s 5.9s ups\x1b[0m",
+        ];
+        assert_eq!(lines[..6], expected);
+        assert!(lines[22].ends_with("q quit"), "{}", lines[22]);
+        let coloured = shown(&State::default(), Colours::Shown);
+        assert!(
+            coloured[6].starts_with("\x1b[31m     2 db"),
+            "{}",
+            coloured[6]
+        );
+    }
+
+    #[test]
+    fn keys() {
+        let frame = frame();
+        let mut state = State::default();
+        let press = |state: &mut State, keys: &str| {
+            let key = |c| match c {
+                '\n' => Key::Enter,
+                '^' => Key::Escape,
+                '<' => Key::Back,
+                '+' => Key::Down,
+                c => Key::Char(c),
+            };
+            keys.chars()
+                .fold(Wish::Nothing, |_, c| state.press(key(c), Some(&frame)))
+        };
+        let query = |state: &State| {
+            let words = state.query(24).into_iter().map(|(n, v)| format!("{n}={v}"));
+            words.collect::<Vec<_>>().join("&")
+        };
+        assert_eq!(query(&state), "sort=age&limit=24");
+        press(&mut state, "sd/10.0.0.1 webx<\n");
+        assert_eq!(
+            query(&state),
+            "sort=idle&limit=24&condition=suspect&peer=10.0.0.1&listener=web"
+        );
+        press(&mut state, "/ min_idle=5m^d");
+        assert_eq!(
+            query(&state),
+            "sort=idle&limit=24&peer=10.0.0.1&listener=web"
+        );
+        assert_eq!(press(&mut state, "+v"), Wish::Verify(2));
+        assert_eq!(press(&mut state, "kq^"), Wish::Nothing);
+        assert_eq!(press(&mut state, "kgone\n"), Wish::End(2, "gone".into()));
+        assert_eq!(press(&mut state, "?q"), Wish::Nothing);
+        press(&mut state, "lp");
+        assert!(state.paused);
+        let only = shown(&state, Colours::None);
+        assert!(
+            only.iter().all(|line| !line.contains("10.0.0.9")),
+            "{only:#?}"
+        );
+        assert_eq!(press(&mut state, "q"), Wish::Quit);
+        assert_eq!(state.press(Key::Interrupt, None), Wish::Quit);
+    }
+
+    #[test]
+    fn the_chosen_session_is_seen_and_names_move_no_cursor() {
+        let mut state = State::default();
+        (0..50).for_each(|_| drop(state.press(Key::Down, Some(&frame()))));
+        let lines = shown(&state, Colours::None);
+        assert!(
+            lines.iter().any(|l| l.starts_with("\x1b[7m    20 db")),
+            "{lines:#?}"
+        );
+        assert_eq!(clip("a\x1b[2Jb\n", 80), "a[2Jb");
+    }
+}

@@ -1,0 +1,109 @@
+//! The terminal while `top` has it. It is as before when this is dropped.
+
+use std::env;
+use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+use super::screen::{Colours, Key};
+
+/// The other screen, without a cursor; and back.
+const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l";
+const LEAVE: &[u8] = b"\x1b[?25h\x1b[?1049l";
+
+pub(super) struct Terminal {
+    before: Termios,
+}
+
+impl Terminal {
+    pub fn enter() -> io::Result<Self> {
+        if !stdout().is_terminal() {
+            return Err(io::Error::other("standard output is none"));
+        }
+        let before = tcgetattr(stdin())?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(stdin(), OptionalActions::Flush, &raw)?;
+        let terminal = Self { before };
+        write(ENTER)?;
+        Ok(terminal)
+    }
+
+    /// Columns and lines.
+    pub fn size(&self) -> (usize, usize) {
+        let known = tcgetwinsize(stdout()).ok();
+        let known = known.map(|size| (usize::from(size.ws_col), usize::from(size.ws_row)));
+        known.filter(|(w, h)| *w > 0 && *h > 0).unwrap_or((80, 24))
+    }
+
+    /// <https://no-color.org>
+    pub fn colours(&self) -> Colours {
+        match env::var_os("NO_COLOR") {
+            Some(value) if !value.is_empty() => Colours::None,
+            _ => Colours::Shown,
+        }
+    }
+
+    /// In one piece, where the terminal knows how (`?2026`).
+    pub fn show(&mut self, lines: &[String]) -> io::Result<()> {
+        let mut text = String::from("\x1b[?2026h\x1b[H");
+        for (i, line) in lines.iter().enumerate() {
+            text.push_str(if i > 0 { "\r\n" } else { "" });
+            text.push_str(line);
+            text.push_str("\x1b[K");
+        }
+        text.push_str("\x1b[J\x1b[?2026l");
+        write(text.as_bytes())
+    }
+
+    /// What was pressed, within this time.
+    pub fn keys(&self, within: Duration) -> io::Result<Vec<Key>> {
+        let stdin = stdin();
+        let limit = Timespec::try_from(within).map_err(io::Error::other)?;
+        let mut pressed = [PollFd::new(&stdin, PollFlags::IN)];
+        match poll(&mut pressed, Some(&limit)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut bytes = [0; 64];
+        match stdin.lock().read(&mut bytes)? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            n => Ok(keys(&bytes[..n])),
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // Whoever has taken the terminal away needs neither.
+        let _shown = write(LEAVE);
+        let _set = tcsetattr(stdin(), OptionalActions::Flush, &self.before);
+    }
+}
+
+fn write(bytes: &[u8]) -> io::Result<()> {
+    let mut out = stdout().lock();
+    out.write_all(bytes).and_then(|()| out.flush())
+}
+
+fn keys(bytes: &[u8]) -> Vec<Key> {
+    match bytes {
+        b"\x1b[A" | b"\x1bOA" => return vec![Key::Up],
+        b"\x1b[B" | b"\x1bOB" => return vec![Key::Down],
+        // Of a key that means nothing here.
+        [0x1b, _, ..] => return Vec::new(),
+        _ => {}
+    }
+    let text = String::from_utf8_lossy(bytes);
+    let key = |c| match c {
+        '\r' | '\n' => Key::Enter,
+        '\x1b' => Key::Escape,
+        '\x08' | '\x7f' => Key::Back,
+        '\x03' => Key::Interrupt,
+        c => Key::Char(c),
+    };
+    text.chars().map(key).collect()
+}
