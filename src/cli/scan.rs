@@ -241,11 +241,13 @@ impl Report<'_> {
                 Exit::Found
             }
             None => Exit::Ok,
-            Some(outcomes) => {
-                let tells = |outcome: &Outcome| {
-                    matches!(outcome, Outcome::Answered | Outcome::Over | Outcome::Busy)
+            Some(_) => {
+                let lives = |(seen, outcome): (&Seen, &Outcome)| match outcome {
+                    Outcome::Answered | Outcome::Over => true,
+                    Outcome::Busy => seen.word != Word::Suspect,
+                    _ => false,
                 };
-                match outcomes.iter().all(tells) {
+                match self.asked().all(lives) {
                     true => Exit::Ok,
                     false => Exit::Unanswered,
                 }
@@ -355,7 +357,10 @@ impl Report<'_> {
         }
         if self.sockets {
             for (seen, outcome) in self.bad() {
-                let what = outcome.map_or_else(|| seen.word.into(), word);
+                let what = match outcome {
+                    None | Some(Outcome::Busy) => seen.word.into(),
+                    Some(outcome) => word(outcome),
+                };
                 let (local, peer) = (seen.id.local(), seen.id.peer());
                 let silent = short(Duration::from(seen.silent).as_secs());
                 let process = holder(self.survey, seen);
