@@ -10,6 +10,7 @@ use hyper::header::{ACCEPT, HOST, ORIGIN};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use pulsegate::admin::{self, Control, NotReloaded, Readiness};
+use pulsegate::metrics::End;
 use pulsegate::view::{EndpointView, OnSilent, ReloadReport, Shown, Summary, VerifiedSession};
 
 #[derive(Arbitrary, Debug)]

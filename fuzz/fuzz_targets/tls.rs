@@ -66,7 +66,9 @@ fuzz_target!(|input: Input| {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build();
     runtime.unwrap().block_on(async {
         let (ours, theirs) = StdStream::pair().unwrap();
-        [&ours, &theirs].map(|socket| socket.set_nonblocking(true).unwrap());
+        for socket in [&ours, &theirs] {
+            socket.set_nonblocking(true).unwrap();
+        }
         let ours = TcpStream::new(ours.into()).unwrap();
         let theirs = UnixStream::from_std(theirs).unwrap();
         let ((got, ended), (said, said_end)) = tokio::join!(us(&input, ours), them(&input, theirs));
