@@ -301,6 +301,7 @@ async fn run_loaded(
     // On a thread of its own: no file and no name that a start waits for keeps a signal waiting.
     let (started, has_started) = oneshot::channel();
     let start = move || -> Result<_, AppError> {
+        let path = file.as_ref().map(|path| path.display().to_string());
         let file = file.map(ConfigFile::new);
         let config = load()?;
         let log = telemetry::init(&config.log).map_err(io::Error::other)?;
@@ -309,7 +310,11 @@ async fn run_loaded(
             log: Some(log.switch()),
         };
         let app = App::start(config, source, &Hooks::default(), succession);
-        app.map(|app| (app, log))
+        app.map(|app| {
+            let version = env!("CARGO_PKG_VERSION");
+            tracing::info!(version, config = path, "pulsegate has started");
+            (app, log)
+        })
     };
     thread::Builder::new()
         .name("start".to_owned())

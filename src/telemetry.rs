@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Subscriber, info};
+use tracing::{Level, Subscriber, event};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::{self, MakeWriter};
@@ -273,43 +273,54 @@ pub struct TlsRecord<'a> {
     pub identity: Option<&'a str>,
 }
 
-/// Writes the line of a session. Fields that do not apply are left out.
+/// Writes the line of a session: a warning where a peer was gone, or hung. Fields that do not apply are left out.
 pub fn access_log(record: &AccessRecord<'_>) {
     let [down, up] = [Leg::Downstream as usize, Leg::Upstream as usize];
     let [client, service] = record.tls;
-    info!(
-        target: ACCESS,
-        id = record.id,
-        listener = record.listener,
-        reason = <&str>::from(record.reason),
-        initiator = record.reason.initiator(),
-        evidence = record.evidence.map(<&str>::from),
-        dead_leg = record.dead_leg.map(<&str>::from),
-        downstream = record.downstream.map(display),
-        proxy = record.proxy.map(display),
-        upstream = record.upstream.map(display),
-        upstream_name = record.upstream_name.map(display),
-        tls = client.map(|tls| tls.version),
-        tls_cipher = client.map(|tls| tls.cipher),
-        sni = client.and_then(|tls| tls.server_name).or(record.asked_for),
-        alpn = client.and_then(|tls| tls.alpn),
-        client_identity = client.and_then(|tls| tls.identity),
-        upstream_tls = service.map(|tls| tls.version),
-        upstream_tls_cipher = service.map(|tls| tls.cipher),
-        tls_failure = record.tls_failure,
-        downstream_received = record.received[down],
-        downstream_sent = record.sent[down],
-        upstream_received = record.received[up],
-        upstream_sent = record.sent[up],
-        duration_ms = millis(record.duration),
-        queued_ms = record.queued.map(millis),
-        abandoned = record.abandoned.then_some(true),
-        connect_ms = record.connect.map(millis),
-        silent_ms = record.silent.map(millis),
-        downstream_probes_answered = record.probes_answered[down],
-        upstream_probes_answered = record.probes_answered[up],
-        "session ended"
-    );
+    // The level of an event is a constant.
+    macro_rules! line {
+        ($level:expr) => {
+            event!(
+                target: ACCESS,
+                $level,
+                id = record.id,
+                listener = record.listener,
+                reason = <&str>::from(record.reason),
+                initiator = record.reason.initiator(),
+                evidence = record.evidence.map(<&str>::from),
+                dead_leg = record.dead_leg.map(<&str>::from),
+                downstream = record.downstream.map(display),
+                proxy = record.proxy.map(display),
+                upstream = record.upstream.map(display),
+                upstream_name = record.upstream_name.map(display),
+                tls = client.map(|tls| tls.version),
+                tls_cipher = client.map(|tls| tls.cipher),
+                sni = client.and_then(|tls| tls.server_name).or(record.asked_for),
+                alpn = client.and_then(|tls| tls.alpn),
+                client_identity = client.and_then(|tls| tls.identity),
+                upstream_tls = service.map(|tls| tls.version),
+                upstream_tls_cipher = service.map(|tls| tls.cipher),
+                tls_failure = record.tls_failure,
+                downstream_received = record.received[down],
+                downstream_sent = record.sent[down],
+                upstream_received = record.received[up],
+                upstream_sent = record.sent[up],
+                duration_ms = millis(record.duration),
+                queued_ms = record.queued.map(millis),
+                abandoned = record.abandoned.then_some(true),
+                connect_ms = record.connect.map(millis),
+                silent_ms = record.silent.map(millis),
+                downstream_probes_answered = record.probes_answered[down],
+                upstream_probes_answered = record.probes_answered[up],
+                "session ended"
+            )
+        };
+    }
+    if record.reason.found_leg().is_some() {
+        line!(Level::WARN);
+    } else {
+        line!(Level::INFO);
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -401,7 +412,7 @@ mod tests {
         let fields = line.as_object_mut().expect("an object");
         assert!(fields.remove("timestamp").is_some());
         let expected = json!({
-            "level": "INFO", "target": "access", "message": "session ended",
+            "level": "WARN", "target": "access", "message": "session ended",
             "id": 7, "listener": "db", "reason": "upstream_dead", "initiator": "upstream",
             "evidence": "retransmit", "dead_leg": "upstream",
             "downstream": "192.0.2.7:51234", "proxy": "10.0.0.2:40000", "upstream": "10.0.0.9:5432",
@@ -412,6 +423,23 @@ mod tests {
             "downstream_probes_answered": 5, "upstream_probes_answered": 6,
         });
         assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn a_peer_that_was_gone_or_hung_is_a_warning() {
+        for (reason, level) in [
+            (CloseReason::Finished, "INFO"),
+            (CloseReason::DownstreamReset, "INFO"),
+            (CloseReason::Admin, "INFO"),
+            (CloseReason::DownstreamDead, "WARN"),
+            (CloseReason::UpstreamUndelivered, "WARN"),
+            (CloseReason::UpstreamPhantom, "WARN"),
+        ] {
+            let record = AccessRecord { reason, ..record() };
+            let text = written(&JSON, || access_log(&record));
+            let line: Value = serde_json::from_str(&text).expect("JSON");
+            assert_eq!(line["level"], level, "{reason}");
+        }
     }
 
     #[test]

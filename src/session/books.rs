@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::facts::Facts;
+use super::view::unmapped;
 use super::{Phase, Session};
 use crate::liveness::{Close, CloseReason, Evidence, LEGS, Leg, Span, Time, Traffic};
 use crate::metrics::{End, wall_clock};
-use crate::net::listen;
 use crate::sys;
 use crate::telemetry::{self, AccessRecord, TlsRecord};
 use crate::tls::Established;
@@ -74,8 +74,12 @@ impl Session {
             reason: close.reason,
             evidence: close.evidence,
             dead_leg: found_dead.map(|(leg, _)| leg),
-            downstream: Some(self.client()).filter(|client| *client != listen::NO_ADDRESS),
-            proxy: rest.facts.as_ref().and_then(|facts| facts.proxy),
+            downstream: self.shown_client(),
+            proxy: rest
+                .facts
+                .as_ref()
+                .and_then(|facts| facts.proxy)
+                .map(unmapped),
             upstream,
             upstream_name: upstream_name.as_deref(),
             received: traffic.received,
@@ -100,7 +104,6 @@ impl Session {
         duration: Duration,
         traffic: &Traffic,
     ) -> End {
-        let client = Some(self.client()).filter(|client| *client != listen::NO_ADDRESS);
         let [down, up] = LEGS.map(|leg| leg as usize);
         End {
             at: wall_clock(),
@@ -109,7 +112,7 @@ impl Session {
             reason: close.reason.into(),
             evidence: close.evidence.map(Into::into),
             leg,
-            downstream: client.map(|c| (c.ip().to_canonical(), c.port()).into()),
+            downstream: self.shown_client(),
             upstream,
             silent_ms: (close.silent_for > Span::ZERO).then(|| close.silent_for.as_millis()),
             duration_ms: Span::from(duration).as_millis(),

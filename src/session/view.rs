@@ -1,6 +1,7 @@
 //! A session as the operator sees it.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{Phase, Session, State};
 use crate::liveness::{CloseReason, LEGS, Leg, Policy, Time, Timer, Traffic};
@@ -35,7 +36,11 @@ impl Shown for Session {
             phase: shown_phase(&state),
             age_ms: (now - state.machine.started()).as_millis(),
             idle_ms: (now - state.machine.last_activity()).as_millis(),
-            proxy: state.facts.as_ref().and_then(|facts| facts.proxy),
+            proxy: state
+                .facts
+                .as_ref()
+                .and_then(|facts| facts.proxy)
+                .map(unmapped),
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
             timer: self
@@ -56,7 +61,7 @@ impl Shown for Session {
             listener: self.params.name.clone(),
             phase: shown_phase(&state),
             peers: [
-                Some(state.client.into()).filter(|client| *client != listen::NO_ADDRESS),
+                shown_client(state.client),
                 sys::sockopt::peer_address(state.fds[Leg::Upstream as usize]),
             ],
             conditions: LEGS.map(|leg| state.machine.leg(leg).condition.into()),
@@ -66,6 +71,17 @@ impl Shown for Session {
             sent_bytes: sent.iter().sum(),
         })
     }
+}
+
+/// An IPv4 address is shown as one, whatever socket it came by.
+pub(super) fn unmapped(address: SocketAddr) -> SocketAddr {
+    (address.ip().to_canonical(), address.port()).into()
+}
+
+/// The client; `None` where it came by a unix socket.
+fn shown_client(client: (IpAddr, u16)) -> Option<SocketAddr> {
+    let client = SocketAddr::from(client);
+    (client != listen::NO_ADDRESS).then(|| unmapped(client))
 }
 
 fn shown_phase(state: &State) -> view::Phase {
@@ -81,6 +97,11 @@ fn shown_phase(state: &State) -> view::Phase {
 }
 
 impl Session {
+    /// The client as it is shown.
+    pub(super) fn shown_client(&self) -> Option<SocketAddr> {
+        shown_client(self.lock().client)
+    }
+
     fn next_timer(&self, state: &State, policy: &Policy, now: Time) -> Option<Timer> {
         let waiting = match state.phase {
             Phase::Queued => {
@@ -121,10 +142,10 @@ impl Session {
         let Traffic { received, sent } = self.counters.traffic();
         let known = state.machine.leg(leg);
         LegView {
-            local: sys::sockopt::local_address(fd),
+            local: sys::sockopt::local_address(fd).map(unmapped),
             peer: match leg {
-                Leg::Downstream => Some(state.client.into()).filter(|c| *c != listen::NO_ADDRESS),
-                Leg::Upstream => sys::sockopt::peer_address(fd),
+                Leg::Downstream => shown_client(state.client),
+                Leg::Upstream => sys::sockopt::peer_address(fd).map(unmapped),
             },
             state: if is_local {
                 "UNIX"
@@ -186,6 +207,15 @@ mod tests {
     fn session(started: Time) -> Arc<Session> {
         let address = "127.0.0.1:1".parse().expect("valid");
         Session::new(1, Arc::new(params(address)), address, started)
+    }
+
+    #[test]
+    fn a_client_of_ipv4_is_shown_as_one() {
+        let shown = |ip: &str| shown_client((ip.parse().expect("valid"), 7)).map(|a| a.to_string());
+        assert_eq!(shown("::ffff:192.0.2.7").as_deref(), Some("192.0.2.7:7"));
+        assert_eq!(shown("2001:db8::7").as_deref(), Some("[2001:db8::7]:7"));
+        let local = (listen::NO_ADDRESS.ip(), listen::NO_ADDRESS.port());
+        assert_eq!(shown_client(local), None);
     }
 
     /// It is accepted on another thread, perhaps after the time was read for a list.
