@@ -6,7 +6,7 @@
 //! where `CI` is set, and skips them loudly elsewhere. On Debian:
 //! `apt-get install redis-server postgresql nginx-light wrk curl vsftpd tnftp inetutils-telnet
 //! inetutils-telnetd openssl stunnel4 haproxy memcached mosquitto mosquitto-clients mariadb-server-core
-//! mariadb-client-core`. About 1 GB of the folder for temporary files is used for a while.
+//! mariadb-client-core python3 strace`. About 1 GB of the folder for temporary files is used for a while.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod support;

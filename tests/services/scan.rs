@@ -1,7 +1,7 @@
 //! `pulsegate scan` and `pulsegate guard` at connections that a Python process holds: it knows nothing of
 //! either, and says afterwards what it noticed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Command;
@@ -11,7 +11,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::Case;
-use crate::process::{Process, tool};
+use crate::process::{Folder, Process, tool};
 use crate::support::{Host, Net, eventually};
 
 pub const CASES: &[Case] = &[
@@ -40,6 +40,12 @@ pub const CASES: &[Case] = &[
     )
     .isolated(),
     Case::new(
+        "guard_calls_what_its_seccomp_profile_allows",
+        TRACED,
+        guard_calls_what_its_seccomp_profile_allows,
+    )
+    .isolated(),
+    Case::new(
         "scan_says_what_to_grant",
         WITHOUT_RIGHTS,
         scan_says_what_to_grant,
@@ -48,6 +54,7 @@ pub const CASES: &[Case] = &[
 ];
 
 const PYTHON: &[&str] = &["python3"];
+const TRACED: &[&str] = &["python3", "strace"];
 const WITHOUT_RIGHTS: &[&str] = &["python3", "setpriv"];
 const PORT: u16 = 7000;
 const LONG: Duration = Duration::from_secs(60);
@@ -417,6 +424,59 @@ fn guard_changes_nothing_in_a_dry_run() {
     };
     assert!(eventually(LONG, told), "{}", guard.output());
     assert_eq!(rig.options(), before);
+}
+
+/// From its start to its end.
+fn guard_calls_what_its_seccomp_profile_allows() {
+    let profile = include_str!("../../deploy/kubernetes/seccomp-guard.json");
+    let profile: Value = serde_json::from_str(profile).expect("JSON");
+    let rules = profile["syscalls"].as_array().expect("rules").iter();
+    let allowed: Vec<&str> = rules
+        .flat_map(|rule| rule["names"].as_array().expect("names"))
+        .map(|name| name.as_str().expect("a name"))
+        .collect();
+    let rig = Rig::new(3, 0);
+    let folder = Folder::new();
+    let trace = folder.join("trace");
+    let mut command = tool("strace");
+    command.args(["--follow-forks", "--quiet=all", "--signal=none", "-o"]);
+    command.arg(&trace).arg(env!("CARGO_BIN_EXE_pulsegate"));
+    let admin = "--admin=127.0.0.1:9902";
+    command.args([
+        "guard",
+        "--match",
+        "port=7000",
+        D,
+        "--restore-on-exit",
+        admin,
+    ]);
+    let mut guard = Process::start_in(&rig.net.proxy, &mut command);
+    let guarded = || guard.output().matches(": guarded").count() == 3;
+    assert!(eventually(LONG, guarded), "{}", guard.output());
+    // strace takes no signal.
+    let ask = "import urllib.request as r
+at = 'http://127.0.0.1:9902'
+r.urlopen(at + '/metrics').read()
+r.urlopen(r.Request(at + '/drain', method='POST')).read()";
+    let said = rig.run(tool("python3").args(["-c", ask]));
+    assert_eq!(said.code, 0, "{said:?}");
+    assert!(guard.wait(LONG).success());
+    let trace = std::fs::read_to_string(&trace).expect("a trace");
+    // A number, a call and its arguments; not the second half of a call that was interrupted.
+    let calls = trace.lines().filter_map(|line| {
+        let (_, call) = line.split_once(' ')?;
+        let name = call.trim_start().split_once('(')?.0;
+        name.bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            .then_some(name)
+    });
+    let calls: BTreeSet<&str> = calls.collect();
+    assert!(calls.contains("pidfd_getfd"), "{calls:?}");
+    let refused: Vec<_> = calls
+        .iter()
+        .filter(|call| !allowed.contains(call))
+        .collect();
+    assert!(refused.is_empty(), "{refused:?}");
 }
 
 /// Without capabilities the kernel refuses what a process with some, or one that is not dumpable, holds.
