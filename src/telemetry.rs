@@ -426,6 +426,26 @@ mod tests {
     }
 
     #[test]
+    fn the_document_lists_every_field() {
+        let mut full = record();
+        full.upstream_name = Some("db.example:5432");
+        full.tls[1] = full.tls[0];
+        full.tls_failure = Some("timeout");
+        let text = written(&JSON, || access_log(&full));
+        let line: Value = serde_json::from_str(&text).expect("JSON");
+        let of_every_line = ["timestamp", "level", "target", "message"];
+        let fields = line.as_object().expect("an object").keys();
+        let mut fields: Vec<_> = fields.map(String::as_str).collect();
+        fields.retain(|field| !of_every_line.contains(field));
+        let rows = include_str!("../docs/LOG.md").lines();
+        let listed = rows.filter_map(|row| row.strip_prefix("| `")?.split('`').next());
+        let mut listed: Vec<_> = listed.collect();
+        fields.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, fields);
+    }
+
+    #[test]
     fn a_peer_that_was_gone_or_hung_is_a_warning() {
         for (reason, level) in [
             (CloseReason::Finished, "INFO"),

@@ -124,6 +124,7 @@ const DOCUMENTS: &[&str] = &[
     "ARCHITECTURE.md",
     "docs/CONFIGURATION.md",
     "docs/METRICS.md",
+    "docs/LOG.md",
     "docs/ADMIN.md",
     "docs/ADMISSION.md",
     "docs/SINGLE-SESSION.md",
