@@ -19,6 +19,7 @@ let sort = "id";
 let paused = false;
 let events = null;
 let asking = false;
+let listed = 0; // when the sessions were last asked for
 
 // --- Numbers, as the tables of the subcommands have them ---------------------------------
 
@@ -262,6 +263,7 @@ async function connections() {
   query.set("sort", sort);
   query.set("limit", limit);
   const list = await ask(`connections?${query}`);
+  listed = summary ? summary.now : 0;
   const columns = [["ID", "id", "n"], ["Listener", null], ["Phase", null], ["Age", "age", "n"], ["Idle", "idle", "n"],
     ["Leg", null], ["Peer", null], ["State", null], ["Condition", null], ["Life", "last_life", "n"],
     ["Next", null], ["Received", "received", "n"], ["Sent", "sent", "n"], ["Unacked", null, "n"], ["Retr/probe", null, "n"],
@@ -387,7 +389,9 @@ function take(next) {
   const known = [...select.options].map((o) => o.value);
   next.listeners.filter((l) => !known.includes(l.listener)).forEach((l) => select.append(h("option", {}, l.listener)));
   tell(next.draining ? "draining" : "live", next.draining);
-  refresh();
+  // These orders have every session looked at.
+  const isCostly = view() === "connections" && ["idle", "last_life"].includes(sort);
+  if (!isCostly || next.now - listed >= 5) refresh();
 }
 
 function tell(text, lost) {
