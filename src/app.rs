@@ -240,15 +240,6 @@ impl App {
         });
     }
 
-    /// Ends those that have not said yet what they have to say before they are served.
-    fn turn_away_of(&self, of: impl Fn(&Session) -> bool) {
-        self.balancer().for_each(|session| {
-            if of(session) && session.is_in_preamble() {
-                session.order(order(CloseReason::Drain, CloseHow::Flush));
-            }
-        });
-    }
-
     fn order_all(&self, reason: CloseReason, how: CloseHow) {
         let close = order(reason, how);
         self.balancer().for_each(|session| session.order(close));
@@ -393,7 +384,6 @@ impl Drainable for App {
         if !*self.succeeded.borrow() {
             listeners::remove_files(&listeners, &[]);
         }
-        self.turn_away_of(|_| true);
     }
 
     /// Those of the instance before this one, too, where somebody waits for their end: the next

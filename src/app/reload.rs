@@ -294,7 +294,6 @@ impl App {
                 let params = Arc::as_ptr(&session.params);
                 removed.iter().any(|removed| removed.as_ptr() == params)
             };
-            self.turn_away_of(is_of);
             in_turns(timeout, |turn| self.finish_quiet_of(turn, is_of)).await;
             let over = order(CloseReason::Drain, CloseHow::Flush);
             self.balancer().for_each(|session| {

@@ -102,12 +102,6 @@ impl Session {
         state.phase == Phase::Open && at.is_some_and(|at| std::ptr::eq(at, endpoint))
     }
 
-    /// Whether the client has not said yet what it has to say before it is served.
-    #[must_use]
-    pub fn is_in_preamble(&self) -> bool {
-        self.lock().phase == Phase::Preamble
-    }
-
     /// Whether the client of a session that waited is still there: it was heard within a second, or
     /// answers when it is asked now. One that said FIN is not asked.
     pub async fn client_answers(&self) -> bool {

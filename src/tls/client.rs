@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
 use rustls::server::ParsedCertificate;
 use rustls::sign::SingleCertAndKey;
@@ -107,6 +107,8 @@ fn client(
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = protocols(&section.alpn);
+    // Who resumes a session shows no certificate, also when the one that it began with is over.
+    config.resumption = Resumption::disabled();
     Some(config)
 }
 

@@ -98,9 +98,9 @@ pub(super) fn protocols(alpn: &[String]) -> Vec<Vec<u8>> {
     alpn.iter().map(|name| name.as_bytes().to_owned()).collect()
 }
 
-/// Sessions are resumed by tickets, of which nothing is kept here. Their key is a new one with each load: who
-/// was let in by an authority that is trusted no longer must say who he is again. Early data is refused: it can
-/// be sent twice by anybody.
+/// Sessions are resumed by tickets, of which nothing is kept here. Their key is a new one with each load. Where
+/// clients are to show certificates there are none: who resumes a session shows nothing, also when what was shown
+/// is over. Early data is refused: it can be sent twice by anybody.
 fn server(
     chosen: Chosen,
     min: MinVersion,
@@ -110,6 +110,7 @@ fn server(
     let builder = ServerConfig::builder_with_provider(super::provider())
         .with_protocol_versions(super::versions(min))
         .map_err(|error| ("min_version", error))?;
+    let has_tickets = clients.is_none();
     let builder = match clients {
         None => builder.with_no_client_auth(),
         Some((authorities, auth)) => {
@@ -118,7 +119,11 @@ fn server(
     };
     let mut config = builder.with_cert_resolver(Arc::new(chosen));
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.ticketer = super::ticketer().map_err(of_certificates)?;
+    if has_tickets {
+        config.ticketer = super::ticketer().map_err(of_certificates)?;
+    } else {
+        config.send_tls13_tickets = 0;
+    }
     Ok(config)
 }
 
@@ -222,7 +227,8 @@ fn has_name(key: &CertifiedKey, name: &ServerName<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use rustls::{HandshakeKind, ProtocolVersion};
+    use rustls::client::Resumption;
+    use rustls::{ClientConfig, HandshakeKind, ProtocolVersion};
 
     use super::*;
     use crate::tls::Connector;
@@ -374,7 +380,9 @@ mod tests {
         lab.issue("server", &["s.example"], &ca);
         let server = acceptor(&lab.server(&["server"], ""));
         assert_eq!(server.config().max_early_data_size, 0);
-        let client = connector(&lab.client("ca", ""));
+        let mut client = (*connector(&lab.client("ca", ""))).clone();
+        client.resumption = Resumption::in_memory_sessions(8);
+        let client = Arc::new(client);
         let kind = || {
             let shaken = shake(&client, &server.config(), "s.example");
             shaken.both().unwrap().1.handshake_kind().unwrap()
@@ -390,6 +398,38 @@ mod tests {
         renewal.put_in_force();
         assert_eq!(kind(), HandshakeKind::Full);
         assert_eq!(kind(), HandshakeKind::Resumed);
+    }
+
+    /// A certificate that is over would be good for as long as its session is resumed.
+    #[test]
+    fn who_must_show_a_certificate_shows_it_each_time() {
+        let lab = Lab::new();
+        let ca = lab.authority("ca");
+        lab.issue("server", &["s.example"], &ca);
+        let kinds = |client: ClientConfig, keys: &str| {
+            let server = acceptor(&lab.server(&["server"], keys)).config();
+            let client = Arc::new(client);
+            [(); 2].map(|()| {
+                let shaken = shake(&client, &server, "s.example");
+                shaken.both().unwrap().1.handshake_kind().unwrap()
+            })
+        };
+        let ours = (*connector(&lab.client("ca", ""))).clone();
+        assert_eq!(kinds(ours, ""), [HandshakeKind::Full; 2]);
+        let mut roots = RootCertStore::empty();
+        roots.add(ca.der().clone()).unwrap();
+        let file = lab.path("ca.crt");
+        let asked = format!("client_ca: {}, client_auth: optional", file.display());
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let theirs = ClientConfig::builder_with_provider(crate::tls::provider())
+                .with_protocol_versions(&[version])
+                .unwrap()
+                .with_root_certificates(roots.clone())
+                .with_no_client_auth();
+            let resumed = [HandshakeKind::Full, HandshakeKind::Resumed];
+            assert_eq!(kinds(theirs.clone(), ""), resumed);
+            assert_eq!(kinds(theirs, &asked), [HandshakeKind::Full; 2]);
+        }
     }
 
     #[test]

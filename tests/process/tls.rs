@@ -81,6 +81,26 @@ listeners:
         self.rig.run(&[]);
     }
 
+    /// TLS with clients only, who need no certificate.
+    fn run_for_any_client(&mut self) {
+        let [crt, key] = ["server.crt", "server.key"].map(|name| self.path(name));
+        let (admin, clients, service) = (self.rig.admin, self.clients, self.service.address);
+        let yaml = format!(
+            "admin: {{ address: '{admin}' }}
+listeners:
+  - name: orders
+    address: '{clients}'
+    tls: {{ certificates: [{{ certificate: {}, key: {} }}] }}
+    upstream: {{ address: '{service}' }}
+reload: {{ watch: false }}
+",
+            crt.display(),
+            key.display()
+        );
+        fs::write(self.rig.file(), yaml).expect("written");
+        self.rig.run(&[]);
+    }
+
     fn until(&self, leg: &str, chain: &str) -> f64 {
         let file = self.path(chain);
         let file = file.display();
@@ -159,8 +179,15 @@ fn files_that_change_are_taken_up_all_or_none() {
     );
 }
 
-/// A client that trusts the certificate in this file only.
+/// A client that trusts the certificate in this file only, and is served.
 fn client(to: SocketAddr, certificate: &Path) -> io::Result<Client> {
+    let mut client = new_client(to, certificate)?;
+    question(&mut client)?;
+    Ok(client)
+}
+
+/// The same before it has said anything.
+fn new_client(to: SocketAddr, certificate: &Path) -> io::Result<Client> {
     let mut roots = RootCertStore::empty();
     let trusted = CertificateDer::from_pem_file(certificate).expect("a certificate");
     roots.add(trusted).expect("an authority");
@@ -173,9 +200,7 @@ fn client(to: SocketAddr, certificate: &Path) -> io::Result<Client> {
     let connection = ClientConnection::new(config.into(), name).expect("a client");
     let socket = TcpStream::connect(to)?;
     socket.set_read_timeout(Some(PATIENT))?;
-    let mut client = StreamOwned::new(connection, socket);
-    question(&mut client)?;
-    Ok(client)
+    Ok(StreamOwned::new(connection, socket))
 }
 
 type Client = StreamOwned<ClientConnection, TcpStream>;
@@ -191,21 +216,8 @@ fn sessions_keep_their_certificate_and_new_ones_get_the_new_one() {
     let mut lab = Lab::new();
     let folder = lab.path("");
     let [crt, key] = ["server.crt", "server.key"].map(|name| lab.path(name));
-    let (admin, clients, service) = (lab.rig.admin, lab.clients, lab.service.address);
-    let yaml = format!(
-        "admin: {{ address: '{admin}' }}
-listeners:
-  - name: orders
-    address: '{clients}'
-    tls: {{ certificates: [{{ certificate: {}, key: {} }}] }}
-    upstream: {{ address: '{service}' }}
-reload: {{ watch: false }}
-",
-        crt.display(),
-        key.display()
-    );
-    fs::write(lab.rig.file(), yaml).expect("written");
-    lab.rig.run(&[]);
+    let clients = lab.clients;
+    lab.run_for_any_client();
     let old = folder.join("old.crt");
     fs::copy(&crt, &old).expect("copied");
     let mut before = client(clients, &old).expect("served");
@@ -410,22 +422,25 @@ reload: {{ watch: false }}
 }
 
 #[test]
-fn a_client_in_its_handshake_keeps_no_process() {
+fn a_client_in_its_handshake_is_served_though_a_drain_begins() {
     let mut lab = Lab::new();
-    lab.run("server.crt", "reload: { watch: false }");
-    let mut client = TcpStream::connect(lab.clients).expect("connected");
-    client.write_all(b"\x16\x03\x01").expect("sent");
+    lab.run_for_any_client();
+    let mut client = new_client(lab.clients, &lab.path("server.crt")).expect("connected");
+    // The first half of its ClientHello, then the drain, then the rest.
+    let mut hello = Vec::new();
+    client.conn.write_tls(&mut hello).expect("made");
+    let (first, rest) = hello.split_at(hello.len() / 2);
+    client.sock.write_all(first).expect("sent");
     let is_there = || {
         let page = lab.rig.proxy().get("/connections");
         page.is_ok_and(|page| page.contains("\"total\":1"))
     };
     assert!(eventually(PATIENT, is_there), "{}", text(&lab.rig.log));
     lab.rig.proxy().signal(Signal::TERM);
-    client.set_read_timeout(Some(PATIENT)).expect("set");
-    let reset = client.read(&mut [0; 100]).expect_err("reset");
-    assert_eq!(reset.kind(), io::ErrorKind::ConnectionReset);
-    let ended = || text(&lab.rig.log).contains("reason=\"drain\"");
-    assert!(eventually(PATIENT, ended), "{}", text(&lab.rig.log));
+    let drains = || text(&lab.rig.log).contains("drain");
+    assert!(eventually(PATIENT, drains), "{}", text(&lab.rig.log));
+    client.sock.write_all(rest).expect("sent");
+    question(&mut client).expect("served");
 }
 
 /// Whether the first bytes or the reset is seen first.
