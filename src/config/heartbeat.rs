@@ -35,7 +35,8 @@ section! {
         modbus: Modbus = section_of();
         /// How the stream is cut into messages (profile: custom).
         frame: Frame = section_of();
-        /// The question, one message (profile: custom).
+        /// The question, one message (profile: custom). Without an id each message, not only this one, must be answered
+        /// by exactly one.
         send: Bytes = bytes().default(r"PING\r\n").flag("heartbeat-send");
         /// What its answer begins with (profile: custom). Empty: nobody answers, so it proves nothing and keeps
         /// the path open.

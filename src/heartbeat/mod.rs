@@ -69,6 +69,8 @@ pub struct Heartbeat {
     due: Vec<u64>,
     /// The newest question, while its answer is waited for.
     waited_for: Option<u64>,
+    /// Of a question without an answer: whether the peer has owed one to somebody else ever since.
+    owed_before: Option<bool>,
     opaque: Option<OpaqueCause>,
     counts: Counts,
 }
@@ -120,6 +122,7 @@ impl Heartbeat {
             heard: Cursor::default(),
             due: Vec::new(),
             waited_for: None,
+            owed_before: None,
             opaque: None,
             counts: Counts::default(),
         }
@@ -155,6 +158,7 @@ impl Heartbeat {
             out,
         );
         self.count_answers(before - self.due.len());
+        self.owed_before = self.owed_before.map(|owed| owed && self.is_at_work());
         if opaque.is_some() {
             self.opaque = self.opaque.or(opaque);
             self.due.clear();
@@ -199,6 +203,8 @@ impl Heartbeat {
         let question = self.profile.question(token);
         self.counts.asked += 1;
         if self.proves() {
+            let owes = self.is_at_work();
+            self.owed_before.get_or_insert(owes);
             self.due.push(token);
             self.waited_for = Some(token);
         }
@@ -241,9 +247,14 @@ impl Heartbeat {
             && self.profile.phase() == Phase::Idle
     }
 
-    /// Whether the peer owes an answer to somebody else.
+    /// Whether the peer owes an answer to somebody else. After a question: one that it owed before, since what it
+    /// was told later excuses no silence.
     #[must_use]
     pub fn owes(&self) -> bool {
+        self.owed_before.unwrap_or_else(|| self.is_at_work())
+    }
+
+    fn is_at_work(&self) -> bool {
         self.profile.phase() == Phase::Waiting
     }
 
@@ -266,6 +277,9 @@ impl Heartbeat {
         );
         if in_time > 0 {
             self.waited_for = None;
+        }
+        if answers > 0 {
+            self.owed_before = self.waited_for.map(|_| self.is_at_work());
         }
         self.counts.answered += answers as u64;
         self.counts.late += (answers - in_time) as u64;

@@ -42,7 +42,8 @@ pub struct Moment {
 /// Whether silence of a peer says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// It has acknowledged everything, nothing of it waits to be read, and it owes nobody an answer.
+    /// It has acknowledged everything, nothing of it waits to be read, and it owes nobody an answer; while a
+    /// question is out, none that was due before it.
     Free,
     /// Not so.
     Busy,
@@ -87,8 +88,8 @@ pub struct Pulse {
     answers: u32,
     /// When it was last to be asked, and what had moved then.
     asked: Option<(Time, [u64; 2])>,
-    /// The question whose failure was counted.
-    counted: Option<Time>,
+    /// The question whose failure was counted, and when.
+    counted: Option<(Time, Time)>,
 }
 
 impl Pulse {
@@ -105,19 +106,20 @@ impl Pulse {
             self.answers = moment.answers;
             self.failures = 0;
         }
-        let waits_since = moment.waits_since.filter(|at| self.counted != Some(*at));
-        let Some(asked) = waits_since else {
+        let Some(asked) = moment.waits_since else {
             return self.next_question(now, asking, moment);
         };
-        // Whatever comes after the question shows that somebody is at work there.
-        let due = asked.max(moment.received) + asking.timeout;
+        if self.answers == 0 && self.failed_at(asked).is_some() {
+            return self.next_question(now, asking, moment);
+        }
+        let due = self.silent_from(asked, moment) + asking.timeout;
         if now < due {
             return Beat::Wait(due);
         }
         if moment.peer == Peer::Busy {
             return Beat::Wait(now + asking.timeout);
         }
-        self.counted = Some(asked);
+        self.counted = Some((asked, now));
         self.failures = self.failures.saturating_add(1);
         Beat::Missed(if self.answers == 0 {
             self.note_question(now, moment);
@@ -137,8 +139,20 @@ impl Pulse {
     pub fn ends_at(&self, asking: &Asking, moment: &Moment) -> Option<Time> {
         let asked = moment.waits_since?;
         let left = asking.failures.saturating_sub(self.failures).max(1);
-        let due = asked.max(moment.received) + asking.timeout * u64::from(left);
+        let due = self.silent_from(asked, moment) + asking.timeout * u64::from(left);
         (moment.answers > 0 && moment.peer == Peer::Free).then_some(due)
+    }
+
+    /// From when on silence after a question counts. Where there is no place for the next question, as behind a
+    /// request that came meanwhile, the old one goes on waiting.
+    fn silent_from(&self, asked: Time, moment: &Moment) -> Time {
+        // Whatever comes after the question shows that somebody is at work there.
+        self.failed_at(asked).unwrap_or(asked).max(moment.received)
+    }
+
+    fn failed_at(&self, asked: Time) -> Option<Time> {
+        let counted = self.counted.filter(|(question, _)| *question == asked);
+        counted.map(|(_, at)| at)
     }
 
     fn next_question(&mut self, now: Time, asking: &Asking, moment: &Moment) -> Beat {
@@ -263,6 +277,23 @@ mod tests {
             assert!(matches!(again, Beat::Wait(_)), "{again:?}");
             moment.waits_since = Some(now);
         }
+    }
+
+    #[test]
+    fn a_question_that_cannot_be_repeated_goes_on_waiting() {
+        let asking = Asking {
+            failures: 2,
+            ..ASKING
+        };
+        let (mut pulse, moment) = unanswered();
+        let (first, second) = (T0 + ms(35_001), T0 + ms(40_001));
+        let ask = Beat::Missed(Then::Ask);
+        assert_eq!(pulse.observe(first, &asking, &moment), ask);
+        assert_eq!(pulse.ends_at(&asking, &moment), Some(second));
+        let beat = pulse.observe(first + ms(10), &asking, &moment);
+        assert_eq!(beat, Beat::Wait(second));
+        let end = Beat::Missed(Then::End);
+        assert_eq!(pulse.observe(second, &asking, &moment), end);
     }
 
     #[test]

@@ -107,7 +107,14 @@ impl Session {
                 self.params.metrics.heartbeat_missed(leg);
             }
             let at = match beat {
-                Beat::Wait(at) | Beat::Missed(Then::Wait(at)) => at,
+                Beat::Wait(at) => at,
+                Beat::Missed(Then::Wait(at)) => {
+                    cell.give_up();
+                    if let Some(waker) = &state.waker {
+                        waker.wake_by_ref();
+                    }
+                    at
+                }
                 Beat::Ask | Beat::Missed(Then::Ask) => {
                     cell.want();
                     if let Some(waker) = &state.waker {
@@ -117,7 +124,8 @@ impl Session {
                     now + asking.timeout.min(policy.busy_interval())
                 }
                 Beat::Missed(Then::End) => {
-                    close = Some(unresponsive(now, leg, &moment));
+                    let answered = cell.answered_at().unwrap_or_default();
+                    close = Some(unresponsive(leg, now - moment.received.max(answered)));
                     now + asking.timeout
                 }
             };
@@ -162,11 +170,11 @@ impl Session {
     }
 }
 
-fn unresponsive(now: Time, leg: Leg, moment: &Moment) -> Close {
+fn unresponsive(leg: Leg, silent_for: Span) -> Close {
     Close {
         how: CloseHow::AbortAfterFlush(leg),
         evidence: Some(Evidence::Heartbeat),
-        silent_for: now - moment.received,
+        silent_for,
         ..aborted(CloseReason::unresponsive(leg))
     }
 }

@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use super::{Session, SessionParams};
 use crate::heartbeat::{Heard, Heartbeat, OpaqueCause, State};
@@ -19,6 +19,7 @@ use crate::sys;
 #[derive(Debug, Default)]
 pub(super) struct Cell {
     wanted: AtomicBool,
+    is_given_up: AtomicBool,
     /// An index of [`WORDS`], and flags.
     state: AtomicU32,
     answers: AtomicU32,
@@ -41,6 +42,11 @@ impl Cell {
     /// Has the peer asked at the next opportunity, which may be now: the task is to be woken.
     pub(super) fn want(&self) {
         self.wanted.store(true, Ordering::Release);
+    }
+
+    /// The question was unanswered for too long, and no other one follows soon: the task is to be woken.
+    pub(super) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Release);
     }
 
     /// What can be done now, in a word.
@@ -80,6 +86,10 @@ impl Cell {
     }
 }
 
+fn take(flag: &AtomicBool) -> bool {
+    flag.load(Ordering::Relaxed) && flag.swap(false, Ordering::Acquire)
+}
+
 fn time(of: &AtomicU64) -> Option<Time> {
     let ms = of.load(Ordering::Relaxed).checked_sub(1)?;
     Some(Time::ms(ms))
@@ -104,6 +114,8 @@ struct Asked {
     is_asking: bool,
     /// Nothing more is told.
     is_finished: bool,
+    /// Whose payload waits until the question was answered.
+    waits: Option<Waker>,
     /// What is to be read instead of what came, and how much of it was.
     out: Vec<u8>,
     read: usize,
@@ -132,8 +144,11 @@ impl Asked {
     }
 
     fn begin_question(&mut self) {
-        let wanted = self.cell.wanted.load(Ordering::Relaxed)
-            && self.cell.wanted.swap(false, Ordering::Acquire);
+        if take(&self.cell.is_given_up) {
+            self.heartbeat.give_up();
+            self.publish();
+        }
+        let wanted = take(&self.cell.wanted);
         if !wanted || self.is_finished || !self.question.is_empty() {
             return;
         }
@@ -205,6 +220,11 @@ impl Asked {
             self.became_opaque(cause);
         }
         self.note_answers();
+        if !self.heartbeat.must_wait()
+            && let Some(waits) = self.waits.take()
+        {
+            waits.wake();
+        }
     }
 
     fn note_answers(&self) {
@@ -312,6 +332,14 @@ impl Layer for Asked {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_question(wire, cx))?;
+        if self.heartbeat.must_wait() {
+            // Where the question was given up, another one may take its place.
+            ready!(self.poll_flush(wire, cx))?;
+            if self.heartbeat.must_wait() {
+                self.waits = Some(cx.waker().clone());
+                return Poll::Pending;
+            }
+        }
         let n = ready!(write_below(&mut self.below, wire, cx, buf))?;
         self.heartbeat.told(&buf[..n]);
         self.publish();
@@ -372,6 +400,7 @@ impl Session {
                 question: Vec::new(),
                 is_asking: false,
                 is_finished: false,
+                waits: None,
                 out: Vec::new(),
                 read: 0,
                 end: None,
@@ -393,6 +422,7 @@ mod tests {
     use super::*;
     use crate::heartbeat::profiles::Protocol;
     use crate::heartbeat::profiles::custom::Description;
+    use crate::heartbeat::profiles::modbus::Register;
     use crate::liveness::{CloseReason, Span};
     use crate::session::{Balancer, Task, monitor};
 
@@ -456,10 +486,14 @@ mod tests {
 
     impl Rig {
         fn new(below: impl FnOnce(LegStream) -> LegStream) -> Self {
+            Self::speaking(Protocol::Custom(Description::default()), below)
+        }
+
+        fn speaking(protocol: Protocol, below: impl FnOnce(LegStream) -> LegStream) -> Self {
             let (ours, peer) = pair();
             let address = peer.0.local_addr().unwrap();
             let mut params = params(address);
-            params.heartbeats[1] = Some(Protocol::Custom(Description::default()));
+            params.heartbeats[1] = Some(protocol);
             let session = Session::new(1, Arc::new(params), address, sys::now());
             let leg = session.with_heartbeat(Leg::Upstream, below(ours.into()), &[]);
             Self {
@@ -538,6 +572,7 @@ mod tests {
         assert_eq!((cell.word(), cell.answers()), ("ready", 1));
         assert!(cell.waits_since().is_none() && cell.answered_at().is_some());
         assert_eq!(cell.boundary(), Some(true));
+        rig.write(b"more\n").await;
         rig.peer.write_all(b"and mo").unwrap();
         assert_eq!(rig.read().await, Some(b"and mo".to_vec()));
         assert_eq!(cell.boundary(), Some(false));
@@ -575,11 +610,8 @@ mod tests {
     async fn a_question_is_whole_and_goes_through_the_layer_below() {
         let mut rig = Rig::new(|leg| leg.with_layer(|_| Box::<Slow>::default()));
         rig.ask().await;
-        rig.peer.write_all(b"PONG\r\nthe").unwrap();
-        assert_eq!(rig.read_exact(3).await, b"the");
-        // In the middle of an answer a question may stand, since these are two directions.
-        rig.peer.write_all(b" end\n").unwrap();
-        assert_eq!(rig.read_exact(5).await, b" end\n");
+        rig.peer.write_all(b"PONG\r\n").unwrap();
+        assert_eq!(rig.read().await, None);
         rig.cell().want();
         let begun = poll_fn(|cx| Poll::Ready(rig.leg.poll_flush(cx))).await;
         assert!(begun.is_pending() && !rig.leg.is_delivered());
@@ -609,6 +641,7 @@ mod tests {
 
     /// A session whose client has said `hello` and is silent from then on, and what its service does then.
     fn start(
+        failures: u32,
         idle: Option<Span>,
         serve: impl FnOnce(&mut StdStream) + Send + 'static,
     ) -> (Arc<Session>, StdStream) {
@@ -618,6 +651,7 @@ mod tests {
         let mut params = params(address);
         params.heartbeats[1] = Some(Protocol::Custom(Description::default()));
         params.policy.idle_timeout = idle;
+        params.asking.failures = failures;
         let all = Balancer::new([tokio::runtime::Handle::current()]);
         let worker = all.workers()[0].clone();
         let session = Session::new(1, Arc::new(params), address, sys::now());
@@ -637,7 +671,7 @@ mod tests {
 
     /// The same where the service answers, and then so many questions.
     fn session(answers: usize, idle: Option<Span>) -> (Arc<Session>, StdStream) {
-        start(idle, move |service| {
+        start(1, idle, move |service| {
             service.write_all(b"hello\n").unwrap();
             for _ in 0..answers {
                 if service.read_exact(&mut [0; 6]).is_err() {
@@ -657,11 +691,13 @@ mod tests {
     #[tokio::test]
     async fn a_session_is_at_rest_between_two_messages_and_only_there() {
         let (goes_on, wait) = std::sync::mpsc::channel();
-        let (session, _client) = start(None, move |service| {
+        let (session, mut client) = start(1, None, move |service| {
+            service.read_exact(&mut [0; 6]).unwrap();
             service.write_all(b"hello\nhel").unwrap();
             wait.recv().unwrap();
             service.write_all(b"lo\n").unwrap();
         });
+        client.write_all(b"hello\n").unwrap();
         received(&session, 9).await;
         tokio::time::sleep(Duration::from_millis(1300)).await;
         assert!(!session.is_at_rest(sys::now()));
@@ -671,6 +707,71 @@ mod tests {
         while !session.is_at_rest(sys::now()) {
             assert!(sys::now() - ended < Span::ms(800));
             tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_client_sends_behind_a_question_does_not_hide_a_hang() {
+        for failures in [1, 2] {
+            let (asked, is_asked) = std::sync::mpsc::channel();
+            let (session, mut client) = start(failures, None, move |service| {
+                service.write_all(b"hello\n").unwrap();
+                service.read_exact(&mut [0; 6]).unwrap();
+                service.write_all(b"PONG\r\n").unwrap();
+                service.read_exact(&mut [0; 6]).unwrap();
+                asked.send(()).unwrap();
+            });
+            let writer = std::thread::spawn(move || {
+                is_asked.recv().unwrap();
+                client.write_all(b"more\n").unwrap();
+                client
+            });
+            let end = tokio::time::timeout(Duration::from_secs(20), ended(&session)).await;
+            assert_eq!(end, Ok(CloseReason::UpstreamUnresponsive as u8));
+            let _client = writer.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_while_a_device_is_asked() {
+        let mut rig = Rig::speaking(Protocol::Modbus(Register::default()), |leg| leg);
+        let request = |id| [0, id, 0, 0, 0, 6, 0, 3, 0, 0, 0, 1];
+        let answer = |[a, b]: [u8; 2]| [a, b, 0, 0, 0, 5, 0, 3, 2, 0, 7];
+        rig.write(&request(1)).await;
+        rig.hear(&request(1));
+        rig.peer.write_all(&answer([0, 1])).unwrap();
+        assert_eq!(rig.read_exact(11).await, answer([0, 1]));
+        for (id, is_answered) in [(2, true), (3, false)] {
+            rig.cell().want();
+            rig.flush().await;
+            let mut question = [0; 12];
+            rig.peer.read_exact(&mut question).unwrap();
+            let woken = Arc::<Woken>::default();
+            let waker = Waker::from(woken.clone());
+            let mut cx = Context::from_waker(&waker);
+            let written = rig.leg.poll_write(&mut cx, &request(id));
+            assert!(written.is_pending() && !woken.0.load(Ordering::Relaxed));
+            if is_answered {
+                let id = [question[0], question[1]];
+                rig.peer.write_all(&answer(id)).unwrap();
+                assert_eq!(rig.read().await, None);
+                assert!(woken.0.load(Ordering::Relaxed));
+            } else {
+                rig.cell().give_up();
+            }
+            rig.write(&request(id)).await;
+            rig.hear(&request(id));
+            rig.peer.write_all(&answer([0, id])).unwrap();
+            assert_eq!(rig.read_exact(11).await, answer([0, id]));
+        }
+    }
+
+    #[derive(Debug, Default)]
+    struct Woken(AtomicBool);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::Relaxed);
         }
     }
 

@@ -1,7 +1,9 @@
 //! A protocol that the operator describes: a framing, a question, and how its answer begins.
 //!
-//! Without an id each message that the peer is told must be answered by one message at least: the peer is
-//! asked while it has said as many as it was told. Where one-way messages are told it is not asked again.
+//! Without an id each message that the peer is told must be answered by exactly one message, in order: then the
+//! peer is asked while it has said as many as it was told, and the first message after a question is the answer.
+//! What contradicts that (a push, a second message of an answer) ends the asking at once. Where one-way messages
+//! are told it is not asked again.
 
 use std::iter;
 
@@ -125,9 +127,9 @@ pub struct Custom {
     heard: Frames,
     /// Messages that were told and not answered.
     unanswered: u64,
+    /// The first of them is the question itself, in the words of somebody else.
+    is_same: bool,
     phase: Phase,
-    /// Whether the peer has answered a question.
-    is_proven: bool,
 }
 
 impl Custom {
@@ -139,26 +141,42 @@ impl Custom {
             heard: Frames::new(description.framing.clone()),
             description: description.clone(),
             unanswered: 0,
+            is_same: false,
             phase: Phase::Starting,
-            is_proven: false,
         }
     }
 
-    fn other(&mut self, unit: Read) {
+    fn is_in_turn(&self) -> bool {
+        self.manner() == Manner::InTurn
+    }
+
+    fn other(&mut self, head: &[u8]) -> Read {
+        // A greeting stands before everything.
+        let is_greeting = self.phase == Phase::Starting;
+        if self.unanswered == 0 && self.is_in_turn() && !is_greeting {
+            return Read::Opaque(OpaqueCause::Unsolicited);
+        }
+        let unit = self.heard.next(head);
         if matches!(unit, Read::End(_)) {
             // An exchange is complete once both have spoken.
             if self.unanswered > 0 {
                 self.phase = Phase::Idle;
             }
             self.unanswered = self.unanswered.saturating_sub(1);
+            self.is_same = false;
         }
+        unit
     }
 }
 
 impl Profile for Custom {
     fn told(&mut self, head: &[u8]) -> Read {
         let unit = self.told.next(head);
-        if matches!(unit, Read::End(_)) {
+        if let Read::End(n) = unit {
+            if self.unanswered == 0 {
+                let whole = usize::try_from(n).ok().and_then(|n| head.get(..n));
+                self.is_same = whole == Some(&self.description.send);
+            }
             self.unanswered += 1;
         }
         unit
@@ -172,24 +190,22 @@ impl Profile for Custom {
                 (None, Read::End(n)) if n <= head.len() as u64 => {}
                 (None, Read::Opaque(_)) => {}
                 (None, _) => return Read::More,
+                // The answers to both are the same. Should there be only one of them, it is not ours.
+                (Some(Some(_)), Read::End(_)) if self.is_same && self.is_in_turn() => {
+                    return self.other(head);
+                }
                 (Some(Some(token)), Read::End(length)) => {
-                    self.is_proven = true;
-                    return Read::Mine {
-                        token: *token,
-                        length,
-                    };
+                    let token = *token;
+                    return Read::Mine { token, length };
                 }
                 (Some(Some(_)), Read::Part(_) | Read::More) => return Read::More,
                 _ => {}
             }
-            // A peer that has never answered may have said that it does not understand.
-            if !self.is_proven && self.description.id.is_none() {
+            if self.is_in_turn() {
                 return Read::Opaque(OpaqueCause::Misfit);
             }
         }
-        let unit = self.heard.next(head);
-        self.other(unit);
-        unit
+        self.other(head)
     }
 
     fn phase(&self) -> Phase {

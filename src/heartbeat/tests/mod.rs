@@ -59,6 +59,7 @@ fn an_answer_is_taken_out_and_nothing_else() {
         let (a, b) = "PONG\n".split_at(cut);
         assert_eq!(hear(&mut heartbeat, a), "");
         assert_eq!(heartbeat.held(), cut % 5);
+        heartbeat.told(b"hello\n");
         assert_eq!(hear(&mut heartbeat, &format!("{b}PONG\n")), "PONG\n");
         assert_eq!((heartbeat.state(), heartbeat.held()), (State::Ready, 0));
         let counts = heartbeat.counts();
@@ -88,6 +89,37 @@ fn nothing_is_asked_within_a_message_or_while_an_answer_is_owed() {
 }
 
 #[test]
+fn what_a_peer_is_told_behind_a_question_excuses_no_silence() {
+    for mut heartbeat in [ping(), numbered()] {
+        heartbeat.told(b"hello\n");
+        assert!(heartbeat.owes());
+        let _ = hear(&mut heartbeat, "world\n");
+        assert!(!heartbeat.owes() && ask(&mut heartbeat, 1).is_some());
+        heartbeat.told(b"hello\n");
+        assert!(!heartbeat.owes());
+        heartbeat.give_up();
+        let _ = ask(&mut heartbeat, 2);
+        assert!(!heartbeat.owes());
+    }
+}
+
+#[test]
+fn a_request_before_a_question_may_be_slow() {
+    let mut heartbeat = numbered();
+    heartbeat.told(b"slow\n");
+    assert!(ask(&mut heartbeat, 1).is_some() && heartbeat.owes());
+    heartbeat.told(b"slow\n");
+    let _ = hear(&mut heartbeat, "one\n");
+    assert!(heartbeat.owes());
+    let _ = hear(&mut heartbeat, "two\n");
+    assert!(!heartbeat.owes());
+    heartbeat.told(b"later\n");
+    assert!(!heartbeat.owes());
+    let _ = hear(&mut heartbeat, "PONG 0001\n");
+    assert!(heartbeat.owes());
+}
+
+#[test]
 fn a_late_answer_is_taken_out_once() {
     let mut heartbeat = ping();
     assert!(ask(&mut heartbeat, 1).is_some());
@@ -99,6 +131,34 @@ fn a_late_answer_is_taken_out_once() {
     assert_eq!(hear(&mut heartbeat, "PONG\nPONG\n"), "PONG\n");
     let counts = heartbeat.counts();
     assert_eq!((counts.asked, counts.answered, counts.late), (2, 2, 1));
+    assert_eq!(heartbeat.state(), State::Opaque(OpaqueCause::Unsolicited));
+}
+
+#[test]
+fn a_second_message_or_a_push_ends_the_asking_before_the_next_question() {
+    let mut heartbeat = ping();
+    assert_eq!(hear(&mut heartbeat, "ne"), "ne");
+    assert_eq!(heartbeat.state(), State::Opaque(OpaqueCause::Unsolicited));
+    assert_eq!(hear(&mut heartbeat, "ws\n"), "ws\n");
+    assert_eq!(ask(&mut heartbeat, 1), None);
+}
+
+#[test]
+fn the_answer_to_the_same_question_of_somebody_else_is_not_taken_out() {
+    for others in ["PING\n", "PING\nhello\n"] {
+        let mut heartbeat = ping();
+        assert!(ask(&mut heartbeat, 1).is_some());
+        heartbeat.told(others.as_bytes());
+        assert_eq!(hear(&mut heartbeat, "PONG\n"), "PONG\n");
+        let mut lost = ping();
+        assert!(ask(&mut lost, 1).is_some());
+        lost.give_up();
+        lost.told(others.as_bytes());
+        assert_eq!(hear(&mut lost, "PONG\nworld\n"), "PONG\nworld\n");
+        assert_eq!(lost.state(), State::Opaque(OpaqueCause::Misfit));
+        assert_eq!(hear(&mut heartbeat, "PONG\n"), "");
+        assert_eq!(heartbeat.counts().answered, 1);
+    }
 }
 
 #[test]
@@ -128,13 +188,13 @@ fn a_foreign_answer_is_passed_on_and_ends_the_asking() {
 }
 
 #[test]
-fn a_peer_that_has_answered_once_may_say_something_else() {
+fn a_peer_that_has_answered_once_is_no_longer_asked_either() {
     let mut heartbeat = ping();
     assert!(ask(&mut heartbeat, 1).is_some());
     assert_eq!(hear(&mut heartbeat, "PONG\n"), "");
     assert!(ask(&mut heartbeat, 2).is_some());
-    assert_eq!(hear(&mut heartbeat, "POEM\nPONG\n"), "POEM\n");
-    assert_eq!(heartbeat.state(), State::Ready);
+    assert_eq!(hear(&mut heartbeat, "POEM\nPONG\n"), "POEM\nPONG\n");
+    assert_eq!(heartbeat.state(), State::Opaque(OpaqueCause::Misfit));
 }
 
 #[test]
