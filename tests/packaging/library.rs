@@ -238,6 +238,30 @@ const WRONG: &[(&str, &str)] = &[
         "{listeners: [{name: a, port: 9900, appPort: 1}]}",
         "is taken by admin.port",
     ),
+    ("{image: {tag: 0.1}}", "image.tag: 0.1 is no text; quote it"),
+    (
+        "{image: {tags: a}}",
+        "unknown key image.tags; there are digest,",
+    ),
+    ("{admin: 9901}", "admin has keys of its own: port"),
+    ("{admin: {port: 80}}", "admin.port is 80"),
+    ("{tlsSecrets: [a, a]}", "tlsSecrets: one is there twice"),
+    (
+        "{listeners: [{name: 12, port: 9000, appPort: 1}]}",
+        "the name 12 is no text",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 70000}]}",
+        "appPort and servicePort are from 1 to 65535",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 9900}]}",
+        "appPort 9900 of \"a\" is taken by admin.port",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 1}, {name: b, port: 9001, appPort: 1}]}",
+        "the Service has port 1 of \"a\" already",
+    ),
     (
         "{config: {drain: {timeout: 25}}}",
         "25 is no duration; write",

@@ -399,10 +399,18 @@ fn probes_ask_the_admin_port() {
                 let port = &pulsegate[probe]["httpGet"]["port"];
                 assert_eq!(Some(port), admin, "{name}: {probe}");
                 assert_eq!(pulsegate[probe]["httpGet"]["path"], path, "{name}: {probe}");
+                let is_https = pulsegate[probe]["httpGet"]["scheme"] == "HTTPS";
+                assert_eq!(is_https, has_admin_tls(&all), "{name}: {probe}");
             }
         }
         assert_eq!(deployments.len(), 1, "{name}");
     }
+}
+
+fn has_admin_tls(all: &[Value]) -> bool {
+    let files = configurations(all).into_iter();
+    let mut files = files.map(|text| serde_yaml::from_str::<Value>(text).unwrap());
+    files.any(|file| !file["admin"]["tls"].is_null())
 }
 
 /// Each Service port leads to a port that a container of the same set has, by name or number.

@@ -198,6 +198,22 @@ const REFUSED: &[(&str, &str)] = &[
         "extraContainers: the name \"pulsegate\" is taken",
     ),
     (
+        "{listeners: [LISTENER], service: {externalTrafficPolicy: Local}}",
+        "externalTrafficPolicy needs service.type NodePort",
+    ),
+    (
+        "{listeners: [LISTENER], service: {type: NodePort, loadBalancerClass: a}}",
+        "need service.type: LoadBalancer",
+    ),
+    (
+        "{listeners: [LISTENER], strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 0, maxUnavailable: 0%}}}",
+        "maxSurge and maxUnavailable are both 0",
+    ),
+    (
+        "{listeners: [LISTENER], livenessProbe: {successThreshold: 2}}",
+        "successThreshold: Kubernetes takes 1 only",
+    ),
+    (
         "{listeners: [LISTENER], readinessProbe: {tcpSocket: {port: a}}}",
         "tcpSocket",
     ),

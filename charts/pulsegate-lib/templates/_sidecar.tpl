@@ -19,6 +19,7 @@
 {{- define "pulsegate.container" -}}
 {{- $values := include "pulsegate.values" . | fromJson -}}
 {{- $image := $values.image -}}
+{{- $scheme := empty (default (dict) $values.config.admin).tls | ternary "" "\n      scheme: HTTPS" -}}
 - name: pulsegate
   image: {{ printf "%s%s%s" (empty $image.registry | ternary "" (printf "%s/" $image.registry)) $image.repository (empty $image.digest | ternary (printf ":%s" $image.tag) (printf "@%s" $image.digest)) | quote }}
   imagePullPolicy: {{ $image.pullPolicy }}
@@ -45,17 +46,20 @@
     httpGet:
       path: /readyz
       port: pulsegate-admin
+      {{- $scheme }}
     periodSeconds: 1
     failureThreshold: 60
   readinessProbe:
     httpGet:
       path: /readyz
       port: pulsegate-admin
+      {{- $scheme }}
     periodSeconds: 5
   livenessProbe:
     httpGet:
       path: /livez
       port: pulsegate-admin
+      {{- $scheme }}
     periodSeconds: 10
   resources:
     {{- toYaml $values.resources | nindent 4 }}
@@ -97,7 +101,7 @@
 {{- $values := include "pulsegate.values" . | fromJson -}}
 {{- range $n, $listener := $values.listeners }}
 {{- if $n }}{{ "\n" }}{{ end -}}
-- name: {{ $listener.name }}
+- name: {{ $listener.name | quote }}
   port: {{ coalesce $listener.servicePort $listener.appPort $listener.port | int }}
   targetPort: {{ int $listener.port }}
   protocol: TCP

@@ -58,7 +58,29 @@ securityContext:
 {{- fail (printf "pulsegate: unknown key %s; there are %s" $key (keys $defaults | sortAlpha | join ", ")) -}}
 {{- end -}}
 {{- end -}}
+{{- range $key := list "image" "sidecar" "admin" -}}
+{{- $inner := get $given $key | default (dict) -}}
+{{- if not (kindIs "map" $inner) -}}
+{{- fail (printf "pulsegate: %s has keys of its own: %s" $key (get $defaults $key | keys | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- range $name := keys $inner -}}
+{{- if not (hasKey (get $defaults $key) $name) -}}
+{{- fail (printf "pulsegate: unknown key %s.%s; there are %s" $key $name (get $defaults $key | keys | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $values := mergeOverwrite $defaults $given -}}
+{{- range $key := list "registry" "repository" "tag" "digest" -}}
+{{- if not (kindIs "string" (get $values.image $key)) -}}
+{{- fail (printf "pulsegate: image.%s: %v is no text; quote it" $key (get $values.image $key)) -}}
+{{- end -}}
+{{- end -}}
+{{- if ne (len $values.tlsSecrets) (len (uniq $values.tlsSecrets)) -}}
+{{- fail (printf "pulsegate: tlsSecrets: one is there twice: %s" (join ", " $values.tlsSecrets)) -}}
+{{- end -}}
+{{- if not (and (ge (int $values.admin.port) 1024) (le (int $values.admin.port) 65535)) -}}
+{{- fail (printf "pulsegate: admin.port is %v; it is from 1024 to 65535" $values.admin.port) -}}
+{{- end -}}
 {{- if not (kindIs "bool" $values.sidecar.native) -}}
 {{- fail "pulsegate: sidecar.native is true or false" -}}
 {{- end -}}
@@ -70,7 +92,11 @@ securityContext:
 {{- end -}}
 {{- $names := dict -}}
 {{- $ports := dict (int $values.admin.port | toString) "admin.port" -}}
+{{- $servicePorts := dict -}}
 {{- range $values.listeners -}}
+{{- if not (kindIs "string" .name) -}}
+{{- fail (printf "pulsegate: listeners: the name %v is no text; give one, or quote it" .name) -}}
+{{- end -}}
 {{- if not (regexMatch "^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$" (toString .name)) -}}
 {{- fail (printf "pulsegate: listeners: the name %v: a name has lower-case letters, digits and \"-\"" .name) -}}
 {{- end -}}
@@ -92,6 +118,21 @@ securityContext:
 {{- fail (printf "pulsegate: listeners: port %s of %q is taken by %s" $port .name (get $ports $port)) -}}
 {{- end -}}
 {{- $_ := set $ports $port .name -}}
+{{- $servicePort := coalesce .servicePort .appPort .port | int -}}
+{{- range list .appPort $servicePort -}}
+{{- if and . (or (lt (int .) 1) (gt (int .) 65535)) -}}
+{{- fail (printf "pulsegate: listeners: appPort and servicePort are from 1 to 65535, not %v" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey $servicePorts (toString $servicePort) -}}
+{{- fail (printf "pulsegate: listeners: the Service has port %d of %q already; give %q another servicePort" $servicePort (get $servicePorts (toString $servicePort)) .name) -}}
+{{- end -}}
+{{- $_ := set $servicePorts (toString $servicePort) .name -}}
+{{- end -}}
+{{- range $values.listeners -}}
+{{- if hasKey $ports (int .appPort | toString) -}}
+{{- fail (printf "pulsegate: listeners: appPort %d of %q is taken by %s of pulsegate; the containers of a Pod share their ports" (int .appPort) .name (get $ports (int .appPort | toString))) -}}
+{{- end -}}
 {{- end -}}
 {{- toJson $values -}}
 {{- end -}}

@@ -28,6 +28,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
+{{/* Those of all objects, and one object's own: (list $ LABELS). Of two with one key its own counts. */}}
+{{- define "pulsegate-gateway.labelsWith" -}}
+{{- mergeOverwrite (include "pulsegate-gateway.labels" (first .) | fromYaml) (default (dict) (last .)) | toYaml -}}
+{{- end -}}
+
 {{- define "pulsegate-gateway.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "pulsegate-gateway.fullname" .) .Values.serviceAccount.name -}}
@@ -220,6 +225,7 @@ tlsConfig:
 {{- end -}}
 {{- end -}}
 {{- include "pulsegate-gateway.validateSwitches" . -}}
+{{- include "pulsegate-gateway.validateKubernetes" . -}}
 {{- include "pulsegate-gateway.validateTls" . -}}
 {{- include "pulsegate-gateway.validateMonitors" . -}}
 {{- include "pulsegate-gateway.validateNames" . -}}
@@ -243,6 +249,25 @@ tlsConfig:
 {{- end -}}
 {{- if and .Values.gateway.tcpRoute.enabled (not .Values.gateway.tcpRoute.parentRefs) -}}
 {{- fail "gateway.tcpRoute.parentRefs: name the Gateway, such as [{name: edge, namespace: infra}]" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What the API server would refuse. */}}
+{{- define "pulsegate-gateway.validateKubernetes" -}}
+{{- $service := .Values.service -}}
+{{- if and $service.externalTrafficPolicy (eq $service.type "ClusterIP") -}}
+{{- fail "service.externalTrafficPolicy needs service.type NodePort or LoadBalancer" -}}
+{{- end -}}
+{{- if and (or $service.loadBalancerClass $service.loadBalancerSourceRanges) (ne $service.type "LoadBalancer") -}}
+{{- fail "service.loadBalancerClass and service.loadBalancerSourceRanges need service.type: LoadBalancer" -}}
+{{- end -}}
+{{- $rolling := dig "rollingUpdate" (dict) (eq .Values.kind "DaemonSet" | ternary .Values.updateStrategy .Values.strategy) | default (dict) -}}
+{{- $none := list "0" "0%" -}}
+{{- if and (has (toString $rolling.maxSurge) $none) (has (toString $rolling.maxUnavailable) $none) -}}
+{{- fail "rollingUpdate: maxSurge and maxUnavailable are both 0: no Pod could ever be replaced" -}}
+{{- end -}}
+{{- if ne (int (default 1 .Values.livenessProbe.successThreshold)) 1 -}}
+{{- fail "livenessProbe.successThreshold: Kubernetes takes 1 only; leave it out" -}}
 {{- end -}}
 {{- end -}}
 
