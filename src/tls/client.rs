@@ -2,15 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::pki_types::{InvalidDnsNameError, ServerName};
+use rustls::pki_types::{InvalidDnsNameError, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::SingleCertAndKey;
 use rustls::{CertificateError, ClientConfig, Error};
 
-use super::certificate::{Certificate, Validity};
+use super::certificate::{Certificate, Date, Validity};
 use super::files::{Authorities, Files, LoadError, Named};
 use super::handshake::note_refused;
 use super::judge::{Judge, Shown};
@@ -148,11 +149,21 @@ fn judge_alone(shown: Shown<'_>) -> Result<(), Error> {
             let certificate = ParsedCertificate::try_from(shown.certificate)?;
             return rustls::client::verify_server_name(&certificate, shown.name);
         }
-        Some(Validity::Expired(_)) => CertificateError::Expired,
-        Some(Validity::NotYet(_)) => CertificateError::NotValidYet,
+        Some(Validity::Expired(until)) => CertificateError::ExpiredContext {
+            time: shown.now,
+            not_after: at(until),
+        },
+        Some(Validity::NotYet(from)) => CertificateError::NotValidYetContext {
+            time: shown.now,
+            not_before: at(from),
+        },
         None => CertificateError::BadEncoding,
     };
     Err(refused.into())
+}
+
+fn at(date: Date) -> UnixTime {
+    UnixTime::since_unix_epoch(Duration::from_secs(date.seconds.unsigned_abs()))
 }
 
 #[cfg(test)]
@@ -196,8 +207,13 @@ mod tests {
                 CertificateError::NotValidForNameContext { .. }
             ))
         ));
-        let expired = Error::InvalidCertificate(CertificateError::Expired);
-        assert_eq!(refused("old", "old", "s.example"), Some(expired));
+        let expired = refused("old", "old", "s.example");
+        assert!(matches!(
+            expired,
+            Some(Error::InvalidCertificate(
+                CertificateError::ExpiredContext { .. }
+            ))
+        ));
         assert!(refused("own", "other", "s.example").is_some());
         assert!(refused("own", "plain", "s.example").is_some());
     }

@@ -222,7 +222,7 @@ fn sentence(error: &Error) -> String {
     let text = match error {
         Error::PeerIncompatible(why) => return incompatible(why),
         Error::PeerMisbehaved(PeerMisbehaved::ServerNameMustContainOneHostName) => {
-            "the client asks for several names at once, or for none (SNI)"
+            "the client asks for what is no host name, or for several names at once (SNI)"
         }
         Error::InvalidMessage(
             InvalidMessage::MessageTooLarge
