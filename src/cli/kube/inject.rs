@@ -29,18 +29,30 @@ pub(super) struct Injected {
     pub notes: Vec<String>,
 }
 
-/// A workload that has its sidecar: what leads Services to it.
-struct Target {
+/// The Pods of a workload: what Services select.
+struct Pods {
     name: String,
     namespace: Value,
     labels: Mapping,
+}
+
+/// A workload that has its sidecar: what leads Services to it.
+struct Target {
+    pods: Pods,
     ports: Ports,
-    /// Names that containers give to the application's port.
-    names: Vec<String>,
+    before: Before,
     is_reached: bool,
 }
 
-#[derive(Clone, Copy)]
+/// What a workload had before.
+struct Before {
+    /// Names that containers give to the application's port.
+    names: Vec<String>,
+    /// Where a former sidecar listens.
+    listen: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
 struct Ports {
     listen: u64,
     app: u64,
@@ -50,11 +62,14 @@ struct Ports {
 /// In one line: what cannot be done, and in which object.
 pub(super) fn inject(mut documents: Vec<Value>, sidecar: &Sidecar<'_>) -> Result<Injected, String> {
     let mut notes = Vec::new();
-    let mut targets = Vec::new();
-    for object in &mut objects(&mut documents) {
+    let (mut targets, mut others) = (Vec::new(), Vec::new());
+    for object in objects(&mut documents) {
         let name = title(object);
         let target = workload(object, sidecar, &mut notes);
-        targets.extend(target.map_err(|why| format!("{name}: {why}"))?);
+        match target.map_err(|why| format!("{name}: {why}"))? {
+            Some(target) => targets.push(target),
+            None => others.extend(Pods::of(object)),
+        }
     }
     if targets.is_empty() {
         return Err(
@@ -64,13 +79,15 @@ pub(super) fn inject(mut documents: Vec<Value>, sidecar: &Sidecar<'_>) -> Result
     }
     for object in objects(&mut documents) {
         if object["kind"] == "Service" {
-            lead(object, &mut targets, &mut notes);
+            lead(object, &mut targets, &others, &mut notes);
+        } else if object["kind"] == "NetworkPolicy" {
+            compare(object, &targets, &mut notes);
         }
     }
     for target in targets.iter().filter(|target| !target.is_reached) {
         notes.push(format!(
             "{}: no Service here leads to port {}; where one does, set its targetPort to {}",
-            target.name, target.ports.app, target.ports.listen
+            target.pods.name, target.ports.app, target.ports.listen
         ));
     }
     Ok(Injected { documents, notes })
@@ -117,7 +134,6 @@ fn workload(
     notes: &mut Vec<String>,
 ) -> Result<Option<Target>, String> {
     let name = title(object);
-    let namespace = object["metadata"]["namespace"].clone();
     let own = object["metadata"]["annotations"].clone();
     let Some(pod) = pod_of(object) else {
         return Ok(None);
@@ -141,24 +157,65 @@ fn workload(
     let flags = text("pulsegate.io/flags")?.unwrap_or_default();
     let flags = flags.split_whitespace().map(str::to_owned);
     let flags = run_flags(ports, sidecar.flags.iter().cloned().chain(flags).collect());
+    let of_files = [
+        "--tls-",
+        "--upstream-tls-",
+        "--admin-tls-",
+        "--admin-token-file",
+    ];
+    let is_of_files = |flag: &&String| of_files.iter().any(|start| flag.starts_with(start));
+    if let Some(flag) = flags.iter().find(is_of_files) {
+        return Err(format!(
+            "{flag}: a sidecar of flags has no certificates, keys or token; use a configuration file (the library \
+             chart, or the Kustomize component)"
+        ));
+    }
     let drain = drain_time(&flags[1..])?.as_millis().div_ceil(1000);
     // Sessions that drain.timeout ends have two more seconds.
     let wait = u64::try_from(drain).map_err(|_| "the drain has no end")? + 3;
 
-    let names = add(pod, ports, &name, wait, notes, || {
+    let before = add(pod, ports, &name, wait, notes, || {
         container(sidecar.image, ports, &flags, wait)
     })?;
     let labels = entry(entry(pod, "metadata"), "labels");
     labels[LABEL] = "true".into();
-    let labels = labels.as_mapping().cloned().unwrap_or_default();
-    Ok(Some(Target {
-        name,
-        namespace,
-        labels,
+    Ok(Pods::of(object).map(|pods| Target {
+        pods,
         ports,
-        names,
+        before,
         is_reached: false,
     }))
+}
+
+impl Pods {
+    fn of(object: &mut Value) -> Option<Self> {
+        let (name, namespace) = (title(object), object["metadata"]["namespace"].clone());
+        let labels = &pod_of(object)?["metadata"]["labels"];
+        Some(Self {
+            name,
+            namespace,
+            labels: labels.as_mapping().cloned().unwrap_or_default(),
+        })
+    }
+
+    fn are_selected(&self, by: &Value, selector: &Mapping) -> bool {
+        let mut pairs = selector.iter();
+        self.namespace == by["metadata"]["namespace"]
+            && pairs.all(|(key, value)| self.labels.get(key) == Some(value))
+    }
+}
+
+impl Target {
+    /// Whether the port is that of the application, by number or name.
+    fn has_app_at(&self, port: &Value) -> bool {
+        let mut names = self.before.names.iter();
+        *port == self.ports.app || names.any(|name| port == name.as_str())
+    }
+
+    fn is_at(&self, port: &Value) -> bool {
+        let own = [Some(self.ports.listen), self.before.listen];
+        self.has_app_at(port) || own.into_iter().flatten().any(|own| *port == own)
+    }
 }
 
 impl Ports {
@@ -228,8 +285,7 @@ fn container(image: &str, ports: Ports, flags: &[String], wait: u64) -> Result<V
     Ok(container)
 }
 
-/// Puts the sidecar first into the Pod, and has the application outlive its drain. Returns the names of the
-/// application's port.
+/// Puts the sidecar first into the Pod, and has the application outlive its drain.
 fn add(
     pod: &mut Value,
     ports: Ports,
@@ -237,7 +293,7 @@ fn add(
     wait: u64,
     notes: &mut Vec<String>,
     container: impl FnOnce() -> Result<Value, String>,
-) -> Result<Vec<String>, String> {
+) -> Result<Before, String> {
     let was_ours = pod["metadata"]["labels"][LABEL] == "true";
     let spec = entry(pod, "spec");
     if spec["hostNetwork"] == true {
@@ -275,13 +331,16 @@ fn add(
     let named = ports_of(app).filter(|port| port["containerPort"] == ports.app);
     let names = named.filter_map(|port| port["name"].as_str().map(str::to_owned));
     let names = names.collect();
+    let listen = old
+        .first()
+        .and_then(|old| old["ports"][0]["containerPort"].as_u64());
 
     inits.insert(0, container()?);
     spec["initContainers"] = inits.into();
     let grace = spec["terminationGracePeriodSeconds"].as_u64();
     let needed = grace.unwrap_or(DEFAULT_GRACE).max(wait + APP_STOP);
     spec["terminationGracePeriodSeconds"] = needed.into();
-    Ok(names)
+    Ok(Before { names, listen })
 }
 
 fn ports_of(container: &Value) -> impl Iterator<Item = &Value> {
@@ -311,42 +370,77 @@ fn entry<'a>(value: &'a mut Value, key: &str) -> &'a mut Value {
     &mut value[key]
 }
 
-/// Ports of a Service that lead to the application lead to pulsegate now.
-fn lead(service: &mut Value, targets: &mut [Target], notes: &mut Vec<String>) {
+/// Ports of a Service that lead to the application lead to pulsegate now, if all of its Pods have it there.
+fn lead(service: &mut Value, targets: &mut [Target], others: &[Pods], notes: &mut Vec<String>) {
     let name = title(service);
-    let namespace = service["metadata"]["namespace"].clone();
     let selector = service["spec"]["selector"].as_mapping().cloned();
     let Some(selector) = selector.filter(|selector| !selector.is_empty()) else {
         return;
     };
-    let selects = |target: &Target| {
-        let mut pairs = selector.iter();
-        namespace == target.namespace
-            && pairs.all(|(key, value)| target.labels.get(key) == Some(value))
+    let selected = targets.iter_mut();
+    let selected = selected.filter(|target| target.pods.are_selected(service, &selector));
+    let mut selected: Vec<_> = selected.collect();
+    let Some(Ports { listen, app }) = selected.first().map(|target| target.ports) else {
+        return;
     };
+    let differs = selected
+        .iter()
+        .find(|target| target.ports != Ports { listen, app });
+    let other = others
+        .iter()
+        .find(|pods| pods.are_selected(service, &selector));
+    let other = other
+        .or(differs.map(|target| &target.pods))
+        .map(|pods| pods.name.clone());
     let is_headless = service["spec"]["clusterIP"] == "None";
-    for target in targets.iter_mut().filter(|target| selects(target)) {
-        let ports = service["spec"]["ports"].as_sequence_mut();
-        for port in ports.into_iter().flatten() {
-            let leads_to = if port["targetPort"].is_null() {
-                port["port"].clone()
-            } else {
-                port["targetPort"].clone()
-            };
-            let named = leads_to
-                .as_str()
-                .is_some_and(|to| target.names.iter().any(|name| name == to));
-            if leads_to == target.ports.app || named {
-                port["targetPort"] = target.ports.listen.into();
-                target.is_reached = true;
-            } else if leads_to == target.ports.listen {
-                target.is_reached = true;
-            }
+    let ports = service["spec"]["ports"].as_sequence_mut();
+    for port in ports.into_iter().flatten() {
+        let leads_to = if port["targetPort"].is_null() {
+            port["port"].clone()
+        } else {
+            port["targetPort"].clone()
+        };
+        if !selected.iter().any(|target| target.is_at(&leads_to)) {
+            continue;
         }
-        if is_headless && target.is_reached {
+        for target in &mut selected {
+            target.is_reached = true;
+        }
+        if let Some(other) = other {
             notes.push(format!(
-                "{name} is headless: its clients use the port that they know; they must use {} in place of {}",
-                target.ports.listen, target.ports.app
+                "{name} is unchanged: it selects {} and {other}, which have no port of pulsegate in common; \
+                 give each a Service of its own, or all the same ports",
+                selected[0].pods.name
+            ));
+            return;
+        }
+        port["targetPort"] = listen.into();
+    }
+    if is_headless && selected[0].is_reached {
+        notes.push(format!(
+            "{name} is headless: its clients use the port that they know; they must use {listen} in place of {app}"
+        ));
+    }
+}
+
+/// A policy that admits clients to the application has to admit them to pulsegate.
+fn compare(policy: &Value, targets: &[Target], notes: &mut Vec<String>) {
+    let spec = &policy["spec"];
+    let selector = spec["podSelector"]["matchLabels"].as_mapping();
+    let selector = selector.cloned().unwrap_or_default();
+    let rules = spec["ingress"].as_sequence().into_iter().flatten();
+    let ports: Vec<_> = rules.flat_map(ports_of).map(|port| &port["port"]).collect();
+    for target in targets
+        .iter()
+        .filter(|target| target.pods.are_selected(policy, &selector))
+    {
+        let Ports { listen, app } = target.ports;
+        let admits_app = ports.iter().any(|port| target.has_app_at(port));
+        if admits_app && !ports.iter().any(|port| **port == listen) {
+            notes.push(format!(
+                "{} admits clients to port {app} of {}; they come to {listen} now: admit them there",
+                title(policy),
+                target.pods.name
             ));
         }
     }
@@ -439,6 +533,63 @@ spec:
         );
     }
 
+    /// A former sidecar's port is one that Services lead to.
+    #[test]
+    fn services_follow_to_another_port() {
+        let all = vec![yaml(APP), yaml(SERVICE)];
+        let once = with(all, Some("9000:8080"), &[]).expect("injected");
+        let twice = with(once.documents, Some("9001:8080"), &[]).expect("injected");
+        assert_eq!(twice.documents[1]["spec"]["ports"][0]["targetPort"], 9001);
+        assert_eq!(twice.notes, [""; 0]);
+    }
+
+    #[test]
+    fn a_service_of_workloads_with_different_ports_is_left_alone() {
+        for other in ["inject: 'false'", "port: '9001:8080'"] {
+            let labels = format!("labels: {{ app: app }}, annotations: {{ pulsegate.io/{other} }}");
+            let other = APP.replace("labels: { app: app }", &labels);
+            let all = vec![
+                yaml(APP),
+                yaml(&other.replace("name: app }", "name: b }")),
+                yaml(SERVICE),
+            ];
+            let injected = with(all, Some("9000:8080"), &[]).expect("injected");
+            assert_eq!(injected.documents[2], yaml(SERVICE));
+            let [note] = &injected.notes[..] else {
+                panic!("{:?}", injected.notes)
+            };
+            assert!(
+                note.contains(
+                    "Service/app is unchanged: it selects Deployment/app and Deployment/b"
+                ),
+                "{note}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_policy_that_keeps_clients_out_is_noted() {
+        let policy = |ports: &str| {
+            yaml(&format!(
+                "{{ kind: NetworkPolicy, metadata: {{ name: p }}, spec: {{ podSelector: {{}}, ingress: [{{ ports: [{ports}] }}] }} }}"
+            ))
+        };
+        for (ports, notes) in [
+            ("{ port: web }", 1),
+            ("{ port: 8080 }", 1),
+            ("{ port: 8080 }, { port: 9000 }", 0),
+            ("{ port: 53 }", 0),
+        ] {
+            let all = vec![yaml(APP), yaml(SERVICE), policy(ports)];
+            let injected = with(all, Some("9000:8080"), &[]).expect("injected");
+            let said = injected
+                .notes
+                .iter()
+                .filter(|note| note.contains("NetworkPolicy/p admits"));
+            assert_eq!(said.count(), notes, "{ports}: {:?}", injected.notes);
+        }
+    }
+
     #[test]
     fn every_kind_of_workload_has_its_pod_somewhere() {
         let pod = "{ containers: [{ name: app }] }";
@@ -501,6 +652,13 @@ spec:
             ("", "", "9900:8080", &[], "is taken"),
             ("", "", "9000:8080", &["--idle-timeout=9"], "has no unit"),
             ("", "", "9000:8080", &["--nonsense"], "unexpected argument"),
+            (
+                "",
+                "",
+                "9000:8080",
+                &["--admin-tls-key=/key"],
+                "--admin-tls-key=/key: a sidecar of flags has no certificates",
+            ),
             (
                 "",
                 "",
