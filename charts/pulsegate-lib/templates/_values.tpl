@@ -57,6 +57,10 @@ securityContext:
 {{- if not (hasKey $defaults $key) -}}
 {{- fail (printf "pulsegate: unknown key %s; there are %s" $key (keys $defaults | sortAlpha | join ", ")) -}}
 {{- end -}}
+{{- /* null is the default. */ -}}
+{{- if kindIs "invalid" (get $given $key) -}}
+{{- $_ := unset $given $key -}}
+{{- end -}}
 {{- end -}}
 {{- range $key := list "image" "sidecar" "admin" -}}
 {{- $inner := get $given $key | default (dict) -}}
