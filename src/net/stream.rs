@@ -225,7 +225,13 @@ impl TcpStream {
     /// # Errors
     /// When the connection is gone.
     pub fn finish(&self) -> io::Result<()> {
-        socket2::SockRef::from(self.fd.get_ref()).shutdown(Shutdown::Write)
+        let finished = socket2::SockRef::from(self.fd.get_ref()).shutdown(Shutdown::Write);
+        finished.map_err(|error| match error.kind() {
+            // An RST that nobody has read yet has closed it.
+            io::ErrorKind::NotConnected => sys::sockopt::take_error(self.raw_fd())
+                .unwrap_or_else(|| io::Error::from_raw_os_error(libc::ECONNRESET)),
+            _ => error,
+        })
     }
 
     /// Waits for the connection to complete.

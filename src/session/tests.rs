@@ -441,6 +441,20 @@ fn a_verdict_that_comes_late_is_counted() {
     }
 }
 
+#[tokio::test]
+async fn a_fin_for_a_peer_that_has_reset_tells_of_the_reset() {
+    let (ours, peer) = pair();
+    let no_linger = Some(Duration::ZERO);
+    socket2::SockRef::from(&peer.0)
+        .set_linger(no_linger)
+        .unwrap();
+    drop(peer);
+    for _ in 0..2 {
+        let error = ours.finish().unwrap_err();
+        assert_eq!(fault_of(&error), Fault::Reset, "{error}");
+    }
+}
+
 #[test]
 fn only_errors_of_the_peer_are_blamed_on_it() {
     let table = [
