@@ -114,7 +114,7 @@ impl FoundList {
     }
 }
 
-/// The last [`KEPT`] ends.
+/// The last 200 ends.
 #[derive(Debug, Default)]
 pub struct Found(Mutex<VecDeque<End>>);
 
