@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::task::{Context, Poll, ready};
 
 use super::stream::TcpStream;
@@ -66,6 +66,12 @@ impl Wire {
             is_read_now: false,
             sent: 0,
         }
+    }
+
+    /// The descriptor.
+    #[must_use]
+    pub fn raw_fd(&self) -> RawFd {
+        self.socket.raw_fd()
     }
 
     /// Reads what is there; 0 is the peer's FIN.

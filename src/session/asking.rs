@@ -60,7 +60,9 @@ impl State {
         let sample = look.legs[leg as usize]?;
         // What came and was not read may be the answer.
         let unread = || sample.bytes_received > look.traffic.received[leg as usize];
-        let at_work = sample.unacked > 0 || sample.notsent > 0 || cell.owes() || unread();
+        let is_under_way = sample.unacked > 0 || sample.notsent > 0;
+        let lacks = is_under_way && !cell.has_question(sample.bytes_acked);
+        let at_work = lacks || cell.owes() || unread();
         let heard = self.machine.leg(leg.other()).last_heard;
         Some(Moment {
             moved: moved(leg, &look.traffic),

@@ -13,6 +13,7 @@ use super::{Session, SessionParams};
 use crate::heartbeat::{Heard, Heartbeat, OpaqueCause, State};
 use crate::liveness::{Leg, Time};
 use crate::net::leg::{Layer, LegStream, Wire};
+use crate::net::sample;
 use crate::sys;
 
 /// What the layer and the monitor tell each other.
@@ -26,6 +27,8 @@ pub(super) struct Cell {
     /// A [`Time`] in ms, and 1: nothing is 0.
     asked_at: AtomicU64,
     answered_at: AtomicU64,
+    /// Where in the stream to the peer the last question ends: never less.
+    end: AtomicU64,
 }
 
 /// What can be done now, in a word; `state` has its place here.
@@ -74,6 +77,11 @@ impl Cell {
     /// Since when an answer is waited for.
     pub(super) fn waits_since(&self) -> Option<Time> {
         time(&self.asked_at)
+    }
+
+    /// Whether the peer's kernel, which has acknowledged so many bytes, has the question whose answer is waited for.
+    pub(super) fn has_question(&self, acked: u64) -> bool {
+        self.waits_since().is_some() && acked >= self.end.load(Ordering::Relaxed)
     }
 
     /// When the last answer came.
@@ -171,10 +179,16 @@ impl Asked {
         Poll::Ready(Ok(()))
     }
 
-    fn end_question(&mut self) {
+    fn end_question(&mut self, wire: &Wire) {
         if std::mem::take(&mut self.is_asking) {
             self.params.metrics.heartbeat_sent(self.leg);
             let is_waited_for = self.heartbeat.state() == State::Asked;
+            let fd = wire.raw_fd();
+            // In this order an acknowledgement in between makes it too much.
+            let queued = sys::sockopt::send_queue_bytes(fd).unwrap_or(0);
+            let acked = sample::sample(fd).map_or(u64::MAX, |sample| sample.bytes_acked);
+            let end = acked.saturating_add(queued.into());
+            self.cell.end.store(end, Ordering::Relaxed);
             set(&self.cell.asked_at, is_waited_for.then(sys::now));
         }
     }
@@ -350,7 +364,7 @@ impl Layer for Asked {
         self.begin_question();
         ready!(self.poll_question(wire, cx))?;
         ready!(self.flush_below(wire, cx))?;
-        self.end_question();
+        self.end_question(wire);
         Poll::Ready(Ok(()))
     }
 
@@ -566,11 +580,14 @@ mod tests {
         rig.flush().await;
         rig.ask().await;
         assert!(rig.cell().waits_since().is_some());
+        // Of 12 bytes, and a SYN; an acknowledgement meanwhile can double them.
+        assert!(!rig.cell().has_question(11) && rig.cell().has_question(25));
         rig.peer.write_all(b"PONG\r\n").unwrap();
         assert_eq!(rig.read().await, None, "no end of the stream");
         let cell = rig.cell();
         assert_eq!((cell.word(), cell.answers()), ("ready", 1));
         assert!(cell.waits_since().is_none() && cell.answered_at().is_some());
+        assert!(!cell.has_question(25));
         assert_eq!(cell.boundary(), Some(true));
         rig.write(b"more\n").await;
         rig.peer.write_all(b"and mo").unwrap();
