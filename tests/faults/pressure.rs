@@ -180,10 +180,10 @@ fn a_client_that_would_only_wait_ends_nobody() {
 /// In the process itself: each session holds up to 64 KiB that its service does not take, and up to
 /// 64 KiB that its client does not take.
 fn idle_sessions_give_their_memory_back() {
-    const LIMIT: f64 = (16 << 20) as f64;
+    const LIMIT: f64 = (20 << 20) as f64;
     const MOST: usize = 500;
     let flags = ["--detect-within", "60s", "--workers", "2"];
-    let memory = ["--memory-limit", "16MiB", "--on-full", "shed"];
+    let memory = ["--memory-limit", "20MiB", "--on-full", "shed"];
     let case = Case::with_all_flags(&[flags, memory].concat(), TAKES_NOTHING);
     let used = || {
         case.proxy
