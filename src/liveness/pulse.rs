@@ -42,8 +42,8 @@ pub struct Moment {
 /// Whether silence of a peer says something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
-    /// It has acknowledged everything (or the question, while one is out), nothing of it waits to be read, and it owes nobody an answer; while a
-    /// question is out, none that was due before it.
+    /// It has acknowledged everything (or the question, while one is out), nothing of it waits to be read, and it
+    /// owes nobody an answer; while a question is out, none that was due before it.
     Free,
     /// Not so.
     Busy,
