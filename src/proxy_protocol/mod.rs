@@ -59,8 +59,6 @@ pub struct Ssl<'a> {
     pub cipher: &'a str,
     /// Whose certificate the client has shown, which was verified.
     pub common_name: Option<&'a str>,
-    /// It has shown that in an earlier session, which goes on.
-    pub is_resumed: bool,
 }
 
 impl Ssl<'_> {
@@ -70,11 +68,11 @@ impl Ssl<'_> {
         const OVER_TLS: u8 = 0x01;
         const CERTIFICATE_IN_CONNECTION: u8 = 0x02;
         const CERTIFICATE_IN_SESSION: u8 = 0x04;
-        // The result of the verification is 0 only for a certificate that was verified.
-        let (certificate, result) = match (self.common_name, self.is_resumed) {
-            (Some(_), false) => (CERTIFICATE_IN_CONNECTION | CERTIFICATE_IN_SESSION, 0_u32),
-            (Some(_), true) => (CERTIFICATE_IN_SESSION, 0),
-            (None, _) => (0, 1),
+        // A certificate is shown each time, so in the connection, too. The result of the verification is 0 only for
+        // one that was verified.
+        let (certificate, result) = match self.common_name {
+            Some(_) => (CERTIFICATE_IN_CONNECTION | CERTIFICATE_IN_SESSION, 0_u32),
+            None => (0, 1),
         };
         let flags = OVER_TLS | certificate;
         let mut value = [&[flags][..], &result.to_be_bytes()].concat();

@@ -170,21 +170,18 @@ fn an_added_tlv_does_not_replace_one() {
 
 #[test]
 fn tls_of_a_client_is_told_in_one_tlv() {
-    let told = |common_name, is_resumed| {
+    let told = |common_name| {
         let ssl = Ssl {
             version: "TLSv1.3",
             cipher: "AES",
             common_name,
-            is_resumed,
         };
         ssl.value()
     };
     let without = b"\x01\0\0\0\x01\x21\0\x07TLSv1.3\x23\0\x03AES";
     let with = b"\0\0\0\0\x21\0\x07TLSv1.3\x22\0\x03bob\x23\0\x03AES";
-    assert_eq!(told(None, false), without);
-    assert_eq!(told(None, true), without);
-    assert_eq!(told(Some("bob"), false), [b"\x07", &with[..]].concat());
-    assert_eq!(told(Some("bob"), true), [b"\x05", &with[..]].concat());
+    assert_eq!(told(None), without);
+    assert_eq!(told(Some("bob")), [b"\x07", &with[..]].concat());
 }
 
 #[test]

@@ -176,7 +176,6 @@ fn tell(header: &mut Header, tls: &Established) {
         version: tls.version.into(),
         cipher: tls.cipher,
         common_name: tls.identity.as_deref(),
-        is_resumed: tls.is_resumed,
     };
     header.add(SSL, &ssl.value());
 }
