@@ -3,7 +3,7 @@
 //!
 //! * `verdict` (pure): one reading of a connection to one word, by [`crate::liveness::Judge`];
 //! * `matching` (pure): which connections are meant;
-//! * `processes`: who holds a socket, from `/proc/PID/fd`; `refusal`: why that, or a copy, is refused;
+//! * `processes`: who holds a socket, from `/proc/PID`; `refusal`: why that, or a copy, is refused;
 //! * `survey`: all connections of the namespace, summed up by process;
 //! * `options`: the socket options that have the kernel ask; `asking`: asking at once, and what follows.
 

@@ -1,10 +1,13 @@
-//! Who holds which socket: `/proc/PID/fd`.
+//! Who holds which socket: `/proc/PID/fd`, or `/proc/PID/fdinfo`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
+use std::sync::OnceLock;
+
+use socket2::{Domain, Socket, Type};
 
 use super::refusal::{Refusal, Status};
 
@@ -47,9 +50,9 @@ impl Processes {
     }
 
     fn add(&mut self, pid: u32, inodes: &[u32]) {
-        let descriptors = match fs::read_dir(format!("/proc/{pid}/fd")) {
-            Ok(descriptors) => descriptors,
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+        let sockets = match sockets(pid) {
+            Ok(sockets) => sockets,
+            Err(error) if is_refused(&error) => {
                 self.hidden.push(pid);
                 return;
             }
@@ -57,23 +60,8 @@ impl Processes {
             Err(_) => return,
         };
         let mut holds = false;
-        for entry in descriptors.flatten() {
-            let inode = match fs::read_link(entry.path()) {
-                Ok(link) => socket(&link),
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                    self.hidden.push(pid);
-                    return;
-                }
-                Err(_) => None,
-            };
-            let Some(inode) = inode else {
-                continue;
-            };
-            let fd = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok());
-            if let (Some(fd), Ok(_)) = (fd, inodes.binary_search(&inode)) {
+        for (fd, inode) in sockets {
+            if inodes.binary_search(&inode).is_ok() {
                 let owner = Owner { pid, fd };
                 let known = self.owners.entry(inode).or_insert(owner);
                 *known = if known.pid < pid { owner } else { *known };
@@ -115,6 +103,68 @@ impl Processes {
     }
 }
 
+/// The descriptors of a process that are sockets, with their inodes.
+fn sockets(pid: u32) -> io::Result<Vec<(RawFd, u32)>> {
+    match by_links(pid) {
+        // To open that folder of another user takes CAP_DAC_READ_SEARCH, too.
+        Err(error) if is_refused(&error) => by_fdinfo(pid),
+        read => read,
+    }
+}
+
+fn by_links(pid: u32) -> io::Result<Vec<(RawFd, u32)>> {
+    each_of(&format!("/proc/{pid}/fd"), |descriptor| {
+        Ok(socket(&fs::read_link(descriptor)?))
+    })
+}
+
+/// From Linux 5.14 on, whoever may trace the process may read this. It is slower.
+fn by_fdinfo(pid: u32) -> io::Result<Vec<(RawFd, u32)>> {
+    static SOCKETS: OnceLock<Option<String>> = OnceLock::new();
+    let sockets = SOCKETS.get_or_init(|| mount_of_sockets().ok().flatten());
+    each_of(&format!("/proc/{pid}/fdinfo"), |descriptor| {
+        let text = fs::read_to_string(descriptor)?;
+        // A file may have the same number.
+        let is_socket = sockets.is_some() && field(&text, "mnt_id:") == sockets.as_deref();
+        let inode = field(&text, "ino:").and_then(|inode| inode.parse().ok());
+        Ok(inode.filter(|_| is_socket))
+    })
+}
+
+fn each_of(
+    folder: &str,
+    inode: impl Fn(&Path) -> io::Result<Option<u32>>,
+) -> io::Result<Vec<(RawFd, u32)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)?.flatten() {
+        let inode = match inode(&entry.path()) {
+            Err(error) if is_refused(&error) => return Err(error),
+            // It was closed.
+            read => read.ok().flatten(),
+        };
+        let name = entry.file_name();
+        let fd = name.to_str().and_then(|name| name.parse().ok());
+        found.extend(fd.zip(inode));
+    }
+    Ok(found)
+}
+
+fn is_refused(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// What `mnt_id` of each socket is.
+fn mount_of_sockets() -> io::Result<Option<String>> {
+    let any = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", any.as_raw_fd()))?;
+    Ok(field(&text, "mnt_id:").map(str::to_owned))
+}
+
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    value.map(str::trim)
+}
+
 fn socket(link: &Path) -> Option<u32> {
     let inside = link.to_str()?.strip_prefix("socket:[")?;
     inside.strip_suffix(']')?.parse().ok()
@@ -126,4 +176,22 @@ pub fn cgroup(pid: u32) -> String {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let unified = text.lines().find_map(|line| line.strip_prefix("0::"));
     unified.unwrap_or("/").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `/proc/PID/fd` says, and no file.
+    #[test]
+    fn sockets_are_found_by_fdinfo_too() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let file = fs::File::open("/proc/self/status").unwrap();
+        let me = std::process::id();
+        let of = |fd: RawFd, all: Vec<(RawFd, u32)>| all.into_iter().find(|(of, _)| *of == fd);
+        let by_links = of(socket.as_raw_fd(), by_links(me).unwrap());
+        assert!(by_links.is_some());
+        assert_eq!(of(socket.as_raw_fd(), by_fdinfo(me).unwrap()), by_links);
+        assert_eq!(of(file.as_raw_fd(), by_fdinfo(me).unwrap()), None);
+    }
 }

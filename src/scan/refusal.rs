@@ -60,7 +60,10 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownProcess(uid) => {
-                write!(f, "its process, of user {uid}, could not be looked into")
+                write!(
+                    f,
+                    "its process, of user {uid}, could not be looked into: grant CAP_SYS_PTRACE, or run as that user"
+                )
             }
             Self::OtherUser(uid) => write!(
                 f,
