@@ -1,11 +1,11 @@
 //! The Debian package, as `apt` meets it and under the systemd of a container.
 
 use std::fs;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -46,6 +46,9 @@ fn target() -> &'static Path {
 }
 
 fn package(version: &str) -> PathBuf {
+    // They share the stripped binary.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap();
     let package = target().join(format!("pulsegate_{version}_amd64.deb"));
     let mut command = Command::new(tool("cargo-deb"));
     command
@@ -89,6 +92,7 @@ TimeoutStopSec=3s
 ";
 
 const CONFIG_FILE: &str = "/etc/pulsegate/pulsegate.yaml";
+const GUARD: &str = "pulsegate-guard";
 
 fn systemd_runs_the_package() {
     let host = Host::boot();
@@ -99,6 +103,7 @@ fn systemd_runs_the_package() {
     host.reloads();
     host.restarts_without_a_refusal();
     host.is_restarted_when_it_hangs();
+    host.guards();
     host.upgrades();
     host.removes();
     host.takes_the_archive();
@@ -174,11 +179,16 @@ impl Host {
     }
 
     fn show(&self, property: &str) -> String {
-        self.systemctl(&format!("show --value --property={property} pulsegate"))
+        self.show_of("pulsegate", property)
+    }
+
+    fn show_of(&self, unit: &str, property: &str) -> String {
+        self.systemctl(&format!("show --value --property={property} {unit}"))
     }
 
     fn journal(&self) -> String {
-        let words = ["journalctl", "--no-pager", "--lines=40", "--unit=pulsegate"];
+        let units = "--unit=pulsegate*";
+        let words = ["journalctl", "--no-pager", "--lines=40", units];
         self.0.exec(&words).unwrap_or_else(|why| why)
     }
 
@@ -200,8 +210,10 @@ impl Host {
     /// Not before: it has no service to protect yet. Its example is right.
     fn starts_when_it_is_told(&self) {
         self.is_version(FIRST);
-        assert_eq!(self.show("ActiveState"), "inactive");
-        assert_eq!(self.show("UnitFileState"), "disabled");
+        for unit in ["pulsegate", GUARD] {
+            assert_eq!(self.show_of(unit, "ActiveState"), "inactive");
+            assert_eq!(self.show_of(unit, "UnitFileState"), "disabled");
+        }
         self.sh(&format!("pulsegate check -c {CONFIG_FILE}"));
         self.sh("test -s /usr/share/man/man1/pulsegate-run.1.gz");
         let words = self.sh("cat /usr/share/bash-completion/completions/pulsegate");
@@ -305,13 +317,53 @@ impl Host {
         assert!(journal.contains("Watchdog timeout"), "{journal}");
     }
 
+    /// A connection of another user's process, with the flags as they are shipped and nothing but its one capability.
+    fn guards(&self) {
+        let _client = self.connect(6379).unwrap();
+        self.follow(("docs/SCAN.md", "guard"));
+        self.eventually("a connection of Redis is guarded", || {
+            let metrics = self.guard_metrics().unwrap_or_default();
+            let served = "\npulsegate_guard_protected_total ";
+            let count = metrics.split_once(served).map(|(_, rest)| rest.lines());
+            count.is_some_and(|mut lines| lines.next() != Some("0"))
+        });
+        let journal = self.journal();
+        assert!(journal.contains(r#"process="redis-server""#), "{journal}");
+        let pid = self.show_of(GUARD, "MainPID");
+        let bound = self.sh(&format!("grep CapBnd: /proc/{pid}/status"));
+        assert!(bound.ends_with("\t0000000000080000"), "{bound}");
+
+        self.write("/etc/default/pulsegate-guard", "ARGS=\n");
+        self.systemctl("restart pulsegate-guard");
+        self.eventually("no flags: it is not tried again", || {
+            self.show_of(GUARD, "ActiveState") == "failed"
+        });
+        assert_eq!(self.show_of(GUARD, "ExecMainStatus"), "2");
+        self.write(
+            "/etc/default/pulsegate-guard",
+            "ARGS='--match local-port=6379'\n",
+        );
+        self.sh("systemctl start pulsegate-guard; systemctl stop pulsegate-guard");
+        assert_eq!(self.show_of(GUARD, "Result"), "success");
+        self.sh("systemctl start pulsegate-guard");
+    }
+
+    fn guard_metrics(&self) -> io::Result<String> {
+        let mut admin = self.connect(9901)?;
+        admin.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        io::read_to_string(admin)
+    }
+
     /// With the configuration as it was left, and restarted.
     fn upgrades(&self) {
         self.follow(("docs/UPGRADE.md", "check"));
-        let before = self.show("MainPID");
+        let pids = || ["pulsegate", GUARD].map(|unit| self.show_of(unit, "MainPID"));
+        let before = pids();
         self.follow(("docs/UPGRADE.md", "upgrade"));
         self.is_version(SECOND);
-        assert_ne!(self.show("MainPID"), before);
+        let after = pids();
+        assert!(before[0] != after[0] && before[1] != after[1], "{after:?}");
+        assert!(!after.contains(&"0".to_owned()), "{after:?}");
         ping(&mut self.connect(7000).unwrap()).unwrap();
         assert_eq!(self.sh(&format!("cat {CONFIG_FILE}")), CONFIG.trim());
         assert_eq!(self.show("UnitFileState"), "enabled");
@@ -330,9 +382,10 @@ impl Host {
             let refused = self.connect(port).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "{port}");
         }
+        assert_eq!(self.show_of(GUARD, "ActiveState"), "inactive");
         self.sh(&format!("dpkg --purge pulsegate; test ! -e {CONFIG_FILE}"));
-        let units = "find /etc/systemd/system /lib/systemd/system -name 'pulsegate[.@]*'";
-        assert_eq!(self.sh(units), "/etc/systemd/system/pulsegate.service.d");
+        let left = "find /etc/default /etc/systemd/system /lib/systemd/system -name 'pulsegate*'";
+        assert_eq!(self.sh(left), "/etc/systemd/system/pulsegate.service.d");
     }
 
     fn takes_the_archive(&self) {
