@@ -76,6 +76,12 @@ pub fn wrapped() -> &'static Sets {
     })
 }
 
+/// The example with values of this test.
+pub fn wrapped_with(test: &str, values: &str) -> Vec<Value> {
+    let values = scratch(test, "values.yaml", values);
+    objects_of(&helm4_of(&example(), &[values]).remove(0).unwrap())
+}
+
 fn both_helms_wrap_a_chart_in_the_same_way() {
     let helm = tool("helm3");
     for ((name, new), values) in wrapped().iter().zip(value_files_of(EXAMPLE)) {
@@ -129,9 +135,7 @@ fn no_client_of_a_pod_that_ends_is_cut_before_its_time() {
         app.port(),
         admin.port()
     );
-    let values = scratch("library", "ending.yaml", &text);
-    let manifests = helm4_of(&example(), &[values]).remove(0).unwrap();
-    let objects = objects_of(&manifests);
+    let objects = wrapped_with("ending", &text);
     let socket = std::env::temp_dir().join(format!("pulsegate-{}.sock", std::process::id()));
     let here = |text: &str| {
         let text = text.replace("0.0.0.0", "127.0.0.1");

@@ -109,15 +109,20 @@ pub struct Container {
 impl Container {
     /// `podman run` with these words.
     pub fn run(storage: &Storage, name: &str, words: &[&str]) -> Self {
-        let container = Self {
-            storage: storage.clone(),
-            name: name.to_owned(),
-        };
+        let container = Self::of(storage, name);
         // Of a run that was killed.
         container.remove();
         let words = [&["run", "--detach", "--name", name], words].concat();
         storage.ask(&words).unwrap();
         container
+    }
+
+    /// One that is there.
+    pub fn of(storage: &Storage, name: &str) -> Self {
+        Self {
+            storage: storage.clone(),
+            name: name.to_owned(),
+        }
     }
 
     /// Runs a program in it.
@@ -134,6 +139,16 @@ impl Container {
     pub fn inspect(&self, what: &str) -> String {
         let words = ["inspect", "--format", what, &self.name];
         self.storage.ask(&words).unwrap()
+    }
+
+    pub fn logs(&self) -> String {
+        self.storage.ask(&["logs", &self.name]).unwrap()
+    }
+
+    /// SIGTERM, and SIGKILL when so many seconds have passed.
+    pub fn stop(&self, seconds: u64) {
+        let words = ["stop", &format!("--time={seconds}"), &self.name];
+        self.storage.ask(&words).unwrap();
     }
 
     /// Runs `body` in its network.
