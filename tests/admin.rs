@@ -572,15 +572,23 @@ fn connections_as_a_table() {
         e.get("/connections?format=text"),
         e.ask_with("GET", "/connections", "Accept: text/plain\r\n"),
     ] {
-        let table = table.expect(200, "timer:(downstream_dead,12.3s)");
-        assert_eq!(table.body().lines().count(), 1 + 2 * 3 + 1);
+        let table = table.expect(200, "suspect");
+        assert_eq!(table.body().lines().count(), 2 + 3 * 3 + 1);
+        for line in table.body().lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
         assert_eq!(
             table.header("content-type"),
             Some("text/plain; charset=utf-8")
         );
     }
     let one = e.get("/connections/2?format=text").expect(200, "suspect");
-    assert_eq!(one.body().lines().count(), 3);
+    assert_eq!(one.body().lines().count(), 5);
+    let wide = e.get("/connections?format=text&wide=true");
+    let wide = wide.expect(200, "timer:(downstream_dead,12.3s)");
+    assert_eq!(wide.body().lines().count(), 1 + 2 * 3 + 1);
+    let one = e.get("/connections/2?format=text&wide=true");
+    assert_eq!(one.expect(200, "suspect").body().lines().count(), 3);
 }
 
 #[test]

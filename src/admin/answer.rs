@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::live::Events;
 use super::query::{Chosen, Format};
-use super::table::Table;
+use super::table::{Detail, Sessions};
 use super::view::{ConnectionView, Shown};
 
 /// Bytes at a time.
@@ -52,9 +52,9 @@ impl Answer {
         }
     }
 
-    /// The sessions, in this form.
-    pub(super) fn listing(chosen: Chosen, format: Format) -> Self {
-        let mut listing = Listing::new(chosen, format);
+    /// The sessions, in this form; as text, with so much of each.
+    pub(super) fn listing(chosen: Chosen, format: Format, detail: Detail) -> Self {
+        let mut listing = Listing::new(chosen, format, detail);
         let content = if listing.sessions.len() <= SESSIONS {
             let text = std::iter::from_fn(|| listing.next_piece());
             Content::Bytes(text.collect::<String>().into())
@@ -118,7 +118,7 @@ struct Listing {
 
 enum Form {
     Json,
-    Text(Table),
+    Text(Sessions),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -129,7 +129,7 @@ enum Stage {
 }
 
 impl Listing {
-    fn new(chosen: Chosen, format: Format) -> Self {
+    fn new(chosen: Chosen, format: Format, detail: Detail) -> Self {
         Self {
             total: chosen.total,
             matched: chosen.matched,
@@ -137,7 +137,7 @@ impl Listing {
             sessions: chosen.sessions.into_iter(),
             form: match format {
                 Format::Json => Form::Json,
-                Format::Text => Form::Text(Table::default()),
+                Format::Text => Form::Text(Sessions::new(detail)),
             },
             stage: Stage::Head,
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use strum::{Display, EnumString, VariantNames};
 use tokio::task::yield_now;
 
+use super::table::Detail;
 use super::view::{Brief, ConnectionView, OnSilent, Phase, Shown};
 use crate::config;
 use crate::liveness::Condition;
@@ -16,7 +17,7 @@ use crate::liveness::Condition;
 /// After so many sessions other tasks of the thread have their turn.
 const TURN: usize = 64;
 
-const PARAMETERS: [&str; 8] = [
+const PARAMETERS: [&str; 9] = [
     "listener",
     "condition",
     "phase",
@@ -25,6 +26,7 @@ const PARAMETERS: [&str; 8] = [
     "sort",
     "limit",
     "format",
+    "wide",
 ];
 /// Those of `/upstreams` and `/found`.
 const LISTENER_PARAMETERS: [&str; 2] = ["listener", "format"];
@@ -42,7 +44,7 @@ pub enum Format {
     /// For programs.
     #[default]
     Json,
-    /// For people, in the spirit of `ss -o`.
+    /// For people.
     Text,
 }
 
@@ -58,6 +60,8 @@ pub(super) struct Query {
     limit: Option<usize>,
     /// What `format` asks for.
     pub(super) format: Option<Format>,
+    /// What `wide` asks for.
+    pub(super) detail: Detail,
     /// What `quick` asks for.
     pub(super) on_silent: OnSilent,
     /// Why an operator ends sessions, for the log.
@@ -175,6 +179,8 @@ impl Query {
             }
             "reason" => self.reason = Some(value.to_owned()),
             "all" => self.all = switch(name, value)?,
+            "wide" if switch(name, value)? => self.detail = Detail::Full,
+            "wide" => self.detail = Detail::Short,
             _ if switch(name, value)? => self.on_silent = OnSilent::End,
             _ => self.on_silent = OnSilent::Report,
         }
@@ -473,6 +479,7 @@ mod tests {
             ("listener=%f", &["listener", "percent"]),
             ("listener=%ff", &["listener", "percent"]),
             ("limit=1&limit=2", &["limit", "twice"]),
+            ("wide=very", &["wide", "true or false"]),
         ] {
             let error = Query::parse(query).expect_err(query);
             for word in words {
@@ -498,7 +505,7 @@ mod tests {
         for (query, word) in [
             ("quick=yes", "true or false"),
             ("quick=true&quick=true", "twice"),
-            ("slow=true", "format, quick"),
+            ("slow=true", "wide, quick"),
         ] {
             let error = verify(query).expect_err(query);
             assert!(error.contains(word), "{query}: {error}");

@@ -22,7 +22,7 @@ use super::console;
 use super::guard::{Guard, refusal};
 use super::live::{Events, Summaries};
 use super::query::{Format, Query};
-use super::table::{self, Table};
+use super::table::{self, Sessions};
 use super::{Control, NotReloaded, Readiness};
 use crate::liveness::{Span, Time};
 use crate::metrics::{FoundList, TEXT_FORMAT, wall_clock};
@@ -54,7 +54,7 @@ GET     /livez             200 as long as the process runs
 GET     /readyz            200 if new clients are taken, else 503 and why
 GET     /summary           figures of each listener, for an overview
 GET     /events            the same each second (server-sent events)
-GET     /connections       sessions; ?format=text for a table
+GET     /connections       sessions; ?format=text for a table, &wide=true for all of its columns
                            filters: listener, condition, phase, peer, min_idle; sort, limit
 GET     /connections/ID    one session
 DELETE  /connections       end those that the filters leave, or ?all=true; &reason=TEXT for the log
@@ -414,8 +414,8 @@ impl Router {
         let place = self.listings.get().await?;
         let chosen = query.choose(self.control.sessions()).await;
         Ok(place.keep(match format(&query, head) {
-            Format::Json => reply(JSON, Answer::listing(chosen, Format::Json)),
-            Format::Text => reply(TEXT, Answer::listing(chosen, Format::Text)),
+            Format::Json => reply(JSON, Answer::listing(chosen, Format::Json, query.detail)),
+            Format::Text => reply(TEXT, Answer::listing(chosen, Format::Text, query.detail)),
         }))
     }
 
@@ -427,7 +427,7 @@ impl Router {
         let view = view.ok_or_else(|| Refusal::unknown(id))?;
         Ok(match format(&query, head) {
             Format::Json => json(&view),
-            Format::Text => text(Table::default().rows(&[view])),
+            Format::Text => text(Sessions::new(query.detail).rows(&[view])),
         })
     }
 

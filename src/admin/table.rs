@@ -1,5 +1,5 @@
-//! `/connections` for people: two lines for each session, one for each leg, in the spirit of
-//! `ss -o`. And the same for what verifying found, and for what a reload did.
+//! `/connections` for people: what is known of a session and its two legs in 80 columns, or everything in the spirit
+//! of `ss -o`. And the same for what verifying found, and for what a reload did.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -12,6 +12,11 @@ use super::view::{
     VerifiedSession, VerifyList,
 };
 
+/// A terminal is at least that wide.
+const COLUMNS: usize = 80;
+/// As long as an IPv4 address with its port.
+const SHORT_PEER: usize = 21;
+
 const HEAD: &str = "ID LISTENER PHASE AGE IDLE \
     LEG LOCAL PEER STATE CONDITION LIFE RECEIVED SENT UNACKED NOTSENT RETR/PROBE RTT";
 const ENDPOINTS_HEAD: &str =
@@ -19,6 +24,96 @@ const ENDPOINTS_HEAD: &str =
 const GROUPS_HEAD: &str = "TIMES LAST PEER REASON LISTENER";
 const ENDS_HEAD: &str = "AGO ID LISTENER REASON EVIDENCE PEER SILENT AGE RECEIVED SENT";
 const VERIFIED_HEAD: &str = "ID LISTENER CLOSED LEG ANSWER SILENT EVIDENCE TOOK";
+
+/// How much is shown of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// What fits into 80 columns.
+    #[default]
+    Short,
+    /// Everything.
+    Full,
+}
+
+/// A table of sessions, made a part at a time.
+pub(super) enum Sessions {
+    Short { began: bool },
+    Full(Table),
+}
+
+impl Sessions {
+    pub(super) fn new(detail: Detail) -> Self {
+        match detail {
+            Detail::Short => Self::Short { began: false },
+            Detail::Full => Self::Full(Table::default()),
+        }
+    }
+
+    /// The lines of these sessions; the first time, below those that name the columns.
+    pub(super) fn rows(&mut self, connections: &[ConnectionView]) -> String {
+        match self {
+            Self::Full(table) => table.lines(HEAD, connections.iter().flat_map(pair)),
+            Self::Short { began } => {
+                let head = (!std::mem::replace(began, true)).then(short_head);
+                let lines = connections.iter().flat_map(short);
+                let lines = head.into_iter().flatten().chain(lines);
+                lines.map(|line| line + "\n").collect()
+            }
+        }
+    }
+}
+
+fn short_head() -> [String; 2] {
+    let [id, phase, age, idle, next] = ["ID", "PHASE", "AGE", "IDLE", "NEXT"];
+    [
+        session_line([id, phase, age, idle, next, "LISTENER"]),
+        leg_line(["LEG", "PEER", "CONDITION", "LIFE"]),
+    ]
+}
+
+/// One line for the session, and one for each leg.
+fn short(c: &ConnectionView) -> [String; 3] {
+    let next = match (c.verdict, &c.timer) {
+        (Some(verdict), _) => verdict.to_owned(),
+        (None, Some(timer)) => format!("{} {}", age(timer.in_ms), timer.reason),
+        (None, None) => "-".to_owned(),
+    };
+    let [id, phase] = [c.id.to_string(), c.phase.to_string()];
+    let [age_of, idle] = [age(c.age_ms), age(c.idle_ms)];
+    let leg = |name, leg: Option<&LegView>| match leg {
+        Some(leg) => {
+            let (peer, life) = (address(leg.peer), age(leg.last_life_ms));
+            leg_line([name, &peer, leg.condition, &life])
+        }
+        None => leg_line([name, "-", "-", "-"]),
+    };
+    [
+        session_line([&id, &phase, &age_of, &idle, &next, &c.listener]),
+        leg("down", Some(&c.downstream)),
+        leg("up", c.upstream.as_ref()),
+    ]
+}
+
+/// The name of the listener is the last, because it may be cut.
+fn session_line([id, phase, age, idle, next, listener]: [&str; 6]) -> String {
+    let line = format!("{id:<5} {phase:<11} {age:<6} {idle:<6} {next:<29} ");
+    let room = COLUMNS.saturating_sub(line.chars().count());
+    line + &clipped(listener, room)
+}
+
+fn leg_line([leg, peer, condition, life]: [&str; 4]) -> String {
+    let line = format!("  {leg:<4} {peer:<SHORT_PEER$} {condition:<11} {life}");
+    line.trim_end().to_owned()
+}
+
+/// The beginning of a text, and a mark where something is missing.
+fn clipped(text: &str, room: usize) -> String {
+    if text.chars().count() <= room {
+        return text.to_owned();
+    }
+    let kept = text.chars().take(room.saturating_sub(1));
+    kept.chain(['…']).collect()
+}
 
 /// A table, made a part at a time. Columns only become wider.
 #[derive(Default)]
@@ -29,11 +124,6 @@ pub(super) struct Table {
 type Row = Vec<String>;
 
 impl Table {
-    /// The lines of these sessions; the first time, below a line that names the columns.
-    pub(super) fn rows(&mut self, connections: &[ConnectionView]) -> String {
-        self.lines(HEAD, connections.iter().flat_map(pair))
-    }
-
     fn lines(&mut self, head: &str, rows: impl Iterator<Item = Row>) -> String {
         let head = self.widths.is_empty().then(|| cells(head.split(' ')));
         let rows: Vec<Row> = head.into_iter().chain(rows).collect();
@@ -223,7 +313,6 @@ fn leg(name: &str, leg: Option<&LegView>) -> Row {
     let Some(leg) = leg else {
         return cells([name].into_iter().chain(["-"; 11]));
     };
-    let address = |a: Option<SocketAddr>| a.map_or_else(|| "-".to_owned(), |a| a.to_string());
     vec![
         name.to_owned(),
         address(leg.local),
@@ -238,6 +327,10 @@ fn leg(name: &str, leg: Option<&LegView>) -> Row {
         format!("{}/{}", leg.retransmits, leg.probes),
         format!("{}.{}ms", leg.rtt_us / 1000, leg.rtt_us % 1000 / 100),
     ]
+}
+
+fn address(address: Option<SocketAddr>) -> String {
+    address.map_or_else(|| "-".to_owned(), |address| address.to_string())
 }
 
 /// A time in ms for people: three digits or so, whatever the size.
@@ -350,7 +443,53 @@ ID  LISTENER  CLOSED  LEG         ANSWER  SILENT  EVIDENCE   TOOK
     }
 
     #[test]
-    fn two_lines_for_each_session() {
+    fn a_session_and_its_legs_in_80_columns() {
+        let mut first = session(7);
+        first.timer = timer("downstream_dead", 12_345);
+        first.downstream.condition = "suspect";
+        let mut second = session(8);
+        second.upstream = None;
+        second.verdict = Some("admin");
+        second.listener = "a-listener-with-a-name-of-more-than-27-columns".into();
+        let text = Sessions::new(Detail::Short).rows(&[first, second]);
+        let expected = "\
+ID    PHASE       AGE    IDLE   NEXT                          LISTENER
+  LEG  PEER                  CONDITION   LIFE
+7     open        1h02m  0.4s   12.3s downstream_dead         db
+  down 192.0.2.7:51234       suspect     0.4s
+  up   127.0.0.1:5432        alive       0.4s
+8     open        1h02m  0.4s   admin                         a-listener-with-a…
+  down 192.0.2.7:51234       alive       0.4s
+  up   -                     -           -
+";
+        assert_eq!(text, expected, "\n{text}");
+    }
+
+    /// Whatever is as long as it can be: IPv6 addresses, the name of the listener, words, ages, numbers.
+    #[test]
+    fn no_line_is_wider_than_80_columns() {
+        let mut longest = session(999_999_999);
+        longest.listener = "n".repeat(63);
+        longest.phase = Phase::HalfClosed;
+        longest.age_ms = 365 * 86_400_000 - 1;
+        longest.idle_ms = longest.age_ms;
+        longest.timer = timer("downstream_undelivered", longest.age_ms);
+        let peer = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535";
+        let mut leg = leg_view(peer);
+        leg.condition = "undelivered";
+        leg.last_life_ms = longest.age_ms;
+        longest.downstream = leg.clone();
+        longest.upstream = Some(leg);
+        let text = Sessions::new(Detail::Short).rows(&[session(1), longest]);
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        assert_eq!(text.matches(peer).count(), 2, "{text}");
+        assert_eq!(text.matches("364d23h downstream_undelivered").count(), 1);
+    }
+
+    #[test]
+    fn everything_in_two_lines_for_each_session() {
         let mut first = session(7);
         first.timer = timer("idle_timeout", 2000);
         first.downstream.timer = timer("downstream_dead", 12_345);
@@ -359,7 +498,7 @@ ID  LISTENER  CLOSED  LEG         ANSWER  SILENT  EVIDENCE   TOOK
         let mut second = session(8);
         second.upstream = None;
         second.verdict = Some("admin");
-        let text = Table::default().rows(&[first, second]);
+        let text = Sessions::new(Detail::Full).rows(&[first, second]);
         let expected = "\
 ID  LISTENER  PHASE  AGE    IDLE  LEG         LOCAL          PEER             STATE  CONDITION  LIFE  RECEIVED  SENT  UNACKED  NOTSENT  RETR/PROBE  RTT
 7   db        open   1h02m  0.4s  downstream  10.0.0.5:9000  192.0.2.7:51234  ESTAB  suspect    0.4s  10        20    1        0        2/3         0.2ms  timer:(downstream_dead,12.3s) next:(idle_timeout,2.0s)

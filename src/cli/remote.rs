@@ -173,6 +173,9 @@ pub(super) struct Conns {
     output: Output,
     #[command(flatten)]
     filters: Filters,
+    /// Everything that is known of each session, in lines of more than 200 columns
+    #[arg(long, conflicts_with = "json")]
+    wide: bool,
 }
 
 /// `pulsegate upstreams`, `pulsegate found`.
@@ -315,6 +318,8 @@ pub(super) fn conns(args: &Conns) -> ExitCode {
     if let Err(why) = client::check(&query) {
         return misused(&why);
     }
+    let wide = args.wide.then_some(("wide", "true"));
+    let query: Vec<_> = query.into_iter().chain(wide).collect();
     let connections = |target: Target| client::connections(&target, &query, args.output.format());
     report(args.endpoint.reach().and_then(connections))
 }

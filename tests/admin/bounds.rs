@@ -172,8 +172,12 @@ fn many_sessions_come_in_pieces() {
         (&2500.into(), &2498.into())
     );
     let table = client::connections(&e.addr.into(), &[], Format::Text).expect("whole");
-    assert_eq!(table.lines().count(), 1 + 2 * 2498 + 1);
+    assert_eq!(table.lines().count(), 2 + 3 * 2498 + 1);
     assert!(table.ends_with("2498 shown, 2500 matched, 2500 in all\n"));
+    assert_eq!(table.matches("LISTENER").count(), 1);
+    let wide = client::connections(&e.addr.into(), &[("wide", "true")], Format::Text);
+    let table = wide.expect("whole");
+    assert_eq!(table.lines().count(), 1 + 2 * 2498 + 1);
     assert_eq!(table.matches("LISTENER").count(), 1);
 }
 

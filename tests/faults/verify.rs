@@ -435,7 +435,7 @@ fn by_the_command_line() {
     assert_eq!(other_service.wait_end(PROMPT).1, End::Reset);
     let (code, _) = case.proxy.command(&["verify", &id]);
     assert_eq!(code, Some(1), "it has ended");
-    let (code, text) = case.proxy.command(&["conns"]);
+    let (code, text) = case.proxy.command(&["conns", "--wide"]);
     assert_eq!(code, Some(0), "{text}");
     for word in ["timer:(downstream_dead", "timer:(upstream_dead", "next:("] {
         assert!(text.contains(word), "{word}: {text}");

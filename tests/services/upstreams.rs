@@ -242,7 +242,9 @@ fn upstreams_that_are_unix_sockets_end_only_by_themselves() {
     ping(&mut client);
     thread::sleep(ms(6000));
     ping(&mut client);
-    let (_, listed) = proxy.get("/connections?format=text").expect("an answer");
+    let (_, listed) = proxy
+        .get("/connections?format=text&wide=true")
+        .expect("an answer");
     assert!(listed.contains("UNIX  "), "{listed}");
     assert!(!listed.contains("upstream_dead"), "{listed}");
     let (_, verified) = proxy.post("/verify").expect("an answer");
