@@ -74,6 +74,9 @@ pub struct App {
     verifying: Arc<tokio::sync::Semaphore>,
 }
 
+/// So many listeners are named in the line of the start.
+const LISTED: usize = 16;
+
 impl App {
     /// Binds every address, the admin's first, and starts the data plane; clients are accepted
     /// when it returns.
@@ -137,6 +140,27 @@ impl App {
             followed: Mutex::new(followed),
             verifying: Arc::new(tokio::sync::Semaphore::new(VERIFIED_AT_ONCE)),
         }))
+    }
+
+    /// One line with what a person looks for first.
+    fn announce_start(&self, config: &str) {
+        let listeners = self.registry.serving();
+        let place =
+            |listener: &Arc<Listener>| format!("{} {}", listener.config.name, listener.bound);
+        let mut places: Vec<_> = listeners.iter().take(LISTED).map(place).collect();
+        if let Some(more @ 1..) = listeners.len().checked_sub(LISTED) {
+            places.push(format!("{more} more"));
+        }
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            config,
+            admin = self
+                .board
+                .admin()
+                .map_or("off".to_owned(), |at| at.to_string()),
+            listeners = places.join(", "),
+            "pulsegate has started"
+        );
     }
 
     /// The configuration in force.
@@ -302,8 +326,7 @@ async fn run_loaded(
         };
         let app = App::start(config, source, &Hooks::default(), succession);
         app.map(|app| {
-            let version = env!("CARGO_PKG_VERSION");
-            tracing::info!(version, config = path, "pulsegate has started");
+            app.announce_start(path.as_deref().unwrap_or("flags"));
             (app, log)
         })
     };

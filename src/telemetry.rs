@@ -14,7 +14,7 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Level, Subscriber, event};
+use tracing::{Level, Subscriber, event, event_enabled};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::{self, MakeWriter};
@@ -22,11 +22,13 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, reload};
 
-use crate::config::{Log, LogFormat, LogLevel, UpstreamAddress};
+use crate::config::{Log, LogAccess, LogFormat, LogLevel, UpstreamAddress};
 use crate::liveness::{CloseReason, Evidence, Leg};
 
 /// Target of the lines about sessions, so that they have a switch of their own.
 const ACCESS: &str = "access";
+/// The same for their first line. The longer of two targets decides.
+const ACCESS_START: &str = "access_start";
 /// Lines of some hundred bytes: a few MiB at worst.
 const BUFFERED_LINES: usize = 16 * 1024;
 
@@ -101,11 +103,7 @@ pub fn init(log: &Log) -> Result<LogGuard, TryInitError> {
         .thread_name("log")
         .finish(stdout());
     let drops = writer.error_counter();
-    let colours = if stdout().is_terminal() {
-        colours(|name| env::var_os(name))
-    } else {
-        Colours::Plain
-    };
+    let colours = colours_of(&stdout());
     let (subscriber, filter) = subscriber(log, writer, colours);
     subscriber.try_init()?;
     Ok(LogGuard {
@@ -114,10 +112,23 @@ pub fn init(log: &Log) -> Result<LogGuard, TryInitError> {
     })
 }
 
+/// Whether text has colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Colours {
+pub enum Colours {
+    /// By escape sequences.
     Shown,
+    /// None.
     Plain,
+}
+
+/// Those of an output: where it is a terminal that can show them, and the user wants them.
+#[must_use]
+pub fn colours_of(output: &impl IsTerminal) -> Colours {
+    if output.is_terminal() {
+        colours(|name| env::var_os(name))
+    } else {
+        Colours::Plain
+    }
 }
 
 /// Colours are for a terminal that can show them and a user who wants them (<https://no-color.org>).
@@ -137,14 +148,14 @@ fn filter(log: &Log) -> Targets {
         LogLevel::Info => LevelFilter::INFO,
         LogLevel::Debug => LevelFilter::DEBUG,
     };
-    let access = if log.access {
-        LevelFilter::INFO
-    } else {
-        LevelFilter::OFF
+    let written = |is_written| match is_written {
+        true => LevelFilter::INFO,
+        false => LevelFilter::OFF,
     };
     Targets::new()
         .with_default(level)
-        .with_target(ACCESS, access)
+        .with_target(ACCESS, written(log.access != LogAccess::Off))
+        .with_target(ACCESS_START, written(log.access == LogAccess::Both))
 }
 
 fn subscriber<W>(
@@ -161,7 +172,10 @@ where
     let (filter, handle) = reload::Layer::new(filter(log));
     let lines = fmt::layer().with_writer(writer);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match log.format {
-        LogFormat::Text => lines.with_ansi(colours == Colours::Shown).boxed(),
+        LogFormat::Text => lines
+            .with_target(false)
+            .with_ansi(colours == Colours::Shown)
+            .boxed(),
         LogFormat::Json => lines
             .json()
             .flatten_event(true)
@@ -211,6 +225,27 @@ impl Repeated {
             }
         }
     }
+}
+
+/// Writes the first line of a session, if that is asked for: its client is known, and has no place yet.
+pub fn session_started(
+    id: u64,
+    listener: &str,
+    client: impl FnOnce() -> (Option<SocketAddr>, Option<SocketAddr>),
+) {
+    if !event_enabled!(target: ACCESS_START, Level::INFO) {
+        return;
+    }
+    let (downstream, proxy) = client();
+    event!(
+        target: ACCESS_START,
+        Level::INFO,
+        id,
+        listener,
+        downstream = downstream.map(display),
+        proxy = proxy.map(display),
+        "session started"
+    );
 }
 
 /// One session, when it has ended.
@@ -401,7 +436,7 @@ mod tests {
     const JSON: Log = Log {
         level: LogLevel::Warn,
         format: LogFormat::Json,
-        access: true,
+        access: LogAccess::End,
     };
 
     #[test]
@@ -437,7 +472,11 @@ mod tests {
         let fields = line.as_object().expect("an object").keys();
         let mut fields: Vec<_> = fields.map(String::as_str).collect();
         fields.retain(|field| !of_every_line.contains(field));
-        let rows = include_str!("../docs/LOG.md").lines();
+        let document = include_str!("../docs/LOG.md");
+        let section = document
+            .split("\n## ")
+            .find(|section| section.starts_with("The access line"));
+        let rows = section.expect("a section").lines();
         let listed = rows.filter_map(|row| row.strip_prefix("| `")?.split('`').next());
         let mut listed: Vec<_> = listed.collect();
         fields.sort_unstable();
@@ -533,13 +572,20 @@ mod tests {
         let act = || {
             warn!("grave");
             debug!("detail");
+            session_started(7, "db", || (record().downstream, record().proxy));
             access_log(&record());
         };
         for (level, access, expected) in [
-            (LogLevel::Error, false, [false, false, false]),
-            (LogLevel::Error, true, [false, false, true]),
-            (LogLevel::Warn, true, [true, false, true]),
-            (LogLevel::Debug, false, [true, true, false]),
+            (
+                LogLevel::Error,
+                LogAccess::Off,
+                [false, false, false, false],
+            ),
+            (LogLevel::Error, LogAccess::End, [false, false, false, true]),
+            (LogLevel::Error, LogAccess::Both, [false, false, true, true]),
+            (LogLevel::Warn, LogAccess::Both, [true, false, true, true]),
+            (LogLevel::Debug, LogAccess::End, [true, true, false, true]),
+            (LogLevel::Debug, LogAccess::Off, [true, true, false, false]),
         ] {
             let log = Log {
                 level,
@@ -547,9 +593,30 @@ mod tests {
                 access,
             };
             let text = written(&log, act);
-            let found = ["grave", "detail", "session ended"].map(|word| text.contains(word));
+            let words = ["grave", "detail", "session started", "session ended"];
+            let found = words.map(|word| text.contains(word));
             assert_eq!(found, expected, "{log:?}\n{text}");
+            assert!(!text.contains("pulsegate::"), "no path of a module: {text}");
         }
+    }
+
+    #[test]
+    fn the_first_line_of_a_session_says_who_the_client_is() {
+        let log = Log {
+            access: LogAccess::Both,
+            ..JSON
+        };
+        let text = written(&log, || {
+            session_started(7, "db", || (record().downstream, None));
+        });
+        let mut line: Value = serde_json::from_str(&text).expect("JSON");
+        let fields = line.as_object_mut().expect("an object");
+        assert!(fields.remove("timestamp").is_some());
+        let expected = json!({ "level": "INFO", "target": "access_start", "message": "session started",
+            "id": 7, "listener": "db", "downstream": "192.0.2.7:51234" });
+        assert_eq!(line, expected);
+        let nobody_asks = || panic!("nothing is done for a line that is not written");
+        assert_eq!(written(&JSON, || session_started(7, "db", nobody_asks)), "");
     }
 
     #[test]

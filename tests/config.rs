@@ -160,7 +160,7 @@ fn the_defaults_are_those_that_are_promised() {
     assert_eq!(config.drain.timeout.as_secs(), 25);
     assert_eq!(config.log.level, LogLevel::Info);
     assert_eq!(config.log.format, LogFormat::Text);
-    assert!(config.log.access);
+    assert_eq!(config.log.access, config::LogAccess::End);
     assert_eq!(config.workers, None);
 }
 
@@ -575,7 +575,7 @@ listeners:
 admin: off
 limits: { memory: 96MiB }
 drain: { delay: 13s, timeout: 14s }
-log: { level: debug, format: json, access: false }
+log: { level: debug, format: json, access: off }
 relay: { low_water: false }
 workers: 15
 ";

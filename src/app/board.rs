@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::takeover::AdminSockets;
@@ -50,6 +51,11 @@ impl Board {
         };
         board.post();
         board
+    }
+
+    /// Where the admin endpoint listens; `None`: it is off.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(|admin| admin.address)
     }
 
     /// What clients of the admin address meet, where that is TLS.

@@ -641,8 +641,8 @@ section! {
         level: LogLevel = choice().default("info").flag("log-level");
         /// Lines for people, or one JSON object a line.
         format: LogFormat = choice().default("text").flag("log-format");
-        /// One line for each session when it ends.
-        access: bool = switch().default("true").flag("access-log");
+        /// A line for each session when it ends (`end`), also when it starts (`both`), or none (`off`).
+        access: LogAccess = choice().default("end").flag("access-log");
     }
 }
 
@@ -658,6 +658,20 @@ pub enum LogLevel {
     Info,
     /// What was decided, and why.
     Debug,
+}
+
+/// The lines of each session. For a flag `true` is `end`, and `false` is `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Display, EnumString, VariantNames)]
+#[strum(serialize_all = "snake_case")]
+pub enum LogAccess {
+    /// One when it has ended.
+    #[strum(to_string = "end", serialize = "true")]
+    End,
+    /// One more when it starts.
+    Both,
+    /// None.
+    #[strum(to_string = "off", serialize = "false")]
+    Off,
 }
 
 /// The form of a log line.

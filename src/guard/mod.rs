@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use crate::admin;
-use crate::config::{Log, LogFormat, LogLevel};
+use crate::config::{Log, LogAccess, LogFormat, LogLevel};
 use crate::exit::{self, Exit};
 use crate::lifecycle::EndSignals;
 use crate::metrics::GuardMetrics;
@@ -64,7 +64,7 @@ pub fn run(orders: Orders) -> Exit {
     let log = Log {
         level: LogLevel::Info,
         format: orders.log,
-        access: true,
+        access: LogAccess::End,
     };
     let outcome = telemetry::init(&log)
         .map_err(|error| (Exit::Failure, format!("cannot log: {error}")))

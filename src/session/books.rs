@@ -34,6 +34,14 @@ struct Rest {
 }
 
 impl Session {
+    /// Says that it has begun, if the log has such lines: who the client is is known by now.
+    pub(super) fn log_start(&self) {
+        telemetry::session_started(self.id, &self.params.name, || {
+            let proxy = self.lock().facts.as_ref().and_then(|facts| facts.proxy);
+            (self.shown_client(), proxy.map(unmapped))
+        });
+    }
+
     /// Settles the books of a session that has ended.
     pub(super) fn settle(&self, close: &Close) {
         let traffic = self.counters.traffic();

@@ -129,6 +129,7 @@ pub(super) async fn open<P>(
         }
     }
     if opened.is_ok() {
+        session.log_start();
         opened = admit(&session, &mut client, &mut place, wait).await;
     }
     if let Err(close) = &opened {

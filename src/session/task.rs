@@ -70,7 +70,10 @@ impl<P: Send + Unpin + 'static> Task<P> {
         let client = Client::from(downstream);
         let dial = entry.session.params.cluster.upstream().dial;
         let (place, stage) = match (admission, &preambles[..], dial) {
-            (Admission::Now(place), [], Dial::Accept) => (Some(place), Stage::Admitted(client)),
+            (Admission::Now(place), [], Dial::Accept) => {
+                entry.session.log_start();
+                (Some(place), Stage::Admitted(client))
+            }
             (admission, ..) => {
                 let session = entry.session.clone();
                 session.lock().phase = Phase::Preamble;
