@@ -37,6 +37,9 @@ const CHECKS: [&str; 21] = [
     "tcp_keepalive_time",
 ];
 
+/// From good to bad.
+const STATUSES: [&str; 5] = ["ok", "info", "unknown", "warn", "fail"];
+
 fn doctor(args: &[&str]) -> Output {
     let mut command = Command::new(BINARY);
     command.arg("doctor").args(args).output().expect("ran")
@@ -53,13 +56,33 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The line of a check: its status, and all of it.
+/// What is said of each check, in one line each; the summary is the last.
+fn lines(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for line in text.lines() {
+        assert!(
+            line.chars().count() <= 80 || line.trim().split(' ').count() == 1,
+            "{line}"
+        );
+        match (line.strip_prefix("        "), lines.last_mut()) {
+            (Some(rest), Some(last)) => {
+                last.push(' ');
+                last.push_str(rest.trim_start());
+            }
+            _ => lines.push(line.to_owned()),
+        }
+    }
+    lines
+}
+
+/// What is said of a check: its status, and all of it.
 #[track_caller]
-fn line<'a>(text: &'a str, check: &str) -> (&'a str, &'a str) {
-    let mut lines = text.lines().filter_map(|line| {
+fn line(text: &str, check: &str) -> (String, String) {
+    let lines = lines(text);
+    let mut lines = lines.iter().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();
         let status = words.next()?;
-        (words.next()? == check).then_some((status, line))
+        (words.next()? == check).then(|| (status.to_owned(), line.clone()))
     });
     let found = lines.next();
     assert!(lines.next().is_none(), "{check} twice in {text}");
@@ -70,20 +93,32 @@ fn line<'a>(text: &'a str, check: &str) -> (&'a str, &'a str) {
 fn every_check_has_its_line() {
     let output = doctor(&[]);
     let text = text(&output);
-    assert_eq!(text.lines().count(), CHECKS.len(), "{text}");
+    assert_eq!(lines(&text).len(), CHECKS.len() + 1, "{text}");
     for check in CHECKS {
         let (status, line) = line(&text, check);
-        assert!(
-            ["ok", "info", "unknown", "warn", "fail"].contains(&status),
-            "{line}"
-        );
+        assert!(STATUSES.contains(&&*status), "{line}");
         assert_eq!(
-            line.contains("; set: "),
+            line.contains(" set: "),
             line.contains("sysctl -w") || line.contains("ulimit") || line.contains("--workers"),
             "{line}"
         );
     }
     let fails = text.lines().any(|line| line.starts_with("fail"));
+    assert!(
+        !text.contains('\u{1b}'),
+        "no colours without a terminal: {text}"
+    );
+    // The worst come last, and are counted.
+    let all = lines(&text);
+    let (summary, checks) = all.split_last().expect("a summary");
+    let rank = |line: &String| {
+        let status = line.split(' ').next();
+        STATUSES.iter().position(|s| Some(*s) == status)
+    };
+    assert!(checks.is_sorted_by_key(rank), "{text}");
+    let ok = checks.iter().filter(|line| rank(line) == Some(0)).count();
+    assert!(summary.ends_with(&format!("{ok} ok")), "{summary}");
+    assert_eq!(!summary.starts_with("0 failed"), fails, "{summary}");
     assert_eq!(output.status.code(), Some(i32::from(fails)), "{text}");
     for ability in ["keepalive", "user_timeout", "on_demand_probe"] {
         assert_eq!(line(&text, ability).0, "ok", "{text}");
@@ -108,7 +143,11 @@ fn limits_that_contradict_fail_and_name_the_setting() {
     let output = doctor_limited(256, &format!("{flags} --max-connections 81"));
     let said = text(&output);
     let (status, found) = line(&said, "descriptors");
-    assert_eq!((status, output.status.code()), ("fail", Some(1)), "{said}");
+    assert_eq!(
+        (&*status, output.status.code()),
+        ("fail", Some(1)),
+        "{said}"
+    );
     assert!(
         found.contains("256: room for 76 sessions") && found.contains("LimitNOFILE=266"),
         "{found}"

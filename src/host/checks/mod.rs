@@ -1,11 +1,9 @@
-//! Judges a host by what pulsegate is to do on it: pure, from facts and demands to one line for
-//! each check.
+//! Judges a host by what pulsegate is to do on it: pure, from facts and demands to the checks.
 
 mod accepting;
 mod kernel;
 mod resources;
 
-use std::fmt;
 use std::net::SocketAddr;
 
 use serde::Serialize;
@@ -106,7 +104,7 @@ pub enum Status {
     Fail,
 }
 
-/// One line.
+/// What came of looking at one thing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// What was looked at, one word.
@@ -120,23 +118,6 @@ pub struct Check {
     pub meaning: String,
     /// What to change.
     pub setting: Option<String>,
-}
-
-impl fmt::Display for Check {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            name,
-            status,
-            found,
-            meaning,
-            ..
-        } = self;
-        write!(f, "{status:<8}{name:<20}{found}: {meaning}")?;
-        match &self.setting {
-            Some(setting) => write!(f, "; set: {setting}"),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Check {
