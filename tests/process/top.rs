@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 
@@ -115,6 +116,23 @@ fn sessions_are_watched_and_ended_in_a_terminal() {
     assert_eq!(wait(&mut terminal.top, PATIENT).code(), Some(0));
     assert!(!terminal.is_raw(), "the terminal is as it was before");
     terminal.until("\u{1b}[?1049l");
+}
+
+#[test]
+fn a_signal_leaves_the_terminal_as_it_was() {
+    let service = Service::start();
+    let proxy = Proxy::start(Ports::free(), service.address, kept().1, &[]);
+    let admin = proxy.ports.admin.to_string();
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT] {
+        let mut terminal = Terminal::start(&["top", "--admin", &admin]);
+        terminal.until("- live");
+        assert!(terminal.is_raw());
+        kill_process(Pid::from_child(&terminal.top), signal).expect("sent");
+        let status = wait(&mut terminal.top, PATIENT);
+        assert_eq!(status.code(), Some(0), "{signal:?}: {status}");
+        assert!(!terminal.is_raw(), "{signal:?}");
+        terminal.until("\u{1b}[?25h\u{1b}[?1049l");
+    }
 }
 
 #[test]

@@ -5,19 +5,24 @@ mod terminal;
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
+use tokio::runtime::Builder;
 
 use super::remote::{Endpoint, misused, report};
 use super::{Output, write_out};
 use crate::admin::client::{self, Format, Target, Which};
 use crate::exit::Exit;
+use crate::lifecycle::EndSignals;
+use crate::telemetry::Colours;
 use crate::view::OnSilent;
-use screen::{Colours, Frame, Query, State, Wish};
+use screen::{Frame, Query, State, Wish};
 use terminal::Terminal;
 
 const EVERY: Duration = Duration::from_secs(1);
@@ -49,8 +54,13 @@ pub(super) fn top(args: &Top) -> ExitCode {
     if args.output.json || args.once {
         return print(&target, args);
     }
+    // Before the terminal is changed: whatever ends this must find it as it was.
+    let is_over = match ending() {
+        Ok(is_over) => is_over,
+        Err(error) => return report(Err(format!("signals cannot be heard: {error}"))),
+    };
     match Terminal::enter() {
-        Ok(terminal) => match watch(&target, terminal) {
+        Ok(terminal) => match watch(&target, terminal, &is_over) {
             Ok(()) => Exit::Ok.into(),
             Err(error) => report(Err(format!("the terminal: {error}"))),
         },
@@ -58,6 +68,25 @@ pub(super) fn top(args: &Top) -> ExitCode {
             "top needs a terminal ({error}); --once and --json do without"
         )),
     }
+}
+
+/// Is true from SIGTERM, SIGINT or SIGHUP on.
+fn ending() -> io::Result<Arc<AtomicBool>> {
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let mut signals = runtime.block_on(async { EndSignals::install() })?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = is_over.clone();
+    let heard = async move {
+        let hangups = signals.hangups();
+        tokio::select! {
+            _ = signals.next() => {}
+            () = hangups.notified() => {}
+        }
+        over.store(true, Ordering::Relaxed);
+    };
+    let thread = thread::Builder::new().name("signals".to_owned());
+    thread.spawn(move || runtime.block_on(heard))?;
+    Ok(is_over)
 }
 
 /// Without a terminal: once, or as JSON each second.
@@ -75,7 +104,7 @@ fn print(target: &Target, args: &Top) -> ExitCode {
             format!("{both}\n")
         } else {
             let size = (PLAIN_WIDTH, usize::MAX);
-            let lines = screen::lines(&state, Some(&frame), size, Colours::None);
+            let lines = screen::lines(&state, Some(&frame), size, Colours::Plain);
             lines.join("\n") + "\n"
         };
         let written = write_out(&text);
@@ -101,7 +130,7 @@ enum News {
 }
 
 /// Until the operator has seen enough. What is asked takes its time on another thread.
-fn watch(target: &Target, mut terminal: Terminal) -> io::Result<()> {
+fn watch(target: &Target, mut terminal: Terminal, is_over: &AtomicBool) -> io::Result<()> {
     let mut state = State::new(target.to_string());
     let (orders, wanted) = channel();
     let (told, news) = channel();
@@ -110,7 +139,7 @@ fn watch(target: &Target, mut terminal: Terminal) -> io::Result<()> {
     let mut frame = None;
     let mut query = None;
     let mut shown = Vec::new();
-    loop {
+    while !is_over.load(Ordering::Relaxed) {
         let (width, height) = terminal.size();
         let now = state.query(height);
         if query.as_ref() != Some(&now) {
@@ -143,6 +172,7 @@ fn watch(target: &Target, mut terminal: Terminal) -> io::Result<()> {
             }
         }
     }
+    Ok(())
 }
 
 fn ask(target: &Target, orders: &Receiver<Order>, news: &Sender<News>) {

@@ -4,6 +4,7 @@ use serde_json::Value;
 use strum::VariantNames;
 
 use crate::admin::client::{Sort, age};
+use crate::telemetry::Colours;
 
 pub(super) const HELP: &str = "\
 Keys:
@@ -20,12 +21,6 @@ Keys:
 
 /// Parameters of `/connections`.
 pub(super) type Query = Vec<(String, String)>;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Colours {
-    Shown,
-    None,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Key {
@@ -222,7 +217,6 @@ pub(super) fn lines(
     if let Some(frame) = frame {
         lines.extend(overview(frame).iter().map(|line| clip(line, width)));
         let room = height.saturating_sub(lines.len() + 2);
-        lines.push(clip(&row(HEAD), width));
         lines.extend(table(state, frame, (width, room), colours));
     }
     let last = match &state.mode {
@@ -325,22 +319,48 @@ fn of_both(legs: &Value) -> u64 {
     leg("downstream") + leg("upstream")
 }
 
-const HEAD: [&str; 8] = [
-    "ID",
-    "LISTENER",
-    "AGE",
-    "LEG",
-    "PEER",
-    "CONDITION",
-    "LIFE",
-    "NEXT",
-];
+/// A line of the table: `ID` and `AGE`, the name of the listener and `PHASE` share a column.
+type Cells = [String; 7];
 
-fn row([id, listener, age, leg, peer, condition, life, next]: [&str; 8]) -> String {
-    format!("{id:>6} {listener:<11} {age:>6} {leg:<4} {peer:<21} {condition:<11} {life:>6} {next}")
+fn head() -> Cells {
+    let words = [
+        "ID/AGE",
+        "NAME/PHASE",
+        "LEG",
+        "PEER",
+        "CONDITION",
+        "LIFE",
+        "NEXT",
+    ];
+    words.map(str::to_owned)
 }
 
-/// As many sessions as there is room for, so that the chosen one is among them.
+/// No peer is cut to fewer columns.
+const PEER: usize = 7;
+
+/// The table in so many columns. Where that is not enough, peers lose their beginning.
+fn aligned(mut rows: Vec<Cells>, width: usize) -> Vec<String> {
+    let widest = |rows: &[Cells], i: usize| rows.iter().map(|row| row[i].chars().count()).max();
+    let mut widths: [usize; 7] = std::array::from_fn(|i| widest(&rows, i).unwrap_or(0));
+    let others = widths.iter().sum::<usize>() - widths[3] + widths.len() - 1;
+    widths[3] = widths[3].min(width.saturating_sub(others).max(PEER));
+    for row in &mut rows {
+        let (surplus, peer) = (row[3].chars().count().saturating_sub(widths[3]), &row[3]);
+        if surplus > 0 {
+            row[3] = ['…']
+                .into_iter()
+                .chain(peer.chars().skip(surplus + 1))
+                .collect();
+        }
+    }
+    let line = |[id, listener, leg, peer, condition, life, next]: Cells| {
+        let [a, b, c, d, e, f, _] = widths;
+        format!("{id:>a$} {listener:<b$} {leg:<c$} {peer:<d$} {condition:<e$} {life:>f$} {next}")
+    };
+    rows.into_iter().map(line).collect()
+}
+
+/// As many sessions as there is room for, so that the chosen one is among them, below a line that names the columns.
 fn table(
     state: &State,
     frame: &Frame,
@@ -351,22 +371,25 @@ fn table(
     let fit = (room / lines_of_one).max(1);
     let first = state.chosen.saturating_sub(fit - 1);
     let shown = sessions(frame).iter().enumerate().skip(first).take(fit);
-    shown
-        .flat_map(|(i, session)| {
-            let is_chosen = i == state.chosen && room < usize::MAX / 2;
-            let rows = of_session(state.legs, session);
-            rows.into_iter().map(move |(condition, line)| {
-                styled(&clip(&line, width), &condition, is_chosen, colours)
-            })
-        })
-        .collect()
+    let mut looks = vec![(String::new(), false)];
+    let mut rows = vec![head()];
+    for (i, session) in shown {
+        let is_chosen = i == state.chosen && room < usize::MAX / 2;
+        for (condition, row) in of_session(state.legs, session) {
+            looks.push((condition, is_chosen));
+            rows.push(row);
+        }
+    }
+    let lines = aligned(rows, width).into_iter().zip(looks);
+    let lines = lines.map(|(line, (condition, is_chosen))| {
+        styled(&clip(&line, width), &condition, is_chosen, colours)
+    });
+    lines.collect()
 }
 
-fn of_session(legs: Legs, session: &Value) -> Vec<(String, String)> {
+fn of_session(legs: Legs, session: &Value) -> Vec<(String, Cells)> {
     let ms = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), age);
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
-    let id = session["id"].to_string();
-    let (listener, phase) = (text(&session["listener"]), text(&session["phase"]));
     let mut rows = Vec::new();
     for (name, short, is_shown) in [
         ("downstream", "down", legs != Legs::Upstream),
@@ -383,26 +406,51 @@ fn of_session(legs: Legs, session: &Value) -> Vec<(String, String)> {
         };
         let next = match (session["verdict"].as_str(), timer["reason"].as_str()) {
             (Some(verdict), _) => verdict.to_owned(),
-            (None, Some(reason)) => format!("{} {reason}", ms(&timer["in_ms"])),
+            (None, Some(reason)) => format!("{} {}", ms(&timer["in_ms"]), of_leg(reason, name)),
             (None, None) => String::new(),
         };
         let condition = text(&leg["condition"]);
         let (peer, life) = (text(&leg["peer"]), ms(&leg["last_life_ms"]));
-        // The second line has the phase where the first has the listener.
-        let of_both = match rows.is_empty() {
-            true => [id.as_str(), listener.as_str(), &ms(&session["age_ms"])].map(str::to_owned),
-            false => ["", phase.as_str(), ""].map(str::to_owned),
+        // The second line has the age and the phase where the first has the number and the listener.
+        let [id, listener] = match rows.is_empty() {
+            true => [
+                session["id"].to_string(),
+                shortened(&text(&session["listener"])),
+            ],
+            false => [ms(&session["age_ms"]), text(&session["phase"])],
         };
-        let [id, listener, age] = of_both.each_ref().map(String::as_str);
-        let line = row([id, listener, age, short, &peer, &condition, &life, &next]);
-        rows.push((condition, line));
+        let row = [
+            id,
+            listener,
+            short.to_owned(),
+            peer,
+            condition.clone(),
+            life,
+            next,
+        ];
+        rows.push((condition, row));
     }
     rows
 }
 
+/// The word for a reason in the line of a leg, which says which one it is.
+fn of_leg<'a>(reason: &'a str, leg: &str) -> &'a str {
+    let rest = reason.strip_prefix(leg);
+    rest.and_then(|rest| rest.strip_prefix('_'))
+        .unwrap_or(reason)
+}
+
+/// A name in as many columns as the longest word for a phase has.
+fn shortened(name: &str) -> String {
+    match name.chars().count() {
+        0..=11 => name.to_owned(),
+        _ => name.chars().take(10).chain(['…']).collect(),
+    }
+}
+
 fn styled(line: &str, condition: &str, is_chosen: bool, colours: Colours) -> String {
     let colour = match condition {
-        _ if colours == Colours::None => "",
+        _ if colours == Colours::Plain => "",
         "suspect" => "\x1b[31m",
         "stalled" | "undelivered" | "phantom" => "\x1b[33m",
         _ => "",
@@ -459,7 +507,7 @@ mod tests {
 
     #[test]
     fn a_screen_of_80_columns_and_24_lines() {
-        let lines = shown(&State::new("127.0.0.1:9900".into()), Colours::None);
+        let lines = shown(&State::new("127.0.0.1:9900".into()), Colours::Plain);
         // Two lines for each session, none cut in halves.
         assert_eq!(lines.len(), 23, "{lines:#?}");
         assert!(
@@ -472,9 +520,9 @@ mod tests {
             "pulsegate 1.2.3 127.0.0.1:9900 sort age - live",
             "LISTENER        SESSIONS WAITING HALF-OPEN STALLED UNDELIVERED  FOUND   BYTES/S",
             "db                 20/20       2         1       0           0      7      2000",
-            "    ID LISTENER       AGE LEG  PEER                  CONDITION     LIFE NEXT",
-            "\x1b[7m     1 db           1h02m down 192.0.2.7:51234       alive        24.1s 5.9s dow\x1b[0m",
-            "\x1b[7m       half_closed        up   10.0.0.9:5432         alive        24.1s 5.9s ups\x1b[0m",
+            "ID/AGE NAME/PHASE  LEG  PEER            CONDITION  LIFE NEXT",
+            "\x1b[7m     1 db          down 192.0.2.7:51234 alive     24.1s 5.9s dead\x1b[0m",
+            "\x1b[7m 1h02m half_closed up   10.0.0.9:5432   alive     24.1s 5.9s dead\x1b[0m",
         ];
         assert_eq!(lines[..6], expected);
         assert!(lines[22].ends_with("q quit"), "{}", lines[22]);
@@ -522,7 +570,7 @@ mod tests {
         assert_eq!(press(&mut state, "?q"), Wish::Nothing);
         press(&mut state, "lp");
         assert!(state.paused);
-        let only = shown(&state, Colours::None);
+        let only = shown(&state, Colours::Plain);
         assert!(
             only.iter().all(|line| !line.contains("10.0.0.9")),
             "{only:#?}"
@@ -532,10 +580,35 @@ mod tests {
     }
 
     #[test]
+    fn the_next_clock_is_whole_in_80_columns() {
+        let long = "[2001:db8:1111:2222:3333:4444:5555:6666]:65535";
+        for (reason, shown) in [
+            ("downstream_undelivered", "59m59s undelivered"),
+            ("first_response_timeout", "59m59s first_response_timeout"),
+        ] {
+            let mut frame = frame();
+            for session in frame.list["connections"].as_array_mut().expect("a list") {
+                session["id"] = json!(999_999);
+                session["listener"] = json!("a-name-that-is-too-long");
+                session["timer"] = json!({ "reason": reason, "in_ms": 3_599_999 });
+                for leg in ["downstream", "upstream"] {
+                    session[leg]["peer"] = json!(long);
+                    session[leg]["condition"] = json!("undelivered");
+                }
+            }
+            let size = |width| lines(&State::default(), Some(&frame), (width, 24), Colours::Plain);
+            let narrow = size(80);
+            assert!(narrow.iter().any(|l| l.ends_with(shown)), "{narrow:#?}");
+            assert!(narrow.iter().any(|l| l.contains(":65535 ")), "{narrow:#?}");
+            assert!(size(120).iter().any(|l| l.contains(long)));
+        }
+    }
+
+    #[test]
     fn the_chosen_session_is_seen_and_names_move_no_cursor() {
         let mut state = State::default();
         (0..50).for_each(|_| drop(state.press(Key::Down, Some(&frame()))));
-        let lines = shown(&state, Colours::None);
+        let lines = shown(&state, Colours::Plain);
         assert!(
             lines.iter().any(|l| l.starts_with("\x1b[7m    20 db")),
             "{lines:#?}"

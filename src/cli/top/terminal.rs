@@ -1,13 +1,13 @@
 //! The terminal while `top` has it. It is as before when this is dropped.
 
-use std::env;
 use std::io::{self, IsTerminal, Read, Write, stdin, stdout};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
-use super::screen::{Colours, Key};
+use super::screen::Key;
+use crate::telemetry::{Colours, colours_of};
 
 /// The other screen, without a cursor; and back.
 const ENTER: &[u8] = b"\x1b[?1049h\x1b[?25l";
@@ -38,12 +38,8 @@ impl Terminal {
         known.filter(|(w, h)| *w > 0 && *h > 0).unwrap_or((80, 24))
     }
 
-    /// <https://no-color.org>
     pub fn colours(&self) -> Colours {
-        match env::var_os("NO_COLOR") {
-            Some(value) if !value.is_empty() => Colours::None,
-            _ => Colours::Shown,
-        }
+        colours_of(&stdout())
     }
 
     /// In one piece, where the terminal knows how (`?2026`).
