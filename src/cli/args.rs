@@ -92,12 +92,17 @@ fn flagged() -> impl Iterator<Item = (&'static str, &'static Key)> {
 
 impl Args for Flags {
     fn augment_args(command: Command) -> Command {
-        flagged().fold(command, |command, (flag, key)| {
+        let mut flags: Vec<_> = flagged().collect();
+        flags.sort_by_key(|(_, key)| HEADINGS.iter().position(|it| *it == heading(key)));
+        flags.into_iter().fold(command, |command, (flag, key)| {
             command.arg(
                 Arg::new(flag)
                     .long(flag)
                     .value_name(value_name(key))
-                    .help(help(key)),
+                    .help_heading(heading(key))
+                    .hide_short_help(!MOST_USED.contains(&flag))
+                    .help(short_help(key))
+                    .long_help(long_help(key)),
             )
         })
     }
@@ -119,7 +124,68 @@ impl FromArgMatches for Flags {
     }
 }
 
+/// The headings of the help, in their order.
+const HEADINGS: [&str; 10] = [
+    "Listener and upstream",
+    "Liveness",
+    "Heartbeats",
+    "Limits",
+    "TLS",
+    "PROXY protocol",
+    "Checks of the service",
+    "Admin endpoint",
+    "Log",
+    "Process",
+];
+
+/// Where a key belongs, by the beginning of its path: the first that fits.
+const SECTIONS: [(&str, &str); 13] = [
+    ("listeners[].tls", "TLS"),
+    ("listeners[].upstream.tls", "TLS"),
+    ("listeners[].proxy_protocol", "PROXY protocol"),
+    ("listeners[].upstream.proxy_protocol", "PROXY protocol"),
+    ("listeners[].upstream.check", "Checks of the service"),
+    ("listeners[].upstream.ejection", "Checks of the service"),
+    ("listeners[].liveness.heartbeat", "Heartbeats"),
+    ("listeners[].liveness", "Liveness"),
+    ("listeners[].limits", "Limits"),
+    ("listeners[].access", "Limits"),
+    ("listeners[]", "Listener and upstream"),
+    ("admin", "Admin endpoint"),
+    ("log", "Log"),
+];
+
+fn heading(key: &Key) -> &'static str {
+    let found = SECTIONS
+        .iter()
+        .find(|(begin, _)| key.path.starts_with(begin));
+    found.map_or("Process", |(_, heading)| heading)
+}
+
+/// What `-h` shows; `--help` has all flags.
+const MOST_USED: [&str; 9] = [
+    "listen",
+    "upstream",
+    "detect-within",
+    "idle-timeout",
+    "max-connections",
+    "on-full",
+    "tls-certificate",
+    "tls-key",
+    "admin",
+];
+
+/// More words than these stand in the long help only.
+const WORDS: usize = 24;
+
 fn value_name(key: &Key) -> String {
+    match placeholder(key) {
+        words if words.len() > WORDS => "WORD".to_owned(),
+        words => words,
+    }
+}
+
+fn placeholder(key: &Key) -> String {
     match (&key.form, key.section_word) {
         (Form::Value(value), Some(word)) => format!("{}|{word}", value.placeholder),
         (Form::Value(value), None) => value.placeholder.clone(),
@@ -127,13 +193,28 @@ fn value_name(key: &Key) -> String {
     }
 }
 
-fn help(key: &Key) -> String {
-    let doc = key.doc.trim_end_matches('.');
+/// The first sentence, without what is in brackets.
+fn short_help(key: &Key) -> String {
+    let first = key.doc.split(". ").next().unwrap_or_default();
+    let first = first.split(" (").next().unwrap_or_default();
+    with_default(key, first.trim_end_matches('.'))
+}
+
+fn long_help(key: &Key) -> String {
+    let help = with_default(key, key.doc.trim_end_matches('.'));
+    match placeholder(key) {
+        words if words.len() > WORDS => format!("{help} [one of: {}]", words.replace('|', ", ")),
+        _ => help,
+    }
+}
+
+fn with_default(key: &Key, doc: &str) -> String {
     match key.default {
         Default::Value("0s") if key.form.accepted().ends_with("0s (off)") => {
             format!("{doc} [default: 0s, off]")
         }
         Default::Value(text) => format!("{doc} [default: {text}]"),
+        Default::Derived(words) if words.starts_with("required") => doc.to_owned(),
         Default::Derived(words) => format!("{doc} [default: {}]", words.replace('`', "")),
         Default::Required | Default::Keys => doc.to_owned(),
     }

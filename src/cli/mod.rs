@@ -44,6 +44,12 @@ Exit codes:
   8  probe: the server ended the connection before it said anything
   9  scan: an unprotected or suspect connection was found";
 
+const MORE: &str = "pulsegate COMMAND -h shows the most used flags, --help every flag.\nExit codes: pulsegate --help";
+
+const MORE_FLAGS: &str = "\
+Either --config, or --listen and --upstream with any of the other flags.
+These are the most used ones: --help shows every flag.";
+
 const ABOUT_SETTINGS: &str = "\
 Either --config, or --listen and --upstream with any of the other flags.
 Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.";
@@ -57,7 +63,8 @@ const ABOUT_RUN: &str = "\
 Either --config, or --listen and --upstream with any of the other flags.
 Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.
 
-SIGTERM and SIGINT drain, the second one ends every session (the first one after `pulsegate drain` does neither). SIGHUP reads the --config file again.
+SIGTERM and SIGINT drain; the second one ends every session. The first one after `pulsegate drain` changes nothing.
+SIGHUP reads the --config file again.
 SIGUSR1 and SIGUSR2 are ignored with one line in the log.
 
 --takeover: once this instance is ready, the running instance of the same user, network namespace and
@@ -82,7 +89,7 @@ Exit codes: 0 every peer answered; 1 failed, or no such session; 2 wrong flags; 
 not be asked enough to tell.";
 
 #[derive(Parser)]
-#[command(name = "pulsegate", version, about, after_help = EXIT_CODES)]
+#[command(name = "pulsegate", version, about, after_help = MORE, after_long_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -91,16 +98,16 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the proxy
-    #[command(after_help = ABOUT_RUN)]
+    #[command(after_help = MORE_FLAGS, after_long_help = ABOUT_RUN)]
     Run(Run),
     /// Check a configuration and print what follows from it
-    #[command(after_help = ABOUT_SETTINGS)]
+    #[command(after_help = MORE_FLAGS, after_long_help = ABOUT_SETTINGS)]
     Check(RunArgs),
     /// Print which fault is found how, and after what time at the latest
-    #[command(after_help = ABOUT_EXPLAIN)]
+    #[command(after_help = MORE_FLAGS, after_long_help = ABOUT_EXPLAIN)]
     Explain(RunArgs),
     /// Judge this host: what bounds the promise here, and what to change
-    #[command(after_help = doctor::ABOUT)]
+    #[command(after_help = doctor::MORE, after_long_help = doctor::ABOUT)]
     Doctor(Doctor),
     /// Say what a client would meet at a server: connect, TLS handshake, certificate, first byte
     #[command(after_help = probe::ABOUT)]
@@ -164,7 +171,7 @@ impl Output {
 /// `pulsegate run`.
 #[derive(Args)]
 struct Run {
-    /// Take clients over from the instance that runs with the same admin address, if there is one
+    /// Take over from the instance with the same admin address
     #[arg(long)]
     takeover: bool,
     #[command(flatten)]
@@ -267,5 +274,44 @@ mod tests {
     #[test]
     fn the_flags_are_consistent() {
         super::command().debug_assert();
+    }
+
+    /// Whoever types `-h` wants to see the beginning without scrolling back.
+    #[test]
+    fn the_short_help_fits_a_screen() {
+        let help_of = |arguments: &[&str]| {
+            let command = super::command().term_width(80);
+            let found = command.try_get_matches_from(arguments);
+            found.expect_err("help").to_string()
+        };
+        let short = help_of(&["pulsegate", "-h"]);
+        assert!(short.lines().count() <= 40, "{short}");
+        for name in ["run", "check", "explain", "doctor"] {
+            let short = help_of(&["pulsegate", name, "-h"]);
+            let lines = short.lines().count();
+            assert!((15..=40).contains(&lines), "{lines} lines: {short}");
+            let long = help_of(&["pulsegate", name, "--help"]);
+            for (flag, heading) in [
+                ("--listen ", "Listener and upstream:"),
+                ("--detect-within ", "Liveness:"),
+                ("--source-prefix-ipv6 ", "Limits:"),
+                ("--tls-sni ", "TLS:"),
+                ("--upstream-tls-ca ", "TLS:"),
+                ("--heartbeat-leg ", "Heartbeats:"),
+                ("--check-rise ", "Checks of the service:"),
+                ("--upstream-proxy-protocol ", "PROXY protocol:"),
+                ("--access-log ", "Log:"),
+                ("--admin-ready ", "Admin endpoint:"),
+                ("--workers ", "Process:"),
+            ] {
+                let at = long
+                    .find(flag)
+                    .unwrap_or_else(|| panic!("{flag} in {long}"));
+                let mut headings = long[..at]
+                    .lines()
+                    .filter(|l| !l.starts_with(' ') && l.ends_with(':'));
+                assert_eq!(headings.next_back(), Some(heading), "{flag}");
+            }
+        }
     }
 }
