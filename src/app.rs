@@ -48,6 +48,9 @@ pub use takeover::Succession;
 /// times in a second until it answers.
 const VERIFIED_AT_ONCE: usize = 512;
 
+/// Between the end of the endpoint and that of the process: whoever waits for the drain notices.
+const FAREWELL: Duration = Duration::from_millis(500);
+
 /// A running proxy without its signals: what [`run`] and the demo have in common.
 #[derive(Debug)]
 pub struct App {
@@ -201,9 +204,15 @@ impl App {
         let drained = lifecycle::drain(&limits, &**self, signals, cause).await;
         if !self.succeeded.send_replace(true) {
             self.remove_control_file();
+            // Its copies keep the addresses open. Whoever asks for them at this moment still gets them.
+            drop(self.estate.try_lock().map(|mut estate| estate.take()));
         }
         let limit = Duration::from_millis(200);
         let _answered_or_not = tokio::time::timeout(limit, endpoint.join_all()).await;
+        if cause == Cause::Admin {
+            // The kernel kills a preStop hook with the first process of its container: `drain --wait` goes first.
+            tokio::time::sleep(FAREWELL).await;
+        }
         Ok(drained)
     }
 

@@ -861,7 +861,7 @@ fn the_client_waits_for_the_drain() {
         drop(e);
     });
     let drained = client::drain(&addr.into(), Some(Duration::from_secs(10)));
-    assert_eq!(drained, Ok("drained, the process has ended\n".into()));
+    assert_eq!(drained, Ok("drained, the process ends\n".into()));
     finisher.join().expect("no panic");
     let error = client::drain(&addr.into(), None).expect_err("nobody there");
     assert!(error.contains("refused"), "{error}");

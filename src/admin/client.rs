@@ -38,8 +38,8 @@ use crate::view::{AnswerWord, OnSilent, VerifiedSession, VerifyList};
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// For one exchange of [`verify`]: the endpoint itself takes up to 10 s.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(12);
-/// Each poll makes the process describe all its sessions.
-const POLL_EVERY: Duration = Duration::from_millis(500);
+/// Often enough to notice the end of a drain before the process goes (`App::serve`).
+const POLL_EVERY: Duration = Duration::from_millis(100);
 /// Between two tries where the endpoint has no place for a request.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 /// Between two tries where it closed the connection to make room for others.
@@ -166,8 +166,8 @@ pub fn healthcheck(addr: &Target, timeout: Duration, health: Health) -> Result<(
     }
 }
 
-/// Starts the drain. With `wait`, returns when the process is gone, or after that time: a process without
-/// sessions still accepts until `drain.delay` is over.
+/// Starts the drain. With `wait`, returns when it is over and the process goes, or after that time: a process
+/// without sessions still accepts until `drain.delay` is over.
 ///
 /// # Errors
 /// In one line: the endpoint cannot be reached or refuses, or sessions are left after `wait`.
@@ -177,28 +177,35 @@ pub fn drain(addr: &Target, wait: Option<Duration>) -> Result<String, String> {
         return Ok(body);
     };
     let deadline = Instant::now() + wait;
+    let over = |error: io::Error| {
+        // It closes the endpoint, which ends the answer that was under way and removes a unix socket.
+        if is_gone(&error) || error.kind() == io::ErrorKind::NotFound {
+            return Ok("drained, the process ends\n".into());
+        }
+        Err(why(addr, Err(error)))
+    };
     loop {
-        match sessions(addr) {
-            Ok(0) if Instant::now() >= deadline => return Ok("drained\n".to_owned()),
+        match exchange(addr, &Method::GET, "/readyz", TIMEOUT) {
             // The one that drains says 503.
-            Ok(_) if healthcheck(addr, TIMEOUT, Health::Ready).is_ok() => {
+            Ok((StatusCode::OK, _)) => {
                 return Err(format!(
                     "{addr}: a new instance answers here; the old one drains on"
                 ));
             }
-            Ok(left) if Instant::now() >= deadline => {
-                let plural = if left == 1 { "" } else { "s" };
-                return Err(format!(
-                    "{addr}: {left} session{plural} left after {wait:?}"
-                ));
-            }
+            Ok(_) if Instant::now() >= deadline => break,
             Ok(_) => sleep(POLL_EVERY.min(deadline.saturating_duration_since(Instant::now()))),
-            // It drained and exited, which ends the answer that was under way and removes a unix socket.
-            Err(error) if is_gone(&error) || error.kind() == io::ErrorKind::NotFound => {
-                return Ok("drained, the process has ended\n".into());
-            }
-            Err(error) => return Err(why(addr, Err(error))),
+            Err(error) => return over(error),
         }
+    }
+    match sessions(addr) {
+        Ok(0) => Ok("drained\n".to_owned()),
+        Ok(left) => {
+            let plural = if left == 1 { "" } else { "s" };
+            Err(format!(
+                "{addr}: {left} session{plural} left after {wait:?}"
+            ))
+        }
+        Err(error) => over(error),
     }
 }
 

@@ -147,7 +147,7 @@ pub(super) struct Healthcheck {
 pub(super) struct Drain {
     #[command(flatten)]
     endpoint: Endpoint,
-    /// Return only when the process has drained and gone
+    /// Return only when the process has drained and ends
     #[arg(long)]
     wait: bool,
     /// How long to wait

@@ -2,13 +2,14 @@
 
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::rig::{Ports, Proxy, Service, ask, kept, nobody, pulsegate};
+use crate::rig::{PATIENT, Ports, Proxy, Service, ask, kept, nobody, pulsegate, text, wait};
 
 const SESSIONS: usize = 40;
 
@@ -112,6 +113,29 @@ fn an_idle_process_is_waited_for_until_it_has_gone() {
     assert!(output.status.success(), "{output:?}");
     assert!(since.elapsed() >= Duration::from_secs(1));
     assert_eq!(proxy.wait().code(), Some(0));
+}
+
+/// As in a container: the kernel kills all others with the first process of their namespace.
+#[test]
+fn a_hook_in_a_container_succeeds_before_the_first_process_goes() {
+    let ports = Ports::free();
+    let script = "(until \"$0\" healthcheck --admin $1; do sleep 0.1; done; \
+                  \"$0\" drain --admin $1 --wait; echo hook: $?) & \
+                  exec \"$0\" run --listen $2 --upstream 127.0.0.1:1 --admin $1 --drain-delay 300ms";
+    let (log, output) = kept();
+    let mut first = Command::new("unshare")
+        .args(["-Urpf", "--kill-child", "sh", "-c", script])
+        .arg(env!("CARGO_BIN_EXE_pulsegate"))
+        .args([ports.admin.to_string(), ports.clients.to_string()])
+        .stdout(output)
+        .spawn()
+        .expect("unshare");
+    assert_eq!(wait(&mut first, PATIENT).code(), Some(0));
+    let said = text(&log);
+    assert!(
+        said.contains("drained, the process ends\nhook: 0\n"),
+        "{said}"
+    );
 }
 
 #[test]
