@@ -334,7 +334,9 @@ fn every_pod_is_restricted() {
         assert!(!pod_specs(&all).is_empty(), "{name}");
         for pod in pod_specs(&all) {
             for key in ["hostNetwork", "hostPID", "hostIPC"] {
-                assert!(pod[key].is_null(), "{name}: {key}");
+                // The one thing that "restricted" forbids and a value allows.
+                let is_allowed = key == "hostNetwork" && name.contains("host-network");
+                assert!(pod[key].is_null() || is_allowed, "{name}: {key}");
             }
             assert_eq!(pod["automountServiceAccountToken"], false, "{name}");
             assert_eq!(pod["securityContext"]["runAsNonRoot"], true, "{name}");
@@ -443,7 +445,7 @@ fn the_rendered_configuration_is_accepted() {
             checked += 1;
         }
     }
-    assert!(checked >= value_files().len());
+    assert!(checked >= value_files().len() - 1);
     let wrong = scratch("check", "wrong.yaml", "listeners: []\n");
     assert!(
         check(&wrong).is_err(),
@@ -482,7 +484,12 @@ fn with_secrets(config: &str) -> String {
 fn the_test_pod_of_the_chart_succeeds() {
     let mut asked = BTreeMap::<String, usize>::new();
     for (name, all) in gateways() {
-        let config = with_secrets(configurations(all)[0]);
+        let configs = configurations(all);
+        // That of existingConfigMap is the user's.
+        let Some(config) = configs.first() else {
+            continue;
+        };
+        let config = with_secrets(config);
         let config = scratch("helm-test", "pulsegate.yaml", &config);
         let config = config.to_str().unwrap();
         let admin = free_address();
@@ -511,7 +518,7 @@ fn the_test_pod_of_the_chart_succeeds() {
             *asked.entry(args[0].to_owned()).or_default() += 1;
         }
     }
-    assert_eq!(asked["check"], gateways().len());
+    assert_eq!(asked["check"], gateways().len() - 1);
     assert!(asked["healthcheck"] >= 2, "{asked:?}");
 }
 

@@ -6,14 +6,34 @@ use std::process::Command;
 
 use serde_yaml::Value;
 
-use super::manifests::{helm3, helm4, workloads};
-use super::tools::{Case, read, run, scratch, tool};
+use super::manifests::{by_name, configurations, helm3, helm4, helm4_of, workloads};
+use super::tools::{Case, read, repo, run, scratch, tool};
 
 pub const CASES: &[Case] = &[
     Case::new(
         "wrong_values_are_refused_by_both_helms",
         &["helm3", "helm4-python"],
         wrong_values_are_refused_by_both_helms,
+    ),
+    Case::new(
+        "values_at_the_edge_are_taken_by_both_helms",
+        &["helm3", "helm4-python"],
+        values_at_the_edge_are_taken_by_both_helms,
+    ),
+    Case::new(
+        "notes_say_what_a_person_has_to_know",
+        &["helm4-python"],
+        notes_say_what_a_person_has_to_know,
+    ),
+    Case::new(
+        "a_config_map_of_the_user_takes_the_place_of_ours",
+        &["helm4-python"],
+        a_config_map_of_the_user_takes_the_place_of_ours,
+    ),
+    Case::new(
+        "the_annotations_of_the_charts_parse",
+        &[],
+        the_annotations_of_the_charts_parse,
     ),
     Case::new(
         "the_grace_period_covers_the_drain",
@@ -55,14 +75,17 @@ const ONE: &str =
 const REFUSED: &[(&str, &str)] = &[
     ("{}", "at least one is needed"),
     ("{listeners: [LISTENER], lisseners: []}", "lisseners"),
-    ("{listeners: [{name: a, port: 9000}]}", "upstream"),
+    (
+        "{listeners: [{name: a, port: 9000}]}",
+        "upstream of \"a\" needs address, or endpoints",
+    ),
     (
         "{listeners: [{name: a, port: 900, upstream: {address: 'db:1'}}]}",
-        "port",
+        "it is from 1024 to 65535. pulsegate has no privilege for less",
     ),
     (
         "{listeners: [{name: admin, port: 9000, upstream: {address: 'db:1'}}]}",
-        "name",
+        "\"admin\" is that of another port",
     ),
     (
         "{listeners: [{name: a, port: 9000, upstream: {address: db}}]}",
@@ -217,6 +240,152 @@ const REFUSED: &[(&str, &str)] = &[
         "{listeners: [LISTENER], readinessProbe: {tcpSocket: {port: a}}}",
         "tcpSocket",
     ),
+    (
+        "{listeners: [LISTENER], resources: {requests: {memory: 1Gi}, limits: {memory: 1000M}}}",
+        "limits.memory (1000M) is below requests.memory (1Gi)",
+    ),
+    (
+        "{listeners: [LISTENER], resources: {requests: {cpu: 0.3}, limits: {cpu: 250m}}}",
+        "limits.cpu (250m) is below requests.cpu (0.3)",
+    ),
+    (
+        "{listeners: [LISTENER], resources: {limit: {memory: 1Gi}}}",
+        "limit",
+    ),
+    (
+        "{listeners: [LISTENER], resources: {limits: {memory: 256MB}}}",
+        "limits",
+    ),
+    (
+        "{listeners: [LISTENER], config: {limits: {memory: 1GiB}}}",
+        "config.limits.memory (1GiB) is above resources.limits.memory (256Mi)",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, servicePort: 0, upstream: {address: 'db:1'}}]}",
+        "servicePort of \"a\" is 0; it is from 1 to 65535",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, servicePort: 65536, upstream: {address: 'db:1'}}]}",
+        "servicePort of \"a\" is 65536",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, nodePort: 80, upstream: {address: 'db:1'}}], service: {type: NodePort}}",
+        "nodePort of \"a\" is 80; it is from 30000 to 32767",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, nodePort: 31000, upstream: {address: 'db:1'}}, {name: b, port: 9001, nodePort: 31000, upstream: {address: 'db:1'}}], service: {type: NodePort}}",
+        "nodePort 31000 of \"b\" is taken by a",
+    ),
+    (
+        "{listeners: [LISTENER, {name: b, port: 9001, servicePort: 9000, upstream: {address: 'db:1'}}]}",
+        "service port 9000 of \"b\" is taken by a",
+    ),
+    (
+        "{listeners: [LISTENER, {name: b, port: 9000, upstream: {address: 'db:1'}}]}",
+        "port 9000 of \"b\" is taken by a",
+    ),
+    (
+        "{listeners: [{name: Orders_1, port: 9000, upstream: {address: 'db:1'}}]}",
+        "the name \"Orders_1\" is the name of a port",
+    ),
+    (
+        "{listeners: [{name: sixteen-letters1, port: 9000, upstream: {address: 'db:1'}}]}",
+        "at most 15",
+    ),
+    (
+        "{listeners: [{name: a--b, port: 9000, upstream: {address: 'db:1'}}]}",
+        "in no name of a port",
+    ),
+    (
+        "{listeners: [LISTENER], fullnameOverride: Orders_Gate}",
+        "the name of all objects would be \"Orders_Gate\"",
+    ),
+    (
+        "{listeners: [LISTENER], fullnameOverride: edge, nameOverride: an edge}",
+        "nameOverride: \"an edge\" is a label",
+    ),
+    (
+        "{listeners: [LISTENER], commonLabels: {team: two words}}",
+        "team",
+    ),
+    (
+        "{listeners: [LISTENER], podDisruptionBudget: {enabled: true, minAvailable: 2}}",
+        "set podDisruptionBudget.maxUnavailable",
+    ),
+    (
+        "{listeners: [LISTENER], podDisruptionBudget: {enabled: true, maxUnavailable: 0}}",
+        "no node could ever be drained",
+    ),
+    (
+        "{listeners: [LISTENER], autoscaling: {enabled: true}, resources: {requests: null}}",
+        "set resources.requests.cpu, or autoscaling.metrics",
+    ),
+    (
+        "{listeners: [LISTENER], podDisruptionBudget: {enabled: 'false'}}",
+        "enabled",
+    ),
+    (
+        "{listeners: [LISTENER], podMonitor: {enable: true}}",
+        "enable",
+    ),
+    (
+        "{listeners: [LISTENER], podMonitor: {enabled: true, interval: 30 s}}",
+        "interval",
+    ),
+    ("{listeners: [LISTENER], replicaCount: '3'}", "replicaCount"),
+    (
+        "{listeners: [LISTENER], strategy: {type: recreate}}",
+        "Recreate",
+    ),
+    (
+        "{listeners: [LISTENER], strategy: {rolling: {maxSurge: 2}}}",
+        "rolling",
+    ),
+    (
+        "{listeners: [LISTENER], securityContext: {runAsRoot: true}}",
+        "runAsRoot",
+    ),
+    (
+        "{listeners: [LISTENER], podSecurityContext: {fsGroup: a}}",
+        "fsGroup",
+    ),
+    (
+        "{listeners: [LISTENER], imagePullSecrets: [registry]}",
+        "imagePullSecrets",
+    ),
+    (
+        "{listeners: [LISTENER], networkPolicy: {enabled: true, from: [{cidr: 10.0.0.0/8}]}}",
+        "cidr",
+    ),
+    (
+        "{listeners: [LISTENER], hostAliases: [{ip: 192.0.2.1, names: [a]}]}",
+        "names",
+    ),
+    (
+        "{listeners: [LISTENER], existingConfigMap: a}",
+        "put upstream into the file in a",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000}], existingConfigMap: a, tls: {existingSecret: b}}",
+        "config.defaults and tls go into a file that this chart makes",
+    ),
+    (
+        "{listeners: [LISTENER], kind: DaemonSet, hostNetwork: true}",
+        "two Pods of one node cannot have one port",
+    ),
+];
+
+/// Values at the edge of what is refused.
+const TAKEN: &[&str] = &[
+    "{listeners: [{name: fifteen-letters, port: 1024, servicePort: 1, nodePort: 32767, upstream: {address: 'db:1'}}], service: {type: NodePort}}",
+    "{listeners: [{name: a, port: 65535, servicePort: 65535, nodePort: 30000, upstream: {address: 'db:1'}}], service: {type: LoadBalancer}}",
+    "{listeners: [LISTENER], resources: {requests: {cpu: 0.1, memory: 1G}, limits: {cpu: 100m, memory: 1e+09}}}",
+    "{listeners: [LISTENER], resources: {limits: {memory: 1.5Gi}}, config: {limits: {memory: 1GiB}}}",
+    "{listeners: [LISTENER], config: {limits: {memory: 256MiB}}}",
+    "{listeners: [LISTENER], hostNetwork: true, dnsPolicy: Default}",
+    "{listeners: [LISTENER], kind: DaemonSet, hostNetwork: true, updateStrategy: {type: OnDelete}}",
+    "{listeners: [LISTENER], podDisruptionBudget: {enabled: true, maxUnavailable: 50%}}",
+    "{listeners: [LISTENER], autoscaling: {enabled: true, minReplicas: 5, metrics: [{type: Pods}]}, resources: {requests: null}}",
 ];
 
 /// Drain settings, and the grace period that follows.
@@ -270,24 +439,152 @@ fn wrong_values_are_refused_by_both_helms() {
     }
 }
 
+fn values_at_the_edge_are_taken_by_both_helms() {
+    let helm = tool("helm3");
+    for (objects, text) in rendered("taken", TAKEN).iter().zip(TAKEN) {
+        let old = helm3(&helm, &values("taken-old", "values", text)).expect(text);
+        assert_eq!(by_name(&old), by_name(objects), "{text}");
+    }
+}
+
+/// What a person reads after the installation.
+fn notes_say_what_a_person_has_to_know() {
+    const NOTES: &[(&str, &[&str], &[&str])] = &[
+        (
+            "{listeners: [{name: a, port: 9000, servicePort: 1521, upstream: {address: 'db:1'}}]}",
+            &[
+                "  rel-pulsegate.ns.svc:1521 -> db:1 (a)\n",
+                "drains for up to 30s and is killed after 35s",
+                "port-forward deployment/rel-pulsegate 9900",
+                "podDisruptionBudget is off",
+            ],
+            &["WARNING", "NOTE"],
+        ),
+        (
+            "{listeners: [LISTENER], replicaCount: 1}",
+            &["WARNING: there is one Pod."],
+            &["podDisruptionBudget is off"],
+        ),
+        (
+            "{listeners: [LISTENER], podDisruptionBudget: {enabled: true}, config: {drain: {timeout: 1m}}}",
+            &["drains for up to 65s and is killed after 70s"],
+            &["WARNING", "podDisruptionBudget is off"],
+        ),
+        (
+            "{listeners: [{name: a, port: 9000, upstream: {endpoints: [{address: 'x:1'}, {address: 'y:1'}]}, limits: {max_connections: 500}}], replicaCount: 3}",
+            &[
+                "svc:9000 -> x:1, y:1 (a)",
+                "NOTE: max_connections of a is each Pod's. 3 Pods take up to 1500 clients",
+            ],
+            &[],
+        ),
+        (
+            "{listeners: [LISTENER], kind: DaemonSet, reload: {mode: hot}, admin: {tls: {certificate: a, key: b}}}",
+            &[
+                "port-forward daemonset/rel-pulsegate",
+                "curl -k https://127.0.0.1:9900/connections",
+                "taken up by running Pods within two minutes",
+            ],
+            &["WARNING"],
+        ),
+        (
+            "{listeners: [{name: a, port: 9000}], existingConfigMap: mine, hostNetwork: true}",
+            &[
+                "svc:9000 -> as in mine (a)",
+                "this chart cannot check it, `helm test` does",
+                "WARNING: hostNetwork: the ports above and the admin port 9900 are open",
+            ],
+            &[],
+        ),
+        (
+            "{listeners: [LISTENER], sidecarPodMonitor: {enabled: true}}",
+            &["drops __meta_kubernetes_pod_container_init hides it"],
+            &[],
+        ),
+    ];
+    let files = NOTES.iter().enumerate();
+    let files: Vec<_> = files
+        .map(|(n, (text, ..))| values("notes", &n.to_string(), text))
+        .collect();
+    let all = helm4_of(&repo("charts/pulsegate"), &files).into_iter();
+    for (manifests, (text, there, not_there)) in all.zip(NOTES) {
+        let notes = &manifests.expect(text)["pulsegate/templates/NOTES.txt"];
+        for words in *there {
+            assert!(notes.contains(words), "{text}: no {words:?}: {notes}");
+        }
+        for words in *not_there {
+            assert!(!notes.contains(words), "{text}: {words:?}: {notes}");
+        }
+    }
+}
+
+/// The file is the user's: nothing of it is made, checked or rolled out.
+fn a_config_map_of_the_user_takes_the_place_of_ours() {
+    let text = "{listeners: [{name: a, port: 9000, servicePort: 80}], existingConfigMap: mine}";
+    let objects = rendered("existing", &[text]).remove(0);
+    assert!(configurations(&objects).is_empty());
+    let deployment = &workloads(&objects)[0]["spec"]["template"];
+    assert!(deployment["metadata"]["annotations"]["checksum/config"].is_null());
+    let test = objects.iter().find(|object| object["kind"] == "Pod");
+    for pod in [&deployment["spec"], &test.unwrap()["spec"]] {
+        assert_eq!(pod["volumes"][0]["configMap"]["name"], "mine");
+    }
+    assert_eq!(
+        deployment["spec"]["containers"][0]["ports"][0]["containerPort"],
+        9000
+    );
+}
+
+/// What Artifact Hub reads.
+fn the_annotations_of_the_charts_parse() {
+    for path in [
+        "charts/pulsegate/Chart.yaml",
+        "charts/pulsegate-lib/Chart.yaml",
+    ] {
+        let chart: Value = serde_yaml::from_str(&read(path)).unwrap();
+        let list = |name: &str| -> Vec<Value> {
+            let text = &chart["annotations"][format!("artifacthub.io/{name}")];
+            serde_yaml::from_str(text.as_str().unwrap()).unwrap()
+        };
+        let kinds = [
+            "added",
+            "changed",
+            "deprecated",
+            "removed",
+            "fixed",
+            "security",
+        ];
+        for change in list("changes") {
+            assert!(kinds.contains(&change["kind"].as_str().unwrap()), "{path}");
+            assert!(change["description"].is_string(), "{path}: {change:?}");
+        }
+        let image = format!("ghcr.io/pulsegate/pulsegate:{}", env!("CARGO_PKG_VERSION"));
+        assert_eq!(list("images")[0]["image"], image.as_str(), "{path}");
+        for link in list("links") {
+            let (_, file) = link["url"]
+                .as_str()
+                .unwrap()
+                .split_once("/blob/main/")
+                .unwrap();
+            assert!(repo(file).is_file(), "{path}: {file}");
+        }
+        for name in ["prerelease", "containsSecurityUpdates"] {
+            let word = &chart["annotations"][format!("artifacthub.io/{name}")];
+            assert!(
+                ["true", "false"].contains(&word.as_str().unwrap()),
+                "{path}"
+            );
+        }
+    }
+}
+
 fn the_grace_period_covers_the_drain() {
     let texts: Vec<_> = GRACE.iter().map(|(text, _)| *text).collect();
     for (objects, (text, seconds)) in rendered("grace", &texts).iter().zip(GRACE) {
         let pod = &workloads(objects)[0]["spec"]["template"]["spec"];
         assert_eq!(pod["terminationGracePeriodSeconds"], *seconds, "{text}");
-        let hook = &pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"];
-        let hook: Vec<_> = hook
-            .as_sequence()
-            .unwrap()
-            .iter()
-            .map(|word| word.as_str().unwrap())
-            .collect();
-        assert_eq!(hook[..4], ["/pulsegate", "drain", "--wait", "--timeout"]);
-        let waits: u64 = hook[4].strip_suffix('s').unwrap().parse().unwrap();
-        assert!(
-            waits + 3 >= *seconds.min(&33) && waits <= seconds + 2,
-            "{text}: {hook:?}"
-        );
+        // SIGTERM drains; a hook would only delay it.
+        assert!(pod["containers"][0]["lifecycle"].is_null(), "{text}");
     }
 }
 
@@ -421,7 +718,8 @@ fn the_schema_follows_the_configuration_file() {
             chart["definitions"]["listener"]["properties"][key].clone(),
         );
     }
-    listener["required"] = json!(["name", "port", "upstream"]);
+    // Where existingConfigMap has the rest, a listener has no upstream.
+    listener["required"] = json!(["name", "port"]);
     // The certificates may be those of `tls.existingSecret`.
     own_certificates(&mut listener);
     own_certificates(root.get_mut("defaults").unwrap());

@@ -78,10 +78,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* Until the drain is over by itself, and the last moment of sessions that are ended by it. */}}
-{{- define "pulsegate-gateway.drainCommand" -}}
-{{- $wait := add (include "pulsegate-gateway.drainSeconds" . | int) 3 -}}
-{{- list "/pulsegate" "drain" "--wait" "--timeout" (printf "%ds" $wait) "--admin" (include "pulsegate-gateway.control" .) | toJson -}}
+{{- define "pulsegate-gateway.configName" -}}
+{{- default (include "pulsegate-gateway.fullname" .) .Values.existingConfigMap -}}
 {{- end -}}
 
 {{- define "pulsegate-gateway.control" -}}
@@ -192,22 +190,39 @@ tlsConfig:
 {{- $names := dict -}}
 {{- $ports := dict (int .Values.admin.port | toString) "admin.port" -}}
 {{- $servicePorts := dict -}}
-{{- range .Values.listeners -}}
-{{- if not (or .upstream.address .upstream.endpoints) -}}
+{{- $nodePorts := dict -}}
+{{- range $listener := .Values.listeners -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]{0,13}[a-z0-9])?$" .name) -}}
+{{- fail (printf "listeners: the name %q is the name of a port, too: at most 15 lower-case letters, digits and \"-\", a letter first" .name) -}}
+{{- end -}}
+{{- if or (contains "--" .name) (eq .name "admin") -}}
+{{- fail (printf "listeners: the name %q: \"admin\" is that of another port, and \"--\" is in no name of a port; choose another" .name) -}}
+{{- end -}}
+{{- if $.Values.existingConfigMap -}}
+{{- with omit . "name" "port" "servicePort" "nodePort" -}}
+{{- fail (printf "listeners: with existingConfigMap a listener has name, port, servicePort and nodePort only; put %s into the file in %s" (keys . | sortAlpha | join ", ") $.Values.existingConfigMap) -}}
+{{- end -}}
+{{- else if not (or (dig "address" "" (default (dict) .upstream)) (dig "endpoints" "" (default (dict) .upstream))) -}}
 {{- fail (printf "listeners: upstream of %q needs address, or endpoints" .name) -}}
 {{- end -}}
+{{- range $key, $range := dict "port" (list 1024 65535) "servicePort" (list 1 65535) "nodePort" (list 30000 32767) -}}
+{{- $value := get $listener $key -}}
+{{- if and (hasKey $listener $key) (or (lt (int $value) (first $range)) (gt (int $value) (last $range))) -}}
+{{- fail (printf "listeners: %s of %q is %d; it is from %d to %d.%s" $key $listener.name (int $value) (first $range) (last $range) (eq $key "port" | ternary " pulsegate has no privilege for less; clients use servicePort" "")) -}}
+{{- end -}}
+{{- end -}}
 {{- if hasKey $names .name -}}
-{{- fail (printf "listeners: the name %q is used twice" .name) -}}
+{{- fail (printf "listeners: the name %q is used twice; give each its own" .name) -}}
 {{- end -}}
 {{- $_ := set $names .name true -}}
 {{- $port := int .port | toString -}}
 {{- if hasKey $ports $port -}}
-{{- fail (printf "listeners: port %s of %q is taken by %s" $port .name (get $ports $port)) -}}
+{{- fail (printf "listeners: port %s of %q is taken by %s; choose another port, and leave servicePort to the clients" $port .name (get $ports $port)) -}}
 {{- end -}}
 {{- $_ := set $ports $port .name -}}
 {{- $servicePort := default .port .servicePort | int | toString -}}
 {{- if hasKey $servicePorts $servicePort -}}
-{{- fail (printf "listeners: service port %s of %q is taken by %s" $servicePort .name (get $servicePorts $servicePort)) -}}
+{{- fail (printf "listeners: service port %s of %q is taken by %s; give one of them another servicePort" $servicePort .name (get $servicePorts $servicePort)) -}}
 {{- end -}}
 {{- $_ := set $servicePorts $servicePort .name -}}
 {{- $limits := mergeOverwrite (dict) (dig "limits" (dict) (default (dict) $.Values.config.defaults)) (default (dict) .limits) -}}
@@ -220,18 +235,29 @@ tlsConfig:
 {{- fail (printf "listeners: max_connections of %q is 1, and each Pod would take one client to %s: set replicaCount: 1 and strategy: {type: Recreate}" .name $to) -}}
 {{- end -}}
 {{- end -}}
-{{- if and .nodePort (eq $.Values.service.type "ClusterIP") -}}
+{{- if .nodePort -}}
+{{- if eq $.Values.service.type "ClusterIP" -}}
 {{- fail (printf "listeners: nodePort of %q needs service.type NodePort or LoadBalancer" .name) -}}
+{{- end -}}
+{{- $nodePort := int .nodePort | toString -}}
+{{- if hasKey $nodePorts $nodePort -}}
+{{- fail (printf "listeners: nodePort %s of %q is taken by %s; choose another, or leave it out" $nodePort .name (get $nodePorts $nodePort)) -}}
+{{- end -}}
+{{- $_ := set $nodePorts $nodePort .name -}}
 {{- end -}}
 {{- end -}}
 {{- include "pulsegate-gateway.validateSwitches" . -}}
 {{- include "pulsegate-gateway.validateKubernetes" . -}}
+{{- include "pulsegate-gateway.validateResources" . -}}
 {{- include "pulsegate-gateway.validateTls" . -}}
 {{- include "pulsegate-gateway.validateMonitors" . -}}
 {{- include "pulsegate-gateway.validateNames" . -}}
 {{- end -}}
 
 {{- define "pulsegate-gateway.validateSwitches" -}}
+{{- if and .Values.existingConfigMap (or .Values.config.defaults .Values.tls.existingSecret .Values.tls.certManager.enabled) -}}
+{{- fail (printf "existingConfigMap: config.defaults and tls go into a file that this chart makes; put them into the one in %s, and name Secrets under tlsSecrets" .Values.existingConfigMap) -}}
+{{- end -}}
 {{- if eq (toString .Values.config.limits.memory) "true" -}}
 {{- fail "config.limits.memory: true is no size: write auto, off, or a size such as 64MiB" -}}
 {{- end -}}
@@ -246,6 +272,15 @@ tlsConfig:
 {{- end -}}
 {{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) -}}
 {{- fail (printf "autoscaling: maxReplicas %d is below minReplicas %d" (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) -}}
+{{- end -}}
+{{- if and .Values.autoscaling.enabled (not .Values.autoscaling.metrics) (not (dig "requests" "cpu" "" .Values.resources)) -}}
+{{- fail "autoscaling goes by the CPU that is requested: set resources.requests.cpu, or autoscaling.metrics" -}}
+{{- end -}}
+{{- if hasKey .Values.podDisruptionBudget "minAvailable" -}}
+{{- fail "podDisruptionBudget.minAvailable: with as many as replicaCount no node could ever be drained; set podDisruptionBudget.maxUnavailable" -}}
+{{- end -}}
+{{- if and .Values.podDisruptionBudget.enabled (has (toString .Values.podDisruptionBudget.maxUnavailable) (list "0" "0%")) -}}
+{{- fail "podDisruptionBudget.maxUnavailable is 0: no node could ever be drained; set 1 or more, or podDisruptionBudget.enabled: false" -}}
 {{- end -}}
 {{- if and .Values.gateway.tcpRoute.enabled (not .Values.gateway.tcpRoute.parentRefs) -}}
 {{- fail "gateway.tcpRoute.parentRefs: name the Gateway, such as [{name: edge, namespace: infra}]" -}}
@@ -264,10 +299,37 @@ tlsConfig:
 {{- $rolling := dig "rollingUpdate" (dict) (eq .Values.kind "DaemonSet" | ternary .Values.updateStrategy .Values.strategy) | default (dict) -}}
 {{- $none := list "0" "0%" -}}
 {{- if and (has (toString $rolling.maxSurge) $none) (has (toString $rolling.maxUnavailable) $none) -}}
-{{- fail "rollingUpdate: maxSurge and maxUnavailable are both 0: no Pod could ever be replaced" -}}
+{{- fail "rollingUpdate: maxSurge and maxUnavailable are both 0: no Pod could ever be replaced; set one of them" -}}
+{{- end -}}
+{{- if and .Values.hostNetwork (eq .Values.kind "DaemonSet") (not (has (toString $rolling.maxSurge) $none)) (ne (toString .Values.updateStrategy.type) "OnDelete") -}}
+{{- fail "hostNetwork: two Pods of one node cannot have one port, so no new one would start: set updateStrategy.rollingUpdate: {maxSurge: 0, maxUnavailable: 1}" -}}
 {{- end -}}
 {{- if ne (int (default 1 .Values.livenessProbe.successThreshold)) 1 -}}
 {{- fail "livenessProbe.successThreshold: Kubernetes takes 1 only; leave it out" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a quantity such as 100m, 1.5 or 256Mi is in thousandths. */}}
+{{- define "pulsegate-gateway.thousandths" -}}
+{{- $number := toString . | regexFind "^[0-9.]+(e[+]?[0-9]+)?" | float64 -}}
+{{- $unit := regexFind "[a-zA-Z]*$" (toString .) -}}
+{{- $powers := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "m" 0.001 -}}
+{{- printf "%.0f" (mulf $number (get $powers $unit) 1000) -}}
+{{- end -}}
+
+{{- define "pulsegate-gateway.validateResources" -}}
+{{- $limits := default (dict) .Values.resources.limits -}}
+{{- range $what, $request := default (dict) .Values.resources.requests -}}
+{{- $limit := get $limits $what -}}
+{{- if and $limit (lt (include "pulsegate-gateway.thousandths" $limit | float64) (include "pulsegate-gateway.thousandths" $request | float64)) -}}
+{{- fail (printf "resources: limits.%s (%v) is below requests.%s (%v), and Kubernetes takes no such Pod; raise the limit, or lower the request" $what $limit $what $request) -}}
+{{- end -}}
+{{- end -}}
+{{- $most := toString .Values.config.limits.memory | trimSuffix "B" -}}
+{{- if and $limits.memory (regexMatch "^[0-9]+[KMG]i$" $most) -}}
+{{- if gt (include "pulsegate-gateway.thousandths" $most | float64) (include "pulsegate-gateway.thousandths" $limits.memory | float64) -}}
+{{- fail (printf "config.limits.memory (%sB) is above resources.limits.memory (%v): the kernel would kill the Pod before a session is shed; write auto, or less" $most $limits.memory) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -291,6 +353,13 @@ tlsConfig:
 
 {{/* Server-side apply refuses a list with two items of one name, where an update once took the last. */}}
 {{- define "pulsegate-gateway.validateNames" -}}
+{{- $fullname := include "pulsegate-gateway.fullname" . -}}
+{{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $fullname) -}}
+{{- fail (printf "the name of all objects would be %q: Kubernetes takes lower-case letters, digits and \"-\", a letter first; set fullnameOverride" $fullname) -}}
+{{- end -}}
+{{- if not (regexMatch "^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$" (include "pulsegate-gateway.name" .)) -}}
+{{- fail (printf "nameOverride: %q is a label: letters, digits, \"-\", \"_\" and \".\"" .Values.nameOverride) -}}
+{{- end -}}
 {{- $env := dict -}}
 {{- range .Values.env -}}
 {{- if hasKey $env .name -}}{{- fail (printf "env: %q is there twice" .name) -}}{{- end -}}
