@@ -1,5 +1,6 @@
 //! The library chart, in the example that wraps a chart with it.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 use serde_yaml::Value;
 
 use super::manifests::{
-    Sets, by_name, configurations, containers, helm3_of, helm4_of, items, named, objects_of,
-    value_files_of, workloads,
+    KUBERNETES, Sets, by_name, configurations, containers, helm3_of, helm4_of, items, named,
+    objects_of, value_files_of, workloads,
 };
 use super::tools::{Case, Running, free_address, read, repo, run, scratch, tool};
 
@@ -36,6 +37,21 @@ pub const CASES: &[Case] = &[
         "a_wrong_sidecar_is_refused",
         &["helm3", "helm4-python"],
         a_wrong_sidecar_is_refused,
+    ),
+    Case::new(
+        "the_library_knows_the_keys_of_the_configuration_file",
+        &[],
+        the_library_knows_the_keys_of_the_configuration_file,
+    ),
+    Case::new(
+        "a_chart_that_follows_the_readme_is_wrapped",
+        &["helm3", "helm4-python", "kubernetes-validate"],
+        a_chart_that_follows_the_readme_is_wrapped,
+    ),
+    Case::new(
+        "notes_say_which_way_clients_go",
+        &["helm3", "helm4-python"],
+        notes_say_which_way_clients_go,
     ),
     Case::new(
         "charts_do_not_take_each_others_names",
@@ -247,7 +263,10 @@ const WRONG: &[(&str, &str)] = &[
         "{image: {tags: a}}",
         "unknown key image.tags; there are digest,",
     ),
-    ("{admin: 9901}", "admin has keys of its own: port"),
+    (
+        "{admin: 9901}",
+        "admin is 9901; it has keys of its own: port",
+    ),
     ("{admin: {port: 80}}", "admin.port is 80"),
     ("{tlsSecrets: [a, a]}", "tlsSecrets: one is there twice"),
     (
@@ -270,6 +289,61 @@ const WRONG: &[(&str, &str)] = &[
         "{config: {drain: {timeout: 25}}}",
         "25 is no duration; write",
     ),
+    (
+        "{listeners: {name: a, port: 9000, appPort: 1}}",
+        "listeners is a list",
+    ),
+    ("{listeners: [orders]}", "listeners[0] is orders"),
+    ("{listeners: [null]}", "listeners[0] is null"),
+    (
+        "{listeners: [{name: a, prot: 9000, appPort: 1}]}",
+        "unknown key listeners[0].prot; there are access,",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 1, upstream: 'db:1'}]}",
+        "listeners[0].upstream is db:1; it has keys of its own: address,",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 1, liveness: {detect: 9s}}]}",
+        "unknown key listeners[0].liveness.detect;",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 1, tls: {certificates: [{cert: a}]}}]}",
+        "unknown key listeners[0].tls.certificates[0].cert; there are certificate, key",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 1, liveness: off}]}",
+        "listeners[0].liveness is false",
+    ),
+    (
+        "{config: {defaults: {livness: {}}}}",
+        "unknown key config.defaults.livness;",
+    ),
+    (
+        "{config: {admin: {address: '0.0.0.0:1'}}}",
+        "unknown key config.admin.address;",
+    ),
+    (
+        "{config: {drain: {timout: 9s}}}",
+        "unknown key config.drain.timout; there are delay, timeout",
+    ),
+    ("{config: [a]}", "config[0] is a"),
+    ("{config: []}", "config is no list"),
+    (
+        "{resources: {limit: {memory: 1Gi}}}",
+        "unknown key resources.limit; there are claims, limits, requests",
+    ),
+    (
+        "{securityContext: {runAsRoot: true}}",
+        "unknown key securityContext.runAsRoot;",
+    ),
+    ("{sidecar: false}", "sidecar is false"),
+    ("{tlsSecrets: a}", "tlsSecrets is a list"),
+    ("{name: My_Name}", "My_Name is no name of a ConfigMap"),
+    (
+        "{appStopSeconds: 10s}",
+        "appStopSeconds: 10s; it is a whole",
+    ),
 ];
 
 fn a_wrong_sidecar_is_refused() {
@@ -290,6 +364,189 @@ fn a_wrong_sidecar_is_refused() {
     }
 }
 
+/// All keys of a schema as a tree.
+fn tree(schema: &serde_json::Value) -> Value {
+    let mut keys = serde_yaml::Mapping::new();
+    for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
+        keys.insert(key.as_str().into(), tree(inner));
+    }
+    let alternatives = schema["anyOf"].as_array().into_iter().flatten();
+    for inner in alternatives.chain(schema.get("items")) {
+        if let Value::Mapping(more) = tree(inner) {
+            keys.extend(more);
+        }
+    }
+    if keys.is_empty() {
+        return Value::Null;
+    }
+    Value::Mapping(keys)
+}
+
+fn the_library_knows_the_keys_of_the_configuration_file() {
+    let schema = run(Command::new(env!("CARGO_BIN_EXE_pulsegate")).arg("schema")).unwrap();
+    let Value::Mapping(mut config) = tree(&serde_json::from_str(&schema).unwrap()) else {
+        panic!("{schema}");
+    };
+    let mut listener = config.remove("listeners").unwrap();
+    // Of those the library makes the addresses.
+    listener.as_mapping_mut().unwrap().remove("address");
+    let admin = config["admin"].as_mapping_mut().unwrap();
+    admin.remove("address");
+    admin.remove("control");
+    // Those of a listener.
+    config.remove("defaults");
+    let text = read("charts/pulsegate-lib/templates/_keys.tpl");
+    let (_, text) = text.split_once("configKeys\" -}}\n").unwrap();
+    let (text, _) = text.split_once("{{- end").unwrap();
+    let known: Value = serde_yaml::from_str(text).unwrap();
+    assert_eq!(known["listener"], listener);
+    assert_eq!(known["config"], Value::Mapping(config));
+}
+
+/// The lines of a block of the README that begins with the name of this file, without that line.
+fn block(file: &str) -> Vec<String> {
+    let readme = read("charts/pulsegate-lib/README.md");
+    let (_, after) = readme.split_once(&format!("   # {file}\n")).expect(file);
+    let (lines, _) = after.split_once("   ```").unwrap();
+    let lines = lines.lines();
+    lines
+        .map(|line| line.strip_prefix("   ").unwrap_or(line).to_owned() + "\n")
+        .collect()
+}
+
+/// What `helm create` makes, changed by the README of the library.
+fn a_chart_that_follows_the_readme_is_wrapped() {
+    let dir = example().join("../../../stranger");
+    run(Command::new("rm").arg("-rf").arg(&dir)).unwrap();
+    fs::create_dir(&dir).unwrap();
+    let helm = || {
+        let mut helm = Command::new(tool("helm3"));
+        for home in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
+            helm.env(home, dir.join("home"));
+        }
+        helm
+    };
+    let chart = dir.join("shop");
+    run(helm().arg("create").arg(&chart)).unwrap();
+    let change = |file: &str, change: &dyn Fn(String) -> String| {
+        let text = fs::read_to_string(chart.join(file)).unwrap_or_default();
+        fs::write(chart.join(file), change(text)).unwrap();
+    };
+    let insert = |text: &str, before: &str, lines: &[String]| {
+        assert_eq!(text.matches(before).count(), 1, "{before}: {text}");
+        text.replace(before, &(lines.concat() + before))
+    };
+    change("Chart.yaml", &|text| {
+        let ours = format!("file://{}", repo("charts/pulsegate-lib").display());
+        text + &block("Chart.yaml")
+            .concat()
+            .replace("oci://ghcr.io/pulsegate/charts", &ours)
+    });
+    change("values.yaml", &|text| text + &block("values.yaml").concat());
+    change("templates/pulsegate.yaml", &|_| {
+        block("templates/pulsegate.yaml").concat()
+    });
+    change("templates/service.yaml", &|text| {
+        let (before, after) = text.split_once("    - port:").unwrap();
+        let (_, after) = after.split_once("  selector:").unwrap();
+        let include = &block("templates/service.yaml")[2];
+        format!("{before}{include}  selector:{after}")
+    });
+    change("templates/deployment.yaml", &|text| {
+        let lines = block("templates/deployment.yaml");
+        let at = |start: &str| {
+            lines
+                .iter()
+                .position(|line| line.trim() == start)
+                .expect(start)
+        };
+        let text = insert(&text, "apiVersion:", &lines[..1]);
+        let label = &lines[at("labels:") + 1..=at("labels:") + 1];
+        let text = insert(&text, "    spec:\n", label);
+        let text = insert(
+            &text,
+            "      containers:\n",
+            &lines[at("labels:") + 3..at("containers:")],
+        );
+        let hook = &lines[at("lifecycle:")..at("volumes:")];
+        let text = insert(&text, "          ports:\n", hook);
+        text + &lines[at("volumes:")..].concat()
+    });
+    run(helm().args(["dependency", "update"]).arg(&chart)).unwrap();
+    let values = scratch("stranger", "values.yaml", "replicaCount: 2\n");
+    let old = helm3_of(&tool("helm3"), &chart, &values).unwrap();
+    let objects = objects_of(
+        &helm4_of(&chart, std::slice::from_ref(&values))
+            .remove(0)
+            .unwrap(),
+    );
+    assert_eq!(by_name(&old), by_name(&objects));
+    let text: Vec<_> = objects
+        .iter()
+        .map(|object| serde_yaml::to_string(object).unwrap())
+        .collect();
+    let file = scratch("stranger", "all.yaml", &text.join("---\n"));
+    for version in KUBERNETES {
+        let mut validate = Command::new(tool("kubernetes-validate"));
+        run(validate.args(["--strict", "-k", version]).arg(&file)).unwrap();
+    }
+    let template = &workloads(&objects)[0]["spec"]["template"];
+    assert_eq!(
+        template["metadata"]["labels"]["pulsegate.io/sidecar"],
+        "true"
+    );
+    let pod = &template["spec"];
+    assert_eq!(pod["initContainers"][0]["name"], "pulsegate");
+    assert_eq!(
+        pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"],
+        33
+    );
+    assert_eq!(pod["terminationGracePeriodSeconds"], 45);
+    let service = objects
+        .iter()
+        .find(|object| object["kind"] == "Service")
+        .unwrap();
+    let port = &service["spec"]["ports"][0];
+    assert_eq!(
+        (&port["port"], &port["targetPort"]),
+        (&80.into(), &9000.into())
+    );
+    let config = scratch("stranger", "pulsegate.yaml", configurations(&objects)[0]);
+    let mut check = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+    run(check.args(["check", "-c"]).arg(config)).unwrap();
+}
+
+fn notes_say_which_way_clients_go() {
+    let files = value_files_of(EXAMPLE);
+    let notes: Vec<_> = helm4_of(&example(), &files)
+        .into_iter()
+        .map(|manifests| manifests.unwrap()["legacy-app/templates/NOTES.txt"].clone())
+        .collect();
+    let [classic, native] = &notes[..] else {
+        panic!("{files:?}");
+    };
+    let ways = [
+        (
+            native,
+            "port 8080 of the Service -> 9000 (pulsegate) -> 127.0.0.1:8080 (orders)",
+        ),
+        (
+            classic,
+            "port 80 of the Service -> 9000 (pulsegate) -> 127.0.0.1:8080 (orders)",
+        ),
+        (
+            classic,
+            "port 9001 of the Service -> 9001 (pulsegate) -> its upstream (files)",
+        ),
+        (classic, "WARNING: sidecar.native is false"),
+        (native, "kubectl -n ns logs POD -c pulsegate"),
+    ];
+    for (notes, way) in ways {
+        assert!(notes.contains(way), "{way}: {notes}");
+    }
+    assert!(!native.contains("WARNING"), "{native}");
+}
+
 /// Names of templates are those of all charts of a release: an umbrella chart may have the gateway and the library.
 fn charts_do_not_take_each_others_names() {
     let names = |files: &[&str]| -> Vec<String> {
@@ -305,6 +562,7 @@ fn charts_do_not_take_each_others_names() {
     };
     let gateway = names(&["pulsegate/templates/_helpers.tpl"]);
     let library = names(&[
+        "pulsegate-lib/templates/_keys.tpl",
         "pulsegate-lib/templates/_sidecar.tpl",
         "pulsegate-lib/templates/_values.tpl",
     ]);

@@ -159,3 +159,23 @@ data:
   pulsegate.yaml: |
     {{- toYaml (merge (dict "listeners" $listeners "admin" $admin) $values.config) | nindent 4 }}
 {{- end -}}
+
+{{/* For NOTES.txt. */}}
+{{- define "pulsegate.notes" -}}
+{{- $values := include "pulsegate.values" . | fromJson -}}
+pulsegate stands before the application in each Pod:
+{{- range $values.listeners }}
+  port {{ coalesce .servicePort .appPort .port | int }} of the Service -> {{ int .port }} (pulsegate) -> {{ if .appPort }}127.0.0.1:{{ int .appPort }}{{ else }}its upstream{{ end }} ({{ .name }})
+{{- end }}
+
+A Service with ports of its own goes round pulsegate until its targetPort is the one in the middle.
+
+What it sees:
+  kubectl -n {{ .root.Release.Namespace }} exec POD -c pulsegate -- /pulsegate conns
+If a Pod does not start, pulsegate says what is wrong with its configuration:
+  kubectl -n {{ .root.Release.Namespace }} logs POD -c pulsegate
+{{- if not $values.sidecar.native }}
+
+WARNING: sidecar.native is false: pulsegate starts beside the application, not before it, and keeps a Job from ending.
+{{- end }}
+{{- end -}}

@@ -52,28 +52,34 @@ securityContext:
 {{/* The values of one sidecar, as JSON: those of `config` over the defaults. What cannot be is refused. */}}
 {{- define "pulsegate.values" -}}
 {{- $defaults := include "pulsegate.defaults" . | fromYaml -}}
+{{- $config := include "pulsegate.configKeys" . | fromYaml -}}
+{{- $known := deepCopy $defaults -}}
+{{- $_ := set $config.config "defaults" (deepCopy $config.listener) -}}
+{{- range list "port" "appPort" "servicePort" -}}{{- $_ := set $config.listener . "" -}}{{- end -}}
+{{- $_ := set (set $known "config" $config.config) "listeners" $config.listener -}}
+{{- $_ := set $known "resources" (dict "requests" "" "limits" "" "claims" "") -}}
+{{- range list "appArmorProfile" "capabilities" "privileged" "procMount" "seLinuxOptions" "seccompProfile" -}}
+{{- $_ := set $known.securityContext . "" -}}
+{{- end -}}
 {{- $given := deepCopy (default (dict) .config) -}}
-{{- range $key := keys $given -}}
-{{- if not (hasKey $defaults $key) -}}
-{{- fail (printf "pulsegate: unknown key %s; there are %s" $key (keys $defaults | sortAlpha | join ", ")) -}}
-{{- end -}}
+{{- include "pulsegate.onlyKeys" (dict "what" "" "map" $given "keys" $known) -}}
+{{- range $key, $value := $given -}}
 {{- /* null is the default. */ -}}
-{{- if kindIs "invalid" (get $given $key) -}}
+{{- if kindIs "invalid" $value -}}
 {{- $_ := unset $given $key -}}
-{{- end -}}
-{{- end -}}
-{{- range $key := list "image" "sidecar" "admin" -}}
-{{- $inner := get $given $key | default (dict) -}}
-{{- if not (kindIs "map" $inner) -}}
-{{- fail (printf "pulsegate: %s has keys of its own: %s" $key (get $defaults $key | keys | sortAlpha | join ", ")) -}}
-{{- end -}}
-{{- range $name := keys $inner -}}
-{{- if not (hasKey (get $defaults $key) $name) -}}
-{{- fail (printf "pulsegate: unknown key %s.%s; there are %s" $key $name (get $defaults $key | keys | sortAlpha | join ", ")) -}}
-{{- end -}}
+{{- else if ne (kindIs "slice" $value) (kindIs "slice" (get $defaults $key)) -}}
+{{- fail (printf "pulsegate: %s is %s" $key (kindIs "slice" $value | ternary "no list" "a list: begin each item with \"- \"")) -}}
 {{- end -}}
 {{- end -}}
 {{- $values := mergeOverwrite $defaults $given -}}
+{{- range prepend $values.tlsSecrets ($values.name | default "a") -}}
+{{- if not (and (kindIs "string" .) (regexMatch "^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$" .)) -}}
+{{- fail (printf "pulsegate: name, tlsSecrets: %v is no name of a ConfigMap or Secret: it is text of lower-case letters, digits, \"-\" and \".\"" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if not (regexMatch "^[0-9]+$" (toString $values.appStopSeconds)) -}}
+{{- fail (printf "pulsegate: appStopSeconds: %v; it is a whole number of seconds, such as 10" $values.appStopSeconds) -}}
+{{- end -}}
 {{- range $key := list "registry" "repository" "tag" "digest" -}}
 {{- if not (kindIs "string" (get $values.image $key)) -}}
 {{- fail (printf "pulsegate: image.%s: %v is no text; quote it" $key (get $values.image $key)) -}}
@@ -152,8 +158,9 @@ securityContext:
 
 {{/* How long a drain takes at most, in whole seconds; the argument is the values. */}}
 {{- define "pulsegate.drainSeconds" -}}
-{{- $delay := include "pulsegate.milliseconds" .config.drain.delay | int64 -}}
-{{- $timeout := include "pulsegate.milliseconds" .config.drain.timeout | int64 -}}
+{{- $drain := default (dict) .config.drain -}}
+{{- $delay := include "pulsegate.milliseconds" (default "0s" $drain.delay) | int64 -}}
+{{- $timeout := include "pulsegate.milliseconds" (default "25s" $drain.timeout) | int64 -}}
 {{- /* Sessions that are ended by it have two more seconds. */ -}}
 {{- add 3 (div (add $delay $timeout 999) 1000) -}}
 {{- end -}}
