@@ -190,7 +190,7 @@ impl App {
                 Cause::Signal
             }
             () = self.drain.asked() => {
-                tracing::info!("the admin endpoint asks: draining");
+                tracing::info!("the admin endpoint asked for it: draining");
                 Cause::Admin
             }
             _ = succeeded.wait_for(|over| *over) => Cause::Successor,
@@ -353,8 +353,12 @@ async fn run_loaded(
     let app = ManuallyDrop::new(app);
     match app.serve(&mut signals).await? {
         Drained::Clean => tracing::info!("drained: every session has finished"),
-        Drained::TimedOut(left) => tracing::warn!(sessions = left, "drained by drain.timeout"),
-        Drained::Forced(left) => tracing::warn!(sessions = left, "ended by force"),
+        Drained::TimedOut(left) => {
+            tracing::warn!(sessions = left, "drained: drain.timeout ended the rest")
+        }
+        Drained::Forced(left) => {
+            tracing::warn!(sessions = left, "ended by force: a second signal came")
+        }
     }
     drop(log);
     Ok(())

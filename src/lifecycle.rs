@@ -128,7 +128,7 @@ pub async fn drain(
         Drained::TimedOut(left) => {
             tracing::warn!(
                 sessions = left,
-                "drain.timeout is over: ending what is left"
+                "drain.timeout is over: ending the sessions that are left"
             );
             process.finish_all();
         }

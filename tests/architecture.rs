@@ -7,6 +7,9 @@ use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+#[path = "architecture/log.rs"]
+mod log;
+
 /// Layers from the bottom. A module may use any module of a lower layer.
 const LAYERS: [&[&str]; 6] = [
     &["heartbeat", "liveness", "proxy_protocol", "sys"],

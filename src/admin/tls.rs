@@ -44,9 +44,9 @@ pub(super) async fn accept(
         Err(_) => format!("the handshake took longer than {HANDSHAKE_TIMEOUT:?}"),
     };
     if LINES.begin() {
-        warn!(%peer, "the admin endpoint: no TLS: {why}");
+        warn!(%peer, "admin: the TLS handshake failed: {why}");
         tokio::spawn(LINES.sum_up(|more| {
-            warn!("the admin endpoint: no TLS with {more} more clients in the last 10 s");
+            warn!("admin: the TLS handshake failed with {more} more clients in the last 10 s");
         }));
     }
     None

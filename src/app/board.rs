@@ -29,12 +29,12 @@ impl Board {
         let scheme = tls.as_ref().map_or("http", |_| "https");
         match sockets {
             Some(AdminSockets { address, .. }) => {
-                tracing::info!(%address, scheme, "the admin endpoint");
+                tracing::info!(%address, scheme, "the admin endpoint listens");
             }
-            None => tracing::info!("no admin endpoint"),
+            None => tracing::info!("the admin endpoint is off"),
         }
         if let Some(address) = config.and_then(|admin| admin.control.as_ref()) {
-            tracing::info!(%address, "the admin endpoint, for changes too");
+            tracing::info!(%address, "the control address of the admin endpoint listens");
         }
         let bound = config.zip(sockets).map(|(admin, sockets)| Admin {
             address: sockets.address,

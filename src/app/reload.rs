@@ -224,7 +224,8 @@ impl App {
             }
             Err(lines) => {
                 self.metrics.reloaded(ReloadOutcome::Failure);
-                lines.iter().for_each(|line| tracing::error!("{line}"));
+                let say = |line: &String| tracing::error!("the configuration is wrong: {line}");
+                lines.iter().for_each(say);
                 tracing::error!("the configuration was not reloaded: nothing has changed");
                 Err(NotReloaded::Refused(lines))
             }

@@ -91,7 +91,7 @@ impl Held {
             if !is_there && is_guarded && known.seen.unanswered > 0 {
                 series.ended.inc();
                 let (local, peer) = (known.seen.id.local(), known.seen.id.peer());
-                tracing::info!(%local, %peer, silent = ?known.seen.silent, "the kernel ended it: no answer");
+                tracing::info!(%local, %peer, silent = ?known.seen.silent, "the kernel ended a connection: its peer did not answer");
             }
             is_there
         });

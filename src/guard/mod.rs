@@ -114,17 +114,17 @@ async fn guard(orders: Orders) -> Result<(), (Exit, String)> {
     tracing::info!(
         detect_within = ?orders.detect_within,
         options = %held.options(),
-        "guards: looks every {every:?}"
+        "guarding: looks for connections every {every:?}"
     );
     loop {
         held.look();
         tokio::select! {
             name = signals.next() => {
-                tracing::info!("{name}: ends");
+                tracing::info!("{name}: ending");
                 break;
             }
             () = asked_to_end.notified() => {
-                tracing::info!("the admin endpoint asks: ends");
+                tracing::info!("the admin endpoint asked for it: ending");
                 break;
             }
             () = sleep(every) => {}
@@ -132,7 +132,10 @@ async fn guard(orders: Orders) -> Result<(), (Exit, String)> {
     }
     if orders.at_the_end == AtTheEnd::Restore {
         let restored = held.restore();
-        tracing::info!(connections = restored, "options are what they were");
+        tracing::info!(
+            connections = restored,
+            "the connections have their own socket options again"
+        );
     }
     Ok(())
 }

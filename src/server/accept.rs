@@ -114,7 +114,7 @@ async fn accept(acceptor: Acceptor, here: &Arc<Worker>) -> Option<Acceptor> {
                 }
                 // What failed is tried again.
                 let opened = acceptor.listener.stay_open();
-                opened.unwrap_or_else(|error| tracing::error!("{error}"));
+                opened.unwrap_or_else(|error| tracing::error!("cannot listen again: {error}"));
                 return Some(acceptor);
             }
         }
@@ -282,7 +282,7 @@ fn report_shortage(pool: &Pool) {
     }
     tracing::warn!(
         sessions = pool.descriptors.in_use(),
-        "descriptors are short: this is as many sessions as the limit allows; raise `ulimit -n` \
+        "descriptors are short: this is as many sessions as the limit allows; raise ulimit -n \
          (systemd: LimitNOFILE=), or lower limits.max_connections"
     );
     tokio::spawn(DESCRIPTOR_LINES.sum_up(|more| {

@@ -64,7 +64,7 @@ async fn rounds(pool: &Arc<Pool>, listener: &Arc<Listener>) {
             WhenDown::Refuse | WhenDown::Reset => listener.take_connects(),
         };
         // It is tried again after the next checks.
-        listened.unwrap_or_else(|error| tracing::error!("{error}"));
+        listened.unwrap_or_else(|error| tracing::error!("cannot listen again: {error}"));
         tokio::time::sleep(jittered(interval)).await;
     }
 }

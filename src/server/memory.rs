@@ -112,19 +112,30 @@ impl Watch {
 fn report(before: Option<Pressure>, after: Pressure, now: Reading) {
     use Pressure::{Calm, Short, Vain};
     let (used, limit) = (now.used, now.limit);
-    let what = match (before, after) {
+    match (before, after) {
         (Some(Short { .. } | Calm), Vain { up_to: u64::MAX }) => {
-            "memory is short without any session"
+            tracing::warn!(used, limit, "memory is short without any session");
         }
-        (None, Vain { .. }) => "the memory limit leaves no room for sessions: none is ended for it",
-        (Some(Calm | Vain { .. }), Short { .. }) => "memory is short: shedding",
+        (None, Vain { .. }) => {
+            tracing::warn!(
+                used,
+                limit,
+                "the memory limit leaves no room for sessions: none is ended for it"
+            );
+        }
+        (Some(Calm | Vain { .. }), Short { .. }) => {
+            tracing::warn!(used, limit, "memory is short: shedding");
+        }
         (Some(Short { .. } | Calm), Vain { .. }) => {
-            "memory stays short although sessions were ended: no more are until it rises"
+            tracing::warn!(
+                used,
+                limit,
+                "memory stays short although sessions were ended: no more are ended until use rises"
+            );
         }
         (Some(Short { .. } | Vain { .. }), Calm) => {
-            return tracing::info!(used, limit, "memory is not short any more");
+            tracing::info!(used, limit, "memory is not short any more");
         }
-        _ => return,
-    };
-    tracing::warn!(used, limit, "{what}");
+        _ => {}
+    }
 }

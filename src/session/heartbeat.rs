@@ -270,7 +270,7 @@ impl Asked {
             tracing::debug!(
                 listener = &*self.params.name,
                 cause,
-                "no heartbeat any more"
+                "no more heartbeats in this session"
             );
             return;
         }

@@ -270,7 +270,7 @@ fn https_and_other_clients() {
     drop(TcpStream::connect(setup.admin).expect("connected"));
     assert!(is_healthy());
     let log = proxy.log();
-    assert_eq!(log.matches("no TLS").count(), 1, "{log}");
+    assert_eq!(log.matches("the TLS handshake failed").count(), 1, "{log}");
     assert!(log.contains("plain text"), "{log}");
 
     // Places are few: who says nothing, and who stops in the middle of a handshake.
