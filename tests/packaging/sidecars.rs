@@ -33,8 +33,7 @@ pub const CASES: &[Case] = &[
         "kustomize_adds_the_sidecar_to_labelled_workloads",
         &["kubectl", "kubernetes-validate"],
         kustomize_adds_the_sidecar_to_labelled_workloads,
-    )
-    .where_present(),
+    ),
 ];
 
 const NATIVE: &str = "deploy/kubernetes/sidecar-native.yaml";

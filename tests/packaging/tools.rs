@@ -22,7 +22,6 @@ pub struct Case {
     pub name: &'static str,
     tools: &'static [&'static str],
     right: Option<Right>,
-    extra: bool,
     pub body: fn(),
 }
 
@@ -32,7 +31,6 @@ impl Case {
             name,
             tools,
             right: None,
-            extra: false,
             body,
         }
     }
@@ -47,16 +45,6 @@ impl Case {
     pub const fn that_runs_containers(mut self) -> Self {
         self.right = Some(("containers that run", podman::runs));
         self
-    }
-
-    /// The same where the tool happens to be: `.ci/install` has no source for it.
-    pub const fn where_present(mut self) -> Self {
-        self.extra = true;
-        self
-    }
-
-    pub fn is_extra(&self) -> bool {
-        self.extra
     }
 
     /// What the machine lacks.
