@@ -40,6 +40,11 @@ pub const CASES: &[Case] = &[
         every_pod_is_restricted,
     ),
     Case::new(
+        "checkov_finds_nothing_new",
+        &["checkov", "helm3", "helm4-python"],
+        checkov_finds_nothing_new,
+    ),
+    Case::new(
         "probes_ask_the_admin_port",
         &["helm3", "helm4-python"],
         probes_ask_the_admin_port,
@@ -379,6 +384,66 @@ fn every_pod_is_restricted() {
             }
         }
     }
+}
+
+/// What checkov finds and is no fault: the check, where, and why.
+const ACCEPTED: [(&str, &str, &str); 7] = [
+    ("CKV_K8S_11", "", "a limit of CPU delays the verdicts"),
+    ("CKV_K8S_15", "", "a released tag does not move"),
+    ("CKV_K8S_21", "", "who applies it names the namespace"),
+    ("CKV_K8S_43", "", "image.digest is for the user to set"),
+    (
+        "CKV2_K8S_6",
+        "",
+        "the NetworkPolicy knows the clients: the user's",
+    ),
+    ("CKV_K8S_8", "Pod.", "that of `helm test` ends by itself"),
+    ("CKV_K8S_9", "Pod.", "so"),
+];
+
+fn checkov_finds_nothing_new() {
+    let mut files = Vec::new();
+    for (index, (_, all)) in shipped().iter_mut().enumerate() {
+        let ours = all.iter_mut().map(without_the_application);
+        let text: Vec<_> = ours.map(|o| serde_yaml::to_string(o).unwrap()).collect();
+        files.push(scratch(
+            "checkov",
+            &format!("{index}.yaml"),
+            &text.join("---\n"),
+        ));
+    }
+    let mut checkov = Command::new(tool("checkov"));
+    checkov.args(["--framework", "kubernetes", "--skip-download"]);
+    checkov.args(["--soft-fail", "--quiet", "--compact", "--output", "json"]);
+    let said = run(checkov.arg("--file").args(files)).unwrap();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["summary"]["parsing_errors"], 0);
+    let mut found = BTreeSet::new();
+    for failed in said["results"]["failed_checks"].as_array().unwrap() {
+        let text = |key: &str| failed[key].as_str().unwrap();
+        let (check, of) = (text("check_id"), text("resource"));
+        let accepted = ACCEPTED
+            .iter()
+            .any(|(id, prefix, _)| *id == check && of.starts_with(prefix));
+        let name = text("check_name");
+        assert!(accepted, "{check}: {name}: {of} {}", text("file_path"));
+        found.insert(check.to_owned());
+    }
+    let ids = ACCEPTED.map(|(id, ..)| id.to_owned());
+    assert_eq!(found, BTreeSet::from(ids), "what is accepted is found");
+}
+
+/// The application is not ours. A native sidecar is checked as what runs on, not as what ends.
+fn without_the_application(object: &mut Value) -> &Value {
+    if !object["spec"]["template"]["spec"].is_null() {
+        let pod = object["spec"]["template"]["spec"].as_mapping_mut().unwrap();
+        let lists = ["initContainers", "containers"].map(|key| pod.remove(key));
+        let all = lists.into_iter().flatten();
+        let all = all.flat_map(|list| items(&list).into_iter().cloned().collect::<Vec<_>>());
+        let ours = all.filter(|container| container["name"] == "pulsegate");
+        pod.insert("containers".into(), Value::Sequence(ours.collect()));
+    }
+    object
 }
 
 /// A probe on a data port would open a connection to the legacy service.
