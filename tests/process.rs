@@ -6,6 +6,8 @@
 mod addresses;
 #[path = "process/ends.rs"]
 mod ends;
+#[path = "process/log.rs"]
+mod log;
 #[path = "process/manager.rs"]
 mod manager;
 #[path = "process/refusing.rs"]

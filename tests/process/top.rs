@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -24,6 +24,11 @@ struct Terminal {
 
 impl Terminal {
     fn start(arguments: &[&str]) -> Self {
+        Self::of(pulsegate(arguments).env_remove("NO_COLOR"), 80)
+    }
+
+    /// So many columns wide.
+    fn of(command: &mut Command, columns: u16) -> Self {
         let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&keys).expect("granted");
         unlockpt(&keys).expect("unlocked");
@@ -32,15 +37,14 @@ impl Terminal {
         let line = File::from(rustix::fs::open(name, flags, Mode::empty()).expect("opened"));
         let size = Winsize {
             ws_row: 24,
-            ws_col: 80,
+            ws_col: columns,
             ws_xpixel: 0,
             ws_ypixel: 0,
         };
         tcsetwinsize(&line, size).expect("set");
         let stdio = || Stdio::from(line.try_clone().expect("a second handle"));
-        let mut command = pulsegate(arguments);
         command.stdin(stdio()).stdout(stdio()).stderr(stdio());
-        let top = command.env_remove("NO_COLOR").spawn().expect("started");
+        let top = command.spawn().expect("started");
         let shown = Arc::new(Mutex::new(String::new()));
         let keys = File::from(keys);
         let (mut from, into) = (keys.try_clone().expect("a second handle"), shown.clone());
@@ -132,6 +136,25 @@ fn a_signal_leaves_the_terminal_as_it_was() {
         assert_eq!(status.code(), Some(0), "{signal:?}: {status}");
         assert!(!terminal.is_raw(), "{signal:?}");
         terminal.until("\u{1b}[?25h\u{1b}[?1049l");
+    }
+}
+
+#[test]
+fn doctor_follows_the_terminal() {
+    for (no_color, coloured) in [("", true), ("1", false)] {
+        let mut command = pulsegate(&["doctor"]);
+        command.env("NO_COLOR", no_color).env("TERM", "xterm");
+        let mut terminal = Terminal::of(&mut command, 60);
+        terminal.until(" ok\r\n");
+        let _ended = wait(&mut terminal.top, PATIENT);
+        let shown = terminal.shown.lock().expect("not poisoned").clone();
+        assert_eq!(shown.contains("\u{1b}[32mok"), coloured, "{shown}");
+        let plain = shown.replace("\u{1b}[", "");
+        for line in plain.lines().filter(|line| line.starts_with("     ")) {
+            let is_one_word = line.trim().split(' ').count() == 1;
+            assert!(line.chars().count() <= 60 || is_one_word, "{line}");
+        }
+        assert!(shown.contains("\n          "), "wrapped: {shown}");
     }
 }
 
