@@ -26,9 +26,9 @@ Without a configuration the host is judged by the defaults.
 These are the most used flags: --help shows every flag, and the exit codes.";
 
 pub(super) const ABOUT: &str = "\
-With a configuration (--config, or the flags of run) the host is judged by it, else by the
-defaults. Each check: ok, info, unknown, warn or fail; its name; what was read; what it means; the
-setting to change. The worst come last, and the last line counts them. unknown: a container or sandbox
+With a configuration (--config, or the flags of run) the host is judged by it, else by the \
+defaults. Each check: ok, info, unknown, warn or fail; its name; what was read; what it means; the \
+setting to change. The worst come last, and the last line counts them. unknown: a container or sandbox \
 hides it. Takes about a second, because a test connection must become quiet.
 
 Run it where pulsegate runs: same container, same user, same limits.

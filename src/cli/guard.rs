@@ -11,15 +11,15 @@ use crate::guard::{self, AtTheEnd, Mode, Orders};
 use crate::scan::{self, Matching};
 
 pub(super) const ABOUT: &str = "\
-Looks at the connections of all processes of this network namespace every fifth of --detect-within, and
-gives those that match, and that would be noticed later, keepalive options by which the kernel ends a peer
-that vanished. No byte passes through it. Each change is logged with the options as they were. A connection
+Looks at the connections of all processes of this network namespace every fifth of --detect-within, and \
+gives those that match, and that would be noticed later, keepalive options by which the kernel ends a peer \
+that vanished. No byte passes through it. Each change is logged with the options as they were. A connection \
 whose application asks for as much is left alone.
 
---match takes KEY=VALUE, several with commas, all of which must hold; give it several times for more. Keys:
+--match takes KEY=VALUE, several with commas, all of which must hold; give it several times for more. Keys: \
 port (either end), local-port, peer-port, peer (IP or CIDR), process (name), pid, cgroup (or one above).
 
-It needs the right to trace the processes: the same user, or CAP_SYS_PTRACE. docs/SCAN.md says what it
+It needs the right to trace the processes: the same user, or CAP_SYS_PTRACE. docs/SCAN.md says what it \
 cannot do that the proxy can.";
 
 /// `pulsegate guard`.

@@ -47,45 +47,45 @@ Exit codes:
 const MORE: &str = "pulsegate COMMAND -h shows the most used flags, --help every flag.\nExit codes: pulsegate --help";
 
 const MORE_FLAGS: &str = "\
-Either --config, or --listen and --upstream with any of the other flags.
+Either --config, or --listen and --upstream with any of the other flags. \
 These are the most used ones: --help shows every flag.";
 
 const ABOUT_SETTINGS: &str = "\
-Either --config, or --listen and --upstream with any of the other flags.
+Either --config, or --listen and --upstream with any of the other flags. \
 Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.";
 
 const ABOUT_EXPLAIN: &str = "\
-Either --config, or --listen and --upstream with any of the other flags.
-Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.
+Either --config, or --listen and --upstream with any of the other flags. \
+Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off. \
 Files with certificates and keys are not read: pulsegate check does that.";
 
 const ABOUT_RUN: &str = "\
-Either --config, or --listen and --upstream with any of the other flags.
+Either --config, or --listen and --upstream with any of the other flags. \
 Durations are a whole number and a unit: 500ms, 10s, 5m, 1h; 0s is off.
 
-SIGTERM and SIGINT drain; the second one ends every session. The first one after `pulsegate drain` changes nothing.
+SIGTERM and SIGINT drain; the second one ends every session. The first one after `pulsegate drain` changes nothing. \
 SIGHUP reads the --config file again.
 SIGUSR1 and SIGUSR2 are ignored with one line in the log.
 
---takeover: once this instance is ready, the running instance of the same user, network namespace and
-admin address hands over its listening sockets and drains. No client is refused. A listener with
-max_connections waits until the other instance has no session on it; clients wait meanwhile. Without a
+--takeover: once this instance is ready, the running instance of the same user, network namespace and \
+admin address hands over its listening sockets and drains. No client is refused. A listener with \
+max_connections waits until the other instance has no session on it; clients wait meanwhile. Without a \
 running instance the flag has no effect.";
 
 const ABOUT_RELOAD: &str = "\
-Prints what became of each key that differs: applied, in force for new sessions only, or not before a
+Prints what became of each key that differs: applied, in force for new sessions only, or not before a \
 restart. Where the file is wrong, nothing changes, and everything that is wrong is printed.
 
 Exit codes: 0 reloaded; 1 failed, or there is no file; 2 the file is wrong, or an address cannot be had.";
 
 const ABOUT_VERIFY: &str = "\
-Nothing is written into a connection. A live peer answers in a round trip. A silent peer is proven
-so in 0.8 to 2.2 s; with data in flight or a closed window it takes six retransmissions or window
-probes, a second apart. A peer that was heard within the last second is not asked. Without --quick
-nothing is ended. --quick may end a live peer whose link is down for that long; behind 10 % loss each
+Nothing is written into a connection. A live peer answers in a round trip. A silent peer is proven \
+so in 0.8 to 2.2 s; with data in flight or a closed window it takes six retransmissions or window \
+probes, a second apart. A peer that was heard within the last second is not asked. Without --quick \
+nothing is ended. --quick may end a live peer whose link is down for that long; behind 10 % loss each \
 way it ends fewer than 1 in 10,000 live peers.
 
-Exit codes: 0 every peer answered; 1 failed, or no such session; 2 wrong flags; 4 a peer did not answer, or could
+Exit codes: 0 every peer answered; 1 failed, or no such session; 2 wrong flags; 4 a peer did not answer, or could \
 not be asked enough to tell.";
 
 #[derive(Parser)]

@@ -22,14 +22,14 @@ use crate::sys::netns::Namespace;
 use crate::sys::sock_diag::SockDiag;
 
 pub(super) const ABOUT: &str = "\
-Looks at the TCP connections of all processes of this network namespace. It needs no privilege, changes
+Looks at the TCP connections of all processes of this network namespace. It needs no privilege, changes \
 nothing and asks nobody. docs/SCAN.md says what each word means.
 
-unprotected: quiet, and no timer runs: nobody will ever notice if the peer is gone. late: the kernel asks,
-but not within --detect-within. suspect: questions of the kernel are unanswered. stalled: the peer takes no
+unprotected: quiet, and no timer runs: nobody will ever notice if the peer is gone. late: the kernel asks, \
+but not within --detect-within. suspect: questions of the kernel are unanswered. stalled: the peer takes no \
 data. leaked: the peer has said FIN, and the process does not close.
 
---verify asks every quiet peer (2,000 a second) with keepalive probes on a copy of the socket, and puts
+--verify asks every quiet peer (2,000 a second) with keepalive probes on a copy of the socket, and puts \
 every option back. It needs the right to trace the process: the same user, or CAP_SYS_PTRACE.
 --end dead ends those that left three questions unanswered: their application reads ETIMEDOUT.
 

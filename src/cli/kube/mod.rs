@@ -15,13 +15,13 @@ use super::{RunArgs, write_out};
 use crate::exit::{self, Exit};
 
 pub(super) const ABOUT: &str = "\
-Adds pulsegate as a native sidecar (Kubernetes 1.29 and later) to Deployments, StatefulSets,
-DaemonSets, Pods, Jobs and CronJobs, and leads the Services among the manifests to it. Other objects
-pass unchanged. Comments are lost. What was injected before is replaced, so it may be run on its own
+Adds pulsegate as a native sidecar (Kubernetes 1.29 and later) to Deployments, StatefulSets, \
+DaemonSets, Pods, Jobs and CronJobs, and leads the Services among the manifests to it. Other objects \
+pass unchanged. Comments are lost. What was injected before is replaced, so it may be run on its own \
 output.
 
-A workload is changed if its Pods have the annotation pulsegate.io/port: \"9000:8080\" (pulsegate
-listens on 9000, the application on 8080), or all are by --port; pulsegate.io/inject: \"false\" leaves
+A workload is changed if its Pods have the annotation pulsegate.io/port: \"9000:8080\" (pulsegate \
+listens on 9000, the application on 8080), or all are by --port; pulsegate.io/inject: \"false\" leaves \
 one alone. Flags of `run` stand after `--`, or in the annotation pulsegate.io/flags:
 
   pulsegate kube inject -f app.yaml --port 9000:8080 -- --detect-within 10s | kubectl apply -f -
