@@ -31,6 +31,11 @@ pub const CASES: &[Case] = &[
         a_config_map_of_the_user_takes_the_place_of_ours,
     ),
     Case::new(
+        "a_pod_in_the_network_of_its_node_asks_the_dns_of_the_cluster",
+        &["helm4-python"],
+        a_pod_in_the_network_of_its_node_asks_the_dns_of_the_cluster,
+    ),
+    Case::new(
         "the_annotations_of_the_charts_parse",
         &[],
         the_annotations_of_the_charts_parse,
@@ -533,6 +538,26 @@ fn a_config_map_of_the_user_takes_the_place_of_ours() {
         deployment["spec"]["containers"][0]["ports"][0]["containerPort"],
         9000
     );
+}
+
+/// Names of Services are known to the DNS of the cluster only.
+fn a_pod_in_the_network_of_its_node_asks_the_dns_of_the_cluster() {
+    let texts = [
+        "{listeners: [LISTENER], hostNetwork: true}",
+        "{listeners: [LISTENER], hostNetwork: true, dnsPolicy: Default}",
+        "{listeners: [LISTENER]}",
+    ];
+    let rendered = rendered("host-network", &texts);
+    let said = rendered.iter().map(|objects| {
+        let pod = &workloads(objects)[0]["spec"]["template"]["spec"];
+        (pod["hostNetwork"].as_bool(), pod["dnsPolicy"].as_str())
+    });
+    let wanted = [
+        (Some(true), Some("ClusterFirstWithHostNet")),
+        (Some(true), Some("Default")),
+        (None, None),
+    ];
+    assert_eq!(said.collect::<Vec<_>>(), wanted);
 }
 
 /// What Artifact Hub reads.
