@@ -378,6 +378,15 @@ const REFUSED: &[(&str, &str)] = &[
         "{listeners: [LISTENER], kind: DaemonSet, hostNetwork: true}",
         "two Pods of one node cannot have one port",
     ),
+    ("{listeners: [LISTENER], service: null}", "service"),
+    (
+        "{listeners: [LISTENER], replicaCount: null}",
+        "replicaCount",
+    ),
+    (
+        "{listeners: [LISTENER], hostNetwork: true, networkPolicy: {enabled: true}}",
+        "applies no policy to a Pod with hostNetwork",
+    ),
 ];
 
 /// Values at the edge of what is refused.

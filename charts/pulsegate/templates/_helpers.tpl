@@ -258,7 +258,7 @@ tlsConfig:
 {{- if and .Values.existingConfigMap (or .Values.config.defaults .Values.tls.existingSecret .Values.tls.certManager.enabled) -}}
 {{- fail (printf "existingConfigMap: config.defaults and tls go into a file that this chart makes; put them into the one in %s, and name Secrets under tlsSecrets" .Values.existingConfigMap) -}}
 {{- end -}}
-{{- if eq (toString .Values.config.limits.memory) "true" -}}
+{{- if eq (toString (default (dict) .Values.config.limits).memory) "true" -}}
 {{- fail "config.limits.memory: true is no size: write auto, off, or a size such as 64MiB" -}}
 {{- end -}}
 {{- if and (eq .Values.reload.mode "hot") (eq (toString (dig "reload" "watch" true .Values.config)) "false") -}}
@@ -273,7 +273,7 @@ tlsConfig:
 {{- if and .Values.autoscaling.enabled (lt (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) -}}
 {{- fail (printf "autoscaling: maxReplicas %d is below minReplicas %d" (int .Values.autoscaling.maxReplicas) (int .Values.autoscaling.minReplicas)) -}}
 {{- end -}}
-{{- if and .Values.autoscaling.enabled (not .Values.autoscaling.metrics) (not (dig "requests" "cpu" "" .Values.resources)) -}}
+{{- if and .Values.autoscaling.enabled (not .Values.autoscaling.metrics) (not (dig "requests" "cpu" "" (default (dict) .Values.resources))) -}}
 {{- fail "autoscaling goes by the CPU that is requested: set resources.requests.cpu, or autoscaling.metrics" -}}
 {{- end -}}
 {{- if hasKey .Values.podDisruptionBudget "minAvailable" -}}
@@ -304,7 +304,10 @@ tlsConfig:
 {{- if and .Values.hostNetwork (eq .Values.kind "DaemonSet") (not (has (toString $rolling.maxSurge) $none)) (ne (toString .Values.updateStrategy.type) "OnDelete") -}}
 {{- fail "hostNetwork: two Pods of one node cannot have one port, so no new one would start: set updateStrategy.rollingUpdate: {maxSurge: 0, maxUnavailable: 1}" -}}
 {{- end -}}
-{{- if ne (int (default 1 .Values.livenessProbe.successThreshold)) 1 -}}
+{{- if and .Values.hostNetwork .Values.networkPolicy.enabled -}}
+{{- fail "networkPolicy.enabled: Kubernetes applies no policy to a Pod with hostNetwork; set it to false, and use access of the listeners or the firewall of the nodes" -}}
+{{- end -}}
+{{- if ne (int (default 1 (default (dict) .Values.livenessProbe).successThreshold)) 1 -}}
 {{- fail "livenessProbe.successThreshold: Kubernetes takes 1 only; leave it out" -}}
 {{- end -}}
 {{- end -}}
@@ -318,14 +321,15 @@ tlsConfig:
 {{- end -}}
 
 {{- define "pulsegate-gateway.validateResources" -}}
-{{- $limits := default (dict) .Values.resources.limits -}}
-{{- range $what, $request := default (dict) .Values.resources.requests -}}
+{{- $resources := default (dict) .Values.resources -}}
+{{- $limits := default (dict) $resources.limits -}}
+{{- range $what, $request := default (dict) $resources.requests -}}
 {{- $limit := get $limits $what -}}
 {{- if and $limit (lt (include "pulsegate-gateway.thousandths" $limit | float64) (include "pulsegate-gateway.thousandths" $request | float64)) -}}
 {{- fail (printf "resources: limits.%s (%v) is below requests.%s (%v), and Kubernetes takes no such Pod; raise the limit, or lower the request" $what $limit $what $request) -}}
 {{- end -}}
 {{- end -}}
-{{- $most := toString .Values.config.limits.memory | trimSuffix "B" -}}
+{{- $most := toString (default (dict) .Values.config.limits).memory | trimSuffix "B" -}}
 {{- if and $limits.memory (regexMatch "^[0-9]+[KMG]i$" $most) -}}
 {{- if gt (include "pulsegate-gateway.thousandths" $most | float64) (include "pulsegate-gateway.thousandths" $limits.memory | float64) -}}
 {{- fail (printf "config.limits.memory (%sB) is above resources.limits.memory (%v): the kernel would kill the Pod before a session is shed; write auto, or less" $most $limits.memory) -}}
@@ -387,7 +391,7 @@ tlsConfig:
 {{- $_ := set $taken (printf "app.kubernetes.io/%s" .) true -}}
 {{- end -}}
 {{- range $where := list "commonLabels" "podLabels" "podAnnotations" -}}
-{{- range $key := keys (get $.Values $where) -}}
+{{- range $key := keys (get $.Values $where | default (dict)) -}}
 {{- if hasKey $taken $key -}}{{- fail (printf "%s: the chart itself, or commonLabels, sets %s" $where $key) -}}{{- end -}}
 {{- if eq $where "commonLabels" -}}{{- $_ := set $taken $key true -}}{{- end -}}
 {{- end -}}
