@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::rig::{PATIENT, Ports, Proxy, Service, ask, kept, nobody, pulsegate, text, wait};
+use crate::rig::{
+    PATIENT, Ports, Proxy, Service, ask, eventually, kept, nobody, pulsegate, text, wait,
+};
 
 const SESSIONS: usize = 40;
 
@@ -96,6 +98,33 @@ fn a_signal_after_the_hook_that_drains_cuts_nobody() {
     thread::sleep(Duration::from_millis(1500));
     ask(&mut session).expect("not cut");
     ask(&mut late).expect("not cut");
+    drop((session, late));
+    assert_eq!(proxy.wait().code(), Some(0));
+}
+
+/// As the kubelet stops the Pod of the gateway, which has no hook.
+#[test]
+fn a_signal_keeps_the_delay_and_the_sessions() {
+    let service = Service::start();
+    let ports = Ports::free();
+    let flags = ["--drain-delay", "3s", "--drain-timeout", "60s"];
+    let mut proxy = Proxy::start(ports, service.address, kept().1, &flags);
+    let mut session = TcpStream::connect(ports.clients).expect("connected");
+    ask(&mut session).expect("served");
+    let since = Instant::now();
+    proxy.signal(Signal::TERM);
+    let admin = ports.admin.to_string();
+    let is_ready = || {
+        let mut check = pulsegate(&["healthcheck", "--ready", "--admin", &admin]);
+        check.output().expect("run it").status.success()
+    };
+    assert!(eventually(PATIENT, || !is_ready()), "still ready");
+    let mut late = TcpStream::connect(ports.clients).expect("still accepts");
+    ask(&mut late).expect("served");
+    let refuses = || TcpStream::connect(ports.clients).is_err();
+    assert!(eventually(PATIENT, refuses), "still accepts");
+    assert!(since.elapsed() >= Duration::from_secs(3));
+    ask(&mut session).expect("not cut");
     drop((session, late));
     assert_eq!(proxy.wait().code(), Some(0));
 }
