@@ -354,10 +354,10 @@ async fn run_loaded(
     match app.serve(&mut signals).await? {
         Drained::Clean => tracing::info!("drained: every session has finished"),
         Drained::TimedOut(left) => {
-            tracing::warn!(sessions = left, "drained: drain.timeout ended the rest")
+            tracing::warn!(sessions = left, "drained: drain.timeout ended the rest");
         }
         Drained::Forced(left) => {
-            tracing::warn!(sessions = left, "ended by force: a second signal came")
+            tracing::warn!(sessions = left, "ended by force: a second signal came");
         }
     }
     drop(log);
