@@ -387,8 +387,9 @@ fn every_pod_is_restricted() {
 }
 
 /// What checkov finds and is no fault: the check, where, and why.
-const ACCEPTED: [(&str, &str, &str); 7] = [
+const ACCEPTED: [(&str, &str, &str); 8] = [
     ("CKV_K8S_11", "", "a limit of CPU delays the verdicts"),
+    ("CKV_K8S_19", "DaemonSet.", "where hostNetwork asks for it"),
     ("CKV_K8S_15", "", "a released tag does not move"),
     ("CKV_K8S_21", "", "who applies it names the namespace"),
     ("CKV_K8S_43", "", "image.digest is for the user to set"),
