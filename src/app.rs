@@ -2,8 +2,11 @@
 
 mod board;
 mod control;
+pub mod doctor;
 mod environment;
 mod error;
+pub mod explain;
+mod history;
 mod listeners;
 mod manager;
 mod materials;
@@ -16,7 +19,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -36,6 +39,7 @@ use crate::telemetry::{self, LogSwitch};
 
 use board::Board;
 pub use error::AppError;
+use history::History;
 use materials::Materials;
 pub use materials::TlsFiles;
 use reload::Watched;
@@ -71,7 +75,10 @@ pub struct App {
     succeeded: watch::Sender<bool>,
     descriptor_limit: u64,
     log: Option<LogSwitch>,
+    /// Whether the kernel does, once that was tried.
+    probes_on_demand: Arc<OnceLock<bool>>,
     reloads: reload::Requests,
+    history: History,
     /// Taken by the one that follows the file.
     followed: Mutex<Option<reload::Followed>>,
     verifying: Arc<tokio::sync::Semaphore>,
@@ -112,7 +119,7 @@ impl App {
         announce(&added, count);
         materials.report(&metrics);
         let board = Board::announce(config.admin.as_ref(), admin.as_ref(), materials.admin());
-        environment::try_on_demand_probe(metrics.clone());
+        let probes_on_demand = environment::try_on_demand_probe(metrics.clone());
         if let Some(before) = &before {
             before.relieve().map_err(AppError::Takeover)?;
             tracing::info!("took over from the running instance, which drains");
@@ -139,7 +146,9 @@ impl App {
             succeeded: watch::Sender::new(false),
             descriptor_limit,
             log: source.log,
+            probes_on_demand,
             reloads,
+            history: History::default(),
             followed: Mutex::new(followed),
             verifying: Arc::new(tokio::sync::Semaphore::new(VERIFIED_AT_ONCE)),
         }))

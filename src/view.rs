@@ -16,6 +16,10 @@ pub trait Shown: Send + Sync {
     fn view(&self) -> Option<ConnectionView>;
     /// What is known of it without asking the kernel; `None` once it has ended.
     fn brief(&self) -> Option<Brief>;
+    /// What a list does not show.
+    fn detail(&self) -> SessionDetail {
+        SessionDetail::default()
+    }
 }
 
 /// A session as it was last observed.
@@ -65,10 +69,21 @@ pub struct ListenerSummary {
     pub upstream: String,
     /// The promise: a vanished peer is found within this time, ms.
     pub detect_within_ms: u64,
-    /// Sessions now.
+    /// Sessions now, clients that wait for a place included.
     pub active: usize,
     /// How many there may be; absent where the listener has no limit of its own.
     pub limit: Option<u32>,
+    /// Places that are taken, during `limits.reconnect_delay`, too.
+    pub in_use: usize,
+    /// What a client meets when there is no place, as configured.
+    pub on_full: String,
+    /// How long a client may wait for a place, ms; absent: as long as it likes.
+    pub queue_timeout_ms: Option<u64>,
+    /// The PROXY protocol with clients, and with the service, as configured.
+    pub proxy_protocol: ByLeg<String>,
+    /// Until when the certificates in force are good, in seconds since the Unix epoch: the first to end; absent where
+    /// none is shown.
+    pub certificate_not_after: ByLeg<Option<i64>>,
     /// Clients that wait for a place.
     pub queued: usize,
     /// Connections that the kernel has completed and pulsegate has not accepted yet.
@@ -82,6 +97,15 @@ pub struct ListenerSummary {
     /// What was counted.
     #[serde(flatten)]
     pub figures: ListenerFigures,
+}
+
+/// Something of each leg.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ByLeg<T> {
+    /// Client to pulsegate.
+    pub downstream: T,
+    /// Pulsegate to the legacy service.
+    pub upstream: T,
 }
 
 /// What a reload did with each key that differs: its path, with the name of the listener.
@@ -101,6 +125,35 @@ impl ReloadReport {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+}
+
+/// Who had the configuration read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Display)]
+#[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
+pub enum AskedBy {
+    /// `POST /reload`.
+    Admin,
+    /// SIGHUP.
+    Sighup,
+    /// A file had changed (`reload.watch`).
+    Watch,
+}
+
+/// A reload, or an attempt at one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reload {
+    /// When it was over, in seconds since the Unix epoch.
+    pub at: i64,
+    /// Who asked for it.
+    pub asked_by: AskedBy,
+    /// A word of [`ReloadOutcome`](crate::metrics::ReloadOutcome).
+    pub outcome: &'static str,
+    /// What it did with each key that differs; nothing where it failed.
+    #[serde(flatten)]
+    pub report: ReloadReport,
+    /// Why nothing has changed, one line each.
+    pub errors: Vec<String>,
 }
 
 /// Where a session is in its life.
@@ -143,6 +196,45 @@ pub struct ConnectionView {
     pub timer: Option<TimerView>,
     /// The close reason, once the session is being ended.
     pub verdict: Option<&'static str>,
+}
+
+/// One session with all that is known of it.
+#[derive(Debug, Serialize)]
+pub struct SessionView {
+    /// As in the list.
+    #[serde(flatten)]
+    pub connection: ConnectionView,
+    /// The rest.
+    #[serde(flatten)]
+    pub detail: SessionDetail,
+}
+
+/// What is shown of a session that is looked at alone.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SessionDetail {
+    /// Every clock that runs, the next to ring first.
+    pub clocks: Vec<TimerView>,
+    /// What the kernel says; absent without a connection, and for a unix socket.
+    pub tcp_info: ByLeg<Option<TcpInfoView>>,
+}
+
+/// Fields of `TCP_INFO` beside those of [`LegView`], by their names in tcp(7), with their units.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[allow(missing_docs, reason = "the kernel's own words")]
+pub struct TcpInfoView {
+    pub last_data_sent_ms: u32,
+    pub last_data_recv_ms: u32,
+    pub last_ack_recv_ms: u32,
+    pub rto_us: u32,
+    pub backoff: u8,
+    pub total_retrans: u32,
+    pub rttvar_us: u32,
+    pub min_rtt_us: u32,
+    pub snd_cwnd: u32,
+    /// Absent before Linux 5.4.
+    pub snd_wnd: Option<u32>,
+    pub bytes_acked: u64,
+    pub bytes_received: u64,
 }
 
 /// One leg of a session.
@@ -233,6 +325,8 @@ pub struct EndpointView {
     pub name: Option<String>,
     /// How it stands.
     pub state: EndpointState,
+    /// For how long it has stood so, ms.
+    pub since_ms: u64,
     /// Sessions that are connected to it, or are being connected.
     pub active_sessions: usize,
     /// Connects made.
@@ -247,6 +341,17 @@ pub struct EndpointView {
     pub ejected_for_ms: Option<u64>,
     /// Why checks have found it down.
     pub cause: Option<String>,
+    /// The last check; absent where there was none.
+    pub last_check: Option<CheckView>,
+}
+
+/// One check of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CheckView {
+    /// How long ago its result came, ms.
+    pub ago_ms: u64,
+    /// Why it failed; absent: it passed.
+    pub error: Option<String>,
 }
 
 /// How an endpoint stands.

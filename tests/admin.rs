@@ -15,10 +15,12 @@ use std::time::{Duration, Instant};
 
 use pulsegate::admin::client::{self, Format, Health, Which};
 use pulsegate::admin::view::{
-    AnswerWord, Brief, ConnectionView, EndpointState, EndpointView, LegView, ListenerSummary,
-    OnSilent, Phase, ReloadReport, Shown, Summary, TimerView, VerifiedLeg, VerifiedSession,
+    AnswerWord, AskedBy, Brief, ByLeg, CheckView, ConnectionView, EndpointState, EndpointView,
+    LegView, ListenerSummary, OnSilent, Phase, Reload, ReloadReport, Shown, Summary, TimerView,
+    VerifiedLeg, VerifiedSession,
 };
 use pulsegate::admin::{Control, NotReloaded, Readiness, serve};
+use pulsegate::host::checks::{Check, Status};
 use pulsegate::liveness::{CloseReason, Leg};
 use pulsegate::metrics::{End, Metrics, wall_clock};
 use tokio::sync::oneshot;
@@ -61,6 +63,17 @@ impl Control for Fake {
                 detect_within_ms: 30_000,
                 active: 3,
                 limit: None,
+                in_use: 3,
+                on_full: "reject".into(),
+                queue_timeout_ms: Some(30_000),
+                proxy_protocol: ByLeg {
+                    downstream: "require".into(),
+                    upstream: "off".into(),
+                },
+                certificate_not_after: ByLeg {
+                    downstream: Some(1_900_000_000),
+                    upstream: None,
+                },
                 queued: 0,
                 accept_queue: 0,
                 accept_queue_limit: 1024,
@@ -122,6 +135,7 @@ impl Control for Fake {
             endpoint: "192.0.2.1:5432".into(),
             name: None,
             state,
+            since_ms: 2_000,
             active_sessions: 3,
             connects: 40,
             failures: 2,
@@ -129,6 +143,10 @@ impl Control for Fake {
             ejections: 1,
             ejected_for_ms: (state == EndpointState::Ejected).then_some(1500),
             cause: (state == EndpointState::Down).then(|| "status 503".into()),
+            last_check: (state == EndpointState::Down).then(|| CheckView {
+                ago_ms: 700,
+                error: Some("status 503".into()),
+            }),
         };
         [("db", EndpointState::Ejected), ("web", EndpointState::Down)]
             .map(|(listener, state)| endpoint(listener, state))
@@ -156,6 +174,36 @@ impl Control for Fake {
             _ => Err(NotReloaded::Impossible("no file".into())),
         };
         Box::pin(std::future::ready(outcome))
+    }
+
+    fn reloads(&self) -> Vec<Reload> {
+        let report = ReloadReport {
+            applied: vec!["log.level".into()],
+            ..ReloadReport::default()
+        };
+        vec![Reload {
+            at: 1,
+            asked_by: AskedBy::Sighup,
+            outcome: "success",
+            report,
+            errors: Vec::new(),
+        }]
+    }
+
+    fn explain(&self) -> String {
+        "vanished, idle\n".into()
+    }
+
+    fn doctor(&self) -> Vec<Check> {
+        [Status::Ok, Status::Warn, Status::Info]
+            .map(|status| Check {
+                name: "somaxconn",
+                status,
+                found: "128".into(),
+                meaning: "short".into(),
+                setting: None,
+            })
+            .to_vec()
     }
 
     fn drain(&self) {
@@ -416,6 +464,11 @@ fn probes_and_pages() {
     let page = page.expect(200, "<body data-changes=\"open\">");
     let policy = page.header("content-security-policy").expect("a policy");
     assert!(policy.starts_with("default-src 'none'; "), "{policy}");
+    e.get("/explain").expect(200, "vanished, idle");
+    assert_eq!(e.get("/doctor").json()["worst"], "warn");
+    let reloads = e.get("/reloads").json();
+    assert_eq!(reloads[0]["asked_by"], "sighup");
+    assert_eq!(reloads[0]["applied"], serde_json::json!(["log.level"]));
     e.get("/console.js").expect(200, "\"use strict\"");
     e.get("/console.css").expect(200, "prefers-color-scheme");
     e.get("/nope").expect(404, "/connections/ID");
@@ -437,6 +490,9 @@ db        192.0.2.1:5432  -     ejected  3         40        2         2        
     assert_eq!(text, expected);
     assert!(all[0]["cause"].is_null());
     assert_eq!(all[1]["cause"], "status 503");
+    assert_eq!(all[0]["since_ms"], 2_000);
+    assert!(all[0]["last_check"].is_null());
+    assert_eq!(all[1]["last_check"]["error"], "status 503");
     e.get("/upstreams?phase=open")
         .expect(400, "phase: unknown; accepted are listener, format");
     for (method, path) in [
@@ -483,6 +539,11 @@ fn an_overview_is_made_once_for_all_who_ask() {
     let first = e.get("/summary").json();
     assert_eq!(first["listeners"][0]["received_bytes"]["upstream"], 8);
     assert_eq!(first["listeners"][0]["half_open"]["downstream"], 0);
+    assert_eq!(
+        first["listeners"][0]["proxy_protocol"]["downstream"],
+        "require"
+    );
+    assert!(first["listeners"][0]["certificate_not_after"]["upstream"].is_null());
     for _ in 0..20 {
         e.get("/summary").expect(200, "detect_within_ms");
     }

@@ -26,8 +26,9 @@ pub use server::{MAX_CONNECTIONS, Socket, serve};
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::host::checks::Check;
 use crate::metrics::End;
-use view::{EndpointView, OnSilent, ReloadReport, Shown, Summary, VerifiedSession};
+use view::{EndpointView, OnSilent, Reload, ReloadReport, Shown, Summary, VerifiedSession};
 
 /// The status of the answer to a request at a loopback address, for the fuzz target.
 #[cfg(fuzzing)]
@@ -97,6 +98,18 @@ pub trait Control: Send + Sync + 'static {
     fn config(&self) -> String;
     /// Has the configuration file read again and be in force, like SIGHUP.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<ReloadReport, NotReloaded>> + Send>>;
+    /// The last reloads, and attempts at one; the newest is the first.
+    fn reloads(&self) -> Vec<Reload> {
+        Vec::new()
+    }
+    /// What `pulsegate explain` says of the running configuration.
+    fn explain(&self) -> String {
+        String::new()
+    }
+    /// What `pulsegate doctor` says of this process on its host.
+    fn doctor(&self) -> Vec<Check> {
+        Vec::new()
+    }
     /// Starts the drain, like SIGTERM.
     fn drain(&self);
 }

@@ -24,10 +24,11 @@ use super::live::{Events, Summaries};
 use super::query::{Format, Query};
 use super::table::{self, Sessions};
 use super::{Control, NotReloaded, Readiness};
+use crate::host::checks::Checks;
 use crate::liveness::{Span, Time};
 use crate::metrics::{FoundList, TEXT_FORMAT, wall_clock};
 use crate::sys;
-use crate::view::{VerifiedSession, VerifyList};
+use crate::view::{SessionView, VerifiedSession, VerifyList};
 
 pub(super) type Reply = Response<Answer>;
 
@@ -64,6 +65,9 @@ POST    /verify            the same for all sessions, or those that the filters 
 GET     /upstreams         the endpoints of the services; ?format=text for a table
 GET     /found             the last ends because a peer was gone, or hung; ?format=text for a table
 GET     /config            the running configuration
+GET     /explain           what follows from it: the worst case of each fault
+GET     /reloads           the last reloads: when, who asked, what became of each change, or what was wrong
+GET     /doctor            what of this host bounds the promise
 POST    /reload            read the configuration file again; says what became of each change
 POST    /drain             stop taking clients, let sessions finish, exit
 ";
@@ -85,6 +89,9 @@ enum Route<'a> {
     Upstreams,
     Found,
     Config,
+    Explain,
+    Reloads,
+    Doctor,
     Reload,
     Drain,
 }
@@ -105,6 +112,9 @@ impl<'a> Route<'a> {
             "/upstreams" => Self::Upstreams,
             "/found" => Self::Found,
             "/config" => Self::Config,
+            "/explain" => Self::Explain,
+            "/reloads" => Self::Reloads,
+            "/doctor" => Self::Doctor,
             "/reload" => Self::Reload,
             "/drain" => Self::Drain,
             _ => {
@@ -321,6 +331,12 @@ impl Router {
                 Ok(place.keep(reply(TEXT_FORMAT, self.control.metrics())))
             }
             Route::Config => Ok(reply("application/yaml", self.control.config())),
+            Route::Explain => Ok(text(self.control.explain())),
+            Route::Reloads => Ok(json(&self.control.reloads())),
+            Route::Doctor => {
+                let place = self.figures.get().await?;
+                Ok(place.keep(json(&Checks::of(self.control.doctor()))))
+            }
             Route::Summary => Ok(reply(JSON, self.summaries.json())),
             Route::Events => self.events(),
             Route::Upstreams => self.upstreams(head),
@@ -423,11 +439,15 @@ impl Router {
         let query = self.understood(Query::parse(query(head)))?;
         let mut sessions = self.control.sessions().into_iter();
         let session = sessions.find(|session| session.id() == id);
-        let view = session.and_then(|session| session.view());
-        let view = view.ok_or_else(|| Refusal::unknown(id))?;
+        let gone = || Refusal::unknown(id);
+        let session = session.ok_or_else(gone)?;
+        let connection = session.view().ok_or_else(gone)?;
         Ok(match format(&query, head) {
-            Format::Json => json(&view),
-            Format::Text => text(Sessions::new(query.detail).rows(&[view])),
+            Format::Json => json(&SessionView {
+                connection,
+                detail: session.detail(),
+            }),
+            Format::Text => text(Sessions::new(query.detail).rows(&[connection])),
         })
     }
 

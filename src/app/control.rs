@@ -5,20 +5,20 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{App, environment};
+use super::{App, environment, explain};
 use crate::admin::{Control, NotReloaded, Readiness};
 use crate::config::{self, Ready};
-use crate::host;
+use crate::host::{self, checks::Check};
 use crate::lifecycle::Drainable;
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Traffic};
 use crate::metrics::{End, EndpointFigures, ListenerMetrics, wall_clock};
 use crate::server::Listener;
 use crate::session::{self, Session};
 use crate::sys;
-use crate::upstream::{Endpoint, Standing};
+use crate::upstream::{Endpoint, LastCheck, Standing};
 use crate::view::{
-    EndpointState, EndpointView, ListenerSummary, OnSilent, ReloadReport, Shown, Summary,
-    VerifiedSession,
+    AskedBy, ByLeg, CheckView, EndpointState, EndpointView, ListenerSummary, OnSilent, Reload,
+    ReloadReport, Shown, Summary, VerifiedSession,
 };
 
 /// What the listeners of one name add up to: one that was removed or changed may have a session
@@ -67,7 +67,12 @@ impl App {
 
 impl Total {
     fn summary(&self) -> ListenerSummary {
-        let Listener { config, bound, .. } = &*self.listener;
+        let Listener {
+            config,
+            bound,
+            params,
+            ..
+        } = &*self.listener;
         let (accept_queue, accept_queue_limit) = self.listener.queue();
         ListenerSummary {
             listener: config.name.clone(),
@@ -76,6 +81,20 @@ impl Total {
             detect_within_ms: Span::from(config.liveness.detect_within).as_millis(),
             active: self.active,
             limit: config.limits.max_connections,
+            in_use: self.listener.limiter.in_use(),
+            on_full: config.limits.on_full.to_string(),
+            queue_timeout_ms: config
+                .limits
+                .queue_timeout
+                .map(|t| Span::from(t).as_millis()),
+            proxy_protocol: ByLeg {
+                downstream: config.proxy_protocol.to_string(),
+                upstream: config.upstream.proxy_protocol.to_string(),
+            },
+            certificate_not_after: ByLeg {
+                downstream: params.tls.as_ref().and_then(|tls| tls.not_after()),
+                upstream: params.cluster.tls().and_then(|tls| tls.not_after()),
+            },
             queued: self.queued,
             accept_queue,
             accept_queue_limit,
@@ -234,7 +253,19 @@ impl Control for App {
 
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<ReloadReport, NotReloaded>> + Send>> {
         let requests = self.reloads.clone();
-        Box::pin(async move { requests.ask().await })
+        Box::pin(async move { requests.ask(AskedBy::Admin).await })
+    }
+
+    fn reloads(&self) -> Vec<Reload> {
+        self.history.list()
+    }
+
+    fn explain(&self) -> String {
+        explain::explain(&self.running())
+    }
+
+    fn doctor(&self) -> Vec<Check> {
+        self.checks()
     }
 
     fn drain(&self) {
@@ -244,6 +275,11 @@ impl Control for App {
 }
 
 fn endpoint_view(listener: &str, endpoint: &Endpoint) -> EndpointView {
+    let now = sys::now();
+    let check_view = |check: LastCheck| CheckView {
+        ago_ms: (now - check.at).as_millis(),
+        error: check.error,
+    };
     EndpointView {
         listener: listener.to_owned(),
         endpoint: endpoint.address().to_string(),
@@ -253,6 +289,7 @@ fn endpoint_view(listener: &str, endpoint: &Endpoint) -> EndpointView {
             Standing::Ejected => EndpointState::Ejected,
             Standing::Down => EndpointState::Down,
         },
+        since_ms: (now - endpoint.stands_since()).as_millis(),
         active_sessions: endpoint.active(),
         connects: endpoint.connects(),
         failures: endpoint.failures(),
@@ -260,6 +297,7 @@ fn endpoint_view(listener: &str, endpoint: &Endpoint) -> EndpointView {
         ejections: endpoint.ejections(),
         ejected_for_ms: endpoint.ejected_for().map(Span::as_millis),
         cause: endpoint.cause(),
+        last_check: endpoint.last_check().map(check_view),
     }
 }
 

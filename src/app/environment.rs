@@ -1,7 +1,7 @@
 //! What is read of the host while metrics are served, and tried once at the start.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use crate::config::UpstreamAddress;
@@ -53,11 +53,15 @@ fn known<T>(host: &HostMetrics, source: HostSource, read: io::Result<T>) -> Opti
 }
 
 /// Tries in the background whether the kernel probes on demand; the start does not wait for it.
-pub(super) fn try_on_demand_probe(metrics: Arc<Metrics>) {
+pub(super) fn try_on_demand_probe(metrics: Arc<Metrics>) -> Arc<OnceLock<bool>> {
+    let known = Arc::new(OnceLock::new());
+    let told = known.clone();
     let thread = thread::Builder::new().name("self-test".to_owned());
     let started = thread.spawn(move || match host::probe_on_demand() {
         Ok(present) => {
             metrics.host().on_demand_probe.set(Some(present.into()));
+            // It is tried once.
+            let _new = told.set(present);
             if !present {
                 tracing::warn!(
                     "this kernel does not send keepalive probes on demand: suspects are asked by \
@@ -70,4 +74,5 @@ pub(super) fn try_on_demand_probe(metrics: Arc<Metrics>) {
     if let Err(error) = started {
         tracing::debug!("cannot try the on-demand probe: {error}");
     }
+    known
 }

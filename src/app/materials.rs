@@ -169,15 +169,34 @@ impl TlsFiles {
     /// All that is wrong with them.
     pub fn read(config: &Config) -> Result<Self, ConfigErrors> {
         let found = Materials::load(config, &[], None)?;
-        let down = found.acceptors.values().flat_map(|it| it.concerns());
-        let up = found.connectors.values().flat_map(|it| it.concerns());
-        let admin = found.admin.iter().flat_map(|it| it.concerns());
+        let (down, up) = (found.acceptors.values(), found.connectors.values());
+        Ok(Self::of(down, up, found.admin.as_ref()))
+    }
+
+    /// What is in force.
+    pub(super) fn in_force(serving: &[Arc<Listener>], admin: Option<&Arc<AdminAcceptor>>) -> Self {
+        let down = serving.iter().filter_map(|l| l.params.tls.as_ref());
+        let up = serving.iter().filter_map(|l| l.params.cluster.tls());
+        Self::of(down, up, admin)
+    }
+
+    fn of<'a>(
+        down: impl Iterator<Item = &'a Arc<Acceptor>> + Clone,
+        up: impl Iterator<Item = &'a Arc<Connector>> + Clone,
+        admin: Option<&Arc<AdminAcceptor>>,
+    ) -> Self {
+        let chains = down.clone().flat_map(|it| it.chains());
+        let chains = chains.chain(up.clone().flat_map(|it| it.chains()));
+        let chains = chains.chain(admin.into_iter().flat_map(|it| it.chains()));
+        let chains = chains.collect();
+        let concerns = down.flat_map(|it| it.concerns());
+        let concerns = concerns.chain(up.flat_map(|it| it.concerns()));
+        let concerns = concerns.chain(admin.into_iter().flat_map(|it| it.concerns()));
         // One file may serve many.
-        let concerns: BTreeSet<_> = down.chain(up).chain(admin).collect();
-        let chains = found.chains().into_iter();
-        Ok(Self {
-            chains: chains.map(|(_, chain)| chain).collect(),
+        let concerns: BTreeSet<_> = concerns.collect();
+        Self {
+            chains,
             concerns: concerns.into_iter().collect(),
-        })
+        }
     }
 }

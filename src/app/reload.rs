@@ -23,7 +23,7 @@ use crate::metrics::ReloadOutcome;
 use crate::server::{Listener, StartError};
 use crate::session::Session;
 use crate::telemetry::LogSwitch;
-use crate::view::ReloadReport;
+use crate::view::{AskedBy, ReloadReport};
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -143,7 +143,7 @@ impl Watched {
 type Outcome = Result<ReloadReport, NotReloaded>;
 
 /// One who asks, and waits for the outcome.
-type Asked = oneshot::Sender<Outcome>;
+type Asked = (AskedBy, oneshot::Sender<Outcome>);
 
 /// How the thread that follows the file is asked.
 #[derive(Clone, Debug)]
@@ -161,12 +161,12 @@ impl Requests {
     }
 
     /// Has the files read again.
-    pub async fn ask(&self) -> Outcome {
+    pub async fn ask(&self, by: AskedBy) -> Outcome {
         let (asked, outcome) = oneshot::channel();
         // Nobody follows a file.
         let no_file =
             |()| NotReloaded::Impossible("started from flags: there is no file".to_owned());
-        let sent = self.0.send(asked).await;
+        let sent = self.0.send((by, asked)).await;
         sent.map_err(|_| no_file(()))?;
         outcome.await.map_err(|_| no_file(()))?
     }
@@ -175,7 +175,7 @@ impl Requests {
     pub async fn ask_at(self, hangups: Arc<Notify>) {
         loop {
             hangups.notified().await;
-            if let Err(NotReloaded::Impossible(why)) = self.ask().await {
+            if let Err(NotReloaded::Impossible(why)) = self.ask(AskedBy::Sighup).await {
                 tracing::warn!("SIGHUP: the configuration is not read again: {why}");
             }
         }
@@ -200,22 +200,24 @@ impl App {
         thread.spawn(follow).map(drop)
     }
 
-    fn reload(self: &Arc<Self>, watched: &mut Watched) -> Outcome {
+    fn reload(self: &Arc<Self>, watched: &mut Watched, by: AskedBy) -> Outcome {
         if self.readiness() == Readiness::Draining {
             return Err(NotReloaded::Impossible("it drains".to_owned()));
         }
         manager::reloading();
-        let outcome = self.read_again(watched);
+        let outcome = self.read_again(watched, by);
         manager::ready();
         outcome
     }
 
-    fn read_again(self: &Arc<Self>, watched: &mut Watched) -> Outcome {
+    fn read_again(self: &Arc<Self>, watched: &mut Watched, by: AskedBy) -> Outcome {
         let wanted = watched.read(&self.running());
         let wanted = wanted.map_err(|errors| errors.lines().to_vec());
         let outcome = wanted.and_then(|wanted| self.take_up(&wanted));
         // What is over is forgotten, whether or not somebody asks for metrics.
         drop(self.registry.listeners());
+        self.history
+            .add(by, outcome.as_ref().map_err(Vec::as_slice));
         match outcome {
             Ok(report) => {
                 self.metrics.reloaded(ReloadOutcome::Success);
@@ -319,9 +321,9 @@ async fn follow(app: Arc<App>, mut watched: Watched, mut asked: mpsc::Receiver<A
         };
         match asked {
             // He may have gone.
-            Some(asked) => drop(asked.send(app.reload(&mut watched))),
+            Some((by, asked)) => drop(asked.send(app.reload(&mut watched, by))),
             None if app.running().reload.watch && watched.has_changed() => {
-                drop(app.reload(&mut watched));
+                drop(app.reload(&mut watched, AskedBy::Watch));
             }
             None => {}
         }

@@ -3,7 +3,6 @@
 mod address;
 mod args;
 mod doctor;
-mod explain;
 mod guard;
 mod kube;
 mod probe;
@@ -18,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::admin::client::Format;
-use crate::app::Succession;
+use crate::app::{Succession, explain};
 use crate::config::{ConfigErrors, schema};
 use crate::exit::{self, Exit};
 use crate::sys;

@@ -34,8 +34,14 @@ impl Abilities {
     /// Tries everything; takes 1.1 s.
     #[must_use]
     pub fn find() -> Self {
+        Self::but(probe_on_demand().ok())
+    }
+
+    /// Tries everything but [`probe_on_demand`], the only one that takes long.
+    #[must_use]
+    pub fn but(probe_on_demand: Option<bool>) -> Self {
         Self {
-            probe_on_demand: probe_on_demand().ok(),
+            probe_on_demand,
             ..Self::of_options()
         }
     }

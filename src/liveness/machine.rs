@@ -380,7 +380,7 @@ impl Machine {
     }
 
     /// Every clock that runs.
-    pub(super) fn timers(&self, policy: &Policy) -> impl Iterator<Item = Timer> {
+    pub fn timers(&self, policy: &Policy) -> impl Iterator<Item = Timer> {
         let dead = LEGS.into_iter().filter(|leg| self.is_up(*leg)).map(|leg| {
             let reason = self.dead(leg);
             let at = self.legs[leg as usize].dead_at(policy)?;

@@ -8,7 +8,10 @@ use crate::liveness::{CloseReason, LEGS, Leg, Policy, Time, Timer, Traffic};
 use crate::net::listen;
 use crate::sys;
 use crate::tls::Established;
-use crate::view::{self, Brief, ConnectionView, LegView, Shown, TimerView, TlsView};
+use crate::view::{
+    self, Brief, ByLeg, ConnectionView, LegView, SessionDetail, Shown, TcpInfoView, TimerView,
+    TlsView,
+};
 
 impl Shown for Session {
     fn id(&self) -> u64 {
@@ -24,11 +27,7 @@ impl Shown for Session {
         if state.fds == [-1; 2] {
             return None;
         }
-        let mut policy = self.params.policy.of_session(self.id).into_owned();
-        for leg in LEGS.map(|leg| leg as usize) {
-            // A local peer is never asked, so it is never found dead.
-            policy.probes[leg] &= !is_local(&sys::tcp_info(state.fds[leg]));
-        }
+        let policy = self.shown_policy(&state);
         let [downstream, upstream] = LEGS.map(|leg| self.leg_view(&state, leg, &policy, now));
         Some(ConnectionView {
             id: self.id,
@@ -44,10 +43,29 @@ impl Shown for Session {
             downstream,
             upstream: (state.fds[Leg::Upstream as usize] >= 0).then_some(upstream),
             timer: self
-                .next_timer(&state, &policy, now)
+                .timers(&state, &policy, now)
+                .min_by_key(|timer| timer.at)
                 .map(|t| timer_view(t, now)),
             verdict: state.order.as_deref().map(|close| close.reason.into()),
         })
+    }
+
+    fn detail(&self) -> SessionDetail {
+        let now = sys::now();
+        let state = self.lock();
+        let policy = self.shown_policy(&state);
+        let mut timers: Vec<_> = self.timers(&state, &policy, now).collect();
+        timers.sort_by_key(|timer| timer.at);
+        let [downstream, upstream] = state
+            .fds
+            .map(|fd| sys::tcp_info(fd).ok().map(tcp_info_view));
+        SessionDetail {
+            clocks: timers.into_iter().map(|t| timer_view(t, now)).collect(),
+            tcp_info: ByLeg {
+                downstream,
+                upstream,
+            },
+        }
     }
 
     fn brief(&self) -> Option<Brief> {
@@ -102,7 +120,17 @@ impl Session {
         shown_client(self.lock().client)
     }
 
-    fn next_timer(&self, state: &State, policy: &Policy, now: Time) -> Option<Timer> {
+    fn shown_policy(&self, state: &State) -> Policy {
+        let mut policy = self.params.policy.of_session(self.id).into_owned();
+        for leg in LEGS.map(|leg| leg as usize) {
+            // A local peer is never asked, so it is never found dead.
+            policy.probes[leg] &= !is_local(&sys::tcp_info(state.fds[leg]));
+        }
+        policy
+    }
+
+    /// Every clock that runs.
+    fn timers(&self, state: &State, policy: &Policy, now: Time) -> impl Iterator<Item = Timer> {
         let waiting = match state.phase {
             Phase::Queued => {
                 let span = self.params.queue_timeout;
@@ -116,22 +144,22 @@ impl Session {
                 };
                 Some((reason, state.machine.waits_since(), span))
             }
-            Phase::Preamble | Phase::Mute | Phase::Open => None,
-            Phase::Closing | Phase::Refused => return None,
+            Phase::Preamble | Phase::Mute | Phase::Open | Phase::Closing | Phase::Refused => None,
         };
+        let is_over = matches!(state.phase, Phase::Closing | Phase::Refused);
         let waiting = waiting.map(|(reason, since, span)| {
             let at = since + span.into();
             Timer { reason, at }
         });
-        let of_peers = (!state.is_left_alone()).then(|| state.machine.next_timer(policy));
+        let of_peers = (!state.is_left_alone()).then(|| state.machine.timers(policy));
         let first_byte = self.first_byte_timer(state);
         let heartbeat = self.heartbeat_timer(state, now);
         let timers = waiting
             .into_iter()
-            .chain(of_peers.flatten())
+            .chain(of_peers.into_iter().flatten())
             .chain(first_byte)
             .chain(heartbeat);
-        timers.min_by_key(|timer| timer.at)
+        timers.filter(move |_| !is_over)
     }
 
     fn leg_view(&self, state: &State, leg: Leg, policy: &Policy, now: Time) -> LegView {
@@ -181,6 +209,23 @@ fn timer_view(timer: Timer, now: Time) -> TimerView {
     TimerView {
         reason: timer.reason.into(),
         in_ms: (timer.at - now).as_millis(),
+    }
+}
+
+fn tcp_info_view(info: sys::TcpInfo) -> TcpInfoView {
+    TcpInfoView {
+        last_data_sent_ms: info.last_data_sent_ms,
+        last_data_recv_ms: info.last_data_recv_ms,
+        last_ack_recv_ms: info.last_ack_recv_ms,
+        rto_us: info.rto_us,
+        backoff: info.backoff,
+        total_retrans: info.total_retrans,
+        rttvar_us: info.rttvar_us,
+        min_rtt_us: info.min_rtt_us,
+        snd_cwnd: info.snd_cwnd,
+        snd_wnd: Some(info.snd_wnd).filter(|window| *window != sys::UNKNOWN_WINDOW),
+        bytes_acked: info.bytes_acked,
+        bytes_received: info.bytes_received,
     }
 }
 

@@ -73,6 +73,13 @@ impl<S: Section> Material<S> {
         self.read(|loaded| loaded.chains.clone())
     }
 
+    /// Until when they are good, in seconds since the Unix epoch: the first to end.
+    #[must_use]
+    pub fn not_after(&self) -> Option<i64> {
+        let ends = |chain: &Chain| chain.ends_first.not_after.seconds;
+        self.read(|loaded| loaded.chains.iter().map(ends).min())
+    }
+
     /// What is not as it should be.
     #[must_use]
     pub fn concerns(&self) -> Vec<Concern> {

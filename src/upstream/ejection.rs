@@ -33,6 +33,8 @@ pub(super) struct Record {
     /// Until when it is ejected ([`Time`], ms); 0 if it is not. Past: it is dialled as before, and one more
     /// failure ejects it again.
     until: AtomicU64,
+    /// When it was last ejected, or served again ([`Time`], ms).
+    turned: AtomicU64,
     /// How often it was.
     ejections: AtomicU64,
 }
@@ -65,6 +67,14 @@ impl Record {
         (left > Span::ZERO).then_some(left)
     }
 
+    /// When it was last ejected, served again, or began to be used again.
+    pub fn turned(&self) -> Time {
+        let relaxed = Ordering::Relaxed;
+        let (turned, until) = (self.turned.load(relaxed), self.until.load(relaxed));
+        let is_over = until > 0 && Time::ms(until) <= sys::now();
+        Time::ms(if is_over { until } else { turned })
+    }
+
     fn went_well(&self, row: Row, most: u32) -> Change {
         let relaxed = Ordering::Relaxed;
         // Nearly always there is nothing to write to.
@@ -72,10 +82,17 @@ impl Record {
             self.failures[row as usize].store(0, relaxed);
         }
         let is_over = self.until.load(relaxed) > 0 && self.failures() < most;
-        match is_over && self.until.swap(0, relaxed) > 0 {
-            true => Change::Returned,
-            false => Change::None,
+        if !is_over {
+            return Change::None;
         }
+        let until = self.until.swap(0, relaxed);
+        if until == 0 {
+            return Change::None;
+        }
+        // It has been used since it was ejected no longer, if that was before.
+        let now = sys::now().as_millis();
+        self.turned.store(now.min(until), relaxed);
+        Change::Returned
     }
 
     fn failed(&self, row: Row, most: u32, span: Span, now: Time) -> Change {
@@ -90,6 +107,7 @@ impl Record {
         match self.until.compare_exchange(until, next, relaxed, relaxed) {
             Ok(_) => {
                 self.ejections.fetch_add(1, relaxed);
+                self.turned.store(now.as_millis(), relaxed);
                 Change::Ejected
             }
             Err(_) => Change::None,
@@ -208,6 +226,26 @@ mod tests {
         assert_eq!(record.went_well(Row::Connects, MOST), Change::Returned);
         assert_eq!(record.went_well(Row::Connects, MOST), Change::None);
         assert_eq!([fails(1003), fails(1004)], [Change::None; 2]);
+    }
+
+    #[test]
+    fn since_when_it_is_ejected_or_used_is_known() {
+        let record = Record::default();
+        assert_eq!(record.turned(), Time::ms(0));
+        let now = sys::now();
+        for _ in 0..MOST {
+            let _ejected = record.failed(Row::Connects, MOST, SPAN * 60, now);
+        }
+        assert_eq!(record.turned(), now);
+        assert_eq!(record.went_well(Row::Connects, MOST), Change::Returned);
+        let returned = record.turned();
+        assert!(returned >= now && returned <= sys::now());
+        // It is used again when its time is over, whether or not somebody comes.
+        let past = now - SPAN * 2;
+        for _ in 0..MOST {
+            let _ejected = record.failed(Row::Connects, MOST, SPAN, past);
+        }
+        assert_eq!(record.turned(), past + SPAN);
     }
 
     /// Its kernel completes connects, its application serves nobody.

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::check::Health;
 use super::ejection::{Ejector, Record, Row};
 use crate::config::{Check, UpstreamAddress};
-use crate::liveness::Span;
+use crate::liveness::{Span, Time};
+use crate::sys;
 use crate::tls::HandshakeError;
 
 /// One address of an upstream. It lives for as long as its cluster has it, or a session uses it.
@@ -28,6 +29,8 @@ pub struct Endpoint {
     /// Whether checks have not found it down.
     up: AtomicBool,
     checked: Mutex<Checked>,
+    /// When it came to be.
+    created: Time,
 }
 
 /// What is known by checks.
@@ -36,6 +39,18 @@ struct Checked {
     health: Health,
     /// Why it is down: for telling causes apart, and for the operator.
     cause: Option<[String; 2]>,
+    /// When it last went up or down.
+    turned: Option<Time>,
+    last: Option<LastCheck>,
+}
+
+/// The last check of an endpoint.
+#[derive(Clone, Debug)]
+pub struct LastCheck {
+    /// When its result came.
+    pub at: Time,
+    /// Why it failed; `None`: it passed.
+    pub error: Option<String>,
 }
 
 /// What the result of a check changes.
@@ -73,6 +88,7 @@ impl Endpoint {
             record: Record::default(),
             up: AtomicBool::new(true),
             checked: Mutex::default(),
+            created: sys::now(),
         })
     }
 
@@ -134,6 +150,22 @@ impl Endpoint {
         }
     }
 
+    /// Since when it has stood as it does.
+    #[must_use]
+    pub fn stands_since(&self) -> Time {
+        let by_checks = self.lock().turned.unwrap_or(self.created);
+        match self.standing() {
+            Standing::Down => by_checks,
+            Standing::Ejected | Standing::Up => by_checks.max(self.record.turned()),
+        }
+    }
+
+    /// The last check, if there was one.
+    #[must_use]
+    pub fn last_check(&self) -> Option<LastCheck> {
+        self.lock().last.clone()
+    }
+
     /// How long it is ejected for yet, if it is.
     #[must_use]
     pub fn ejected_for(&self) -> Option<Span> {
@@ -158,6 +190,12 @@ impl Endpoint {
         let turns = checked.health.take(result.is_ok(), check);
         let is_up = checked.health.is_up();
         self.up.store(is_up, Ordering::Relaxed);
+        let now = sys::now();
+        checked.turned = if turns { Some(now) } else { checked.turned };
+        checked.last = Some(LastCheck {
+            at: now,
+            error: result.as_ref().err().map(ToString::to_string),
+        });
         let Err(error) = result else {
             checked.cause.take_if(|_| is_up);
             return turns.then_some(Change::Up);
@@ -193,7 +231,15 @@ impl Endpoint {
 
     /// It is checked no longer.
     pub fn unchecked(&self) {
-        *self.lock() = Checked::default();
+        let mut checked = self.lock();
+        let turned = match checked.health.is_up() {
+            true => checked.turned,
+            false => Some(sys::now()),
+        };
+        *checked = Checked {
+            turned,
+            ..Checked::default()
+        };
         self.up.store(true, Ordering::Relaxed);
     }
 
@@ -317,6 +363,11 @@ mod tests {
         ] {
             assert_eq!(endpoint.checked(&result, &check), change, "{result:?}");
             assert_eq!(endpoint.cause().as_deref(), cause, "{result:?}");
+            let last = endpoint.last_check().expect("checked");
+            assert_eq!(last.error, result.err().map(|error| error.to_string()));
+            if change.is_some_and(|change| change != Change::Cause) {
+                assert_eq!(endpoint.stands_since(), last.at);
+            }
         }
     }
 }

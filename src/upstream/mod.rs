@@ -11,7 +11,7 @@ mod resolve;
 use std::collections::BTreeSet;
 
 pub use cluster::{Cluster, Connect, Dialling};
-pub use endpoint::{ActiveSession, Change, Endpoint, Standing, is_local};
+pub use endpoint::{ActiveSession, Change, Endpoint, LastCheck, Standing, is_local};
 pub use resolve::start as start_resolving;
 
 use crate::config::{CheckKind, Upstream};

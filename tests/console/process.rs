@@ -5,14 +5,15 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pulsegate::admin::view::{
-    AnswerWord, Brief, ConnectionView, EndpointState, EndpointView, LegView, ListenerSummary,
-    OnSilent, Phase, ReloadReport, Shown, Summary, TimerView, TlsView, VerifiedLeg,
-    VerifiedSession,
+    AnswerWord, AskedBy, Brief, ByLeg, CheckView, ConnectionView, EndpointState, EndpointView,
+    HeartbeatView, LegView, ListenerSummary, OnSilent, Phase, Reload, ReloadReport, SessionDetail,
+    Shown, Summary, TcpInfoView, TimerView, TlsView, VerifiedLeg, VerifiedSession,
 };
 use pulsegate::admin::{Control, NotReloaded, Readiness, TokenFile, serve};
+use pulsegate::host::checks::{Check, Status};
 use pulsegate::liveness::Leg;
 use pulsegate::metrics::{End, ListenerFigures, wall_clock};
 use tokio::sync::oneshot;
@@ -24,6 +25,7 @@ struct Known {
     start: Instant,
     sessions: AtomicU64,
     draining: AtomicBool,
+    reloaded: AtomicBool,
     ended: Mutex<Ended>,
 }
 
@@ -57,6 +59,7 @@ impl Process {
             start: Instant::now(),
             sessions: AtomicU64::new(120),
             draining: AtomicBool::new(false),
+            reloaded: AtomicBool::new(false),
             ended: Mutex::default(),
         });
         let control: Arc<dyn Control> = known.clone();
@@ -125,10 +128,15 @@ impl Known {
         active: usize,
         limit: Option<u32>,
     ) -> ListenerSummary {
+        const DAY: i64 = 86_400;
         let seconds = self.seconds();
         // Some waves.
-        let moved = 1_000_000 + (0..seconds).map(|s| 40_000 + 30_000 * (s % 7)).sum::<u64>();
+        let moved = 1_000_000
+            + (0..seconds)
+                .map(|s| 190_000 + 10_000 * (s % 3))
+                .sum::<u64>();
         let is_plc = name == "plc";
+        let moved = if is_plc { moved / 700 } else { moved };
         ListenerSummary {
             listener: name.into(),
             address: format!("127.0.0.1:{port}"),
@@ -141,20 +149,31 @@ impl Known {
             detect_within_ms: if is_plc { 10_000 } else { 30_000 },
             active,
             limit,
+            in_use: if is_plc { 1 } else { active },
+            on_full: if is_plc { "verify" } else { "reject" }.into(),
+            queue_timeout_ms: Some(30_000),
+            proxy_protocol: ByLeg {
+                downstream: if is_plc { "off" } else { "require" }.into(),
+                upstream: "off".into(),
+            },
+            certificate_not_after: ByLeg {
+                downstream: (!is_plc).then(|| wall_clock() + 61 * DAY + 60),
+                upstream: (!is_plc).then(|| wall_clock() + 5 * DAY + 60),
+            },
             queued: usize::from(is_plc) * 2,
             accept_queue: 0,
             accept_queue_limit: 1024,
             received_bytes: [moved / 3, moved].into(),
             sent_bytes: [moved, moved / 3].into(),
             figures: ListenerFigures {
-                half_open: [2 * u64::from(is_plc), 0].into(),
-                stalled: [0, 1].into(),
-                half_closed: 3,
-                accepted: 9_120,
-                closed: 9_000,
+                half_open: [3 * u64::from(!is_plc), 0].into(),
+                stalled: [0, 3 * u64::from(!is_plc)].into(),
+                half_closed: 3 * u64::from(!is_plc),
+                accepted: if is_plc { 212 } else { 9_120 + 3 * seconds },
+                closed: if is_plc { 209 } else { 9_003 },
                 half_open_detected: [14, 2].into(),
-                found: 17 + seconds / 4,
-                connect_failures: 1,
+                found: if is_plc { 9 } else { 8 + seconds / 4 },
+                connect_failures: u64::from(!is_plc) + seconds / 30,
                 ..ListenerFigures::default()
             },
         }
@@ -169,13 +188,13 @@ impl Control for Known {
     fn summary(&self) -> Summary {
         let sessions = self.sessions.load(SeqCst) as usize;
         Summary {
-            version: "1.2.3",
+            version: env!("CARGO_PKG_VERSION"),
             now: wall_clock(),
             draining: self.draining.load(SeqCst),
             sessions,
             listeners: vec![
-                self.listener("db", 9000, sessions - 20, None),
-                self.listener("plc", 9001, 20, Some(20)),
+                self.listener("db", 9000, sessions - 3, None),
+                self.listener("plc", 9001, 3, Some(1)),
             ],
         }
     }
@@ -190,7 +209,9 @@ impl Control for Known {
 
     fn sessions(&self) -> Vec<Arc<dyn Shown>> {
         let ids = 1..=self.sessions.load(SeqCst);
-        ids.map(|id| Arc::new(One(id)) as Arc<dyn Shown>).collect()
+        let passed = self.start.elapsed();
+        ids.map(|id| Arc::new(One(id, passed)) as Arc<dyn Shown>)
+            .collect()
     }
 
     fn close(&self, ids: &[u64], reason: Option<&str>) -> usize {
@@ -204,7 +225,7 @@ impl Control for Known {
         ids: &[u64],
         _: OnSilent,
     ) -> Pin<Box<dyn Future<Output = Vec<VerifiedSession>> + Send>> {
-        let leg = |answer, evidence: &str, took_ms| VerifiedLeg {
+        let answer = |answer, evidence: &str, took_ms| VerifiedLeg {
             answer,
             silent_ms: Some(took_ms),
             evidence: Some(evidence.into()),
@@ -213,8 +234,8 @@ impl Control for Known {
         let session = |id: &u64| VerifiedSession {
             id: *id,
             listener: "db".into(),
-            downstream: leg(AnswerWord::Silent, "keepalive", 802),
-            upstream: Some(leg(AnswerWord::Alive, "answered", 3)),
+            downstream: answer(AnswerWord::Silent, "keepalive", 802),
+            upstream: Some(answer(AnswerWord::Alive, "answered", 3)),
             closed: false,
         };
         let verified = ids.iter().map(session).collect();
@@ -222,36 +243,110 @@ impl Control for Known {
     }
 
     fn upstreams(&self) -> Vec<EndpointView> {
-        let endpoint = |listener: &str, endpoint: &str, state| EndpointView {
+        let endpoint = |listener: &str, endpoint: &str, state, active_sessions| EndpointView {
             listener: listener.into(),
             endpoint: endpoint.into(),
             name: (listener == "db").then(|| "db.example:5432".into()),
             state,
-            active_sessions: 20,
+            since_ms: match state {
+                EndpointState::Up => 86_400_000,
+                EndpointState::Ejected => 17_700,
+                EndpointState::Down => 252_000,
+            },
+            active_sessions,
             connects: 4_711,
-            failures: 1,
-            consecutive_failures: 0,
+            failures: if state == EndpointState::Up { 0 } else { 5 },
+            consecutive_failures: if state == EndpointState::Up { 0 } else { 5 },
             ejections: u64::from(state == EndpointState::Ejected),
             ejected_for_ms: (state == EndpointState::Ejected).then_some(12_300),
-            cause: None,
+            cause: (state == EndpointState::Down).then(|| "status 503".into()),
+            last_check: (listener == "db").then(|| CheckView {
+                ago_ms: 812,
+                error: (state == EndpointState::Down).then(|| "status 503".into()),
+            }),
         };
         vec![
-            endpoint("db", "10.0.9.7:5432", EndpointState::Up),
-            endpoint("db", "10.0.9.8:5432", EndpointState::Ejected),
-            endpoint("plc", "10.0.9.5:502", EndpointState::Up),
+            endpoint("db", "10.0.9.7:5432", EndpointState::Up, 117),
+            endpoint("db", "10.0.9.8:5432", EndpointState::Ejected, 0),
+            endpoint("db", "10.0.9.9:5432", EndpointState::Down, 0),
+            endpoint("plc", "10.0.9.5:502", EndpointState::Up, 1),
         ]
     }
 
     fn found(&self) -> Vec<End> {
-        (0..17 + self.seconds() / 4).rev().map(end).collect()
+        let known = 17 + self.seconds() / 4;
+        (0..known).rev().map(|i| end(i, known)).collect()
     }
 
     fn config(&self) -> String {
         "listeners:\n- name: db\n  address: 127.0.0.1:9000\n  upstream: db.example:5432\n".into()
     }
 
+    fn explain(&self) -> String {
+        "  LEG     FAULT           EVIDENCE   CLOSED AS  AT THE LATEST AFTER\n  \
+           either  vanished, idle  keepalive  *_dead     30.75s\n"
+            .into()
+    }
+
+    fn reloads(&self) -> Vec<Reload> {
+        let reload = |ago, asked_by, errors: Vec<String>| Reload {
+            at: wall_clock() - ago,
+            asked_by,
+            outcome: if errors.is_empty() {
+                "success"
+            } else {
+                "failure"
+            },
+            report: if errors.is_empty() {
+                report()
+            } else {
+                ReloadReport::default()
+            },
+            errors,
+        };
+        let mut reloads = vec![
+            reload(250, AskedBy::Sighup, Vec::new()),
+            reload(
+                4000,
+                AskedBy::Watch,
+                vec!["listeners[db].backlog: 0 is not positive".into()],
+            ),
+        ];
+        if self.reloaded.load(SeqCst) {
+            reloads.insert(0, reload(0, AskedBy::Admin, Vec::new()));
+        }
+        reloads
+    }
+
+    fn doctor(&self) -> Vec<Check> {
+        let check = |name, status, found: &str, meaning: &str, setting: Option<&str>| Check {
+            name,
+            status,
+            found: found.into(),
+            meaning: meaning.into(),
+            setting: setting.map(str::to_owned),
+        };
+        vec![
+            check(
+                "on_demand_probe",
+                Status::Ok,
+                "a probe on demand (tried on loopback) works",
+                "a peer quiet for a second can be asked at any time",
+                None,
+            ),
+            check(
+                "somaxconn",
+                Status::Warn,
+                "128, backlog 4096",
+                "the kernel cuts each accept queue to 128",
+                Some("sysctl -w net.core.somaxconn=4096"),
+            ),
+        ]
+    }
+
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<ReloadReport, NotReloaded>> + Send>> {
-        Box::pin(std::future::ready(Ok(ReloadReport::default())))
+        self.reloaded.store(true, SeqCst);
+        Box::pin(std::future::ready(Ok(report())))
     }
 
     fn drain(&self) {
@@ -259,29 +354,45 @@ impl Control for Known {
     }
 }
 
+fn report() -> ReloadReport {
+    ReloadReport {
+        applied: vec!["listeners[db].limits.max_connections".into()],
+        new_sessions_only: vec!["listeners[db].liveness.detect_within".into()],
+        needs_restart: vec!["workers".into()],
+    }
+}
+
 /// Mostly the same client that vanishes.
-fn end(i: u64) -> End {
+fn end(i: u64, known: u64) -> End {
     let (reason, evidence, leg) = match i % 6 {
         4 => ("upstream_stalled", None, Leg::Upstream),
         5 => ("upstream_dead", Some("retransmit"), Leg::Upstream),
         _ => ("downstream_dead", Some("keepalive"), Leg::Downstream),
     };
     let host = if i % 6 == 3 { 9 } else { 7 };
+    let is_plc = i.is_multiple_of(2);
     let client = SocketAddr::from(([10, 0, 3, host], 40_000 + i as u16));
     End {
-        at: wall_clock() - 40 * (60 - i as i64).max(0),
+        at: wall_clock() - 2 - 95 * (known - 1 - i) as i64,
         id: 4_000 + 17 * i,
-        listener: if i.is_multiple_of(2) { "plc" } else { "db" }.into(),
+        listener: if is_plc { "plc" } else { "db" }.into(),
         reason,
         evidence,
         leg,
         downstream: Some(client),
-        upstream: Some("10.0.9.7:5432".into()),
-        silent_ms: evidence.map(|_| {
-            if i.is_multiple_of(2) {
-                10_000 + 9 * (i % 7)
+        upstream: Some(
+            if is_plc {
+                "10.0.9.5:502"
             } else {
-                27_000 + 400 * (i % 7)
+                "10.0.9.7:5432"
+            }
+            .into(),
+        ),
+        silent_ms: evidence.map(|_| {
+            if is_plc {
+                10_000 + 40 * (i % 7)
+            } else {
+                30_000 + 110 * (i % 7)
             }
         }),
         duration_ms: 1_000_000 + 77_777 * i,
@@ -292,8 +403,8 @@ fn end(i: u64) -> End {
     }
 }
 
-/// A session by its number.
-struct One(u64);
+/// A session by its number, as it is so long after the start.
+struct One(u64, Duration);
 
 impl Shown for One {
     fn id(&self) -> u64 {
@@ -301,11 +412,11 @@ impl Shown for One {
     }
 
     fn view(&self) -> Option<ConnectionView> {
-        Some(session(self.0))
+        Some(session(self.0, self.1.as_millis() as u64))
     }
 
     fn brief(&self) -> Option<Brief> {
-        let view = session(self.0);
+        let view = self.view()?;
         let upstream = view.upstream.as_ref();
         Some(Brief {
             listener: view.listener.as_str().into(),
@@ -321,59 +432,119 @@ impl Shown for One {
             sent_bytes: view.legs().map(|leg| leg.sent_bytes).sum(),
         })
     }
+
+    fn detail(&self) -> SessionDetail {
+        let Some(view) = self.view() else {
+            return SessionDetail::default();
+        };
+        let idle = TimerView {
+            reason: "idle_timeout",
+            in_ms: 3_600_000 - view.idle_ms,
+        };
+        let legs = view.legs().filter_map(|leg| leg.timer.clone());
+        let mut clocks: Vec<_> = legs.chain([idle]).collect();
+        clocks.sort_by_key(|clock| clock.in_ms);
+        let of = |leg: &LegView| TcpInfoView {
+            last_ack_recv_ms: leg.last_life_ms as u32,
+            last_data_recv_ms: view.idle_ms as u32,
+            last_data_sent_ms: view.idle_ms as u32,
+            rto_us: 204_000,
+            rttvar_us: 90,
+            min_rtt_us: 181,
+            snd_cwnd: 10,
+            snd_wnd: Some(65_536),
+            bytes_acked: leg.sent_bytes,
+            bytes_received: leg.received_bytes,
+            ..TcpInfoView::default()
+        };
+        SessionDetail {
+            clocks,
+            tcp_info: ByLeg {
+                downstream: Some(of(&view.downstream)),
+                upstream: view.upstream.as_ref().map(of),
+            },
+        }
+    }
 }
 
-fn session(id: u64) -> ConnectionView {
+fn timer(reason: &'static str, in_ms: u64) -> Option<TimerView> {
+    Some(TimerView { reason, in_ms })
+}
+
+fn leg(local: &str, peer: SocketAddr) -> LegView {
+    LegView {
+        local: Some(local.parse().expect("valid")),
+        peer: Some(peer),
+        state: "ESTAB",
+        condition: "alive",
+        last_life_ms: 400,
+        received_bytes: 0,
+        sent_bytes: 0,
+        unacked: 0,
+        notsent_bytes: 0,
+        retransmits: 0,
+        probes: 0,
+        rtt_us: 250,
+        heartbeat: None,
+        timer: None,
+        tls: None,
+    }
+}
+
+/// The device has one place; two wait for it.
+const OF_PLC: std::ops::RangeInclusive<u64> = 118..=120;
+
+fn session(id: u64, passed: u64) -> ConnectionView {
+    if OF_PLC.contains(&id) {
+        return of_plc(id, passed);
+    }
+    const IDENTITIES: [&str; 2] = ["billing.example", "<img src=x onerror=alert(1)>"];
     let is_suspect = id % 50 == 2;
-    let silent = if is_suspect {
-        24_100
-    } else {
-        400 + 311 * (id % 23)
+    // A peer is asked each 6 s, and says something each 12 s.
+    let turn = passed + 311 * id;
+    let silent = match is_suspect {
+        true => 17_600 + (passed + 40 * id) % 12_000,
+        false => turn % 6_000,
     };
-    let timer = |reason, in_ms| Some(TimerView { reason, in_ms });
-    let identity = match id {
-        1 => "plc-7.example",
-        _ => "<img src=x onerror=alert(1)>",
-    };
+    let of_service = (passed + 777 * id) % 6_000;
+    let said = if is_suspect { 0 } else { 40 * (turn / 12_000) };
     let tls = TlsView {
         version: "TLSv1.3",
         cipher: "TLS13_AES_256_GCM_SHA384",
         resumed: false,
         server_name: Some("db.example".into()),
         alpn: None,
-        identity: Some(identity.into()),
-    };
-    let leg = |local: &str, peer: SocketAddr| LegView {
-        local: Some(local.parse().expect("valid")),
-        peer: Some(peer),
-        state: "ESTAB",
-        condition: "alive",
-        last_life_ms: 400,
-        received_bytes: 1_000 * id,
-        sent_bytes: 77 * id,
-        unacked: 0,
-        notsent_bytes: 0,
-        retransmits: 0,
-        probes: 0,
-        rtt_us: 250 + id as u32,
-        heartbeat: None,
-        timer: timer("upstream_dead", 29_600),
-        tls: None,
+        identity: Some(IDENTITIES[usize::from(id == 3)].into()),
     };
     let client = SocketAddr::from(([192, 0, 2, id as u8], 51_000));
     let downstream = LegView {
         condition: if is_suspect { "suspect" } else { "alive" },
         last_life_ms: silent,
-        probes: u32::from(is_suspect) * 6,
-        timer: timer("downstream_dead", 30_000 - silent),
+        received_bytes: 1_000 * id + said,
+        sent_bytes: 77 * id + 3 * said,
+        probes: if is_suspect {
+            ((silent - 6_000) / 2_000) as u32
+        } else {
+            0
+        },
+        rtt_us: 250 + id as u32,
+        timer: timer("downstream_dead", 30_750 - silent),
         tls: Some(tls),
         ..leg("10.0.0.5:9000", client)
     };
-    let mut upstream = leg("10.0.0.5:41000", SocketAddr::from(([10, 0, 9, 7], 5432)));
+    let service = SocketAddr::from(([10, 0, 9, 7], 5432));
+    let mut upstream = LegView {
+        last_life_ms: of_service,
+        received_bytes: downstream.sent_bytes,
+        sent_bytes: downstream.received_bytes,
+        timer: timer("upstream_dead", 30_750 - of_service),
+        ..leg(&format!("10.0.0.5:{}", 41_000 + id), service)
+    };
     if id % 40 == 5 {
         upstream.condition = "stalled";
         upstream.notsent_bytes = 65_536;
     }
+    let timers = [&downstream.timer, &upstream.timer].into_iter().flatten();
     ConnectionView {
         id,
         listener: "db".into(),
@@ -382,12 +553,60 @@ fn session(id: u64) -> ConnectionView {
         } else {
             Phase::Open
         },
-        age_ms: 3_723_000 + 60_000 * id,
-        idle_ms: silent,
+        age_ms: 3_723_000 + 60_000 * (120 - id.min(120)) + passed,
+        idle_ms: if is_suspect { silent } else { turn % 12_000 },
         proxy: None,
-        timer: downstream.timer.clone(),
+        timer: timers.min_by_key(|timer| timer.in_ms).cloned(),
         downstream,
         upstream: Some(upstream),
+        verdict: None,
+    }
+}
+
+fn of_plc(id: u64, passed: u64) -> ConnectionView {
+    let waits = id - OF_PLC.start();
+    let silent = (passed + 700 * id) % 1_000;
+    let client = SocketAddr::from(([10, 0, 3, 7 + 2 * waits as u8], 40_000 + id as u16));
+    let age_ms = match waits {
+        0 => 7_323_000 + passed,
+        _ => (12_000 / waits + passed) % 29_000,
+    };
+    let downstream = LegView {
+        last_life_ms: silent,
+        received_bytes: 12_000 * id,
+        timer: timer("downstream_dead", 10_300 - silent),
+        ..leg("10.0.0.5:9001", client)
+    };
+    let device = SocketAddr::from(([10, 0, 9, 5], 502));
+    let beat = HeartbeatView {
+        profile: "modbus",
+        state: "ready",
+        answers: (passed / 5_000) as u32,
+        last_answer_ms: Some(passed % 5_000),
+    };
+    let upstream = LegView {
+        last_life_ms: passed % 5_000,
+        heartbeat: Some(beat),
+        timer: timer("upstream_dead", 10_300 - passed % 5_000),
+        ..leg("10.0.0.5:42000", device)
+    };
+    ConnectionView {
+        id,
+        listener: "plc".into(),
+        phase: if waits == 0 {
+            Phase::Open
+        } else {
+            Phase::Queued
+        },
+        age_ms,
+        idle_ms: silent,
+        proxy: None,
+        timer: match waits {
+            0 => upstream.timer.clone(),
+            _ => timer("queue_timeout", 30_000 - age_ms),
+        },
+        downstream,
+        upstream: (waits == 0).then_some(upstream),
         verdict: None,
     }
 }

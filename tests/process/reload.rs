@@ -136,6 +136,10 @@ impl Rig {
         self.proxy().metric(&name)
     }
 
+    fn history(&self) -> Value {
+        self.proxy().json("/reloads")
+    }
+
     fn last_reload_successful(&self) -> f64 {
         self.proxy()
             .metric("pulsegate_config_last_reload_successful")
@@ -295,6 +299,55 @@ fn a_bad_file_changes_nothing() {
         (rig.reloads("success"), rig.last_reload_successful()),
         (1.0, 1.0)
     );
+}
+
+#[test]
+fn the_last_reloads_are_remembered() {
+    let only = Spec::new("only");
+    let rig = Rig::start(&[only], "");
+    assert_eq!(rig.history(), json!([]));
+    let changed = Spec {
+        more: "limits: { max_connections: 7 }, liveness: { idle_timeout: 10m }",
+        ..only
+    };
+    rig.write(&[changed], "workers: 7");
+    assert!(eventually(PATIENT, || rig.reloads("success") == 1.0));
+    rig.proxy().signal(Signal::HUP);
+    assert!(eventually(PROMPT, || rig.reloads("success") == 2.0));
+    rig.write(&[changed], UNWATCHED);
+    rig.reloaded();
+    fs::write(rig.file(), "").expect("written");
+    assert_eq!(rig.reload().0, 422);
+    let history = rig.history();
+    let words = |key: &str| {
+        let all = history.as_array().expect("a list").iter();
+        all.map(|r| r[key].as_str().unwrap_or("?").to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(words("asked_by"), ["admin", "admin", "sighup", "watch"]);
+    assert_eq!(
+        words("outcome"),
+        ["failure", "success", "success", "success"]
+    );
+    assert!(
+        history[0]["errors"][0]
+            .as_str()
+            .is_some_and(|e| e.contains("is empty"))
+    );
+    let first = &history[3];
+    assert_eq!(
+        first["applied"],
+        json!(["listeners[only].limits.max_connections"])
+    );
+    assert_eq!(
+        first["new_sessions_only"],
+        json!(["listeners[only].liveness.idle_timeout"])
+    );
+    assert_eq!(first["needs_restart"], json!(["workers"]));
+    assert!(first["at"].as_i64() <= history[0]["at"].as_i64());
+    // What is in force is what is explained.
+    let explained = rig.proxy().get("/explain").expect("an answer");
+    assert!(explained.contains("at most 7 sessions"), "{explained}");
 }
 
 /// What a subcommand returns and prints.

@@ -206,6 +206,13 @@ impl Proxy {
         self.ask("GET", path)
     }
 
+    /// The JSON of a page of the admin endpoint.
+    pub fn json(&self, path: &str) -> serde_json::Value {
+        let answer = self.get(path).expect("an answer");
+        let (_head, body) = answer.split_once("\r\n\r\n").expect("a head");
+        serde_json::from_str(body).expect("JSON")
+    }
+
     /// The answer of the admin endpoint, with its head.
     pub fn ask(&self, method: &str, path: &str) -> io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&self.ports.admin, PROMPT)?;

@@ -117,6 +117,12 @@ fn files_that_change_are_taken_up_all_or_none() {
     let folder = lab.path("");
     assert_eq!(lab.until("downstream", "server.crt"), end_of(2090));
     assert_eq!(lab.until("upstream", "client.crt"), end_of(2090));
+    // The overview has the first to end of each leg.
+    let summary = lab.rig.proxy().json("/summary");
+    let ends = &summary["listeners"][0]["certificate_not_after"];
+    for leg in ["downstream", "upstream"] {
+        assert_eq!(ends[leg].as_f64(), Some(end_of(2090)), "{summary}");
+    }
     let nothing = json!({ "applied": [], "new_sessions_only": [], "needs_restart": [] });
     assert_eq!(lab.rig.reloaded(), nothing);
 

@@ -67,15 +67,15 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Finds them; takes 1.1 s.
+    /// Finds them.
     #[must_use]
-    pub fn find() -> Self {
+    pub fn of(abilities: Abilities) -> Self {
         let handshakes = crate::sys::sock_diag::handshakes();
         Self {
             limits: Limits::read(),
             counters: Counters::read().ok(),
             sockets: Sockets::read().ok(),
-            abilities: Abilities::find(),
+            abilities,
             handshakes: handshakes.ok(),
         }
     }
@@ -118,6 +118,27 @@ pub struct Check {
     pub meaning: String,
     /// What to change.
     pub setting: Option<String>,
+}
+
+/// All of them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Checks {
+    /// How the worst ended.
+    pub worst: Status,
+    /// One for each line.
+    pub checks: Vec<Check>,
+}
+
+impl Checks {
+    /// Finds the worst.
+    #[must_use]
+    pub fn of(checks: Vec<Check>) -> Self {
+        let worst = checks.iter().map(|check| check.status).max();
+        Self {
+            worst: worst.unwrap_or(Status::Ok),
+            checks,
+        }
+    }
 }
 
 impl Check {

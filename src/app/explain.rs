@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use crate::app::TlsFiles;
+use super::TlsFiles;
 use crate::config::{Config, ListenAddress, ListenerConfig, Liveness, UpstreamAddress, show};
 use crate::liveness::{CloseReason, Evidence, LEGS, Leg, Span};
 use crate::metrics::wall_clock;
 use crate::tls::Chain;
 
 /// What `check` prints.
-pub(super) fn summary(source: &str, config: &Config) -> String {
+#[must_use]
+pub fn summary(source: &str, config: &Config) -> String {
     let listeners = config.listeners.len();
     let plural = if listeners == 1 { "" } else { "s" };
     let mut out = format!("ok: {source}: {listeners} listener{plural}\n");
@@ -21,7 +22,8 @@ pub(super) fn summary(source: &str, config: &Config) -> String {
 }
 
 /// What `check` prints of the files that a configuration names.
-pub(super) fn files(files: &TlsFiles) -> String {
+#[must_use]
+pub fn files(files: &TlsFiles) -> String {
     let line = |chain: &Chain| {
         let validity = chain.ends_first.validity(wall_clock());
         let mark = match validity.needs_renewal() {
@@ -42,7 +44,8 @@ pub(super) fn files(files: &TlsFiles) -> String {
 }
 
 /// What `explain` prints.
-pub(super) fn explain(config: &Config) -> String {
+#[must_use]
+pub fn explain(config: &Config) -> String {
     let mut out = String::new();
     for listener in &config.listeners {
         out += &heading(listener);
