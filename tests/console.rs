@@ -25,7 +25,7 @@ use console::process::{Process, TOKEN};
 /// Each needs a browser of its own.
 type Body = fn(&Browser, &Process);
 
-const CASES: [(&str, Body); 7] = [
+const CASES: [(&str, Body); 11] = [
     ("every_view_shows_what_the_routes_say", every_view),
     ("sessions_are_sorted_filtered_and_paused", connections),
     ("a_session_is_asked_and_ended_with_a_reason", actions),
@@ -33,6 +33,10 @@ const CASES: [(&str, Body); 7] = [
     ("a_small_screen_and_the_dark_show_it_all", small_and_dark),
     ("what_a_stranger_chose_is_text", foreign_text),
     ("changes_take_the_token", token),
+    ("the_overview_keeps_its_promises_in_view", promises),
+    ("listeners_and_endpoints_show_what_ends_soon", listeners),
+    ("who_waits_for_a_place_is_shown_beside_its_holder", waiting),
+    ("a_session_has_a_time_line_and_its_clocks", time_line),
 ];
 
 fn trial((name, body): (&'static str, Body)) -> Trial {
@@ -77,6 +81,28 @@ fn go(browser: &Browser, view: &str, shows: &str) {
     browser.until_text(view, shows);
 }
 
+/// What the process would have told a page that has been open for five minutes.
+const MINUTES: &str = "
+    const first = points[0];
+    const before = (s) => {
+        const wave = Math.round(6 * Math.sin(s / 37) + 3 * Math.sin(s / 11));
+        return { ...first, now: first.now - s, sessions: first.sessions + wave, found: first.found - Math.floor(s / 90),
+            foundNew: s % 90 === 0 ? 1 : 0, failed: first.failed - (s > 200 ? 1 : 0), failedNew: s === 200 ? 1 : 0,
+            hung: s > 160 ? 1 : s > 70 ? 2 : 3, rate: 270000 * (1 + 0.3 * Math.sin(s / 23) + 0.1 * Math.sin(s / 3)) };
+    };
+    points = [...Array.from({ length: 300 }, (_, i) => before(300 - i)), ...points.slice(1)];";
+
+/// What a page that has been open for a minute has seen of a client that vanished.
+const SILENCE: &str = "
+    const now = performance.now();
+    const { downstream, upstream } = seen.before;
+    const each6s = (last, kinds) => Array.from({ length: 7 }, (_, i) => ({ at: now - last - 6000 * (6 - i), kind: kinds[i % 2] }));
+    const questions = [];
+    for (let ago = downstream.last_life_ms - 6000; ago > 0; ago -= 2000) questions.push({ at: now - ago, kind: 'asked' });
+    seen.marks.downstream = [...each6s(downstream.last_life_ms, ['data', 'answer']), ...questions];
+    seen.marks.upstream = each6s(upstream.last_life_ms, ['answer', 'data']);
+    seen.since = now - 60000;";
+
 fn picture(browser: &Browser, name: &str) {
     if let Some(directory) = std::env::var_os("PULSEGATE_PICTURES") {
         browser.picture(&PathBuf::from(directory).join(format!("{name}.png")));
@@ -86,22 +112,35 @@ fn picture(browser: &Browser, name: &str) {
 fn every_view(browser: &Browser, _: &Process) {
     browser.until_text("overview", "Half-open now");
     browser.until_text("overview", "10.0.3.7");
-    // Some seconds of the plots.
-    browser.until("points.length > 8");
+    // Some minutes of the plots.
+    browser.until("points.length > 2");
+    browser.run(MINUTES);
+    browser.until("points.length > 302");
+    browser.size(1280, 525);
     picture(browser, "overview");
+    browser.size(1280, 600);
     go(browser, "listeners", "127.0.0.1:9000");
     browser.until_text("endpoint-rows", "ejected");
     picture(browser, "listeners");
     go(browser, "connections", "50 shown, 120 matched, 120 in all");
+    browser.size(1280, 412);
     picture(browser, "connections");
+    browser.size(1280, 600);
     browser.run("document.querySelector('#rows a').click()");
     browser.until_text("session", "downstream_dead in");
     browser.until_text("session", "TLSv1.3");
+    browser.size(1280, 1200);
     picture(browser, "session");
+    browser.size(1280, 600);
+    go(browser, "waiting", "who waits");
+    browser.until_text("queue", "queue_timeout in");
+    picture(browser, "waiting");
     go(browser, "found", "upstream_stalled");
     picture(browser, "found");
     go(browser, "config", "listeners:");
     browser.until_text("config", "Changes are accepted at this address.");
+    browser.until_text("explain", "vanished, idle");
+    browser.until_text("reloads", "sighup");
     picture(browser, "config");
 }
 
@@ -150,6 +189,10 @@ fn actions(browser: &Browser, process: &Process) {
     let ended = [(2, Some("the PLC was replaced".to_owned()))];
     assert_eq!(process.ended(), ended);
     go(browser, "config", "listeners:");
+    browser.until_text("reloads", "listeners[db].backlog: 0 is not positive");
+    browser.run("document.getElementById('reload').click()");
+    browser.until_text("reloaded", "needs a restart: workers");
+    browser.until_text("reloads", "admin");
     browser.run("document.getElementById('drain').click()");
     browser.run("document.querySelector('#ask [value=yes]').click()");
     browser.until_text("status", "draining");
@@ -193,6 +236,7 @@ fn small_and_dark(browser: &Browser, _: &Process) {
         ("overview", "Half-open now"),
         ("listeners", "127.0.0.1:9000"),
         ("connections", "120 matched"),
+        ("waiting", "verify"),
         ("found", "10.0.3.7"),
         ("config", "listeners:"),
     ] {
@@ -226,4 +270,86 @@ fn token(browser: &Browser, process: &Process) {
     browser.type_into("[name=token]", TOKEN);
     browser.run("document.getElementById('verify').click()");
     browser.until_text("answer", "upstream alive (answered)");
+}
+
+fn promises(browser: &Browser, _: &Process) {
+    browser.until_text("tiles", "Live peers killed as dead");
+    browser.until("document.getElementById('tiles').innerText.includes('by construction')");
+    browser.until(
+        "/Slowest detection\\s+10[0-5] %\\s+of D/.test(document.getElementById('tiles').innerText)",
+    );
+    browser.until_text("host-line", "warn somaxconn");
+    browser.run("document.querySelector('#host summary').click()");
+    browser.until_text("checks", "sysctl -w net.core.somaxconn=4096");
+    // It is asked for once in a minute.
+    browser.until("points.length > 4");
+    let asked =
+        "performance.getEntriesByType('resource').filter((e) => e.name.endsWith('/doctor')).length";
+    assert_eq!(browser.value(asked), "1");
+    browser.until_text("overview", "pulsegate scan");
+}
+
+fn listeners(browser: &Browser, _: &Process) {
+    go(browser, "listeners", "127.0.0.1:9000");
+    browser.until_text("listener-rows", "61 d / 5 d");
+    browser.until_text("listener-rows", "require / off");
+    browser.until_text("listener-rows", "3.0/s");
+    // The one that pulsegate warns of, too.
+    let marked = "document.querySelector('#listener-rows .bad').textContent";
+    browser.until(&format!("{marked} === '5 d' || {marked} === '3'"));
+    browser.until_text("endpoint-rows", "passed 0.8s ago");
+    browser.until_text("endpoint-rows", "failed 0.8s ago");
+    browser.until_text("endpoint-rows", "4m12s");
+    browser.run("document.querySelector('#listener-rows a[href^=\"#/waiting\"]').click()");
+    browser.until_text("line", "plc: who waits");
+}
+
+fn waiting(browser: &Browser, _: &Process) {
+    go(
+        browser,
+        "waiting",
+        "the peers of the holders are asked each second",
+    );
+    browser.until_text("limited", "1/1");
+    // Who came first is the first.
+    let ids = |table: &str| {
+        browser.value(&format!(
+            "[...document.querySelectorAll('#{table} a')].map((a) => a.textContent)"
+        ))
+    };
+    browser.until_text("queue", "10.0.3.9");
+    assert_eq!(
+        (ids("holders"), ids("queue")),
+        ("118".into(), "119,120".into())
+    );
+    browser.until_text("queue", "unless a place is free");
+    browser.keys(&['\u{e004}']);
+    browser.run("document.querySelector('#queue a').click()");
+    browser.until_text("session", "queued");
+    browser.until_text("lines", "sign");
+}
+
+fn time_line(browser: &Browser, _: &Process) {
+    browser.run("location.hash = '/session/1'");
+    browser.until_text("session", "unless heard");
+    browser.until_text("clocks", "idle_timeout");
+    browser.until_text("tcp", "tcpi_last_ack_recv_ms");
+    // Signs of life come with time, one after the other.
+    browser.until("seen.marks.upstream.length > 1");
+    browser.until("document.querySelectorAll('#lines line.answer').length > 2");
+    browser.until("document.querySelectorAll('#lines line.data').length > 0");
+    browser.run("location.hash = '/session/2'");
+    browser.until_text("lines", "unanswered questions");
+    browser.until("document.querySelectorAll('#lines line.asked').length > 1");
+    browser.until("document.querySelectorAll('#lines .silence.bad, #lines line.end').length > 1");
+    browser.run(SILENCE);
+    browser.until("document.querySelectorAll('#lines line').length > 18");
+    browser.size(1280, 350);
+    picture(browser, "time-line");
+    // The device is asked in its own protocol.
+    browser.run("location.hash = '/session/118'");
+    browser.until_text("session", "Heartbeat (modbus)");
+    browser.until("document.querySelectorAll('#lines line.beat').length > 0");
+    // What was seen of another session is forgotten.
+    assert_eq!(browser.value("seen.id"), "118");
 }

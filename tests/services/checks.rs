@@ -95,6 +95,23 @@ fn expect_states(proxy: &Pulsegate, states: &[&str]) {
     assert!(eventually(PROMPT, || shown() == states), "{:?}", shown());
 }
 
+/// One passes, one fails; both are asked again and again.
+#[track_caller]
+fn expect_checks(proxy: &Pulsegate) {
+    let (_, body) = proxy.get("/upstreams").expect("an answer");
+    let list: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    let check = |n: usize| &list[n]["last_check"];
+    assert!(check(0)["error"].is_null(), "{body}");
+    assert_eq!(check(1)["error"], "status 503", "{body}");
+    for n in [0, 1] {
+        let (ago, since) = (&check(n)["ago_ms"], &list[n]["since_ms"]);
+        assert!(
+            ago.as_u64() < Some(5_000) && since.as_u64() < Some(60_000),
+            "{body}"
+        );
+    }
+}
+
 fn checks_follow_the_primary_of_postgres() {
     let [first, second] = [Ipv4Addr::new(127, 0, 0, 1), Ipv4Addr::new(127, 0, 0, 2)];
     let (port, patroni) = (free_address().port(), free_address().port());
@@ -120,6 +137,7 @@ fn checks_follow_the_primary_of_postgres() {
         fs::write(&file, text).expect("write a file");
         let proxy = Pulsegate::start_config(&file, address, admin);
         expect_states(&proxy, &["up", "down"]);
+        expect_checks(&proxy);
         let asks = |expected: IpAddr| assert_eq!(query(address, where_am_i), expected.to_string());
         (0..3).for_each(|_| asks(first.into()));
         let mut live = Process::start(&mut psql(address));

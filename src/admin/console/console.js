@@ -1,5 +1,4 @@
-// The console of pulsegate. It shows what /summary, /events, /connections, /upstreams, /found and /config say,
-// with the same words and numbers. Text that others chose reaches the page as text only.
+// The console of pulsegate. It shows what the other routes say, with the same words and numbers. Text that others chose reaches the page as text only.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
@@ -8,7 +7,28 @@ const PAGE = 50;
 const CHANGES = document.body.dataset.changes; // open, token, never
 const PHASES = ["queued", "connecting", "open", "half_closed", "closing"];
 const CONDITIONS = ["alive", "quiet", "suspect", "stalled", "undelivered", "phantom"];
-const VIEWS = ["overview", "listeners", "connections", "session", "found", "config"];
+const VIEWS = ["overview", "listeners", "connections", "session", "waiting", "found", "config"];
+const LINE = 50; // holders, and clients that wait, of the one line that is shown
+const MANY = 1000; // sessions; of more than these a list is asked for each 5 s where each has to be compared
+const WATCHED = 300000; // ms of the time line
+const NOW = 400; // of 600: where it is on the time line
+const RENEW = 7; // days: from then on pulsegate warns, too
+const LEGS = { downstream: "Downstream: client to pulsegate", upstream: "Upstream: pulsegate to the service" };
+// What keeps a session from being ended by a clock.
+const UNLESS = {
+  dead: "unless heard", stalled: "unless it takes data", undelivered: "unless it acknowledges", silent: "unless it sends",
+  unresponsive: "unless it answers", idle_timeout: "unless a byte passes", half_close_timeout: "unless a byte passes",
+  first_response_timeout: "unless the service answers", upstream_phantom: "unless the service answers",
+  queue_timeout: "unless a place is free", connect_timeout: "unless the service accepts",
+};
+// What happens next where there is no place (limits.on_full).
+const ON_FULL = {
+  reject: "the next client is reset",
+  queue: "the first who waits has the next place",
+  verify: "the peers of the holders are asked each second; one that is gone leaves its place to the first who waits",
+  replace: "the holder that is quiet longest is ended for the next client, alive or not",
+  shed: "a dead holder is ended, else one that is half-closed, mute or quiet for some seconds; where all are active, the next client is reset",
+};
 
 let summary = null;
 let points = [];
@@ -20,6 +40,8 @@ let paused = false;
 let events = null;
 let asking = false;
 let listed = 0; // when the sessions were last asked for
+let judged = 0; // when the host was
+let seen = { id: null, samples: [], marks: {} }; // the session that is shown, while it is
 
 // --- Numbers, as the tables of the subcommands have them ---------------------------------
 
@@ -172,6 +194,9 @@ function overview() {
     tile("Half-open now", halfOpen, legs((l) => l.half_open), halfOpen ? "bad" : "good"),
     tile("Stalled, undelivered, phantom now", hung, `${legs((l) => l.stalled)} stalled`, hung ? "warn" : "good"),
     tile("Found in 24 hours", day, `${sum((l) => l.found)} since the start; the last 200 are kept`, day ? "warn" : "good"),
+    tile("Slowest detection", shares.length ? `${Math.round(slowest * 100)} %` : "-", "of D after the last sign of life, of the last 200; 105 % are promised",
+      slowest > 1.05 ? "bad" : "good"),
+    tile("Live peers killed as dead", 0, "by construction: no verdict without questions that stayed unanswered for D", "good"),
   );
   const last = points[points.length - 1];
   const shown = `in ${age(1000 * (last.now - points[0].now))}`;
@@ -182,8 +207,10 @@ function overview() {
   draw($("plots"),
     plot("Sessions", `${summary.sessions}, from ${Math.min(...points.map((p) => p.sessions))} ${shown}`, line((p) => p.sessions)),
     plot("Found", `${last.found - points[0].found} ${shown}`, line((p) => p.foundNew)),
+    plot("Stalled, undelivered, phantom", `${hung}, at most ${Math.max(...points.map((p) => p.hung))} ${shown}`, line((p) => p.hung)),
+    plot("Connects failed", `${last.failed - points[0].failed} ${shown}`, line((p) => p.failedNew)),
     plot("Throughput", `${bytes(last.rate)}/s, at most ${bytes(Math.max(...points.map((p) => p.rate)))}/s ${shown}`, line((p) => p.rate)),
-    plot("Detection delay against D", shares.length ? `slowest ${Math.round(slowest * 100)} % of D` : "none yet",
+    plot("Detection delay against D (dashed)", shares.length ? `slowest ${Math.round(slowest * 100)} % of D` : "none yet",
       [svg("line", { class: "limit", x1: 0, x2: 600, y1: 23, y2: 23 }), ...dots]),
   );
   groups($("worst"), found.groups.slice(0, 5));
@@ -197,35 +224,70 @@ function groups(element, list) {
   table(element, columns, rows, "no peer was found gone or hanging");
 }
 
+// The host is looked at once a minute while somebody looks.
+async function host() {
+  if (!summary || summary.now - judged < 60) return;
+  const { worst, checks } = await ask("doctor");
+  judged = summary.now;
+  const bad = checks.filter((c) => ["warn", "fail"].includes(c.status));
+  const kind = { fail: "bad", warn: "warn" };
+  const names = bad.map((c) => `${c.status} ${c.check}`).join(", ");
+  $("host-line").textContent = bad.length ? `${names} (pulsegate doctor)` : `${checks.length} checks, nothing to do (pulsegate doctor)`;
+  $("host-line").className = kind[worst] || "good";
+  const rows = checks.map((c) => h("tr", { class: "first" }, cell(c.status, kind[c.status]), cell(c.check), cell(c.found, "wrap"),
+    cell(c.meaning, "wrap"), cell(c.setting || "", "wrap")));
+  const columns = ["Status", "Check", "Found", "Meaning", "Set"].map((name) => [name, null]);
+  table($("checks"), columns, rows, "no check");
+}
+
 // --- Listeners -----------------------------------------------------------------------------
+
+// Days left of a certificate, as the log counts them.
+function days(notAfter) {
+  if (notAfter === null) return ["-"];
+  const left = Math.floor((notAfter - summary.now) / 86400);
+  return [left < 0 ? "expired" : `${left} d`, left < RENEW && "bad"];
+}
+
+// One value for each leg.
+function pairOf(legs, shown) {
+  const [down, up] = [shown(legs.downstream), shown(legs.upstream)];
+  return h("td", {}, h("span", { class: down[1] }, down[0]), " / ", h("span", { class: up[1] }, up[0]));
+}
 
 function listeners() {
   if (!summary) return;
   const rows = summary.listeners.map((l) => {
-    const rate = points[points.length - 1].of.get(l.listener) || 0;
-    const full = l.limit && l.active >= l.limit;
+    const { rate, accepts } = points[points.length - 1].of.get(l.listener);
+    const full = l.limit && l.in_use >= l.limit;
     return h("tr", { class: "first" },
       cell(h("a", { href: `#/connections?listener=${encodeURIComponent(l.listener)}` }, l.listener)),
       cell(l.address), cell(l.upstream), n(age(l.detect_within_ms)),
-      n(l.limit ? `${l.active}/${l.limit}` : l.active, full && "warn"), n(l.queued, l.queued && "warn"),
-      n(`${bytes(rate)}/s`), n(l.found), n(both(l.half_open), both(l.half_open) && "bad"),
-      n(both(l.stalled), both(l.stalled) && "warn"), n(both(l.undelivered), both(l.undelivered) && "warn"),
-      n(l.phantom, l.phantom && "warn"), n(l.half_closed), n(`${l.accept_queue}/${l.accept_queue_limit}`),
-      n(l.accepted), n(l.rejected, l.rejected && "warn"), n(l.connect_failures, l.connect_failures && "warn"));
+      n(l.limit ? `${l.in_use}/${l.limit}` : l.active, full && "warn"),
+      n(l.queued ? h("a", { href: `#/waiting/${encodeURIComponent(l.listener)}` }, l.queued) : 0, l.queued && "warn"),
+      n(`${accepts.toFixed(1)}/s`), n(`${bytes(rate)}/s`), n(both(l.half_open), both(l.half_open) && "bad"),
+      n(both(l.stalled), both(l.stalled) && "warn"), n(l.found), n(`${l.accept_queue}/${l.accept_queue_limit}`),
+      pairOf(l.certificate_not_after, days), pairOf(l.proxy_protocol, (word) => [word]),
+      n(both(l.undelivered), both(l.undelivered) && "warn"), n(l.phantom, l.phantom && "warn"), n(l.half_closed), n(l.accepted), n(l.rejected, l.rejected && "warn"), n(l.connect_failures, l.connect_failures && "warn"));
   });
-  const names = ["Sessions", "Waiting", "Rate", "Found", "Half-open", "Stalled", "Undelivered", "Phantom", "Half-closed",
-    "Accept queue", "Accepted", "Rejected", "Connects failed"];
-  const columns = [["Listener", null], ["Address", null], ["Upstream", null], ["D", null, "n"]];
-  table($("listener-rows"), [...columns, ...names.map((name) => [name, null, "n"])], rows, "no listener");
+  const numbers = (...names) => names.map((name) => [name, null, "n"]);
+  const columns = [["Listener", null], ["Address", null], ["Upstream", null],
+    ...numbers("D", "Sessions", "Waiting", "Clients", "Bytes", "Half-open", "Stalled", "Found", "Accept queue"),
+    ["Certificates", null], ["PROXY", null],
+    ...numbers("Undelivered", "Phantom", "Half-closed", "Accepted", "Rejected", "Connects failed")];
+  table($("listener-rows"), columns, rows, "no listener");
 }
 
 async function endpoints() {
   const rows = (await ask("upstreams")).map((e) => h("tr", { class: "first" },
-    cell(e.listener), cell(e.endpoint), cell(e.name || "-"), cell(e.state, e.state === "up" ? "good" : "bad"),
+    cell(e.listener), cell(e.endpoint), cell(e.name || "-"), cell(e.state, e.state === "up" ? "good" : "bad"), n(age(e.since_ms)),
+    n(e.last_check ? `${e.last_check.error === null ? "passed" : "failed"} ${age(e.last_check.ago_ms)} ago` : "-",
+      e.last_check?.error && "bad"),
     n(e.active_sessions), n(e.connects), n(e.failures, e.failures && "warn"), n(e.consecutive_failures),
     n(e.ejections), n(e.ejected_for_ms ? age(e.ejected_for_ms) : "-"),
-    cell(e.cause || "-")));
-  const columns = [["Listener", null], ["Endpoint", null], ["Name", null], ["State", null]];
+    cell(e.cause || e.last_check?.error || "-")));
+  const columns = [["Listener", null], ["Endpoint", null], ["Name", null], ["State", null], ["Since", null, "n"],
+    ["Last check", null, "n"]];
   const names = ["Sessions", "Connects", "Failures", "In a row", "Ejections", "Ejected for"];
   table($("endpoint-rows"), [...columns, ...names.map((name) => [name, null, "n"]), ["Cause", null]], rows, "no endpoint");
 }
@@ -277,10 +339,9 @@ async function connections() {
 
 const sessionId = () => location.hash.split("/")[2];
 
-function clock(silent, most) {
-  const marks = { min: 0, max: most, low: most * 0.6, high: most * 0.8, optimum: 0 };
-  return h("meter", { ...marks, value: silent, "aria-label": "silence against the clock" });
-}
+// "downstream_dead in 24.0s unless heard"
+const unless = (reason) => UNLESS[reason] || UNLESS[reason.replace(/^(downstream|upstream)_/, "")] || "";
+const rings = (t) => `${t.reason} in ${age(t.in_ms)} ${unless(t.reason)}`.trim();
 
 function facts(name, l) {
   if (!l) return h("section", { class: "tile" }, h("h3", {}, name), h("p", { class: "quiet" }, "not connected"));
@@ -294,13 +355,13 @@ function facts(name, l) {
     if (l.tls.server_name) pairs.push(["SNI", l.tls.server_name]);
     if (l.tls.identity) pairs.push(["Certificate of", l.tls.identity]);
   }
-  if (l.heartbeat) pairs.push(["Heartbeat", `${l.heartbeat.profile}: ${l.heartbeat.state}, ${l.heartbeat.answers} answers`]);
-  const timer = l.timer
-    ? [h("p", { class: colour(l.condition) }, `${l.timer.reason} in ${age(l.timer.in_ms)} unless heard`),
-      clock(l.last_life_ms, l.last_life_ms + l.timer.in_ms)]
-    : [];
+  if (l.heartbeat) {
+    const beat = l.heartbeat;
+    const last = beat.last_answer_ms === null ? "none yet" : `the last ${age(beat.last_answer_ms)} ago`;
+    pairs.push([`Heartbeat (${beat.profile})`, `${beat.state}; ${beat.answers} answers, ${last}`]);
+  }
   const list = pairs.flatMap(([term, value]) => [h("dt", {}, term), h("dd", { class: term === "Condition" ? colour(value) : undefined }, value)]);
-  return h("section", { class: "tile" }, h("h3", {}, name), timer, h("dl", {}, list));
+  return h("section", { class: "tile" }, h("h3", {}, name), h("dl", {}, list));
 }
 
 async function session() {
@@ -308,12 +369,91 @@ async function session() {
   $("session-id").textContent = id;
   const c = await ask(`connections/${encodeURIComponent(id)}`);
   const pairs = [["Listener", c.listener], ["Phase", c.phase], ["Age", age(c.age_ms)], ["Idle", age(c.idle_ms)],
-    ["Ends next by", c.timer ? `${c.timer.reason} in ${age(c.timer.in_ms)}` : "-"]];
+    ["Ends next by", c.timer ? rings(c.timer) : "-"]];
   if (c.proxy) pairs.push(["Load balancer", c.proxy]);
   if (c.verdict) pairs.push(["Verdict", c.verdict]);
   const list = pairs.flatMap(([term, value]) => [h("dt", {}, term), h("dd", {}, value)]);
   draw($("legs"), h("section", { class: "tile" }, h("h3", {}, "Session"), h("dl", {}, list)),
-    facts("Downstream: client to pulsegate", c.downstream), facts("Upstream: pulsegate to the service", c.upstream));
+    facts(LEGS.downstream, c.downstream), facts(LEGS.upstream, c.upstream));
+  observe(c);
+  draw($("lines"), timeLine(c, "downstream"), timeLine(c, "upstream"));
+  const rows = c.clocks.map((t) => h("tr", { class: "first" }, cell(t.reason), n(age(t.in_ms)), cell(unless(t.reason))));
+  table($("clocks"), [["Closes as", null], ["In", null, "n"], ["", null]], rows, "no clock runs");
+  tcpInfo(c);
+}
+
+// The kernel's own words and units; those that the legs show by another name are named, too.
+function tcpInfo(c) {
+  const of = (name, leg) => {
+    const l = c[leg];
+    const same = l && { tcpi_unacked: l.unacked, tcpi_notsent_bytes: l.notsent_bytes, tcpi_retransmits: l.retransmits,
+      tcpi_probes: l.probes, tcpi_rtt_us: l.rtt_us };
+    return { ...same, ...Object.fromEntries(Object.entries(c.tcp_info[leg] || {}).map(([key, value]) => [`tcpi_${key}`, value])) }[name];
+  };
+  const names = ["tcpi_last_ack_recv_ms", "tcpi_last_data_recv_ms", "tcpi_last_data_sent_ms", "tcpi_probes", "tcpi_retransmits",
+    "tcpi_backoff", "tcpi_unacked", "tcpi_notsent_bytes", "tcpi_snd_wnd", "tcpi_snd_cwnd", "tcpi_rto_us", "tcpi_rtt_us",
+    "tcpi_rttvar_us", "tcpi_min_rtt_us", "tcpi_total_retrans", "tcpi_bytes_acked", "tcpi_bytes_received"];
+  const rows = names.map((name) => h("tr", { class: "first" }, cell(h("code", {}, name)), n(of(name, "downstream") ?? "-"), n(of(name, "upstream") ?? "-")));
+  table($("tcp"), [["Field", null], ["Downstream", null, "n"], ["Upstream", null, "n"]], rows, "");
+}
+
+// --- The time line of the session that is shown, from what was polled ----------------------
+
+// Takes in one answer: what has happened on each leg since the one before.
+function observe(c) {
+  const now = performance.now();
+  if (seen.id !== c.id) seen = { id: c.id, since: now, before: null, marks: { downstream: [], upstream: [] } };
+  for (const leg of ["downstream", "upstream"]) {
+    const [l, before] = [c[leg], seen.before?.[leg]];
+    if (!l) continue;
+    const marks = seen.marks[leg];
+    const heard = now - l.last_life_ms;
+    const last = marks.findLast((mark) => mark.kind === "data" || mark.kind === "answer");
+    // An answer takes its time to come here.
+    if (!last || heard > last.at + 150) {
+      const moved = before && l.received_bytes > before.received_bytes;
+      marks.push({ at: heard, kind: moved ? "data" : "answer" });
+    }
+    const questions = (leg) => (leg ? leg.probes + leg.retransmits : 0);
+    const asked = questions(l) - questions(before);
+    if (asked > 0) marks.push({ at: now, kind: "asked", times: asked });
+    if (before && (l.heartbeat?.answers || 0) > (before.heartbeat?.answers || 0)) marks.push({ at: now, kind: "beat" });
+    seen.marks[leg] = marks.filter((mark) => mark.at > now - WATCHED);
+  }
+  seen.before = c;
+}
+
+// Two thirds are past, then comes what is to come, on the same scale.
+function timeLine(c, leg) {
+  const now = performance.now();
+  const span = Math.min(WATCHED, Math.max(60000, now - seen.since));
+  const x = (at) => NOW + ((at - now) * NOW) / span;
+  const marks = seen.marks[leg];
+  const lane = (name, shapes) => {
+    const picture = svg("svg", { viewBox: "0 0 600 20", preserveAspectRatio: "none", "aria-hidden": "true" });
+    picture.append(svg("rect", { class: "future", x: NOW, y: 0, width: 600 - NOW, height: 20 }), ...shapes);
+    return [h("span", { class: "quiet" }, name), picture];
+  };
+  const ticks = (kinds) => marks.filter((mark) => kinds.includes(mark.kind) && x(mark.at) >= 0)
+    .map((mark) => svg("line", { class: mark.kind, x1: x(mark.at), x2: x(mark.at), y1: mark.kind === "data" ? 1 : 6, y2: 19 }));
+  const l = c[leg];
+  const silence = [];
+  if (l) {
+    const from = Math.max(0, x(now - l.last_life_ms));
+    silence.push(svg("rect", { class: `silence ${colour(l.condition) || ""}`, x: from, y: 6, width: NOW - from, height: 8 }));
+    const ends = l.timer && x(now + l.timer.in_ms);
+    if (ends && ends <= 600) silence.push(svg("line", { class: "end", x1: ends, x2: ends, y1: 0, y2: 20 }));
+  }
+  const count = (...kinds) => marks.reduce((all, mark) => all + (kinds.includes(mark.kind) ? mark.times || 1 : 0), 0);
+  const several = (n, one, more) => `${n} ${n === 1 ? one : more}`;
+  const told = `${several(count("data", "answer"), "sign of life", "signs of life")}, `
+    + `${several(count("asked"), "unanswered question", "unanswered questions")}`;
+  const lanes = h("div", { class: "lanes", role: "img", "aria-label": `${leg}: ${told}` },
+    lane("heard", ticks(["data", "answer"])), lane("asked", ticks(["asked", "beat"])), lane("silence", silence),
+    h("span", {}), h("p", { class: "axis quiet" }, h("span", {}, `${age(span)} ago`), h("span", {}, "now"), h("span", {}, `+${age(span / 2)}`)));
+  const ends = l?.timer ? rings(l.timer) : l ? "no clock of this leg runs" : "not connected";
+  return h("section", { class: "tile" }, h("h3", {}, LEGS[leg]), h("p", { class: l && colour(l.condition) }, ends), lanes,
+    h("p", { class: "quiet" }, told));
 }
 
 async function verify() {
@@ -329,6 +469,47 @@ async function end() {
   if (reason === null) return;
   const query = reason ? `?${new URLSearchParams({ reason })}` : "";
   $("answer").textContent = await change("DELETE", `connections/${id}${query}`);
+}
+
+// --- Waiting -------------------------------------------------------------------------------
+
+// One line is asked for, by two lists of 50 sessions at most.
+async function waiting() {
+  if (!summary) return;
+  const limited = summary.listeners.filter((l) => l.limit || l.queued);
+  const rows = limited.map((l) => h("tr", { class: "first" },
+    cell(h("a", { href: `#/waiting/${encodeURIComponent(l.listener)}` }, l.listener)),
+    n(l.limit ? `${l.in_use}/${l.limit}` : l.in_use, l.limit && l.in_use >= l.limit && "warn"), n(l.queued, l.queued && "warn"),
+    cell(l.on_full), n(l.queue_timeout_ms === null ? "off" : age(l.queue_timeout_ms))));
+  const columns = [["Listener", null], ["Places", null, "n"], ["Waiting", null, "n"], ["on_full", null], ["queue_timeout", null, "n"]];
+  table($("limited"), columns, rows, "no listener has a limit of its own (limits.max_connections), and nobody waits");
+  const wanted = decodeURIComponent(location.hash.split("/")[2] || "");
+  const line = limited.find((l) => l.listener === wanted) || [...limited].sort((a, b) => b.queued - a.queued)[0];
+  $("line").hidden = !line;
+  if (!line) return;
+  document.querySelectorAll(".of-line").forEach((e) => { e.textContent = line.listener; });
+  $("next").textContent = `${line.on_full}: ${ON_FULL[line.on_full]}`;
+  listed = summary.now;
+  const of = (more) => ask(`connections?${new URLSearchParams({ listener: line.listener, sort: "age", limit: LINE, ...more })}`);
+  const [all, queued] = [await of({}), line.queued ? await of({ phase: "queued" }) : { connections: [] }];
+  const holders = all.connections.filter((c) => c.phase !== "queued");
+  const session = (c) => [n(h("a", { href: `#/session/${c.id}` }, c.id)), cell(c.downstream.peer || "-")];
+  const held = holders.map((c) => h("tr", { class: "first" }, session(c), cell(c.phase), n(age(c.age_ms)), n(age(c.idle_ms)),
+    n(age(Math.max(c.downstream.last_life_ms, c.upstream?.last_life_ms || 0))), cell(worst(c), colour(worst(c))),
+    cell(c.timer ? rings(c.timer) : "-")));
+  const waits = queued.connections.map((c, i) => h("tr", { class: "first" }, n(i + 1), session(c), n(age(c.age_ms)),
+    n(age(c.downstream.last_life_ms)), cell(c.downstream.condition, colour(c.downstream.condition)), cell(c.timer ? rings(c.timer) : "-")));
+  const head = [["ID", null, "n"], ["Client", null]];
+  table($("holders"), [...head, ["Phase", null], ["Age", null, "n"], ["Idle", null, "n"], ["Life", null, "n"], ["Condition", null],
+    ["Next", null]], held, "nobody; a place may rest for limits.reconnect_delay");
+  table($("queue"), [["", null, "n"], ...head, ["Waits for", null, "n"], ["Life", null, "n"], ["Condition", null], ["Next", null]],
+    waits, "nobody");
+}
+
+// The condition of a session: that of its worse leg.
+function worst(c) {
+  const both = [c.downstream.condition, c.upstream?.condition || "alive"];
+  return both.find((word) => word === "suspect") || both.find(colour) || both.find((word) => word !== "alive") || "alive";
 }
 
 // --- Found, configuration ------------------------------------------------------------------
@@ -355,8 +536,34 @@ function showFound() {
 }
 
 async function config() {
-  const yaml = await ask("config");
-  if ($("yaml").textContent !== yaml) $("yaml").textContent = yaml;
+  const fill = (id, text) => { if ($(id).textContent !== text) $(id).textContent = text; };
+  fill("yaml", await ask("config"));
+  fill("explain", await ask("explain"));
+  const whole = (r) => reloadLines(r).map((line) => h("div", { class: r.outcome === "failure" ? "bad" : undefined }, line));
+  const rows = (await ask("reloads")).flatMap((r) => [
+    h("tr", { class: "first" }, cell(`${age(1000 * Math.max(0, (summary?.now ?? r.at) - r.at))} ago`), cell(r.asked_by),
+      cell(r.outcome, r.outcome === "failure" ? "bad" : "good")),
+    h("tr", {}, h("td", { class: "wrap", colspan: 3 }, h("div", { class: "quiet" }, new Date(1000 * r.at).toISOString().replace(".000Z", "Z")), whole(r))),
+  ]);
+  const columns = ["When", "Asked by", "Outcome"].map((name) => [name, null]);
+  table($("reloads"), columns, rows, "none since the start");
+}
+
+// As pulsegate reload prints them.
+function reloadLines(r) {
+  const list = (name, keys) => keys.map((key) => `${name}: ${key}`);
+  const lines = [...list("applied", r.applied), ...list("new sessions only", r.new_sessions_only),
+    ...list("needs a restart", r.needs_restart), ...(r.errors || [])];
+  return lines.length ? lines : ["nothing differs"];
+}
+
+async function reload() {
+  $("reloaded").textContent = "reading the files";
+  try {
+    $("reloaded").textContent = reloadLines(await change("POST", "reload")).join("; ");
+  } catch (error) {
+    $("reloaded").textContent = `nothing has changed: ${error.message}`;
+  }
 }
 
 async function drain() {
@@ -373,16 +580,18 @@ function take(next) {
   const seconds = before ? next.now - before.now : 0;
   if (summary && before && seconds <= 0) return;
   next.listeners.forEach((l) => {
-    const moved = both(l.received_bytes);
-    of.set(l.listener, { moved, rate: before ? Math.max(0, moved - (before.moved.get(l.listener) ?? moved)) / seconds : 0 });
+    const [moved, old] = [both(l.received_bytes), before?.of.get(l.listener)];
+    const each = (now, then) => (old ? Math.max(0, now - then) / seconds : 0);
+    of.set(l.listener, { moved, accepted: l.accepted, rate: each(moved, old?.moved), accepts: each(l.accepted, old?.accepted) });
   });
   summary = next;
-  const total = sum((l) => l.found);
+  const [total, failed] = [sum((l) => l.found), sum((l) => l.connect_failures)];
   const point = {
-    now: next.now, sessions: next.sessions, found: total, foundNew: before ? Math.max(0, total - before.found) : 0,
-    moved: new Map([...of].map(([name, o]) => [name, o.moved])), of: new Map([...of].map(([name, o]) => [name, o.rate])),
+    now: next.now, of, sessions: next.sessions, found: total, foundNew: before ? Math.max(0, total - before.found) : 0,
+    failed, failedNew: before ? Math.max(0, failed - before.failed) : 0,
+    hung: sum((l) => both(l.stalled) + both(l.undelivered) + l.phantom),
+    rate: [...of.values()].reduce((all, o) => all + o.rate, 0),
   };
-  point.rate = [...point.of.values()].reduce((all, rate) => all + rate, 0);
   points = [...points, point].filter((p) => p.now > next.now - KEPT);
   $("version").textContent = next.version;
   const select = $("filters").elements.listener;
@@ -390,7 +599,8 @@ function take(next) {
   next.listeners.filter((l) => !known.includes(l.listener)).forEach((l) => select.append(h("option", {}, l.listener)));
   tell(next.draining ? "draining" : "live", next.draining);
   // These orders have every session looked at.
-  const isCostly = view() === "connections" && ["idle", "last_life"].includes(sort);
+  const isCostly = (view() === "connections" && ["idle", "last_life"].includes(sort))
+    || (view() === "waiting" && next.sessions > MANY);
   if (!isCostly || next.now - listed >= 5) refresh();
 }
 
@@ -411,10 +621,11 @@ async function refresh() {
   try {
     const now = view();
     if (["overview", "found"].includes(now)) await fetchFound();
-    if (now === "overview") overview();
+    if (now === "overview") { overview(); await host(); }
     else if (now === "listeners") { listeners(); await endpoints(); }
     else if (now === "connections" && !paused) await connections();
     else if (now === "session") await session();
+    else if (now === "waiting") await waiting();
     else if (now === "found") showFound();
     else if (now === "config") await config();
     say("");
@@ -432,6 +643,7 @@ function route() {
     if (here) a.setAttribute("aria-current", "page"); else a.removeAttribute("aria-current");
   });
   $("answer").textContent = "";
+  $("reloaded").textContent = "";
   const query = location.hash.split("?")[1];
   if (now === "connections" && query) {
     $("filters").reset();
@@ -478,9 +690,10 @@ function begin() {
   };
   $("may").textContent = may[CHANGES];
   $("token").hidden = CHANGES !== "token";
-  ["verify", "end", "drain"].forEach((id) => { $(id).hidden = CHANGES === "never"; });
+  ["verify", "end", "reload", "drain"].forEach((id) => { $(id).hidden = CHANGES === "never"; });
   $("verify").addEventListener("click", doing(verify));
   $("end").addEventListener("click", doing(end));
+  $("reload").addEventListener("click", doing(reload));
   $("drain").addEventListener("click", doing(drain));
   $("filters").addEventListener("input", () => { limit = PAGE; refresh(); });
   $("filters").addEventListener("reset", () => setTimeout(refresh));
