@@ -13,6 +13,7 @@ mod packaging {
     pub mod files;
     pub mod image;
     pub mod library;
+    pub mod licences;
     pub mod manifests;
     pub mod pod;
     pub mod podman;
@@ -30,7 +31,9 @@ use std::process::ExitCode;
 use libtest_mimic::{Arguments, Trial};
 
 use packaging::tools::Case;
-use packaging::{deb, docs, files, image, library, manifests, pod, sidecars, values, watching};
+use packaging::{
+    deb, docs, files, image, library, licences, manifests, pod, sidecars, values, watching,
+};
 
 fn trial(case: Case) -> Trial {
     let Some(missing) = case.missing() else {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         files::CASES,
         image::CASES,
         library::CASES,
+        licences::CASES,
         manifests::CASES,
         pod::CASES,
         sidecars::CASES,

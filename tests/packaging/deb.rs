@@ -216,6 +216,7 @@ impl Host {
         }
         self.sh(&format!("pulsegate check -c {CONFIG_FILE}"));
         self.sh("test -s /usr/share/man/man1/pulsegate-run.1.gz");
+        self.sh("grep -q '^rustls ' /usr/share/doc/pulsegate/THIRD-PARTY-LICENSES");
         let words = self.sh("cat /usr/share/bash-completion/completions/pulsegate");
         assert!(words.contains("--takeover"), "{words}");
         self.follow(("docs/INSTALL.md", "start"));

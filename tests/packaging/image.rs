@@ -43,13 +43,8 @@ fn the_image_is_small_and_unprivileged() {
         .split_once("\nFROM scratch\n")
         .expect("the last stage is scratch");
     assert!(!last_stage.contains("\nFROM "), "{last_stage}");
-    assert_eq!(
-        last_stage
-            .lines()
-            .filter(|line| line.starts_with("COPY"))
-            .count(),
-        1
-    );
+    let copies = last_stage.lines().filter(|line| line.starts_with("COPY"));
+    assert_eq!(copies.count(), 2, "the binary, and licences");
     for line in [
         "USER 65532:65532",
         "STOPSIGNAL SIGTERM",
@@ -268,11 +263,15 @@ fn buildah_builds_the_image() {
 
     let container = buildah.ask(&["from", "--pull-never", "built"]).unwrap();
     let root = PathBuf::from(buildah.ask(&["mount", &container]).unwrap());
-    let files: Vec<_> = fs::read_dir(&root)
-        .unwrap()
-        .map(|f| f.unwrap().file_name())
-        .collect();
-    assert_eq!(files, ["pulsegate"]);
+    let list = |folder: &Path| {
+        let files = fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> = files.map(|f| f.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(list(&root), ["licenses", "pulsegate"]);
+    let licences = ["LICENSE-APACHE", "LICENSE-MIT", "THIRD-PARTY-LICENSES"];
+    assert_eq!(list(&root.join("licenses")), licences);
     check_binary(&root.join("pulsegate"));
     let size = fs::metadata(root.join("pulsegate")).unwrap().len();
     assert!(size < SMALL, "{size} bytes");
