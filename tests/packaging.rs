@@ -21,6 +21,7 @@ mod packaging {
     pub mod tools;
     pub mod values;
     pub mod watching;
+    pub mod workflows;
 }
 
 #[path = "../examples/manual/pages.rs"]
@@ -33,6 +34,7 @@ use libtest_mimic::{Arguments, Trial};
 use packaging::tools::Case;
 use packaging::{
     deb, docs, files, image, library, licences, manifests, pod, sidecars, values, watching,
+    workflows,
 };
 
 fn trial(case: Case) -> Trial {
@@ -67,6 +69,7 @@ fn main() -> ExitCode {
         sidecars::CASES,
         values::CASES,
         watching::CASES,
+        workflows::CASES,
     ];
     let trials = all.concat().into_iter().map(trial);
     libtest_mimic::run(&arguments, trials.collect()).exit_code()
