@@ -22,6 +22,7 @@ use super::console;
 use super::guard::{Guard, refusal};
 use super::live::{Events, Summaries};
 use super::query::{Format, Query};
+use super::server::Asker;
 use super::table::{self, Sessions};
 use super::{Control, NotReloaded, Readiness};
 use crate::host::checks::Checks;
@@ -312,6 +313,8 @@ impl Router {
         }
         if matches!(*method, Method::POST | Method::DELETE) {
             self.may_change(&head.headers)?;
+            let by = head.extensions.get().map(|Asker(by)| &**by);
+            tracing::info!(by, %method, request = %head.uri, "admin: request of an operator");
         }
         match route {
             Route::Index if asks_for(&head.headers, "text/html") => {

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
@@ -122,15 +122,46 @@ impl Socket {
         }
     }
 
-    async fn accept(&self) -> io::Result<Accepted> {
+    async fn accept(&self) -> io::Result<(Accepted, Asker)> {
         Ok(match self {
-            Self::Tcp(listener) => Accepted::Plain(Box::new(listener.accept().await?.0)),
-            Self::Unix(listener) => Accepted::Plain(Box::new(listener.accept().await?.0)),
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                (Accepted::Plain(Box::new(stream)), Asker::at(peer))
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let asker = Asker::of(&stream);
+                (Accepted::Plain(Box::new(stream)), asker)
+            }
             Self::Https(listener, acceptor) => {
                 let (stream, peer) = listener.accept().await?;
-                Accepted::Https(stream, peer, acceptor.clone())
+                let accepted = Accepted::Https(stream, peer, acceptor.clone());
+                (accepted, Asker::at(peer))
             }
         })
+    }
+}
+
+/// Who asks, for the log: a word that each request of a connection has with it.
+#[derive(Clone, Debug)]
+pub(super) struct Asker(pub Arc<str>);
+
+impl Asker {
+    fn at(peer: SocketAddr) -> Self {
+        Self(
+            SocketAddr::new(peer.ip().to_canonical(), peer.port())
+                .to_string()
+                .into(),
+        )
+    }
+
+    /// The user and the process at the other end of a unix socket.
+    fn of(stream: &UnixStream) -> Self {
+        let known = stream.peer_cred().ok();
+        let user = known.map_or("unknown user".to_owned(), |it| format!("uid {}", it.uid()));
+        let process = known.and_then(|it| it.pid());
+        let process = process.map_or_else(String::new, |pid| format!(", pid {pid}"));
+        Self((user + &process).into())
     }
 }
 
@@ -181,8 +212,8 @@ pub async fn serve(
             _ = &mut shutdown => break,
             () = connections.reap() => {}
             accepted = socket.accept() => match accepted {
-                Ok(accepted) => {
-                    connections.start(accepted);
+                Ok((accepted, asker)) => {
+                    connections.start(accepted, asker);
                     // It is read before the next one may take its place.
                     yield_now().await;
                 }
@@ -235,14 +266,15 @@ impl Connections {
         }
     }
 
-    fn start(&mut self, accepted: Accepted) {
+    fn start(&mut self, accepted: Accepted, asker: Asker) {
         if self.open.len() >= MAX_CONNECTIONS {
             self.evict();
         }
         let active = Arc::new(AtomicU64::new(0));
         let (seen, clock) = (Arc::clone(&active), Arc::clone(&self.clock));
         let (router, answers) = (self.router.clone(), self.answers.clone());
-        let service = service_fn(move |request: Request<Incoming>| {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(asker.clone());
             seen.store(clock.fetch_add(1, Relaxed) + 1, Relaxed);
             let (router, answers) = (router.clone(), answers.clone());
             async move {

@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::net::TcpStream;
 
-use crate::rig::{PATIENT, Ports, Proxy, Service, ask, eventually, kept, text};
+use crate::rig::{
+    PATIENT, Ports, Proxy, Service, Temporary, ask, eventually, kept, pulsegate, text,
+};
 
 fn line<'a>(log: &'a str, word: &str) -> &'a str {
     let found = log.lines().find(|line| line.contains(word));
@@ -88,4 +90,42 @@ fn the_start_of_a_session_tells_client_and_proxy_apart() {
     let balancer = client.local_addr().expect("bound");
     let expected = format!("downstream=192.0.2.7:5000 proxy={balancer}");
     assert!(line(&log, "session started").ends_with(&expected), "{log}");
+}
+
+#[test]
+fn the_log_says_who_asks_for_a_change() {
+    let service = Service::start();
+    let (log, stdio) = kept();
+    let control = Temporary::new("sock");
+    let path = format!("unix:{}", control.0.display());
+    let mut proxy = Proxy::start(
+        Ports::free(),
+        service.address,
+        stdio,
+        &["--admin-control", &path],
+    );
+    let mut client = TcpStream::connect(proxy.ports.clients).expect("connected");
+    ask(&mut client).expect("served");
+    let admin = proxy.ports.admin.to_string();
+    let run = |arguments: &[&str]| {
+        let output = pulsegate(arguments).output().expect("ran");
+        assert!(output.status.success(), "{output:?}");
+    };
+    run(&["kill", "1", "--reason", "it hangs", "--admin", &admin]);
+    run(&["drain", "--admin", &path]);
+    assert_eq!(proxy.wait().code(), Some(0));
+    let log = text(&log);
+    let killed = line(&log, "method=DELETE");
+    for part in ["by=\"127.0.0.1:", "request=/connections/1?reason=it+hangs"] {
+        assert!(killed.contains(part), "{part}: {killed}");
+    }
+    let drained = line(&log, "method=POST");
+    let user = format!("by=\"uid {}, pid ", rustix::process::geteuid().as_raw());
+    assert!(drained.contains(&user), "{user}: {drained}");
+    assert!(drained.contains("request=/drain"), "{drained}");
+    let ended = line(&log, "an operator ends sessions");
+    assert!(
+        ended.contains("sessions=1 id=1 reason=\"it hangs\""),
+        "{ended}"
+    );
 }
