@@ -183,14 +183,14 @@ fn begin(diag: &mut SockDiag, seen: &Seen, at: usize) -> io::Result<Result<Asked
     let begun = copy(seen).and_then(|socket| {
         let fd = socket.as_raw_fd();
         let refused = |error: io::Error| Refusal::Other(error.to_string());
-        let own = Options::read(fd).map_err(refused)?;
+        let mut own = Options::read(fd).map_err(refused)?;
         // Its own kernel asks, and one unanswered question would end it.
         if own.keepalive != 0 && own.user_timeout != 0 {
             let why = "the kernel asks it already, with a TCP_USER_TIMEOUT of its application";
             return Err(Refusal::Other(why.to_owned()));
         }
-        question(fd, &own).map_err(|error| {
-            let _ = give(fd, &own, 0);
+        question(fd, &mut own).map_err(|error| {
+            let _ = Options::read(fd).and_then(|has| own.give(fd, &has));
             refused(error)
         })?;
         Ok(own)
@@ -259,7 +259,7 @@ fn step(
         let fd = socket.as_raw_fd();
         let sent = match asked.last {
             Last::Verdict => verdict(fd),
-            Last::Question => question(fd, &asked.own),
+            Last::Question => question(fd, &mut asked.own),
         };
         sent.map_err(|error| Refusal::Other(error.to_string()))
     });
@@ -284,14 +284,25 @@ pub fn copy(seen: &Seen) -> Result<Foreign, Refusal> {
         .map_err(|error| Refusal::of(owner.pid, &error))
 }
 
-/// Has the kernel send a keepalive probe that ends nothing.
-fn question(fd: RawFd, own: &Options) -> io::Result<()> {
+/// Has the kernel send a keepalive probe that ends nothing. If another has put the options back meanwhile,
+/// another scan or the application, these are its `own`.
+fn question(fd: RawFd, own: &mut Options) -> io::Result<()> {
+    let has = Options::read(fd)?;
+    if !is_asking(&has) {
+        *own = has;
+    }
     if own.user_timeout != 0 {
         sockopt::set_int(fd, USER_TIMEOUT, 0)?;
     }
     sockopt::set_int(fd, KEEPCNT, NEVER)?;
     sockopt::set_int(fd, KEEPALIVE, 1)?;
     sockopt::set_int(fd, KEEPIDLE, 1)
+}
+
+/// Whether these are the options of a question, or of a verdict.
+pub fn is_asking(has: &Options) -> bool {
+    let counts = [NEVER, ENOUGH.cast_signed()];
+    has.keepalive == 1 && has.idle == 1 && has.user_timeout == 0 && counts.contains(&has.count)
 }
 
 /// Has the kernel end the connection, unless the peer has answered.
@@ -308,13 +319,17 @@ fn give_back(seen: &Seen, own: &Options, unanswered: u32) {
 }
 
 /// Where the application has keepalive of its own, our questions must not be what ends a peer that is only
-/// away for a second: they do not count.
+/// away for a second: they do not count. What another has changed meanwhile is left alone.
 fn give(fd: RawFd, own: &Options, unanswered: u32) -> io::Result<()> {
+    let has = Options::read(fd)?;
+    if !is_asking(&has) {
+        return Ok(());
+    }
     let count = match own.keepalive {
         0 => own.count,
         _ => (own.count + unanswered.cast_signed()).min(NEVER),
     };
-    Options { count, ..*own }.give(fd, &Options::read(fd)?)
+    Options { count, ..*own }.give(fd, &has)
 }
 
 /// Ends one connection that may be alive: by SOCK_DESTROY where that is allowed, else by dissolving a copy
