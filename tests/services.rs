@@ -6,7 +6,8 @@
 //! where `CI` is set, and skips them loudly elsewhere. On Debian:
 //! `apt-get install redis-server postgresql nginx-light wrk curl vsftpd tnftp inetutils-telnet
 //! inetutils-telnetd openssl stunnel4 haproxy memcached mosquitto mosquitto-clients mariadb-server-core
-//! mariadb-client-core python3 strace`. About 1 GB of the folder for temporary files is used for a while.
+//! mariadb-client-core openssh-server openssh-client python3 strace`. About 1 GB of the folder for temporary
+//! files is used for a while.
 #![allow(clippy::disallowed_methods, reason = "measures real time")]
 
 mod support;
@@ -51,6 +52,8 @@ mod pulsegate;
 mod redis;
 #[path = "services/scan.rs"]
 mod scan;
+#[path = "services/scan_services.rs"]
+mod scan_services;
 #[path = "services/telnet.rs"]
 mod telnet;
 #[path = "services/tls.rs"]
@@ -83,6 +86,7 @@ struct Case {
     name: &'static str,
     tools: &'static [&'static str],
     namespaces: bool,
+    root: bool,
     body: fn(),
 }
 
@@ -92,6 +96,7 @@ impl Case {
             name,
             tools,
             namespaces: false,
+            root: false,
             body,
         }
     }
@@ -102,12 +107,21 @@ impl Case {
         self
     }
 
+    /// The same with accounts other than the one that runs the tests.
+    const fn as_root(mut self) -> Self {
+        self.root = true;
+        self
+    }
+
     /// What the machine lacks.
     fn missing(&self, namespaces: &std::io::Result<()>) -> Option<String> {
         let tools = self.tools.iter().filter(|t| process::find(t).is_none());
         let mut missing: Vec<String> = tools.map(ToString::to_string).collect();
         if let (true, Err(error)) = (self.namespaces, namespaces) {
             missing.push(format!("network namespaces ({error})"));
+        }
+        if self.root && !rustix::process::geteuid().is_root() {
+            missing.push("root".to_owned());
         }
         (!missing.is_empty()).then(|| missing.join(", "))
     }
@@ -171,6 +185,7 @@ fn main() -> ExitCode {
         heartbeats::CASES,
         heartbeat_bytes::CASES,
         scan::CASES,
+        scan_services::CASES,
     ];
     let trials = all.concat().into_iter().map(|case| {
         let missing = case.missing(&namespaces);

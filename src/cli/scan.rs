@@ -17,7 +17,7 @@ use super::{Output, write_out};
 use crate::admin::client::Format;
 use crate::exit::{self, Exit};
 use crate::lifecycle::EndSignals;
-use crate::scan::{self, Matching, Outcome, Purpose, Row, Seen, Survey, Word};
+use crate::scan::{self, Matching, Outcome, Processes, Purpose, Refusal, Row, Seen, Survey, Word};
 use crate::sys::netns::Namespace;
 use crate::sys::sock_diag::SockDiag;
 
@@ -122,7 +122,17 @@ fn run(args: &Scan) -> Result<(String, Exit), String> {
         ..Matching::default()
     }];
     let policy = scan::policy(args.detect_within);
-    let survey = scan::survey(&mut diag, &matching, &policy).map_err(cannot)?;
+    let survey = scan::survey(&mut diag, &matching, &policy, Processes::default());
+    let survey = survey.map_err(cannot)?;
+    if survey.connections.is_empty() && matching[0].asks_for_process() && !survey.hidden.is_empty()
+    {
+        let hidden = survey.hidden.iter();
+        let hidden: Vec<String> = hidden.map(|(why, n)| format!("{n}: {why}")).collect();
+        let hidden = hidden.join("; ");
+        return Err(format!(
+            "cannot look into processes that are meant: {hidden}"
+        ));
+    }
     if let Some(Target::One { local, peer }) = args.end {
         return end_one(&mut diag, &survey, (local, peer), args.reason.as_deref());
     }
@@ -155,20 +165,27 @@ fn enter(args: &Scan) -> Result<(), String> {
                 (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(format!("there is no process {pid}"));
                 }
+                (_, Err(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    let why = Refusal::to_read(pid);
+                    return Err(format!("cannot look into process {pid}: {why}"));
+                }
                 _ => return Ok(()),
             }
         }
         (None, None) => return Ok(()),
     };
-    let entered = Namespace::at(&path).and_then(|namespace| namespace.enter());
-    entered.map_err(|error| {
+    let cannot = |grant: &str, error: io::Error| {
         let path = path.display();
         let grant = match error.kind() {
-            io::ErrorKind::PermissionDenied => ": grant CAP_SYS_ADMIN, or run it in there",
-            _ => "",
+            io::ErrorKind::PermissionDenied => format!(": grant {grant}, or run it in there"),
+            _ => String::new(),
         };
         format!("cannot enter the network namespace {path}: {error}{grant}")
-    })
+    };
+    // That of a process is open to those who may trace it.
+    let namespace = Namespace::at(&path).map_err(|error| cannot("CAP_SYS_PTRACE", error))?;
+    let entered = namespace.enter();
+    entered.map_err(|error| cannot("CAP_SYS_ADMIN", error))
 }
 
 /// Until it is done, or a signal comes.
@@ -298,15 +315,6 @@ impl Report<'_> {
             })
     }
 
-    /// Processes that could not be looked into, by why, where that leaves something open.
-    fn hidden(&self) -> BTreeMap<String, usize> {
-        let unknown = |seen: &Seen| seen.owner.is_none();
-        match self.survey.connections.iter().any(unknown) {
-            true => self.survey.processes.hidden(),
-            false => BTreeMap::new(),
-        }
-    }
-
     fn json(&self) -> Value {
         let sockets = self.bad().map(|(seen, outcome)| {
             json!({
@@ -331,7 +339,7 @@ impl Report<'_> {
             .refusals()
             .into_iter()
             .map(|((process, why), n)| json!({ "process": process, "connections": n, "why": why }));
-        let hidden = self.hidden().into_iter();
+        let hidden = self.survey.hidden.iter();
         let hidden = hidden.map(|(why, n)| json!({ "processes": n, "why": why }));
         json!({
             "total": self.survey.total(),
@@ -370,7 +378,7 @@ impl Report<'_> {
                 );
             }
         }
-        for (why, n) in self.hidden() {
+        for (why, n) in &self.survey.hidden {
             line(&mut text, &format!("not looked into: {n} processes: {why}"));
         }
         if self.outcomes.is_some() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Mode, Orders};
 use crate::liveness::{Policy, Span};
 use crate::metrics::GuardMetrics;
-use crate::scan::{self, Matching, Options, Refusal, Seen, Survey};
+use crate::scan::{self, Matching, Options, Processes, Refusal, Seen, Survey, Word};
 use crate::sys::Foreign;
 use crate::sys::sock_diag::SockDiag;
 
@@ -41,6 +41,8 @@ pub(super) struct Held {
     options: Options,
     mode: Mode,
     known: HashMap<u64, Known>,
+    /// Who held them at the last look.
+    processes: Processes,
     /// Refusals that were logged, by process.
     told: HashSet<(String, String)>,
     look: u64,
@@ -56,6 +58,7 @@ impl Held {
             policy,
             mode: orders.mode,
             known: HashMap::new(),
+            processes: Processes::default(),
             told: HashSet::new(),
             look: 0,
             metrics,
@@ -73,7 +76,7 @@ impl Held {
         let metrics = self.metrics.clone();
         let series = &metrics.series;
         series.looks.inc();
-        let survey = match scan::survey(&mut self.diag, &self.matching, &self.policy) {
+        let survey = match self.survey() {
             Ok(survey) => survey,
             Err(error) => {
                 series.failed_looks.inc();
@@ -81,9 +84,15 @@ impl Held {
                 return;
             }
         };
-        for seen in &survey.connections {
-            self.take(&survey, seen);
+        for (why, n) in &survey.hidden {
+            if self.told.insert((String::new(), why.clone())) {
+                tracing::warn!("cannot look into {n} of the processes that are meant: {why}");
+            }
         }
+        let refused = survey.connections.iter();
+        let refused = refused
+            .filter(|seen| self.take(&survey, seen).is_err())
+            .count();
         let look = self.look;
         self.known.retain(|_, known| {
             let is_there = known.look == look;
@@ -99,27 +108,38 @@ impl Held {
         let unprotected = unprotected.filter(|known| known.standing == Standing::Unprotected);
         series.unprotected.set(count(unprotected.count()));
         series.matching.set(count(survey.connections.len()));
+        // It may have been refused because another process holds it by now.
+        if refused == 0 {
+            self.processes = survey.processes;
+        }
     }
 
-    fn take(&mut self, survey: &Survey, seen: &Seen) {
+    fn survey(&mut self) -> io::Result<Survey> {
+        let known = std::mem::take(&mut self.processes);
+        scan::survey(&mut self.diag, &self.matching, &self.policy, known)
+    }
+
+    /// `Err` if it was refused.
+    fn take(&mut self, survey: &Survey, seen: &Seen) -> Result<(), ()> {
         let cookie = seen.id.cookie();
-        let standing = match self.known.get(&cookie).map(|known| known.standing) {
-            Some(standing @ (Standing::Guarded(_) | Standing::Strict)) => standing,
-            None if seen.silent < NEW => return,
-            before => match self.guard(survey, seen, before) {
-                Ok(standing) => standing,
-                Err(refusal) => {
-                    self.note_refusal(survey, seen, before, &refusal);
-                    Standing::Unprotected
-                }
-            },
+        let before = self.known.get(&cookie).map(|known| known.standing);
+        let taken = match before {
+            None if seen.silent < NEW => return Ok(()),
+            Some(standing @ (Standing::Guarded(_) | Standing::Strict)) if is_kept(seen) => {
+                Ok(standing)
+            }
+            _ => self.guard(survey, seen, before),
         };
+        if let Err(refusal) = &taken {
+            self.note_refusal(survey, seen, before, refusal);
+        }
         let known = Known {
             seen: *seen,
-            standing,
+            standing: *taken.as_ref().unwrap_or(&Standing::Unprotected),
             look: self.look,
         };
         self.known.insert(cookie, known);
+        taken.map(drop).map_err(drop)
     }
 
     fn guard(
@@ -133,10 +153,11 @@ impl Held {
         if own.keep(self.policy.detect_within) {
             return Ok(Standing::Strict);
         }
-        let wanted = Options {
-            rto_max: own.rto_max.and(self.options.rto_max),
-            ..self.options
-        };
+        // A scan puts them back within seconds, unless it was killed.
+        if scan::is_asking(&own) && before.is_none() && self.mode == Mode::Act {
+            return Ok(Standing::Unprotected);
+        }
+        let wanted = self.wanted(&own);
         let (local, peer, process) = (seen.id.local(), seen.id.peer(), survey.process(seen));
         let pid = seen.owner.map(|owner| owner.pid);
         if self.mode == Mode::DryRun {
@@ -153,6 +174,13 @@ impl Held {
         self.metrics.series.protected.inc();
         tracing::info!(%local, %peer, process, pid, had = %own, "guarded");
         Ok(Standing::Guarded(own))
+    }
+
+    fn wanted(&self, own: &Options) -> Options {
+        Options {
+            rto_max: own.rto_max.and(self.options.rto_max),
+            ..self.options
+        }
     }
 
     /// Each reason is logged once for the processes of a name.
@@ -176,19 +204,39 @@ impl Held {
         }
     }
 
-    /// Gives every connection its own options back; how many there were.
-    pub fn restore(&mut self) -> usize {
-        let restored = self.known.values().filter(|known| {
-            let Standing::Guarded(own) = known.standing else {
+    /// Gives every connection its own options back, those excepted that another has changed since; how many
+    /// there were.
+    ///
+    /// # Errors
+    /// What sock_diag(7) or `/proc` say.
+    pub fn restore(&mut self) -> io::Result<usize> {
+        // A process that held one may have ended, and left it to another.
+        self.processes = Processes::default();
+        let survey = self.survey()?;
+        let restored = survey.connections.iter().filter(|seen| {
+            let known = self.known.get(&seen.id.cookie());
+            let Some(Standing::Guarded(own)) = known.map(|known| known.standing) else {
                 return false;
             };
-            scan::copy(&known.seen).is_ok_and(|socket| {
-                let has = read(&socket);
-                has.is_ok_and(|has| own.give(socket.as_raw_fd(), &has).is_ok())
+            scan::copy(seen).is_ok_and(|socket| {
+                read(&socket).is_ok_and(|has| {
+                    // A scan may have raised it.
+                    let count = has.count;
+                    let given = Options {
+                        count,
+                        ..self.wanted(&own)
+                    };
+                    has == given && own.give(socket.as_raw_fd(), &has).is_ok()
+                })
             })
         });
-        restored.count()
+        Ok(restored.count())
     }
+}
+
+/// Whether the kernel will ask in time: options that were given, or strict, may have been changed since.
+fn is_kept(seen: &Seen) -> bool {
+    !matches!(seen.word, Word::Unprotected | Word::Late)
 }
 
 fn read(socket: &Foreign) -> Result<Options, Refusal> {

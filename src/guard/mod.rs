@@ -131,11 +131,13 @@ async fn guard(orders: Orders) -> Result<(), (Exit, String)> {
         }
     }
     if orders.at_the_end == AtTheEnd::Restore {
-        let restored = held.restore();
-        tracing::info!(
-            connections = restored,
-            "the connections have their own socket options again"
-        );
+        match held.restore() {
+            Ok(restored) => tracing::info!(
+                connections = restored,
+                "the connections have their own socket options again"
+            ),
+            Err(error) => tracing::warn!(%error, "cannot put the options back"),
+        }
     }
     Ok(())
 }

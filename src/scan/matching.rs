@@ -41,15 +41,17 @@ impl Matching {
         self.process.is_some() || self.pid.is_some() || self.cgroup.is_some()
     }
 
-    /// By the process alone; `cgroup` is asked for only if that matters.
+    /// By the process alone; `cgroup` is asked for only if that matters. The kernel keeps 15 bytes of a name.
     pub fn holder(&self, pid: u32, name: &str, cgroup: impl FnOnce() -> String) -> bool {
         let is_within = |group: &String| {
             let own = cgroup();
             let rest = own.strip_prefix(group.trim_end_matches('/'));
             rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
+        let is_called =
+            |wanted: &String| wanted == name || name.len() == 15 && wanted.starts_with(name);
         self.pid.is_none_or(|wanted| wanted == pid)
-            && self.process.as_ref().is_none_or(|wanted| wanted == name)
+            && self.process.as_ref().is_none_or(is_called)
             && self.cgroup.as_ref().is_none_or(is_within)
     }
 }
@@ -126,6 +128,10 @@ mod tests {
         ] {
             assert!(read(text).asks_for_process());
             assert_eq!(read(text).holder(7, "redis-server", group), holds, "{text}");
+        }
+        let long = read("process=postgres_exporter");
+        for (name, holds) in [("postgres_export", true), ("postgres", false)] {
+            assert_eq!(long.holder(7, name, group), holds, "{name}");
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use socket2::{Domain, Socket, Type};
 
-use super::refusal::{Refusal, Status};
+use super::refusal::Refusal;
 
 /// One of those who hold a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +29,17 @@ pub struct Processes {
 }
 
 impl Processes {
+    /// The same, or read anew where a holder is missing: a look at every descriptor of the host.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn updated(self, inodes: &[u32]) -> io::Result<Self> {
+        match inodes.iter().all(|inode| self.owners.contains_key(inode)) {
+            true => Ok(self),
+            false => Self::read(inodes),
+        }
+    }
+
     /// Finds out who holds these sockets (a microsecond for each descriptor of the host): their inodes, in
     /// order. Where several do, the one with the highest number is named: a child that works rather than
     /// the parent that listens.
@@ -69,8 +80,7 @@ impl Processes {
             }
         }
         if holds {
-            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            self.names.insert(pid, name.trim_end().to_owned());
+            self.names.insert(pid, name(pid));
         }
     }
 
@@ -86,12 +96,13 @@ impl Processes {
         self.names.get(&pid).map_or("", String::as_str)
     }
 
-    /// How many processes must not be looked into, by why, with what to grant.
+    /// How many of these processes must not be looked into, by why, with what to grant. They are told by
+    /// number and name.
     #[must_use]
-    pub fn hidden(&self) -> BTreeMap<String, usize> {
+    pub fn hidden(&self, meant: impl Fn(u32, &str) -> bool) -> BTreeMap<String, usize> {
         let mut reasons = BTreeMap::new();
-        for pid in &self.hidden {
-            let why = match Status::read(*pid).refusal_to_read() {
+        for pid in self.hidden.iter().filter(|pid| meant(**pid, &name(**pid))) {
+            let why = match Refusal::to_read(*pid) {
                 Refusal::OtherUser(_) => {
                     "it belongs to another user: grant CAP_SYS_PTRACE".to_owned()
                 }
@@ -165,6 +176,16 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     value.map(str::trim)
 }
 
+/// Every process may see it, and choose its own.
+fn name(pid: u32) -> String {
+    printable(&fs::read(format!("/proc/{pid}/comm")).unwrap_or_default())
+}
+
+fn printable(comm: &[u8]) -> String {
+    let text = String::from_utf8_lossy(comm.trim_ascii_end());
+    text.replace(char::is_control, "?")
+}
+
 fn socket(link: &Path) -> Option<u32> {
     let inside = link.to_str()?.strip_prefix("socket:[")?;
     inside.strip_suffix(']')?.parse().ok()
@@ -193,5 +214,27 @@ mod tests {
         assert!(by_links.is_some());
         assert_eq!(of(socket.as_raw_fd(), by_fdinfo(me).unwrap()), by_links);
         assert_eq!(of(file.as_raw_fd(), by_fdinfo(me).unwrap()), None);
+    }
+
+    #[test]
+    fn a_name_does_nothing_to_a_terminal() {
+        assert_eq!(printable(b"redis-server\n"), "redis-server");
+        assert_eq!(printable(b"a\x1b[2J\nb\xff\n"), "a?[2J?b\u{fffd}");
+    }
+
+    /// Inode 0 stands for a socket that came later.
+    #[test]
+    fn holders_that_are_known_are_not_read_anew() {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let inode = rustix::fs::fstat(&socket).expect("asked").st_ino;
+        let inode = u32::try_from(inode).expect("an inode of sockfs");
+        let known = Processes::read(&[inode]).expect("read");
+        let me = std::process::id();
+        assert_eq!(known.owner(inode).map(|owner| owner.pid), Some(me));
+        drop(socket);
+        let known = known.updated(&[inode]).expect("read");
+        assert!(known.owner(inode).is_some());
+        let known = known.updated(&[0, inode]).expect("read");
+        assert!(known.owner(inode).is_none());
     }
 }

@@ -14,12 +14,18 @@ pub enum Refusal {
     UnknownProcess(u32),
     /// Its process belongs to another user, of this number.
     OtherUser(u32),
+    /// Its process is of the same user and of another group, of this number.
+    OtherGroup(u32),
     /// Its process has capabilities that this one lacks.
     MoreCapable,
     /// Its process cannot be looked into: setuid(2) without execve(2), or prctl(2).
     NotDumpable,
+    /// `CAP_SYS_PTRACE` is there, and does not help.
+    OutOfReach,
     /// Yama refuses at this `ptrace_scope`.
     Yama(u8),
+    /// Another security module.
+    SecurityModule,
     /// A seccomp profile refuses the system call.
     Seccomp,
     /// There is no such system call.
@@ -40,19 +46,32 @@ impl Refusal {
             None if error.kind() == io::ErrorKind::NotFound => Self::Gone,
             Some(libc::EPERM | libc::EACCES) if own_copy_is_refused() => Self::Seccomp,
             Some(libc::EPERM | libc::EACCES) => {
-                let status = Status::read(pid);
                 let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
                 let scope = yama.ok().and_then(|text| text.trim().parse().ok());
-                match status.refusal_to_read() {
-                    // Its descriptors can be read: only to attach is refused.
-                    Self::NotDumpable => scope
-                        .filter(|scope| *scope > 0)
-                        .map_or(Self::NotDumpable, Self::Yama),
-                    other => other,
+                // Yama and seccomp have no say in reading, which needs the same rights as /proc/PID/fd.
+                match fs::read_link(format!("/proc/{pid}/exe")) {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        Self::to_read(pid)
+                    }
+                    _ => Self::to_attach(scope),
                 }
             }
             _ => Self::Other(error.to_string()),
         }
+    }
+
+    /// Why the descriptors of a process must not be read.
+    #[must_use]
+    pub fn to_read(pid: u32) -> Self {
+        let [own, other] = [std::process::id(), pid].map(Status::read);
+        own.refused_by(&other)
+    }
+
+    /// Why a process that can be looked into must not be traced.
+    fn to_attach(ptrace_scope: Option<u8>) -> Self {
+        ptrace_scope
+            .filter(|scope| *scope > 0)
+            .map_or(Self::SecurityModule, Self::Yama)
     }
 }
 
@@ -62,18 +81,29 @@ impl fmt::Display for Refusal {
             Self::UnknownProcess(uid) => {
                 write!(
                     f,
-                    "its process, of user {uid}, could not be looked into: grant CAP_SYS_PTRACE, or run as that user"
+                    "its process, of user {uid}, could not be looked into: grant CAP_SYS_PTRACE, run as that user, \
+                     or in its PID namespace"
                 )
             }
             Self::OtherUser(uid) => write!(
                 f,
                 "it belongs to user {uid}: grant CAP_SYS_PTRACE, or run as that user"
             ),
+            Self::OtherGroup(gid) => write!(
+                f,
+                "it belongs to group {gid}: grant CAP_SYS_PTRACE, or run with that group"
+            ),
             Self::MoreCapable => {
                 f.write_str("it has capabilities that pulsegate lacks: grant CAP_SYS_PTRACE")
             }
             Self::NotDumpable => f.write_str(
                 "it is not dumpable (it changed its user without exec): grant CAP_SYS_PTRACE",
+            ),
+            Self::OutOfReach => f.write_str(
+                "CAP_SYS_PTRACE does not reach it: it is in a user namespace outside of this one, or a security module forbids it",
+            ),
+            Self::SecurityModule => f.write_str(
+                "a security module (AppArmor, SELinux) refuses: allow ptrace in the profiles of both",
             ),
             Self::Yama(3..) => {
                 f.write_str("Yama forbids it to all: boot with kernel.yama.ptrace_scope below 3")
@@ -83,7 +113,8 @@ impl fmt::Display for Refusal {
                 "Yama refuses (kernel.yama.ptrace_scope = {scope}): grant CAP_SYS_PTRACE, or set it to 0"
             ),
             Self::Seccomp => f.write_str(
-                "a seccomp profile refuses pidfd_getfd: allow it (deploy/kubernetes/seccomp-guard.json)",
+                "a seccomp profile refuses pidfd_getfd: grant CAP_SYS_PTRACE, or a profile that allows it \
+                 (deploy/kubernetes/seccomp-guard.json)",
             ),
             Self::NoSyscall => {
                 f.write_str("there is no pidfd_getfd: Linux 5.6 or later, and no sandbox, is needed")
@@ -110,37 +141,55 @@ fn own_copy_is_refused() -> bool {
 
 /// What `/proc/PID/status` tells of who may look into a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Status {
+struct Status {
     uids: [u32; 3],
-    capabilities: u64,
+    gids: [u32; 3],
+    /// Those that are permitted, and of these the ones in force.
+    permitted: u64,
+    effective: u64,
 }
 
+/// `CAP_SYS_PTRACE` as a bit.
+const SYS_PTRACE: u64 = 1 << 19;
+
 impl Status {
-    pub(super) fn read(pid: u32) -> Self {
+    fn read(pid: u32) -> Self {
         let text = fs::read_to_string(format!("/proc/{pid}/status"));
         Self::parse(&text.unwrap_or_default())
     }
 
     fn parse(text: &str) -> Self {
-        let line = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
-        let uids = line("Uid:").unwrap_or_default();
-        let mut uids = uids.split_whitespace().map_while(|uid| uid.parse().ok());
-        let permitted = line("CapPrm:").map(str::trim).unwrap_or_default();
+        let line = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim()
+        };
+        let three = |name: &str| {
+            let mut numbers = line(name).split_whitespace().map_while(|n| n.parse().ok());
+            std::array::from_fn(|_| numbers.next().unwrap_or_default())
+        };
+        let set = |name: &str| u64::from_str_radix(line(name), 16).unwrap_or_default();
         Self {
-            uids: std::array::from_fn(|_| uids.next().unwrap_or_default()),
-            capabilities: u64::from_str_radix(permitted, 16).unwrap_or_default(),
+            uids: three("Uid:"),
+            gids: three("Gid:"),
+            permitted: set("CapPrm:"),
+            effective: set("CapEff:"),
         }
     }
 
     /// Why this process may not read the descriptors of that one (ptrace(2), "Ptrace access mode
     /// checking").
-    pub(super) fn refusal_to_read(&self) -> Refusal {
-        let own = Self::read(std::process::id());
-        let other = self.uids.iter().find(|uid| **uid != own.uids[0]);
-        match other {
-            Some(uid) => Refusal::OtherUser(*uid),
-            None if self.capabilities & !own.capabilities != 0 => Refusal::MoreCapable,
-            None => Refusal::NotDumpable,
+    fn refused_by(&self, other: &Self) -> Refusal {
+        let foreign = |ids: &[u32; 3], own: u32| ids.iter().copied().find(|id| *id != own);
+        if self.effective & SYS_PTRACE != 0 {
+            Refusal::OutOfReach
+        } else if let Some(uid) = foreign(&other.uids, self.uids[0]) {
+            Refusal::OtherUser(uid)
+        } else if let Some(gid) = foreign(&other.gids, self.gids[0]) {
+            Refusal::OtherGroup(gid)
+        } else if other.permitted & !self.permitted != 0 {
+            Refusal::MoreCapable
+        } else {
+            Refusal::NotDumpable
         }
     }
 }
@@ -168,23 +217,78 @@ mod tests {
 
     #[test]
     fn status_lines_are_read() {
-        let text = "Name:\tx\nUid:\t7\t8\t9\t10\nCapInh:\t00\nCapPrm:\t00000000a80425fb\n";
+        let text = "Name:\tx\nUid:\t7\t8\t9\t10\nGid:\t1\t2\t3\t4\nCapInh:\t00\n\
+                    CapPrm:\t00000000a80425fb\nCapEff:\t0000000000080000\n";
         let status = Status::parse(text);
-        assert_eq!(status.uids, [7, 8, 9]);
-        assert_eq!(status.capabilities, 0xa804_25fb);
+        assert_eq!((status.uids, status.gids), ([7, 8, 9], [1, 2, 3]));
+        assert_eq!(
+            (status.permitted, status.effective),
+            (0xa804_25fb, SYS_PTRACE)
+        );
         assert_eq!(Status::parse(""), Status::default());
-        let own = Status::read(std::process::id());
-        assert_eq!(own.refusal_to_read(), Refusal::NotDumpable);
-        let more = Status {
-            capabilities: u64::MAX,
+    }
+
+    #[test]
+    fn each_cause_has_its_own_sentence() {
+        let own = Status {
+            uids: [7; 3],
+            gids: [70; 3],
+            permitted: 0b11,
+            effective: 0b01,
+        };
+        let tracer = Status {
+            permitted: u64::MAX,
+            effective: u64::MAX,
             ..own
         };
-        assert_eq!(more.refusal_to_read(), Refusal::MoreCapable);
-        let other = Status {
-            uids: [own.uids[0] + 1; 3],
-            ..own
-        };
-        let uid = own.uids[0] + 1;
-        assert_eq!(other.refusal_to_read(), Refusal::OtherUser(uid));
+        let (user, group) = ([7, 8, 7], [70, 70, 80]);
+        for (own, other, said) in [
+            (own, own, "not dumpable"),
+            (
+                own,
+                Status {
+                    permitted: 0,
+                    ..own
+                },
+                "not dumpable",
+            ),
+            (own, tracer, "has capabilities that pulsegate lacks"),
+            (own, Status { gids: group, ..own }, "belongs to group 80"),
+            (
+                own,
+                Status {
+                    uids: user,
+                    gids: group,
+                    ..own
+                },
+                "belongs to user 8",
+            ),
+            (
+                own,
+                Status {
+                    uids: user,
+                    ..tracer
+                },
+                "belongs to user 8",
+            ),
+            (tracer, tracer, "user namespace"),
+            (tracer, Status { uids: user, ..own }, "user namespace"),
+        ] {
+            let refusal = own.refused_by(&other).to_string();
+            assert!(refusal.contains(said), "{said}: {refusal}");
+            assert_eq!(refusal.contains("grant CAP_SYS_PTRACE"), own != tracer);
+        }
+        for (scope, said) in [
+            (None, "a security module"),
+            (Some(0), "a security module"),
+            (Some(1), "ptrace_scope = 1): grant CAP_SYS_PTRACE"),
+            (Some(2), "ptrace_scope = 2): grant CAP_SYS_PTRACE"),
+            (Some(3), "below 3"),
+        ] {
+            let refusal = Refusal::to_attach(scope).to_string();
+            assert!(refusal.contains(said), "{said}: {refusal}");
+        }
+        let profile = Refusal::Seccomp.to_string();
+        assert!(profile.contains("pidfd_getfd: grant CAP_SYS_PTRACE"));
     }
 }

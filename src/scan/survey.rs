@@ -57,6 +57,8 @@ pub struct Survey {
     pub queues: Vec<AcceptQueue>,
     /// Who holds them.
     pub processes: Processes,
+    /// Where it is not known who holds some: processes that are meant and must not be looked into, by why.
+    pub hidden: BTreeMap<String, usize>,
 }
 
 /// The connections of the processes of one name.
@@ -105,18 +107,26 @@ impl Row {
 }
 
 /// Asks the kernel for all connections that match and that a process holds, this one excepted: some 100
-/// bytes each are kept.
+/// bytes each are kept. Holders that are `known` are not looked for again.
 ///
 /// # Errors
 /// What the kernel answers, or where `/proc` cannot be read.
-pub fn survey(diag: &mut SockDiag, matching: &[Matching], policy: &Policy) -> io::Result<Survey> {
+pub fn survey(
+    diag: &mut SockDiag,
+    matching: &[Matching],
+    policy: &Policy,
+    known: Processes,
+) -> io::Result<Survey> {
     let listening = diag.listening()?;
     let ports: HashSet<u16> = listening.iter().map(|l| l.address.port()).collect();
     let now = sys::now();
     let mut found: Vec<(Seen, u32)> = Vec::new();
+    // Where a newcomer moves the others along, the kernel tells of one twice.
+    let mut told = HashSet::new();
     diag.each(|c: &Connected| {
         let ends = (c.id.local(), c.id.peer());
-        if c.inode == 0 || !matching.iter().any(|m| m.ends(ends.0, ends.1)) {
+        let is_meant = matching.iter().any(|m| m.ends(ends.0, ends.1));
+        if c.inode == 0 || !is_meant || !told.insert(c.id.cookie()) {
             return;
         }
         let leg = match ports.contains(&ends.0.port()) {
@@ -135,20 +145,25 @@ pub fn survey(diag: &mut SockDiag, matching: &[Matching], policy: &Policy) -> io
         };
         found.push((seen, c.inode));
     })?;
+    let waiting = listening.iter().filter(|l| l.length > 0);
+    let waiting = waiting.filter(|l| matching.iter().any(|m| m.ends(l.address, l.address)));
     let mut inodes: Vec<u32> = found.iter().map(|(_, inode)| *inode).collect();
-    inodes.extend(listening.iter().map(|l| l.inode));
+    inodes.extend(waiting.clone().map(|l| l.inode));
     inodes.sort_unstable();
-    let processes = Processes::read(&inodes)?;
+    let processes = known.updated(&inodes)?;
     let me = std::process::id();
     let holders = Holders::new(matching, &processes);
+    let all_known = found.iter().all(|(_, n)| processes.owner(*n).is_some());
+    let hidden = match all_known {
+        true => BTreeMap::new(),
+        false => processes.hidden(|pid, name| holders.mean(pid, name)),
+    };
     let connections = found.into_iter().filter_map(|(mut seen, inode)| {
         seen.owner = processes.owner(inode);
         let is_foreign = seen.owner.is_none_or(|owner| owner.pid != me);
         (is_foreign && holders.match_any(&seen)).then_some(seen)
     });
     let connections = connections.collect();
-    let waiting = listening.iter().filter(|l| l.length > 0);
-    let waiting = waiting.filter(|l| matching.iter().any(|m| m.ends(l.address, l.address)));
     let queues = waiting.map(|l| AcceptQueue {
         address: l.address,
         process: processes
@@ -162,6 +177,7 @@ pub fn survey(diag: &mut SockDiag, matching: &[Matching], policy: &Policy) -> io
         queues: queues.collect(),
         connections,
         processes,
+        hidden,
     })
 }
 
@@ -179,6 +195,11 @@ impl<'a> Holders<'a> {
             processes,
             all_match: !matching.iter().any(Matching::asks_for_process),
         }
+    }
+
+    fn mean(&self, pid: u32, name: &str) -> bool {
+        let means = |m: &Matching| m.holder(pid, name, || processes::cgroup(pid));
+        self.matching.iter().any(means)
     }
 
     fn match_any(&self, seen: &Seen) -> bool {
@@ -242,7 +263,8 @@ mod tests {
         let matching = [format!("port={port}").parse().expect("valid")];
         let mut diag = SockDiag::open().expect("opened");
         let policy = crate::scan::policy(Duration::from_secs(30));
-        let found = survey(&mut diag, &matching, &policy).expect("surveyed");
+        let found = survey(&mut diag, &matching, &policy, Processes::default());
+        let found = found.expect("surveyed");
         assert!(found.connections.is_empty());
         let [queue] = &found.queues[..] else {
             panic!("{:?}", found.queues)

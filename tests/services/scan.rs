@@ -1,12 +1,12 @@
 //! `pulsegate scan` and `pulsegate guard` at connections that a Python process holds: it knows nothing of
-//! either, and says afterwards what it noticed.
+//! either, and says afterwards what it noticed. Its pool of sockets stands for that of a JVM, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
+use pulsegate::sys::netns::Namespace;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ pub const CASES: &[Case] = &[
     .isolated(),
     Case::new(
         "scan_ends_a_named_connection",
-        PYTHON,
+        WITHOUT_RIGHTS,
         scan_ends_a_named_connection,
     )
     .isolated(),
@@ -46,6 +46,30 @@ pub const CASES: &[Case] = &[
     )
     .isolated(),
     Case::new(
+        "two_scans_at_once_put_every_option_back",
+        PYTHON,
+        two_scans_at_once_put_every_option_back,
+    )
+    .isolated(),
+    Case::new(
+        "guard_heeds_what_others_change",
+        PYTHON,
+        guard_heeds_what_others_change,
+    )
+    .isolated(),
+    Case::new(
+        "two_guards_end_with_the_stricter_one",
+        PYTHON,
+        two_guards_end_with_the_stricter_one,
+    )
+    .isolated(),
+    Case::new(
+        "scan_tells_seccomp_yama_and_others_apart",
+        UNSHARED,
+        scan_tells_seccomp_yama_and_others_apart,
+    )
+    .isolated(),
+    Case::new(
         "scan_says_what_to_grant",
         WITHOUT_RIGHTS,
         scan_says_what_to_grant,
@@ -56,10 +80,11 @@ pub const CASES: &[Case] = &[
 const PYTHON: &[&str] = &["python3"];
 const TRACED: &[&str] = &["python3", "strace"];
 const WITHOUT_RIGHTS: &[&str] = &["python3", "setpriv"];
+const UNSHARED: &[&str] = &["python3", "unshare"];
 const PORT: u16 = 7000;
-const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(60);
 /// The shortest one has the shortest test.
-const D: &str = "--detect-within=5s";
+pub const D: &str = "--detect-within=5s";
 
 /// `serve IP PORT` echoes. `hold [IP PORT COUNT]...` connects, exchanges a word on each connection, and
 /// then answers a line of standard input with one of standard output.
@@ -122,18 +147,28 @@ def noticed(at):
         return error.__class__.__name__
     finally:
         pool[at].setblocking(True)
+def keep(at, *values):
+    pool[at].setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, values[0])
+    tcp = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+    for option, value in zip(tcp, values[1:]):
+        pool[at].setsockopt(socket.IPPROTO_TCP, option, value)
+    return "set"
+def strict(at):
+    return keep(at, 1, 2, 1, 2)
+def lax(at):
+    return keep(at, 0)
 def pinged(at):
     ping(at, b"again")
     return "ping"
 print("ready", flush=True)
 for line in sys.stdin:
     what, first, end = line.split()
-    ask = {"options": options, "noticed": noticed, "ping": pinged}[what]
+    ask = {"options": options, "noticed": noticed, "ping": pinged, "strict": strict, "lax": lax}[what]
     found = collections.Counter(ask(at) for at in range(int(first), int(end)))
     print(";".join("%s=%d" % one for one in sorted(found.items())), flush=True)
 "#;
 
-fn python(role: &str) -> Command {
+pub fn python(role: &str) -> Command {
     let mut command = tool("python3");
     command.args(["-c", POOL, role]);
     command
@@ -221,18 +256,11 @@ impl Rig {
 
     /// Runs it where the pool is.
     fn pulsegate(&self, args: &[&str]) -> Said {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
-        self.run(command.args(args))
+        self.run(&mut pulsegate(args))
     }
 
     fn run(&self, command: &mut Command) -> Said {
-        let output = self.net.proxy.run(|| command.output()).expect("enter");
-        let output = output.expect("run it");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Said {
-            text: text(&output.stdout) + &text(&output.stderr),
-            code: output.status.code().expect("an exit code"),
-        }
+        run_in(&self.net.proxy, command)
     }
 
     /// Until all of them have been quiet for long enough to be so called; one that was asked and did not
@@ -252,24 +280,52 @@ impl Rig {
     }
 }
 
+/// Runs it to its end.
+pub fn run_in(host: &Namespace, command: &mut Command) -> Said {
+    let output = host.run(|| command.output()).expect("enter");
+    let output = output.expect("run it");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Said {
+        text: text(&output.stdout) + &text(&output.stderr),
+        code: output.status.code().expect("an exit code"),
+    }
+}
+
+pub fn pulsegate(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
+    command.args(args);
+    command
+}
+
+/// The same command with these taken out of its bounding set.
+pub fn without_capabilities(which: &str, of: Command) -> Command {
+    let mut command = tool("setpriv");
+    command.args([
+        format!("--bounding-set={which}"),
+        format!("--inh-caps={which}"),
+    ]);
+    command.arg(of.get_program()).args(of.get_args());
+    command
+}
+
 fn one(word: &str, n: usize) -> BTreeMap<String, usize> {
     BTreeMap::from([(word.to_owned(), n)])
 }
 
 #[derive(Debug)]
-struct Said {
-    text: String,
-    code: i32,
+pub struct Said {
+    pub text: String,
+    pub code: i32,
 }
 
 impl Said {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
-    /// What came of the connections of Python.
+    /// What came of the connections of its one process, or those of one name.
     #[track_caller]
-    fn verified(&self, answered: usize, silent: usize, ended: usize) {
+    pub fn verified(&self, answered: usize, silent: usize, ended: usize) {
         let peers = &self.json()["verified"][0]["peers"];
         for (word, n) in [("answered", answered), ("silent", silent), ("ended", ended)] {
             assert_eq!(peers[word], n, "{word}: {self:?}");
@@ -322,44 +378,76 @@ fn scan_ends_exactly_the_dead() {
     assert_eq!(again.code, 0, "{again:?}");
 }
 
+/// By SOCK_DESTROY, and where that is not allowed by connect(2) with AF_UNSPEC. Its process learns what is
+/// said.
 fn scan_ends_a_named_connection() {
-    let mut rig = Rig::new(3, 1);
-    rig.until_unprotected(4);
-    let peer = rig.net.socket(Host::Client, PORT).to_string();
-    let json = rig.pulsegate(&[
-        "scan",
-        "--peer",
-        peer.rsplit_once(':').expect("a port").0,
-        D,
-        "--sockets",
-        "--json",
-    ]);
-    let socket = &json.json()["sockets"][0];
-    let local: SocketAddr = socket["local"]
-        .as_str()
-        .expect("an end")
-        .parse()
-        .expect("an address");
-    let end = format!("{local}-{peer}");
+    let mut rig = Rig::new(3, 2);
+    rig.until_unprotected(5);
     // From another namespace, too.
     let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
     let output = command
         .args(["scan", "--json", "--pid", &rig.pool.id().to_string()])
         .output();
     let seen: Value = serde_json::from_slice(&output.expect("run it").stdout).expect("JSON");
-    assert_eq!(seen["total"]["connections"], 4, "{seen}");
-    let ended = rig.pulsegate(&["scan", "--end", &end, "--reason", "moved away"]);
-    assert_eq!(ended.code, 0, "{ended:?}");
-    assert!(ended.text.contains("moved away"), "{ended:?}");
-    let noticed = rig.ask("noticed", 3..4);
-    let how = ["ConnectionAbortedError", "ConnectionResetError"];
-    assert!(
-        noticed.keys().all(|word| how.contains(&&**word)),
-        "{noticed:?}"
-    );
-    rig.living_notice_nothing();
-    let again = rig.pulsegate(&["scan", "--end", &end]);
-    assert_eq!(again.code, 1, "{again:?}");
+    assert_eq!(seen["total"]["connections"], 5, "{seen}");
+
+    let peer = rig.net.socket(Host::Client, PORT);
+    let ip = peer.ip().to_string();
+    let json = rig.pulsegate(&["scan", "--peer", &ip, D, "--sockets", "--json"]);
+    let json = json.json();
+    let ends = json["sockets"].as_array().expect("a list").iter();
+    let ends: Vec<String> = ends
+        .map(|socket| format!("{}-{peer}", socket["local"].as_str().expect("an end")))
+        .collect();
+    assert_eq!(ends.len(), 2, "{json}");
+    let destroyed = ("SOCK_DESTROY", "ECONNABORTED", "ConnectionAbortedError");
+    let dissolved = ("connect(AF_UNSPEC)", "ECONNRESET", "ConnectionResetError");
+    for (end, without) in ends.iter().zip([None, Some("-net_admin")]) {
+        let scan = pulsegate(&["scan", "--end", end, "--reason", "moved away"]);
+        let said = rig.run(&mut match without {
+            None => scan,
+            Some(capability) => without_capabilities(capability, scan),
+        });
+        assert_eq!(said.code, 0, "{said:?}");
+        // A kernel may have been built without SOCK_DESTROY.
+        let is_destroyed = said.text.contains("SOCK_DESTROY");
+        assert!(without.is_none() || !is_destroyed, "{said:?}");
+        let (way, code, error) = match is_destroyed {
+            true => destroyed,
+            false => dissolved,
+        };
+        for part in [way, code, "moved away", "python3"] {
+            assert!(said.text.contains(part), "{part}: {said:?}");
+        }
+        let noticed = rig.ask("noticed", 3..5);
+        assert_eq!(noticed.get(error), Some(&1), "{noticed:?}");
+        rig.living_notice_nothing();
+        let again = rig.pulsegate(&["scan", "--end", end]);
+        assert_eq!(again.code, 1, "{again:?}");
+    }
+}
+
+/// Each of them meets the options by which the other asks.
+fn two_scans_at_once_put_every_option_back() {
+    let mut rig = Rig::new(200, 100);
+    rig.ask("strict", 0..50);
+    let before = rig.options();
+    rig.net.cut(Host::Client);
+    let port = format!("--port={PORT}");
+    rig.until_unprotected(250);
+    let mut scans = [(); 2].map(|()| {
+        let mut command = pulsegate(&["scan", &port, D, "--verify", "--json"]);
+        Process::start_in(&rig.net.proxy, &mut command)
+    });
+    for scan in &mut scans {
+        scan.wait(LONG);
+        let said: Value = serde_json::from_str(&scan.output()).expect("JSON");
+        let peers = &said["verified"][0]["peers"];
+        assert_eq!(peers["answered"], 200, "{said}");
+        assert_eq!(peers["silent"], 100, "{said}");
+    }
+    assert_eq!(rig.options(), before);
+    assert_eq!(rig.ask("noticed", 0..300), one("nothing", 300));
 }
 
 fn guard_finds_the_dead_unattended() {
@@ -426,6 +514,60 @@ fn guard_changes_nothing_in_a_dry_run() {
     assert_eq!(rig.options(), before);
 }
 
+/// What the application changes later is made up for where it is too little, and left alone where it is not.
+fn guard_heeds_what_others_change() {
+    let mut rig = Rig::new(4, 0);
+    rig.ask("strict", 0..1);
+    let before = rig.options();
+    let matching = format!("port={PORT}");
+    let mut command = pulsegate(&["guard", "--match", &matching, D, "--restore-on-exit"]);
+    let mut guard = Process::start_in(&rig.net.proxy, &mut command);
+    let guarded = |n| {
+        let lines = || guard.output().matches(": guarded").count();
+        assert!(eventually(LONG, || lines() == n), "{}", guard.output());
+    };
+    guarded(3);
+    let strict = rig.ask("options", 0..1);
+    rig.ask("lax", 0..2);
+    guarded(5);
+    rig.ask("strict", 3..4);
+    guard.signal(Signal::TERM);
+    assert!(guard.wait(LONG).success());
+    let lax = strict.keys().map(|options| options.replacen('1', "0", 1));
+    let lax: BTreeMap<String, usize> = lax.map(|options| (options, 1)).collect();
+    assert_eq!(rig.ask("options", 0..1), lax);
+    assert_eq!(rig.ask("options", 3..4), strict);
+    let first = rig.ask("options", 2..3);
+    assert!(
+        first.keys().all(|one| before.contains_key(one)),
+        "{first:?}"
+    );
+    rig.living_notice_nothing();
+}
+
+/// Whichever ends first, and in whatever way.
+fn two_guards_end_with_the_stricter_one() {
+    let mut rig = Rig::new(3, 0);
+    let matching = format!("port={PORT}");
+    let start = |within: &str| {
+        let mut command = pulsegate(&["guard", "--match", &matching, "--restore-on-exit", within]);
+        let guard = Process::start_in(&rig.net.proxy, &mut command);
+        let guarded = || guard.output().matches(": guarded").count() == 3;
+        assert!(eventually(LONG, guarded), "{}", guard.output());
+        guard
+    };
+    let mut lax = start("--detect-within=20s");
+    let mut strict = start(D);
+    let given = rig.options();
+    lax.signal(Signal::TERM);
+    assert!(lax.wait(LONG).success());
+    assert_eq!(rig.options(), given);
+    strict.signal(Signal::KILL);
+    strict.wait(LONG);
+    assert_eq!(rig.options(), given);
+    rig.living_notice_nothing();
+}
+
 /// From its start to its end.
 fn guard_calls_what_its_seccomp_profile_allows() {
     let profile = include_str!("../../deploy/kubernetes/seccomp-guard.json");
@@ -479,19 +621,68 @@ r.urlopen(r.Request(at + '/drain', method='POST')).read()";
     assert!(refused.is_empty(), "{refused:?}");
 }
 
+/// Runs a command under a seccomp filter that refuses pidfd_getfd(2) with EPERM, for `all` descriptors as
+/// the profile of Kubernetes does, or for all but 2 (`foreign`): as if to trace were refused.
+const REFUSING: &str = r#"
+import ctypes, os, struct, sys
+LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
+NUMBER, SECOND_ARGUMENT, PIDFD_GETFD = 0, 24, 438
+EPERM, ALLOW = 0x00050001, 0x7fff0000
+programs = {
+    "all": [(LOAD, 0, 0, NUMBER), (EQUAL, 0, 1, PIDFD_GETFD), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)],
+    "foreign": [
+        (LOAD, 0, 0, NUMBER), (EQUAL, 0, 3, PIDFD_GETFD),
+        (LOAD, 0, 0, SECOND_ARGUMENT), (EQUAL, 1, 0, 2),
+        (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW),
+    ],
+}
+program = programs[sys.argv[1]]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+filter = struct.pack("HxxxxxxQ", len(program), ctypes.addressof(code))
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, MODE_FILTER = 38, 22, 2
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+assert libc.prctl(PR_SET_SECCOMP, MODE_FILTER, filter, 0, 0) == 0, ctypes.get_errno()
+os.execv(sys.argv[2], sys.argv[2:])
+"#;
+
+/// All three answer EPERM. What Yama is set to is said by a file, which is made for the test.
+fn scan_tells_seccomp_yama_and_others_apart() {
+    const SETTING: &str = "mount -t tmpfs none /proc/sys/kernel
+        [ -z \"$0\" ] || { mkdir /proc/sys/kernel/yama; echo \"$0\" > /proc/sys/kernel/yama/ptrace_scope; }
+        exec \"$@\"";
+    let mut rig = Rig::new(3, 0);
+    rig.until_unprotected(3);
+    for (refused, yama, said) in [
+        ("all", "1", "a seccomp profile refuses pidfd_getfd: grant"),
+        (
+            "foreign",
+            "1",
+            "Yama refuses (kernel.yama.ptrace_scope = 1): grant",
+        ),
+        ("foreign", "3", "Yama forbids it to all"),
+        ("foreign", "0", "a security module"),
+        ("foreign", "", "a security module"),
+    ] {
+        let mut command = tool("unshare");
+        command.args(["--mount", "sh", "-euc", SETTING, yama]);
+        command.arg(crate::process::find("python3").expect("checked before the test"));
+        command.args(["-c", REFUSING, refused, env!("CARGO_BIN_EXE_pulsegate")]);
+        command.args(["scan", "--port=7000", D, "--verify"]);
+        let scan = rig.run(&mut command);
+        assert_eq!(scan.code, 4, "{scan:?}");
+        let line = format!("not asked: 3 of python3: {said}");
+        assert!(scan.text.contains(&line), "{line}: {scan:?}");
+    }
+    rig.living_notice_nothing();
+}
+
 /// Without capabilities the kernel refuses what a process with some, or one that is not dumpable, holds.
 fn scan_says_what_to_grant() {
-    let without_rights = |mut of: Command| {
-        let mut command = tool("setpriv");
-        command.args(["--bounding-set=-all", "--inh-caps=-all"]);
-        command.arg(of.get_program()).args(of.get_args());
-        of = command;
-        of
-    };
-    let scan = || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
-        command.args(["scan", "--port", "7000", D, "--verify"]);
-        without_rights(command)
+    let without_rights = |of| without_capabilities("-all", of);
+    let scan = |by: &[&str]| {
+        let args = [&["scan", D, "--verify"], by].concat();
+        without_rights(pulsegate(&args))
     };
     let held = [
         (
@@ -503,11 +694,24 @@ fn scan_says_what_to_grant() {
     for (pool, why) in held {
         let mut rig = Rig::held_by(pool, 3, 0);
         rig.until_unprotected(3);
-        let said = rig.run(&mut scan());
+        let said = rig.run(&mut scan(&["--port=7000"]));
         assert_eq!(said.code, 4, "{said:?}");
         for part in [why, "3 of unknown process", "could not be looked into"] {
             assert!(said.text.contains(part), "{part}: {}", said.text);
         }
+        let pid = rig.pool.id().to_string();
+        for by in [["--process", "python3"], ["--pid", &pid]] {
+            let said = rig.run(&mut scan(&by));
+            assert_eq!(said.code, 1, "{said:?}");
+            for part in ["cannot look into process", why] {
+                assert!(said.text.contains(part), "{part}: {said:?}");
+            }
+        }
+        let matching = format!("pid={pid}");
+        let mut guard = without_rights(pulsegate(&["guard", "--match", &matching, D]));
+        let guard = Process::start_in(&rig.net.proxy, &mut guard);
+        let told = || guard.output().contains(why);
+        assert!(eventually(LONG, told), "{}", guard.output());
         rig.living_notice_nothing();
     }
 }
