@@ -18,6 +18,7 @@ use super::options::Options;
 use super::refusal::Refusal;
 use super::survey::Seen;
 use crate::liveness::{Span, Time};
+use crate::sys::netns::Namespace;
 use crate::sys::sock_diag::{Connected, Id, SockDiag};
 use crate::sys::sockopt::{self, KEEPALIVE, KEEPCNT, KEEPIDLE, USER_TIMEOUT};
 use crate::sys::{self, Foreign};
@@ -90,7 +91,7 @@ enum Last {
     Verdict,
 }
 
-/// Asks all of them, 2,000 a second; the outcomes have the same order. Before `stop` comes, each is told
+/// Asks all of them, 2,000 a second, after any other scan of this namespace; the outcomes have the same order. Before `stop` comes, each is told
 /// within about a second of its turn. All options are put back in any case.
 ///
 /// # Errors
@@ -103,10 +104,17 @@ pub async fn ask(
 ) -> io::Result<Vec<Outcome>> {
     let mut outcomes = vec![Outcome::NotAsked; seen.len()];
     let mut asked = Vec::new();
+    let here = Namespace::current()?;
     let done = tokio::select! {
         biased;
         _ = stop => Ok(()),
-        done = ask_all(diag, seen, purpose, &mut asked, &mut outcomes) => done,
+        done = async {
+            // Two at once would take each other's options for those of the application.
+            while here.lock().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+                sleep(TICK).await;
+            }
+            ask_all(diag, seen, purpose, &mut asked, &mut outcomes).await
+        } => done,
     };
     for Asked { at, own, tries, .. } in &asked {
         give_back(&seen[*at], own, *tries);
@@ -285,24 +293,24 @@ pub fn copy(seen: &Seen) -> Result<Foreign, Refusal> {
 }
 
 /// Has the kernel send a keepalive probe that ends nothing. If another has put the options back meanwhile,
-/// another scan or the application, these are its `own`.
+/// these are its `own`. The count comes first, and is put back last: it tells the options of a question.
 fn question(fd: RawFd, own: &mut Options) -> io::Result<()> {
     let has = Options::read(fd)?;
     if !is_asking(&has) {
         *own = has;
     }
+    sockopt::set_int(fd, KEEPCNT, NEVER)?;
     if own.user_timeout != 0 {
         sockopt::set_int(fd, USER_TIMEOUT, 0)?;
     }
-    sockopt::set_int(fd, KEEPCNT, NEVER)?;
     sockopt::set_int(fd, KEEPALIVE, 1)?;
     sockopt::set_int(fd, KEEPIDLE, 1)
 }
 
 /// Whether these are the options of a question, or of a verdict.
 pub fn is_asking(has: &Options) -> bool {
-    let counts = [NEVER, ENOUGH.cast_signed()];
-    has.keepalive == 1 && has.idle == 1 && has.user_timeout == 0 && counts.contains(&has.count)
+    let is_verdict = has.count == ENOUGH.cast_signed() && has.keepalive == 1 && has.idle == 1;
+    has.count == NEVER || is_verdict
 }
 
 /// Has the kernel end the connection, unless the peer has answered.

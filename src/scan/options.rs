@@ -61,13 +61,13 @@ impl Options {
         set(sockopt::KEEPALIVE, self.keepalive, has.keepalive)?;
         set(sockopt::USER_TIMEOUT, self.user_timeout, has.user_timeout)?;
         set(sockopt::KEEPINTVL, self.interval, has.interval)?;
-        set(sockopt::KEEPCNT, self.count, has.count)?;
         if let (Some(value), Some(old)) = (self.rto_max, has.rto_max) {
             set(sockopt::RTO_MAX_MS, value, old)?;
         }
-        // Last, and always where the kernel is to ask: it arms the timer anew.
+        // Always where the kernel is to ask: it arms the timer anew.
         let armed = if self.keepalive == 0 { has.idle } else { 0 };
-        set(sockopt::KEEPIDLE, self.idle, armed)
+        set(sockopt::KEEPIDLE, self.idle, armed)?;
+        set(sockopt::KEEPCNT, self.count, has.count)
     }
 
     /// Those by which the kernel alone ends a peer that vanished within D, where D is 5 s or more: nine

@@ -70,18 +70,22 @@ impl Processes {
             // It has ended.
             Err(_) => return,
         };
-        let mut holds = false;
+        let held = |(_, inode): &(RawFd, u32)| inodes.binary_search(inode).is_ok();
+        let mut sockets = sockets.into_iter().filter(held).peekable();
+        if sockets.peek().is_none() {
+            return;
+        }
+        let called = name(pid);
+        // Another scan, or guard, copies a socket for some microseconds.
+        let is_passing = called == name(std::process::id());
         for (fd, inode) in sockets {
-            if inodes.binary_search(&inode).is_ok() {
-                let owner = Owner { pid, fd };
-                let known = self.owners.entry(inode).or_insert(owner);
-                *known = if known.pid < pid { owner } else { *known };
-                holds = true;
+            let owner = Owner { pid, fd };
+            let known = self.owners.entry(inode).or_insert(owner);
+            if known.pid < pid && !is_passing {
+                *known = owner;
             }
         }
-        if holds {
-            self.names.insert(pid, name(pid));
-        }
+        self.names.insert(pid, called);
     }
 
     /// Who holds a socket, as far as that is known.

@@ -57,6 +57,15 @@ impl Namespace {
         Ok(Self { fd })
     }
 
+    /// Has it alone (flock(2)), against others that ask for the same, as long as this value lives.
+    ///
+    /// # Errors
+    /// `WouldBlock` while another has it.
+    pub fn lock(&self) -> io::Result<()> {
+        let operation = rustix::fs::FlockOperation::NonBlockingLockExclusive;
+        Ok(rustix::fs::flock(&self.fd, operation)?)
+    }
+
     /// Moves the calling thread into the namespace; threads and processes that it starts from now
     /// on begin there.
     ///

@@ -46,6 +46,12 @@ pub const CASES: &[Case] = &[
     )
     .isolated(),
     Case::new(
+        "a_socket_of_several_processes_is_counted_once",
+        PYTHON,
+        a_socket_of_several_processes_is_counted_once,
+    )
+    .isolated(),
+    Case::new(
         "two_scans_at_once_put_every_option_back",
         PYTHON,
         two_scans_at_once_put_every_option_back,
@@ -89,7 +95,7 @@ pub const D: &str = "--detect-within=5s";
 /// `serve IP PORT` echoes. `hold [IP PORT COUNT]...` connects, exchanges a word on each connection, and
 /// then answers a line of standard input with one of standard output.
 const POOL: &str = r#"
-import collections, ctypes, resource, selectors, socket, sys
+import collections, ctypes, os, resource, selectors, signal, socket, sys
 _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 role, rest = sys.argv[1], sys.argv[2:]
@@ -133,6 +139,13 @@ while rest:
     for _ in range(count):
         pool.append(socket.create_connection(address))
         ping(len(pool) - 1, b"begin")
+if role == "shared":
+    PR_SET_PDEATHSIG = 1
+    for name in ["a child", "another", "pulsegate"]:
+        if os.fork() == 0:
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            open("/proc/self/comm", "w").write(name)
+            signal.pause()
 def options(at):
     tcp = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT]
     found = [pool[at].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)]
@@ -427,6 +440,22 @@ fn scan_ends_a_named_connection() {
     }
 }
 
+/// The youngest has it; one of the name of pulsegate only looks at it.
+fn a_socket_of_several_processes_is_counted_once() {
+    let mut rig = Rig::held_by(python("shared"), 2, 1);
+    rig.net.cut(Host::Client);
+    rig.until_unprotected(3);
+    let port = format!("--port={PORT}");
+    let seen = rig.pulsegate(&["scan", &port, D, "--json"]).json();
+    let process = &seen["processes"][0];
+    assert_eq!(process["process"], "another", "{seen}");
+    assert_eq!(process["connections"], 3, "{seen}");
+    let ended = rig.pulsegate(&["scan", &port, D, "--end=dead", "--json"]);
+    ended.verified(2, 0, 1);
+    assert_eq!(rig.ask("noticed", 2..3), one("TimeoutError", 1));
+    rig.living_notice_nothing();
+}
+
 /// Each of them meets the options by which the other asks.
 fn two_scans_at_once_put_every_option_back() {
     let mut rig = Rig::new(200, 100);
@@ -523,7 +552,7 @@ fn guard_heeds_what_others_change() {
     let mut command = pulsegate(&["guard", "--match", &matching, D, "--restore-on-exit"]);
     let mut guard = Process::start_in(&rig.net.proxy, &mut command);
     let guarded = |n| {
-        let lines = || guard.output().matches(": guarded").count();
+        let lines = || guard.output().matches("INFO guarded").count();
         assert!(eventually(LONG, || lines() == n), "{}", guard.output());
     };
     guarded(3);
@@ -552,7 +581,7 @@ fn two_guards_end_with_the_stricter_one() {
     let start = |within: &str| {
         let mut command = pulsegate(&["guard", "--match", &matching, "--restore-on-exit", within]);
         let guard = Process::start_in(&rig.net.proxy, &mut command);
-        let guarded = || guard.output().matches(": guarded").count() == 3;
+        let guarded = || guard.output().matches("INFO guarded").count() == 3;
         assert!(eventually(LONG, guarded), "{}", guard.output());
         guard
     };
@@ -593,7 +622,7 @@ fn guard_calls_what_its_seccomp_profile_allows() {
         admin,
     ]);
     let mut guard = Process::start_in(&rig.net.proxy, &mut command);
-    let guarded = || guard.output().matches(": guarded").count() == 3;
+    let guarded = || guard.output().matches("INFO guarded").count() == 3;
     assert!(eventually(LONG, guarded), "{}", guard.output());
     // strace takes no signal.
     let ask = "import urllib.request as r

@@ -170,7 +170,7 @@ fn scan_and_guard_free_the_backends_of_the_dead() {
     let mut guard = pulsegate(&["guard", "--match", "process=postgres", D]);
     let guard = Process::start_in(&net.proxy, &mut guard);
     let lines = |text: &str| guard.output().matches(text).count();
-    assert!(eventually(LONG, || lines(": guarded") == 13));
+    assert!(eventually(LONG, || lines("INFO guarded") == 13));
     assert_eq!(later.backends().len(), 3);
     net.cut(Host::Service);
     let none = || sessions_of(&mut living, Host::Service) == ["0"; 10];
@@ -270,7 +270,10 @@ fn scan_ends_the_ssh_session_of_the_dead() {
     let lacking = without_capabilities("-sys_ptrace", sessions.scan(&[&port, "--verify"]));
     std::thread::sleep(Duration::from_millis(1100));
     for (mut command, said) in [
-        (as_user, "not looked into: 3 processes: it is not dumpable"),
+        (
+            as_user,
+            "processes: it is not dumpable (it changed its user",
+        ),
         (
             lacking,
             "processes: it has capabilities that pulsegate lacks",
