@@ -13,7 +13,7 @@ use super::verdict::{Word, judge};
 use crate::liveness::{Leg, Policy, Span};
 use crate::net::sample;
 use crate::sys;
-use crate::sys::sock_diag::{Connected, Id, SockDiag};
+use crate::sys::sock_diag::{Connected, Id, Listening, SockDiag};
 
 /// What is shown for a process that is not known.
 pub const UNKNOWN: &str = "unknown process";
@@ -118,33 +118,7 @@ pub fn survey(
     known: Processes,
 ) -> io::Result<Survey> {
     let listening = diag.listening()?;
-    let ports: HashSet<u16> = listening.iter().map(|l| l.address.port()).collect();
-    let now = sys::now();
-    let mut found: Vec<(Seen, u32)> = Vec::new();
-    // Where a newcomer moves the others along, the kernel tells of one twice.
-    let mut told = HashSet::new();
-    diag.each(|c: &Connected| {
-        let ends = (c.id.local(), c.id.peer());
-        let is_meant = matching.iter().any(|m| m.ends(ends.0, ends.1));
-        if c.inode == 0 || !is_meant || !told.insert(c.id.cookie()) {
-            return;
-        }
-        let leg = match ports.contains(&ends.0.port()) {
-            true => Leg::Downstream,
-            false => Leg::Upstream,
-        };
-        let sample = sample::from_info(&c.info);
-        let expires = Span::ms(c.expires_ms.into());
-        let seen = Seen {
-            id: c.id,
-            word: judge(now, leg, policy, &sample, (c.timer, expires)),
-            silent: sample.last_heard_age(),
-            unanswered: sample.probes + u32::from(c.info.retransmits),
-            uid: c.uid,
-            owner: None,
-        };
-        found.push((seen, c.inode));
-    })?;
+    let found = held(diag, matching, policy, &listening)?;
     let waiting = listening.iter().filter(|l| l.length > 0);
     let waiting = waiting.filter(|l| matching.iter().any(|m| m.ends(l.address, l.address)));
     let mut inodes: Vec<u32> = found.iter().map(|(_, inode)| *inode).collect();
@@ -179,6 +153,43 @@ pub fn survey(
         processes,
         hidden,
     })
+}
+
+/// Those that match by their ends and that a process holds, with their inodes.
+fn held(
+    diag: &mut SockDiag,
+    matching: &[Matching],
+    policy: &Policy,
+    listening: &[Listening],
+) -> io::Result<Vec<(Seen, u32)>> {
+    let ports: HashSet<u16> = listening.iter().map(|l| l.address.port()).collect();
+    let now = sys::now();
+    let mut found: Vec<(Seen, u32)> = Vec::new();
+    // Where a newcomer moves the others along, the kernel tells of one twice.
+    let mut told = HashSet::new();
+    diag.each(|c: &Connected| {
+        let ends = (c.id.local(), c.id.peer());
+        let is_meant = matching.iter().any(|m| m.ends(ends.0, ends.1));
+        if c.inode == 0 || !is_meant || !told.insert(c.id.cookie()) {
+            return;
+        }
+        let leg = match ports.contains(&ends.0.port()) {
+            true => Leg::Downstream,
+            false => Leg::Upstream,
+        };
+        let sample = sample::from_info(&c.info);
+        let expires = Span::ms(c.expires_ms.into());
+        let seen = Seen {
+            id: c.id,
+            word: judge(now, leg, policy, &sample, (c.timer, expires)),
+            silent: sample.last_heard_age(),
+            unanswered: sample.probes + u32::from(c.info.retransmits),
+            uid: c.uid,
+            owner: None,
+        };
+        found.push((seen, c.inode));
+    })?;
+    Ok(found)
 }
 
 /// Tells connections of the processes that are meant from others.

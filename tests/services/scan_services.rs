@@ -175,7 +175,7 @@ fn scan_and_guard_free_the_backends_of_the_dead() {
     net.cut(Host::Service);
     let none = || sessions_of(&mut living, Host::Service) == ["0"; 10];
     assert!(eventually(LONG, none), "{}", guard.output());
-    assert!(eventually(LONG, || lines("the kernel ended it") == 3));
+    assert!(eventually(LONG, || lines("the kernel ended a connection") == 3));
     assert_eq!(living.backends(), alive);
 }
 
