@@ -92,6 +92,7 @@ TimeoutStopSec=3s
 ";
 
 const CONFIG_FILE: &str = "/etc/pulsegate/pulsegate.yaml";
+const KEY: &str = "/etc/ssl/private/orders.key";
 const GUARD: &str = "pulsegate-guard";
 
 fn systemd_runs_the_package() {
@@ -107,6 +108,7 @@ fn systemd_runs_the_package() {
     host.upgrades();
     host.removes();
     host.takes_the_archive();
+    host.renews_a_key_of_a_group();
 }
 
 /// A machine with systemd, Redis and what the package brings.
@@ -224,11 +226,8 @@ impl Host {
     }
 
     fn configure(&self) {
-        let made = rcgen::generate_simple_self_signed(vec!["orders.example".to_owned()]).unwrap();
-        self.write("/etc/ssl/orders.crt", &made.cert.pem());
-        let key = "/etc/ssl/private/orders.key";
-        self.write(key, &made.signing_key.serialize_pem());
-        self.sh(&format!("chmod 0600 {key}"));
+        self.make_certificate();
+        self.sh(&format!("chmod 0600 {KEY}"));
         self.write(CONFIG_FILE, CONFIG);
         self.write("/etc/systemd/system/pulsegate.service.d/test.conf", DROP_IN);
         self.follow(("docs/INSTALL.md", "credential"));
@@ -241,7 +240,7 @@ impl Host {
         for port in [7000, 443] {
             ping(&mut self.connect(port).expect("clients are accepted")).unwrap();
         }
-        self.sh("pulsegate probe --tls --ca /etc/ssl/orders.crt --server-name orders.example 127.0.0.1:7443");
+        self.speaks_tls();
         let status = self.sh(&format!("cat /proc/{}/status", self.show("MainPID")));
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -396,5 +395,35 @@ impl Host {
         self.write("/archive/pulsegate.yaml", &config);
         self.follow_in("/archive", ("docs/INSTALL.md", "archive"));
         ping(&mut self.connect(7002).unwrap()).unwrap();
+    }
+
+    /// Without a restart, and without the credential of systemd.
+    fn renews_a_key_of_a_group(&self) {
+        self.sh("groupadd --system ssl-cert");
+        let file = self.sh(&format!("cat {CONFIG_FILE}"));
+        let credential = "/run/credentials/pulsegate.service/orders.key";
+        assert!(file.contains(credential), "{file}");
+        self.write(CONFIG_FILE, &(file.replace(credential, KEY) + "\n"));
+        self.follow(("docs/INSTALL.md", "group"));
+        self.speaks_tls();
+        let before = self.show("MainPID");
+        self.make_certificate();
+        self.follow(("docs/INSTALL.md", "reload"));
+        // The client trusts the new one only.
+        self.speaks_tls();
+        assert_eq!(self.show("MainPID"), before);
+    }
+
+    /// Its key keeps the owner and the rights that it has.
+    fn make_certificate(&self) {
+        let made = rcgen::generate_simple_self_signed(vec!["orders.example".to_owned()]).unwrap();
+        self.write("/etc/ssl/orders.crt", &made.cert.pem());
+        self.write(KEY, &made.signing_key.serialize_pem());
+    }
+
+    #[track_caller]
+    fn speaks_tls(&self) {
+        let probe = "pulsegate probe --tls --ca /etc/ssl/orders.crt --server-name orders.example";
+        self.sh(&format!("{probe} 127.0.0.1:7443"));
     }
 }
