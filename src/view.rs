@@ -50,6 +50,8 @@ pub struct Summary {
     pub version: &'static str,
     /// When this was said, in seconds since the Unix epoch.
     pub now: i64,
+    /// The same by a clock that never jumps, ms: for rates.
+    pub monotonic_ms: u64,
     /// Whether no new clients are taken any more.
     pub draining: bool,
     /// Sessions of all listeners.

@@ -54,6 +54,7 @@ impl Control for Fake {
         Summary {
             version: "0.0.0",
             now: 1,
+            monotonic_ms: 1,
             draining: false,
             sessions: 3,
             listeners: vec![ListenerSummary {

@@ -143,6 +143,7 @@ impl Control for App {
         Summary {
             version: env!("CARGO_PKG_VERSION"),
             now: wall_clock(),
+            monotonic_ms: sys::now().as_millis(),
             draining: self.readiness() == Readiness::Draining,
             sessions: totals.values().map(|total| total.active).sum(),
             listeners: totals.values().map(Total::summary).collect(),

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use crate::admin::view::{EndpointView, OnSilent, ReloadReport, Shown, Summary, VerifiedSession};
 use crate::admin::{Control, NotReloaded, Readiness};
 use crate::metrics::{End, GuardMetrics, wall_clock};
+use crate::sys;
 
 pub(super) struct Endpoint {
     pub metrics: Arc<GuardMetrics>,
@@ -24,6 +25,7 @@ impl Control for Endpoint {
         Summary {
             version: env!("CARGO_PKG_VERSION"),
             now: wall_clock(),
+            monotonic_ms: sys::now().as_millis(),
             draining: false,
             sessions: 0,
             listeners: Vec::new(),

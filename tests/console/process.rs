@@ -100,6 +100,10 @@ impl Process {
         self.known.sessions.fetch_add(1, SeqCst);
     }
 
+    pub fn set_sessions(&self, sessions: u64) {
+        self.known.sessions.store(sessions, SeqCst);
+    }
+
     /// What an operator has ended, and why.
     pub fn ended(&self) -> Ended {
         self.known.ended.lock().expect("not poisoned").clone()
@@ -131,10 +135,8 @@ impl Known {
         const DAY: i64 = 86_400;
         let seconds = self.seconds();
         // Some waves.
-        let moved = 1_000_000
-            + (0..seconds)
-                .map(|s| 190_000 + 10_000 * (s % 3))
-                .sum::<u64>();
+        let passed = self.start.elapsed().as_secs_f64();
+        let moved = (1e6 + 190e3 * passed + 40e3 * (passed / 3.0).sin()) as u64;
         let is_plc = name == "plc";
         let moved = if is_plc { moved / 700 } else { moved };
         ListenerSummary {
@@ -169,7 +171,11 @@ impl Known {
                 half_open: [3 * u64::from(!is_plc), 0].into(),
                 stalled: [0, 3 * u64::from(!is_plc)].into(),
                 half_closed: 3 * u64::from(!is_plc),
-                accepted: if is_plc { 212 } else { 9_120 + 3 * seconds },
+                accepted: if is_plc {
+                    212
+                } else {
+                    9_120 + (3.0 * passed) as u64
+                },
                 closed: if is_plc { 209 } else { 9_003 },
                 half_open_detected: [14, 2].into(),
                 found: if is_plc { 9 } else { 8 + seconds / 4 },
@@ -190,6 +196,7 @@ impl Control for Known {
         Summary {
             version: env!("CARGO_PKG_VERSION"),
             now: wall_clock(),
+            monotonic_ms: self.start.elapsed().as_millis() as u64,
             draining: self.draining.load(SeqCst),
             sessions,
             listeners: vec![

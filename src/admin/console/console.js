@@ -196,7 +196,7 @@ function overview() {
     tile("Found in 24 hours", day, `${sum((l) => l.found)} since the start; the last 200 are kept`, day ? "warn" : "good"),
     tile("Slowest detection", shares.length ? `${Math.round(slowest * 100)} %` : "-", "of D after the last sign of life, of the last 200; 105 % are promised",
       slowest > 1.05 ? "bad" : "good"),
-    tile("Live peers killed as dead", 0, "by construction: no verdict without questions that stayed unanswered for D", "good"),
+    tile("Live peers killed as dead", 0, "by construction: no verdict without unanswered questions", "good"),
   );
   const last = points[points.length - 1];
   const shown = `in ${age(1000 * (last.now - points[0].now))}`;
@@ -232,7 +232,8 @@ async function host() {
   const bad = checks.filter((c) => ["warn", "fail"].includes(c.status));
   const kind = { fail: "bad", warn: "warn" };
   const names = bad.map((c) => `${c.status} ${c.check}`).join(", ");
-  $("host-line").textContent = bad.length ? `${names} (pulsegate doctor)` : `${checks.length} checks, nothing to do (pulsegate doctor)`;
+  const good = checks.length ? `${checks.length} checks, nothing to do` : "not judged by this process";
+  $("host-line").textContent = `${names || good} (pulsegate doctor)`;
   $("host-line").className = kind[worst] || "good";
   const rows = checks.map((c) => h("tr", { class: "first" }, cell(c.status, kind[c.status]), cell(c.check), cell(c.found, "wrap"),
     cell(c.meaning, "wrap"), cell(c.setting || "", "wrap")));
@@ -577,7 +578,7 @@ async function drain() {
 function take(next) {
   const of = new Map();
   const before = points[points.length - 1];
-  const seconds = before ? next.now - before.now : 0;
+  const seconds = before ? (next.monotonic_ms - before.at) / 1000 : 0;
   if (summary && before && seconds <= 0) return;
   next.listeners.forEach((l) => {
     const [moved, old] = [both(l.received_bytes), before?.of.get(l.listener)];
@@ -587,7 +588,7 @@ function take(next) {
   summary = next;
   const [total, failed] = [sum((l) => l.found), sum((l) => l.connect_failures)];
   const point = {
-    now: next.now, of, sessions: next.sessions, found: total, foundNew: before ? Math.max(0, total - before.found) : 0,
+    now: next.now, at: next.monotonic_ms, of, sessions: next.sessions, found: total, foundNew: before ? Math.max(0, total - before.found) : 0,
     failed, failedNew: before ? Math.max(0, failed - before.failed) : 0,
     hung: sum((l) => both(l.stalled) + both(l.undelivered) + l.phantom),
     rate: [...of.values()].reduce((all, o) => all + o.rate, 0),
