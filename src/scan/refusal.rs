@@ -30,6 +30,8 @@ pub enum Refusal {
     Seccomp,
     /// There is no such system call.
     NoSyscall,
+    /// `/proc` counts processes otherwise than this one does.
+    ForeignProc,
     /// The process has closed it, or holds it by another descriptor now.
     Gone,
     /// Something else.
@@ -42,8 +44,8 @@ impl Refusal {
     pub fn of(pid: u32, error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(libc::ENOSYS) => Self::NoSyscall,
-            Some(libc::ESRCH | libc::EBADF) => Self::Gone,
-            None if error.kind() == io::ErrorKind::NotFound => Self::Gone,
+            Some(libc::ESRCH | libc::EBADF) => Self::gone(),
+            None if error.kind() == io::ErrorKind::NotFound => Self::gone(),
             Some(libc::EPERM | libc::EACCES) if own_copy_is_refused() => Self::Seccomp,
             Some(libc::EPERM | libc::EACCES) => {
                 let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
@@ -57,6 +59,14 @@ impl Refusal {
                 }
             }
             _ => Self::Other(error.to_string()),
+        }
+    }
+
+    fn gone() -> Self {
+        let own = fs::read_link("/proc/self").unwrap_or_default();
+        match own.to_str() == Some(&std::process::id().to_string()) {
+            true => Self::Gone,
+            false => Self::ForeignProc,
         }
     }
 
@@ -118,6 +128,9 @@ impl fmt::Display for Refusal {
             ),
             Self::NoSyscall => {
                 f.write_str("there is no pidfd_getfd: Linux 5.6 or later, and no sandbox, is needed")
+            }
+            Self::ForeignProc => {
+                f.write_str("/proc is that of another PID namespace: mount that of this one, or run in there")
             }
             Self::Gone => f.write_str("it was closed meanwhile"),
             Self::Other(error) => f.write_str(error),

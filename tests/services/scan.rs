@@ -675,7 +675,7 @@ assert libc.prctl(PR_SET_SECCOMP, MODE_FILTER, filter, 0, 0) == 0, ctypes.get_er
 os.execv(sys.argv[2], sys.argv[2:])
 "#;
 
-/// All three answer EPERM. What Yama is set to is said by a file, which is made for the test.
+/// All three answer EPERM. Last, numbers of processes that mean others. What Yama is set to is said by a file, which is made for the test.
 fn scan_tells_seccomp_yama_and_others_apart() {
     const SETTING: &str = "mount -t tmpfs none /proc/sys/kernel
         [ -z \"$0\" ] || { mkdir /proc/sys/kernel/yama; echo \"$0\" > /proc/sys/kernel/yama/ptrace_scope; }
@@ -703,6 +703,11 @@ fn scan_tells_seccomp_yama_and_others_apart() {
         let line = format!("not asked: 3 of python3: {said}");
         assert!(scan.text.contains(&line), "{line}: {scan:?}");
     }
+    let mut command = tool("unshare");
+    command.args(["--pid", "--fork", env!("CARGO_BIN_EXE_pulsegate")]);
+    let scan = rig.run(command.args(["scan", "--port=7000", D, "--verify"]));
+    let line = "not asked: 3 of python3: /proc is that of another PID namespace";
+    assert!(scan.text.contains(line), "{scan:?}");
     rig.living_notice_nothing();
 }
 
