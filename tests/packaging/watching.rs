@@ -46,6 +46,11 @@ pub const CASES: &[Case] = &[
         the_demonstration_holds_together,
     ),
     Case::new(
+        "the_demonstration_finds_its_files",
+        &[],
+        the_demonstration_finds_its_files,
+    ),
+    Case::new(
         "prometheus_scrapes_and_loads_the_alerts",
         &["prometheus", "curl", "unshare", "ip", "timeout"],
         prometheus_scrapes_and_loads_the_alerts,
@@ -203,10 +208,6 @@ fn the_demonstration_holds_together() {
         keys.map(|key| key.as_str().unwrap().to_owned()).collect()
     };
     let (services, networks) = (names(&compose["services"]), names(&compose["networks"]));
-    let words = |of: &Value| -> Vec<String> {
-        let all = of.as_sequence().into_iter().flatten();
-        all.map(|word| word.as_str().unwrap().to_owned()).collect()
-    };
     for service in &services {
         let of = &compose["services"][service.as_str()];
         for mount in words(&of["volumes"]) {
@@ -229,16 +230,55 @@ fn the_demonstration_holds_together() {
             assert!(folder.join(context).join(dockerfile).is_file(), "{service}");
         }
     }
+}
+
+fn words(of: &Value) -> Vec<String> {
+    let all = of.as_sequence().into_iter().flatten();
+    all.map(|word| word.as_str().unwrap().to_owned()).collect()
+}
+
+/// Where Grafana and Prometheus look for them.
+fn the_demonstration_finds_its_files() {
+    let compose = one("deploy/compose/compose.yaml");
+    let mounts = |service: &str| words(&compose["services"][service]["volumes"]);
     let source = one("deploy/compose/grafana/datasources/prometheus.yaml");
+    assert_eq!(source["apiVersion"], 1);
     assert_eq!(source["datasources"][0]["url"], "http://prometheus:9090");
+    assert!(!mounts("prometheus").is_empty());
     let shown = one("deploy/compose/grafana/dashboards/pulsegate.yaml");
+    assert_eq!(shown["apiVersion"], 1);
+    assert_eq!(shown["providers"][0]["type"], "file");
     let path = shown["providers"][0]["options"]["path"].as_str().unwrap();
-    let mounts = words(&compose["services"]["grafana"]["volumes"]);
+    // Grafana looks for what to set up in folders of these names.
+    for mount in [
+        &format!("../grafana/dashboard.json:{path}/pulsegate.json:ro"),
+        "./grafana/datasources:/etc/grafana/provisioning/datasources:ro",
+        "./grafana/dashboards:/etc/grafana/provisioning/dashboards:ro",
+    ] {
+        assert!(mounts("grafana").iter().any(|m| m == mount), "{mount}");
+    }
+    // Rules are looked for beside the file that names them, and the dashboard is where the comment says.
+    let scrape = one("deploy/compose/prometheus.yml");
+    for rules in words(&scrape["rule_files"]) {
+        let mount = format!("../prometheus/{rules}:/etc/prometheus/{rules}:ro");
+        assert!(mounts("prometheus").contains(&mount), "{mount}");
+    }
+    let proxy = one("deploy/compose/pulsegate.yaml");
+    let (_, port) = proxy["admin"]["address"]
+        .as_str()
+        .unwrap()
+        .split_once(':')
+        .unwrap();
+    let targets = &scrape["scrape_configs"][0]["static_configs"][0]["targets"];
+    assert_eq!(words(targets), [format!("pulsegate:{port}")]);
+    let dashboard: Json = serde_json::from_str(&read(DASHBOARD)).unwrap();
+    let place = format!(
+        "http://127.0.0.1:3000/d/{}",
+        dashboard["uid"].as_str().unwrap()
+    );
     assert!(
-        mounts
-            .iter()
-            .any(|mount| mount.contains(&format!(":{path}/"))),
-        "{mounts:?}"
+        read("deploy/compose/compose.yaml").contains(&place),
+        "{place}"
     );
 }
 
