@@ -283,17 +283,19 @@ fn overview(frame: &Frame) -> Vec<String> {
         "BYTES/S",
     ];
     let mut lines = vec![line(head)];
-    let seconds = |of: &Value| of["now"].as_u64().unwrap_or(0);
+    let ms = |of: &Value| of["monotonic_ms"].as_u64().unwrap_or(0);
     for listener in listeners(&frame.summary) {
         let both = |name: &str| of_both(&listener[name]);
         let was = frame.before.as_ref().and_then(|before| {
             let same = |l: &&Value| l["listener"] == listener["listener"];
             let was = of_both(&listeners(before).iter().find(same)?["received_bytes"]);
-            let passed = seconds(&frame.summary).saturating_sub(seconds(before));
-            (both("received_bytes").saturating_sub(was)).checked_div(passed)
+            let passed = ms(&frame.summary).saturating_sub(ms(before));
+            let moved = both("received_bytes").saturating_sub(was);
+            moved.saturating_mul(1000).checked_div(passed)
         });
         let sessions = match listener["limit"].as_u64() {
-            Some(limit) => format!("{}/{limit}", listener["active"]),
+            // Clients that wait are sessions, and have no place.
+            Some(limit) => format!("{}/{limit}", listener["in_use"]),
             None => listener["active"].to_string(),
         };
         lines.push(line([
@@ -485,8 +487,8 @@ mod tests {
                 "downstream": leg("192.0.2.7:51234", condition), "upstream": leg("10.0.0.9:5432", "alive") })
         };
         let summary = |now: u64, moved: u64| {
-            json!({ "version": "1.2.3", "now": now, "draining": false, "sessions": 20, "listeners": [{
-                "listener": "db", "active": 20, "limit": 20, "queued": 2, "found": 7,
+            json!({ "version": "1.2.3", "monotonic_ms": 1000 * now, "draining": false, "sessions": 20, "listeners": [{
+                "listener": "db", "active": 22, "in_use": 20, "limit": 20, "queued": 2, "found": 7,
                 "half_open": { "downstream": 1, "upstream": 0 }, "stalled": { "downstream": 0, "upstream": 0 },
                 "undelivered": { "downstream": 0, "upstream": 0 },
                 "received_bytes": { "downstream": moved, "upstream": 0 } }] })
