@@ -72,6 +72,7 @@ impl FromStr for Matching {
         for part in text.split(',') {
             let (key, value) = part
                 .split_once('=')
+                .filter(|(_, value)| !value.is_empty())
                 .ok_or_else(|| format!("{part:?} has no value: write KEY=VALUE"))?;
             let number = |what: &str| format!("{key}: {value:?} is no {what}");
             let port = || value.parse().map(Some).map_err(|_| number("port"));
@@ -140,6 +141,7 @@ mod tests {
         for (text, said) in [
             ("port", "KEY=VALUE"),
             ("port=x", "no port"),
+            ("process=", "no value"),
             ("peer=10.0.0", "network"),
             ("name=x", "cgroup"),
             ("", "KEY=VALUE"),

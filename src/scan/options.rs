@@ -29,6 +29,9 @@ const RTO_MAX_MS: i32 = 120_000;
 /// The kernel gives up what is in flight after so many retransmissions (`tcp_retries2`).
 const RETRANSMISSIONS: u64 = 15;
 
+/// The kernel takes no more seconds for `TCP_KEEPIDLE` and `TCP_KEEPINTVL`.
+const LONGEST: u64 = 32_767;
+
 impl Options {
     /// Those of a socket.
     ///
@@ -76,8 +79,8 @@ impl Options {
     pub fn to_keep(policy: &Policy) -> Self {
         let second = Span::ms(1000);
         let within = policy.detect_within - policy.detect_within / 8;
-        let idle = policy.keepalive_idle();
-        let interval = ((within - idle) / 9 / second).max(1);
+        let idle = policy.keepalive_idle().min(second * LONGEST);
+        let interval = ((within - idle) / 9 / second).clamp(1, LONGEST);
         let count = ((within - idle) / (second * interval)).clamp(1, 127);
         let gap = (policy.detect_within / RETRANSMISSIONS).as_millis();
         Self {
@@ -135,7 +138,7 @@ mod tests {
 
     #[test]
     fn what_is_given_keeps_the_promise_with_several_questions() {
-        for seconds in [5, 10, 30, 60, 300, 3600] {
+        for seconds in [5, 10, 30, 60, 300, 3600, 360_000, 36_000_000] {
             let policy = policy(Duration::from_secs(seconds));
             let options = Options::to_keep(&policy);
             assert!(options.keep(policy.detect_within), "{seconds}: {options}");
@@ -146,6 +149,8 @@ mod tests {
                 "{seconds}: {options}"
             );
             assert!(options.count >= 3, "{seconds}: {options}");
+            let longest = options.idle.max(options.interval);
+            assert!(longest <= 32_767, "{seconds}: {options}");
         }
     }
 

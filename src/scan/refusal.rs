@@ -30,6 +30,8 @@ pub enum Refusal {
     Seccomp,
     /// There is no such system call.
     NoSyscall,
+    /// It belongs to a socket of MPTCP, whose options are those of all its paths.
+    Multipath,
     /// `/proc` counts processes otherwise than this one does.
     ForeignProc,
     /// The process has closed it, or holds it by another descriptor now.
@@ -46,6 +48,7 @@ impl Refusal {
             Some(libc::ENOSYS) => Self::NoSyscall,
             Some(libc::ESRCH | libc::EBADF) => Self::gone(),
             None if error.kind() == io::ErrorKind::NotFound => Self::gone(),
+            None if error.kind() == io::ErrorKind::Unsupported => Self::Multipath,
             Some(libc::EPERM | libc::EACCES) if own_copy_is_refused() => Self::Seccomp,
             Some(libc::EPERM | libc::EACCES) => {
                 let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
@@ -129,6 +132,7 @@ impl fmt::Display for Refusal {
             Self::NoSyscall => {
                 f.write_str("there is no pidfd_getfd: Linux 5.6 or later, and no sandbox, is needed")
             }
+            Self::Multipath => f.write_str("it is a path of an MPTCP connection: not supported"),
             Self::ForeignProc => {
                 f.write_str("/proc is that of another PID namespace: mount that of this one, or run in there")
             }
@@ -220,6 +224,10 @@ mod tests {
         assert_eq!(
             Refusal::of(me, &io::ErrorKind::NotFound.into()),
             Refusal::Gone
+        );
+        assert_eq!(
+            Refusal::of(me, &io::ErrorKind::Unsupported.into()),
+            Refusal::Multipath
         );
         assert!(matches!(
             Refusal::of(me, &code(libc::EIO)),
