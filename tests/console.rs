@@ -279,7 +279,8 @@ fn promises(browser: &Browser, _: &Process) {
         "/Slowest detection\\s+10[0-5] %\\s+of D/.test(document.getElementById('tiles').innerText)",
     );
     browser.until_text("host-line", "warn somaxconn");
-    browser.run("document.querySelector('#host summary').click()");
+    browser.run("document.querySelector('#host summary').focus()");
+    browser.keys(&['\u{e007}']);
     browser.until_text("checks", "sysctl -w net.core.somaxconn=4096");
     // It is asked for once in a minute.
     browser.until("points.length > 4");
@@ -305,11 +306,13 @@ fn listeners(browser: &Browser, _: &Process) {
 }
 
 fn waiting(browser: &Browser, process: &Process) {
-    go(
-        browser,
-        "waiting",
-        "the peers of the holders are asked each second",
-    );
+    const TAB: char = '\u{e004}';
+    // To the tab, then past the others to the listener, the holder and the first who waits.
+    browser.keys(&[TAB, TAB, TAB, TAB, '\u{e007}']);
+    browser.until_text("waiting", "the peers of the holders are asked each second");
+    browser.until("document.querySelectorAll('#queue a').length === 2");
+    browser.keys(&[TAB; 5]);
+    browser.until("document.activeElement.hash === '#/session/119'");
     browser.until_text("limited", "1/1");
     // Who came first is the first.
     let ids = |table: &str| {
@@ -335,7 +338,8 @@ fn waiting(browser: &Browser, process: &Process) {
     assert!(number(lists) - before <= 6, "{before} {}", number(lists));
     process.set_sessions(120);
     browser.until("summary.sessions === 120");
-    browser.run("document.querySelector('#queue a').click()");
+    browser.until("document.activeElement.hash === '#/session/119'");
+    browser.keys(&['\u{e007}']);
     browser.until_text("session", "queued");
     browser.until_text("lines", "sign");
 }

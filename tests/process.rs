@@ -427,3 +427,57 @@ fn a_draining_instance_gives_its_admin_address_to_the_next_one() {
     drop(session);
     assert_eq!(old.wait().code(), Some(0));
 }
+
+// --- What one session is shown with -----------------------------------------------------------
+
+#[test]
+fn one_session_has_all_its_clocks_and_more_of_tcp_info() {
+    let service = Service::start();
+    let flags = ["--detect-within", "10s", "--max-connection-duration", "1h"];
+    let flags = [
+        &flags[..],
+        &["--max-connections", "1", "--on-full", "queue"],
+    ]
+    .concat();
+    let proxy = Proxy::start(Ports::free(), service.address, kept().1, &flags);
+    let mut holder = TcpStream::connect(proxy.ports.clients).expect("connected");
+    ask(&mut holder).expect("answered");
+    let list = proxy.json("/connections");
+    assert!(list["connections"][0]["clocks"].is_null(), "{list}");
+    let session = proxy.json(&format!("/connections/{}", list["connections"][0]["id"]));
+    let clocks = session["clocks"].as_array().expect("a list");
+    let left: Vec<_> = clocks.iter().map(|clock| clock["in_ms"].as_u64()).collect();
+    assert!(left.is_sorted(), "{session}");
+    assert_eq!(clocks[0]["reason"], session["timer"]["reason"]);
+    let runs = |reason: &str| clocks.iter().any(|clock| clock["reason"] == reason);
+    let all = [
+        "downstream_dead",
+        "upstream_dead",
+        "idle_timeout",
+        "max_duration",
+    ];
+    assert!(all.into_iter().all(runs), "{session}");
+    for leg in ["downstream", "upstream"] {
+        let info = &session["tcp_info"][leg];
+        assert_eq!(info["bytes_received"], 8, "{session}");
+        assert!(info["rto_us"].as_u64() > Some(0), "{session}");
+    }
+    // One that waits has no upstream, and does not wait for ever.
+    let _waits = TcpStream::connect(proxy.ports.clients).expect("connected");
+    let queued = || proxy.json("/connections?phase=queued")["connections"][0]["id"].as_u64();
+    assert!(eventually(PROMPT, || queued().is_some()));
+    let session = proxy.json(&format!("/connections/{}", queued().expect("it waits")));
+    let clocks = session["clocks"].as_array().expect("a list");
+    assert!(
+        clocks
+            .iter()
+            .any(|clock| clock["reason"] == "queue_timeout"),
+        "{session}"
+    );
+    assert!(session["tcp_info"]["upstream"].is_null(), "{session}");
+    let listener = &proxy.json("/summary")["listeners"][0];
+    assert_eq!(
+        (&listener["in_use"], &listener["limit"]),
+        (&1.into(), &1.into())
+    );
+}
