@@ -7,6 +7,12 @@ use super::drain_time;
 const TEMPLATE: &str = include_str!("sidecar.yaml");
 const NAME: &str = "pulsegate";
 const LABEL: &str = "pulsegate.io/sidecar";
+const PREFIX: &str = "pulsegate.io/";
+const ANNOTATIONS: [&str; 3] = [
+    "pulsegate.io/flags",
+    "pulsegate.io/inject",
+    "pulsegate.io/port",
+];
 const ADMIN: u64 = 9900;
 const CONTROL: u64 = 9901;
 /// How long an application may take to stop when its hook is over.
@@ -72,10 +78,14 @@ pub(super) fn inject(mut documents: Vec<Value>, sidecar: &Sidecar<'_>) -> Result
         }
     }
     if targets.is_empty() {
-        return Err(
-            "no workload has the annotation pulsegate.io/port, and there is no --port: nothing to do"
-                .to_owned(),
-        );
+        let why = match sidecar.port {
+            None => "no workload has the annotation pulsegate.io/port, and there is no --port",
+            Some(_) => {
+                "there is no Deployment, StatefulSet, DaemonSet, Pod, Job or CronJob, or each has \
+                 pulsegate.io/inject: \"false\""
+            }
+        };
+        return Err(format!("{why}: nothing to do"));
     }
     for object in objects(&mut documents) {
         if object["kind"] == "Service" {
@@ -128,6 +138,21 @@ fn pod_of(object: &mut Value) -> Option<&mut Value> {
         .try_fold(object, |value, key| value.get_mut(*key))
 }
 
+/// Whether annotations that are for us are ones that there are.
+fn known(annotations: &Value) -> Result<(), String> {
+    let keys = annotations.as_mapping().into_iter().flat_map(Mapping::keys);
+    let mut ours = keys
+        .filter_map(Value::as_str)
+        .filter(|key| key.starts_with(PREFIX));
+    match ours.find(|key| !ANNOTATIONS.contains(key)) {
+        Some(key) => Err(format!(
+            "unknown annotation {key}; there are {}",
+            ANNOTATIONS.join(", ")
+        )),
+        None => Ok(()),
+    }
+}
+
 fn workload(
     object: &mut Value,
     sidecar: &Sidecar<'_>,
@@ -147,8 +172,18 @@ fn workload(
         Some(_) => Err(format!("annotation {key}: quote its value")),
         None => Ok(None),
     };
-    if text("pulsegate.io/inject")?.as_deref() == Some("false") {
-        return Ok(None);
+    [&pod["metadata"]["annotations"], &own]
+        .map(known)
+        .into_iter()
+        .collect::<Result<(), _>>()?;
+    match text("pulsegate.io/inject")?.as_deref() {
+        None | Some("true") => {}
+        Some("false") => return Ok(None),
+        Some(other) => {
+            return Err(format!(
+                "annotation pulsegate.io/inject: {other:?} is neither \"true\" nor \"false\""
+            ));
+        }
     }
     let Some(port) = text("pulsegate.io/port")?.or(sidecar.port.map(str::to_owned)) else {
         return Ok(None);
@@ -325,8 +360,19 @@ fn add(
         }
     }
     let listens = |c: &Value| ports_of(c).any(|port| port["containerPort"] == ports.app);
-    let app = apps.iter().position(listens).unwrap_or(0);
-    let app = apps.get_mut(app).ok_or("it has no containers")?;
+    let app = apps.iter().position(listens);
+    let is_guessed = app.is_none() && apps.len() > 1;
+    let app = apps
+        .get_mut(app.unwrap_or(0))
+        .ok_or("it has no containers")?;
+    if is_guessed {
+        notes.push(format!(
+            "{name}: no container names port {}; {} was taken for the application, which outlives the drain. Name the \
+             port in the container that listens on it",
+            ports.app,
+            app["name"].as_str().unwrap_or("?")
+        ));
+    }
     outlive(app, wait, was_ours, name, notes);
     let named = ports_of(app).filter(|port| port["containerPort"] == ports.app);
     let names = named.filter_map(|port| port["name"].as_str().map(str::to_owned));
@@ -632,6 +678,12 @@ spec:
             "annotations: { pulsegate.io/inject: 'false',",
         );
         assert!(refused(&off, "9000:8080", &[]).contains("nothing to do"));
+        let habit = off.replace("'false'", "disabled");
+        assert!(refused(&habit, "9000:8080", &[]).contains("neither \"true\" nor \"false\""));
+        let typo = annotated.replace("io/flags", "io/flag");
+        assert!(refused(&typo, "9000:8080", &[]).contains("unknown annotation pulsegate.io/flag;"));
+        let none = refused(SERVICE, "9000:8080", &[]);
+        assert!(none.starts_with("there is no Deployment,"), "{none}");
         let number = annotated.replace("'7000:8080'", "7");
         assert!(refused(&number, "9000:8080", &[]).contains("quote its value"));
         assert!(with(vec![yaml(APP)], None, &[]).is_err());
@@ -702,6 +754,25 @@ spec:
             );
             assert!(said.contains(why), "{to} {port} {flags:?}: {said}");
         }
+    }
+
+    #[test]
+    fn which_of_several_containers_is_the_application_is_said_if_it_was_guessed() {
+        let first = APP.replace("- { name: app,", "- { name: logs }\n        - { name: app,");
+        let second = |text: &str| {
+            let all = vec![yaml(text), yaml(SERVICE)];
+            let injected = with(all, Some("9000:8080"), &[]).expect("injected");
+            let pod = &injected.documents[0]["spec"]["template"]["spec"];
+            let is_hooked = !pod["containers"][1]["lifecycle"].is_null();
+            (is_hooked, injected.notes)
+        };
+        assert_eq!(second(&first), (true, vec![]));
+        let (is_hooked, notes) = second(&first.replace("containerPort: 8080", "containerPort: 1"));
+        assert!(!is_hooked);
+        assert!(
+            notes[0].contains("no container names port 8080; logs was taken"),
+            "{notes:?}"
+        );
     }
 
     #[test]

@@ -9,16 +9,16 @@ use serde_yaml::{Deserializer, Value};
 /// # Errors
 /// In one line: it is no YAML, or has a word of which two readers think differently.
 pub(super) fn documents(text: &str) -> Result<Vec<Value>, String> {
-    for event in Parser::new_from_str(text) {
-        let (event, at) = event.map_err(|error| error.to_string())?;
-        if let Event::Scalar(word, ScalarStyle::Plain, ..) = &event
-            && let Some(why) = ambiguous(word)
-        {
-            return Err(format!("line {}: {word} {why}", at.start.line()));
-        }
-    }
-    let documents = Deserializer::from_str(text).map(Value::deserialize);
-    let documents: Result<Vec<_>, _> = documents.collect();
+    let text = rewrite(text, |word| match ambiguous(word) {
+        Some(why) => Err(format!("{word} {why}")),
+        None => Ok(octal(word).map(|number| number.to_string())),
+    })?;
+    let documents = Deserializer::from_str(&text).map(|document| {
+        let mut document = Value::deserialize(document)?;
+        document.apply_merge()?;
+        Ok(document)
+    });
+    let documents: Result<Vec<_>, serde_yaml::Error> = documents.collect();
     let mut documents = documents.map_err(|error| error.to_string())?;
     documents.retain(|document| !document.is_null());
     Ok(documents)
@@ -37,22 +37,34 @@ pub(super) fn write(documents: &[Value]) -> Result<String, String> {
 
 /// With quotes around text that stands there plain and that a reader of YAML 1.1 takes for something else.
 fn quote(text: &str) -> Result<String, String> {
+    rewrite(text, |word| {
+        Ok(is_misread(word).then(|| format!("'{word}'")))
+    })
+}
+
+/// With something else in place of plain words, where `change` says so.
+fn rewrite(
+    text: &str,
+    change: impl Fn(&str) -> Result<Option<String>, String>,
+) -> Result<String, String> {
     // Places are counted in characters.
     let characters: Vec<char> = text.chars().collect();
-    let (mut quoted, mut done) = (String::new(), 0);
+    let (mut changed, mut done) = (String::new(), 0);
     for event in Parser::new_from_str(text) {
         let (event, at) = event.map_err(|error| error.to_string())?;
-        if let Event::Scalar(word, ScalarStyle::Plain, ..) = &event
-            && is_misread(word)
-        {
+        let Event::Scalar(word, ScalarStyle::Plain, ..) = &event else {
+            continue;
+        };
+        let new = change(word).map_err(|why| format!("line {}: {why}", at.start.line()))?;
+        if let Some(new) = new {
             let (start, end) = (at.start.index(), at.start.index() + word.chars().count());
-            quoted.extend(&characters[done..start]);
-            quoted += &format!("'{word}'");
+            changed.extend(&characters[done..start]);
+            changed += &new;
             done = end;
         }
     }
-    quoted.extend(&characters[done..]);
-    Ok(quoted)
+    changed.extend(&characters[done..]);
+    Ok(changed)
 }
 
 /// Switches, dates, times and numbers of other forms. What is no text has a form that every reader knows.
@@ -72,11 +84,17 @@ fn ambiguous(word: &str) -> Option<&'static str> {
     if is_switch(word) {
         return Some("is true or false to Kubernetes; write true or false, or quote it");
     }
+    let is_number = word.len() > 1 && word.bytes().all(|byte| byte.is_ascii_digit());
+    (is_number && word.starts_with('0') && octal(word).is_none())
+        .then_some("is a number to Kubernetes; write it without 0 at its front, or quote it")
+}
+
+/// What Kubernetes takes a word for that begins with 0, such as the mode 0644.
+fn octal(word: &str) -> Option<u64> {
     let digits = word.strip_prefix('0')?;
-    let octal = digits.len() > 1 && digits.bytes().all(|byte| byte.is_ascii_digit());
-    octal.then_some(
-        "is an octal number to Kubernetes; write it as a decimal one (0644 is 420), or quote it",
-    )
+    u64::from_str_radix(digits, 8)
+        .ok()
+        .filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -86,7 +104,7 @@ mod tests {
     #[test]
     fn words_that_readers_understand_differently_are_refused_unquoted() {
         for (text, why) in [
-            ("a: 1\nb: 0644\n", "line 2: 0644 is an octal number"),
+            ("a: 1\nb: 0689\n", "line 2: 0689 is a number"),
             ("a: [yes]", "line 1: yes is true or false"),
             ("a: Off", "Off is true or false"),
             ("a: {", "expected node content"),
@@ -102,6 +120,22 @@ mod tests {
             "a: 08-01\n",
         ] {
             documents(text).expect(text);
+        }
+    }
+
+    #[test]
+    fn octal_numbers_and_merged_keys_are_what_kubernetes_reads() {
+        for (text, read) in [
+            ("defaultMode: 0644\n", "defaultMode: 420\n"),
+            ("é: ü\r\na: [0755, x]\r\n", "é: ü\na:\n- 493\n- x\n"),
+            (
+                "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\n",
+                "a:\n  x: 1\n  'y': 2\nb:\n  'y': 3\n  x: 1\n",
+            ),
+        ] {
+            let text = text.replace("y:", "'y':");
+            let written = write(&documents(&text).expect("YAML")).expect("YAML");
+            assert_eq!(written, read);
         }
     }
 
