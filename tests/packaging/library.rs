@@ -260,6 +260,14 @@ const WRONG: &[(&str, &str)] = &[
     ),
     ("{image: {tag: 0.1}}", "image.tag: 0.1 is no text; quote it"),
     (
+        "{image: {repository: registry.example/pulsegate}}",
+        "set image.registry: registry.example, or \"\"",
+    ),
+    (
+        "{image: {repository: 'pulsegate/pulsegate:1'}}",
+        "has a tag; set image.tag",
+    ),
+    (
         "{image: {tags: a}}",
         "unknown key image.tags; there are digest,",
     ),

@@ -130,6 +130,22 @@ const REFUSED: &[(&str, &str)] = &[
         "digest",
     ),
     (
+        "{listeners: [LISTENER], image: {repository: 'registry.example:5000/pulsegate'}}",
+        "set image.registry: registry.example:5000, or \"\"",
+    ),
+    (
+        "{listeners: [LISTENER], image: {repository: 'pulsegate/pulsegate:0.1.0'}}",
+        "has a tag; set image.tag",
+    ),
+    (
+        "{listeners: [LISTENER], env: [{name: RETRIES, value: 3}]}",
+        "the value of RETRIES is 3: Kubernetes takes text only; quote it",
+    ),
+    (
+        "{listeners: [LISTENER], env: [{name: RETRIES, values: a}]}",
+        "values",
+    ),
+    (
         "{listeners: [ONE]}",
         "max_connections of \"a\" is 1, and each Pod would take one client to db:1",
     ),
@@ -391,6 +407,9 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// Values at the edge of what is refused.
 const TAKEN: &[&str] = &[
+    "{listeners: [LISTENER], image: {registry: '', repository: 'registry.example:5000/pulsegate'}}",
+    "{listeners: [LISTENER], image: {registry: 'localhost:5000', repository: pulsegate}}",
+    "{listeners: [LISTENER], env: [{name: A}, {name: B, value: null}, {name: C, valueFrom: {fieldRef: {fieldPath: a}}}]}",
     "{listeners: [{name: fifteen-letters, port: 1024, servicePort: 1, nodePort: 32767, upstream: {address: 'db:1'}}], service: {type: NodePort}}",
     "{listeners: [{name: a, port: 65535, servicePort: 65535, nodePort: 30000, upstream: {address: 'db:1'}}], service: {type: LoadBalancer}}",
     "{listeners: [LISTENER], resources: {requests: {cpu: 0.1, memory: 1G}, limits: {cpu: 100m, memory: 1e+09}}}",

@@ -85,6 +85,12 @@ securityContext:
 {{- fail (printf "pulsegate: image.%s: %v is no text; quote it" $key (get $values.image $key)) -}}
 {{- end -}}
 {{- end -}}
+{{- if and $values.image.registry (regexMatch "^([^/]*[.:][^/]*|localhost)/" $values.image.repository) -}}
+{{- fail (printf "pulsegate: image.repository: %s begins with a registry, and image.registry is %s, so no node could pull it; set image.registry: %s, or \"\"" $values.image.repository $values.image.registry (splitList "/" $values.image.repository | first)) -}}
+{{- end -}}
+{{- if contains ":" (splitList "/" $values.image.repository | last) -}}
+{{- fail (printf "pulsegate: image.repository: %s has a tag; set image.tag in its place" $values.image.repository) -}}
+{{- end -}}
 {{- if ne (len $values.tlsSecrets) (len (uniq $values.tlsSecrets)) -}}
 {{- fail (printf "pulsegate: tlsSecrets: one is there twice: %s" (join ", " $values.tlsSecrets)) -}}
 {{- end -}}

@@ -357,6 +357,13 @@ tlsConfig:
 
 {{/* Server-side apply refuses a list with two items of one name, where an update once took the last. */}}
 {{- define "pulsegate-gateway.validateNames" -}}
+{{- $image := .Values.image -}}
+{{- if and $image.registry (regexMatch "^([^/]*[.:][^/]*|localhost)/" $image.repository) -}}
+{{- fail (printf "image.repository: %s begins with a registry, and image.registry is %s, so no node could pull it; set image.registry: %s, or \"\"" $image.repository $image.registry (splitList "/" $image.repository | first)) -}}
+{{- end -}}
+{{- if contains ":" (splitList "/" $image.repository | last) -}}
+{{- fail (printf "image.repository: %s has a tag; set image.tag in its place" $image.repository) -}}
+{{- end -}}
 {{- $fullname := include "pulsegate-gateway.fullname" . -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $fullname) -}}
 {{- fail (printf "the name of all objects would be %q: Kubernetes takes lower-case letters, digits and \"-\", a letter first; set fullnameOverride" $fullname) -}}
@@ -367,6 +374,7 @@ tlsConfig:
 {{- $env := dict -}}
 {{- range .Values.env -}}
 {{- if hasKey $env .name -}}{{- fail (printf "env: %q is there twice" .name) -}}{{- end -}}
+{{- if not (has (kindOf .value) (list "string" "invalid")) -}}{{- fail (printf "env: the value of %s is %v: Kubernetes takes text only; quote it" .name .value) -}}{{- end -}}
 {{- $_ := set $env .name true -}}
 {{- end -}}
 {{- $volumes := dict "config" true "run" true -}}
