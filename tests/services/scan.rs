@@ -26,7 +26,8 @@ pub const CASES: &[Case] = &[
         WITHOUT_RIGHTS,
         scan_ends_a_named_connection,
     )
-    .isolated(),
+    .isolated()
+    .as_root(),
     Case::new(
         "guard_finds_the_dead_unattended",
         PYTHON,
@@ -74,13 +75,15 @@ pub const CASES: &[Case] = &[
         UNSHARED,
         scan_tells_seccomp_yama_and_others_apart,
     )
-    .isolated(),
+    .isolated()
+    .as_root(),
     Case::new(
         "scan_says_what_to_grant",
         WITHOUT_RIGHTS,
         scan_says_what_to_grant,
     )
-    .isolated(),
+    .isolated()
+    .as_root(),
 ];
 
 const PYTHON: &[&str] = &["python3"];
