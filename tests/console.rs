@@ -231,6 +231,9 @@ fn small_and_dark(browser: &Browser, _: &Process) {
     browser.until_text("overview", "10.0.3.7");
     browser.until("points.length > 2");
     picture(browser, "dark");
+    browser.run("location.hash = '/session/2'");
+    browser.until_text("lines", "questions are unanswered");
+    picture(browser, "dark-session");
     browser.size(360, 740);
     for (view, shows) in [
         ("overview", "Half-open now"),
@@ -354,7 +357,7 @@ fn time_line(browser: &Browser, _: &Process) {
     browser.until("document.querySelectorAll('#lines line.answer').length > 2");
     browser.until("document.querySelectorAll('#lines line.data').length > 0");
     browser.run("location.hash = '/session/2'");
-    browser.until_text("lines", "unanswered questions");
+    browser.until_text("lines", "questions are unanswered");
     browser.until("document.querySelectorAll('#lines line.asked').length > 1");
     browser.until("document.querySelectorAll('#lines .silence.bad, #lines line.end').length > 1");
     browser.run(SILENCE);

@@ -135,11 +135,14 @@ function sure(question, wantsReason) {
   $("why").hidden = !wantsReason;
   const input = dialog.querySelector("input");
   input.value = "";
-  dialog.returnValue = "no";
   dialog.showModal();
+  // Not by its close event: that comes later, perhaps to the next question.
   return new Promise((resolve) => {
-    const closed = () => resolve(dialog.returnValue === "yes" ? input.value : null);
-    dialog.addEventListener("close", closed, { once: true });
+    const over = new AbortController();
+    const answer = (value) => { over.abort(); resolve(value); };
+    const submitted = (event) => answer(event.submitter.value === "yes" ? input.value : null);
+    dialog.addEventListener("submit", submitted, { signal: over.signal });
+    dialog.addEventListener("cancel", () => answer(null), { signal: over.signal });
   });
 }
 
@@ -400,6 +403,8 @@ function tcpInfo(c) {
 
 // --- The time line of the session that is shown, from what was polled ----------------------
 
+const unanswered = (leg) => leg.probes + leg.retransmits;
+
 // Takes in one answer: what has happened on each leg since the one before.
 function observe(c) {
   const now = performance.now();
@@ -415,9 +420,8 @@ function observe(c) {
       const moved = before && l.received_bytes > before.received_bytes;
       marks.push({ at: heard, kind: moved ? "data" : "answer" });
     }
-    const questions = (leg) => (leg ? leg.probes + leg.retransmits : 0);
-    const asked = questions(l) - questions(before);
-    if (asked > 0) marks.push({ at: now, kind: "asked", times: asked });
+    // When those of the first answer were asked is not known.
+    if (before && unanswered(l) > unanswered(before)) marks.push({ at: now, kind: "asked" });
     if (before && (l.heartbeat?.answers || 0) > (before.heartbeat?.answers || 0)) marks.push({ at: now, kind: "beat" });
     seen.marks[leg] = marks.filter((mark) => mark.at > now - WATCHED);
   }
@@ -445,10 +449,10 @@ function timeLine(c, leg) {
     const ends = l.timer && x(now + l.timer.in_ms);
     if (ends && ends <= 600) silence.push(svg("line", { class: "end", x1: ends, x2: ends, y1: 0, y2: 20 }));
   }
-  const count = (...kinds) => marks.reduce((all, mark) => all + (kinds.includes(mark.kind) ? mark.times || 1 : 0), 0);
+  const signs = marks.filter((mark) => mark.kind === "data" || mark.kind === "answer").length;
   const several = (n, one, more) => `${n} ${n === 1 ? one : more}`;
-  const told = `${several(count("data", "answer"), "sign of life", "signs of life")}, `
-    + `${several(count("asked"), "unanswered question", "unanswered questions")}`;
+  const told = `${several(signs, "sign of life", "signs of life")} seen, `
+    + `${several(l ? unanswered(l) : 0, "question is", "questions are")} unanswered`;
   const lanes = h("div", { class: "lanes", role: "img", "aria-label": `${leg}: ${told}` },
     lane("heard", ticks(["data", "answer"])), lane("asked", ticks(["asked", "beat"])), lane("silence", silence),
     h("span", {}), h("p", { class: "axis quiet" }, h("span", {}, `${age(span)} ago`), h("span", {}, "now"), h("span", {}, `+${age(span / 2)}`)));
