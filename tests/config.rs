@@ -178,7 +178,7 @@ listeners:
     address: '[::1]:0'
     backlog: 8
     upstream: { address: 'x:1', connect_timeout: 2s }
-    liveness: { detect_within: 20s, stall_timeout: 0s }
+    liveness: { detect_within: 20s, stall_timeout: off, idle_timeout: false, delivery_timeout: 0s }
     limits: { max_connections: none }
 admin: off
 workers: 2
@@ -194,7 +194,12 @@ log:
     assert_eq!(a.liveness.probe_interval.as_secs(), 10);
     assert_eq!(b.liveness.probe_interval.as_secs(), 4);
     assert_eq!(a.liveness.stall_timeout.map(|d| d.as_secs()), Some(9));
-    assert_eq!(b.liveness.stall_timeout, None);
+    let off = [
+        b.liveness.stall_timeout,
+        b.liveness.idle_timeout,
+        b.liveness.delivery_timeout,
+    ];
+    assert_eq!(off, [None; 3]);
     assert_eq!(b.liveness.on_dead, OnDead::Close);
     assert_eq!(
         (a.limits.max_connections, b.limits.max_connections),

@@ -210,8 +210,8 @@ fn long_help(key: &Key) -> String {
 
 fn with_default(key: &Key, doc: &str) -> String {
     match key.default {
-        Default::Value("0s") if key.form.accepted().ends_with("0s (off)") => {
-            format!("{doc} [default: 0s, off]")
+        Default::Value("0s") if key.form.accepted().ends_with("or off (0s)") => {
+            format!("{doc} [default: off]")
         }
         Default::Value(text) => format!("{doc} [default: {text}]"),
         Default::Derived(words) if words.starts_with("required") => doc.to_owned(),

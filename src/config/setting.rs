@@ -372,16 +372,19 @@ impl<T: 'static> Setting<T> {
 }
 
 impl Setting<Duration> {
-    /// Accepts `0s` for none.
+    /// Accepts `off` for none, and `0s`.
     pub fn or_off(self) -> Setting<Option<Duration>> {
         let mut form = self.key.form.clone();
         if let Form::Value(accepted) = &mut form {
-            accepted.words += ", or 0s (off)";
+            accepted.words += ", or off (0s)";
+            accepted.placeholder += "|off";
+            accepted.schema = json!({ "anyOf": [accepted.schema, enumeration(&["off"])] });
         }
         let is_none = |content: &Content| match content {
             Content::Text(text) | Content::Flag(text) => {
-                units::duration(text) == Ok(Duration::ZERO)
+                text == "off" || units::duration(text) == Ok(Duration::ZERO)
             }
+            Content::Bool(false) => true,
             _ => false,
         };
         self.optional(form, is_none, "0s")

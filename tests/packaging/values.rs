@@ -416,6 +416,7 @@ const TAKEN: &[&str] = &[
     "{listeners: [LISTENER], resources: {limits: {memory: 1.5Gi}}, config: {limits: {memory: 1GiB}}}",
     "{listeners: [LISTENER], config: {limits: {memory: 256MiB}}}",
     "{listeners: [LISTENER], hostNetwork: true, dnsPolicy: Default}",
+    "{listeners: [{name: a, port: 9000, upstream: {address: 'db:1', connect_retry: off}, liveness: {stall_timeout: off, idle_timeout: 'off', receive_timeout: {upstream: 0s}}}]}",
     "{listeners: [LISTENER], kind: DaemonSet, hostNetwork: true, updateStrategy: {type: OnDelete}}",
     "{listeners: [LISTENER], podDisruptionBudget: {enabled: true, maxUnavailable: 50%}}",
     "{listeners: [LISTENER], autoscaling: {enabled: true, minReplicas: 5, metrics: [{type: Pods}]}, resources: {requests: null}}",
@@ -573,6 +574,7 @@ fn a_pod_in_the_network_of_its_node_asks_the_dns_of_the_cluster() {
     let texts = [
         "{listeners: [LISTENER], hostNetwork: true}",
         "{listeners: [LISTENER], hostNetwork: true, dnsPolicy: Default}",
+        "{listeners: [{name: a, port: 9000, upstream: {address: 'db:1', connect_retry: off}, liveness: {stall_timeout: off, idle_timeout: 'off', receive_timeout: {upstream: 0s}}}]}",
         "{listeners: [LISTENER]}",
     ];
     let rendered = rendered("host-network", &texts);
