@@ -336,10 +336,7 @@ impl Router {
             Route::Config => Ok(reply("application/yaml", self.control.config())),
             Route::Explain => Ok(text(self.control.explain())),
             Route::Reloads => Ok(json(&self.control.reloads())),
-            Route::Doctor => {
-                let place = self.figures.get().await?;
-                Ok(place.keep(json(&Checks::of(self.control.doctor()))))
-            }
+            Route::Doctor => self.doctor().await,
             Route::Summary => Ok(reply(JSON, self.summaries.json())),
             Route::Events => self.events(),
             Route::Upstreams => self.upstreams(head),
@@ -356,6 +353,11 @@ impl Router {
                 Ok(accepted("draining\n".to_owned()))
             }
         }
+    }
+
+    async fn doctor(&self) -> Result<Reply, Refusal> {
+        let place = self.figures.get().await?;
+        Ok(place.keep(json(&Checks::of(self.control.doctor()))))
     }
 
     fn events(&self) -> Result<Reply, Refusal> {
