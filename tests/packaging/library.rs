@@ -49,6 +49,11 @@ pub const CASES: &[Case] = &[
         a_chart_that_follows_the_readme_is_wrapped,
     ),
     Case::new(
+        "a_chart_with_volumes_and_a_hook_of_its_own_is_wrapped",
+        &["helm3", "helm4-python"],
+        a_chart_with_volumes_and_a_hook_of_its_own_is_wrapped,
+    ),
+    Case::new(
         "notes_say_which_way_clients_go",
         &["helm3", "helm4-python"],
         notes_say_which_way_clients_go,
@@ -522,6 +527,42 @@ fn a_chart_that_follows_the_readme_is_wrapped() {
     let config = scratch("stranger", "pulsegate.yaml", configurations(&objects)[0]);
     let mut check = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
     run(check.args(["check", "-c"]).arg(config)).unwrap();
+}
+
+fn a_chart_with_volumes_and_a_hook_of_its_own_is_wrapped() {
+    let chart = scratch("hooked", "marker", "").with_file_name("chart");
+    run(Command::new("rm").arg("-rf").arg(&chart)).unwrap();
+    run(Command::new("cp").arg("-r").arg(example()).arg(&chart)).unwrap();
+    let template = chart.join("templates/deployment.yaml");
+    let text = fs::read_to_string(&template).unwrap();
+    let (before, after) = text.split_once("          lifecycle:\n").unwrap();
+    let (_, after) = after.split_once("            {{- include").unwrap();
+    let (_, after) = after.split_once('\n').unwrap();
+    let (after, _) = after.split_once("      volumes:\n").unwrap();
+    let block = |what: &str| block(&format!("templates/deployment.yaml, {what}")).concat();
+    let hook = block("a hook of the application");
+    let volumes = block("a list that may be empty");
+    fs::write(template, format!("{before}{hook}{after}{volumes}")).unwrap();
+    for (values, volumes) in [
+        ("{pulsegate: {config: {drain: {timeout: 60s}}}}", 2),
+        (
+            "{volumes: [{name: own, emptyDir: {}}], pulsegate: {config: {drain: {timeout: 60s}}}}",
+            3,
+        ),
+    ] {
+        let values = scratch("hooked", "values.yaml", values);
+        let old = helm3_of(&tool("helm3"), &chart, &values).unwrap();
+        let new = objects_of(&helm4_of(&chart, &[values]).remove(0).unwrap());
+        assert_eq!(by_name(&old), by_name(&new));
+        let pod = &workloads(&new)[0]["spec"]["template"]["spec"];
+        assert_eq!(items(&pod["volumes"]).len(), volumes);
+        let lifecycle = &pod["containers"][0]["lifecycle"];
+        assert_eq!(
+            lifecycle["preStop"]["exec"]["command"][2],
+            "sleep 68; stop-orders"
+        );
+        assert_eq!(pod["terminationGracePeriodSeconds"], 80);
+    }
 }
 
 fn notes_say_which_way_clients_go() {

@@ -123,6 +123,11 @@ preStop:
 {{- end }}
 {{- end -}}
 
+{{/* How long a preStop hook of the application's own has to take. */}}
+{{- define "pulsegate.appSleepSeconds" -}}
+{{- include "pulsegate.drainSeconds" (include "pulsegate.values" . | fromJson) -}}
+{{- end -}}
+
 {{/* For terminationGracePeriodSeconds: the drain, and the end of the application. */}}
 {{- define "pulsegate.gracePeriodSeconds" -}}
 {{- $values := include "pulsegate.values" . | fromJson -}}
