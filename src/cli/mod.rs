@@ -258,8 +258,17 @@ fn refuse(errors: &ConfigErrors) -> ExitCode {
 
 /// A reader that has seen enough (`pulsegate schema | head`) is no failure.
 fn write_out(text: &str) -> ExitCode {
+    exit_of(&put_out(text))
+}
+
+fn put_out(text: &str) -> io::Result<()> {
     let mut out = io::stdout();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
+}
+
+/// A reader that has left has seen enough.
+fn exit_of(written: &io::Result<()>) -> ExitCode {
+    match written {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             exit::complain(&format!("cannot write to standard output: {error}"));
             Exit::Failure.into()

@@ -181,6 +181,12 @@ fn a_screen_is_printed_where_there_is_no_terminal() {
         both["connections"]["connections"][0]["downstream"]["peer"],
         peer
     );
+    // As `head` does it.
+    let mut endless = pulsegate(&["top", "--admin", &admin, "--json"]);
+    let mut endless = endless.stdout(Stdio::piped()).spawn().expect("started");
+    let first = endless.stdout.take().expect("a pipe").read(&mut [0; 16]);
+    assert_eq!(first.expect("a line"), 16);
+    assert_eq!(wait(&mut endless, PATIENT).code(), Some(0));
     let none = run(&[]);
     assert_eq!(none.status.code(), Some(2));
     let why = String::from_utf8_lossy(&none.stderr);

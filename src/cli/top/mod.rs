@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Builder;
 
 use super::remote::{Endpoint, misused, report};
-use super::{Output, write_out};
+use super::{Output, exit_of, put_out};
 use crate::admin::client::{self, Format, Target, Which};
 use crate::exit::Exit;
 use crate::lifecycle::EndSignals;
@@ -107,9 +107,9 @@ fn print(target: &Target, args: &Top) -> ExitCode {
             let lines = screen::lines(&state, Some(&frame), size, Colours::Plain);
             lines.join("\n") + "\n"
         };
-        let written = write_out(&text);
-        if args.once || written != Exit::Ok.into() {
-            return written;
+        let written = put_out(&text);
+        if args.once || written.is_err() {
+            return exit_of(&written);
         }
         let _waited = pause.recv_timeout(EVERY);
         summary = Some(frame.summary);
