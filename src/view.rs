@@ -92,6 +92,10 @@ pub struct ListenerSummary {
     pub accept_queue: u64,
     /// From which number on the kernel drops new ones.
     pub accept_queue_limit: u64,
+    /// Endpoints of the service.
+    pub endpoints: usize,
+    /// Those of them that are neither down nor ejected.
+    pub endpoints_up: usize,
     /// Total of bytes read.
     pub received_bytes: PerLeg,
     /// Total of bytes written.

@@ -78,6 +78,8 @@ impl Control for Fake {
                 queued: 0,
                 accept_queue: 0,
                 accept_queue_limit: 1024,
+                endpoints: 2,
+                endpoints_up: 1,
                 received_bytes: [7, 8].into(),
                 sent_bytes: [8, 7].into(),
                 figures: Metrics::new().listener("db").figures(),

@@ -74,6 +74,8 @@ impl Total {
             ..
         } = &*self.listener;
         let (accept_queue, accept_queue_limit) = self.listener.queue();
+        let endpoints = params.cluster.endpoints();
+        let is_up = |endpoint: &&Arc<Endpoint>| endpoint.standing() == Standing::Up;
         ListenerSummary {
             listener: config.name.clone(),
             address: bound.to_string(),
@@ -98,6 +100,8 @@ impl Total {
             queued: self.queued,
             accept_queue,
             accept_queue_limit,
+            endpoints: endpoints.len(),
+            endpoints_up: endpoints.iter().filter(is_up).count(),
             received_bytes: self.moved.received.into(),
             sent_bytes: self.moved.sent.into(),
             figures: self.metrics.figures(),

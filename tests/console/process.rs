@@ -165,6 +165,8 @@ impl Known {
             queued: usize::from(is_plc) * 2,
             accept_queue: 0,
             accept_queue_limit: 1024,
+            endpoints: if is_plc { 1 } else { 3 },
+            endpoints_up: 1,
             received_bytes: [moved / 3, moved].into(),
             sent_bytes: [moved, moved / 3].into(),
             figures: ListenerFigures {

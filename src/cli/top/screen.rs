@@ -1,5 +1,7 @@
 //! What `top` shows, and what a key does. Pure: figures and keys in, lines out.
 
+use std::cmp::Reverse;
+
 use serde_json::Value;
 use strum::VariantNames;
 
@@ -215,7 +217,9 @@ pub(super) fn lines(
         return lines;
     }
     if let Some(frame) = frame {
-        lines.extend(overview(frame).iter().map(|line| clip(line, width)));
+        // Sessions are to be seen below the listeners.
+        let most = (height / 2).saturating_sub(2).max(1);
+        lines.extend(overview(frame, most).iter().map(|line| clip(line, width)));
         let room = height.saturating_sub(lines.len() + 2);
         lines.extend(table(state, frame, (width, room), colours));
     }
@@ -225,6 +229,7 @@ pub(super) fn lines(
             format!("end session {id}, because (Enter ends, Escape does not): {text}_")
         }
         _ if !state.note.is_empty() => state.note.clone(),
+        _ if !state.trouble.is_empty() => state.trouble.clone(),
         _ => "s sort  / filter  d suspects  l/u leg  v verify  k end  p pause  ? help  q quit"
             .to_owned(),
     };
@@ -239,24 +244,26 @@ pub(super) fn lines(
 fn title(state: &State, frame: Option<&Frame>) -> String {
     let version = frame.map_or("", |frame| frame.summary["version"].as_str().unwrap_or(""));
     let status = match frame {
-        _ if !state.trouble.is_empty() => state.trouble.as_str(),
+        _ if !state.trouble.is_empty() => "no news",
         None => "connecting",
         _ if state.paused => "paused",
         Some(frame) if frame.summary["draining"] == true => "draining",
         Some(_) => "live",
     };
-    let mut title = format!("pulsegate {version} {} sort {}", state.place, state.sort());
+    let mut title = format!("pulsegate {version} - {status} - sort {}", state.sort());
     if !state.filter.is_empty() {
         title = format!("{title} filter {}", state.filter);
     }
     if state.suspects {
         title += " suspects only";
     }
-    format!("{title} - {status}")
+    // What may be cut.
+    format!("{title} {}", state.place)
 }
 
-/// One line for each listener, the same figures as in the metrics.
-fn overview(frame: &Frame) -> Vec<String> {
+/// One line for each listener, the same figures as in the metrics. Where there are too many, those to look after are
+/// shown.
+fn overview(frame: &Frame, most: usize) -> Vec<String> {
     let line = |cells: [&str; 8]| {
         let [
             listener,
@@ -283,8 +290,14 @@ fn overview(frame: &Frame) -> Vec<String> {
         "BYTES/S",
     ];
     let mut lines = vec![line(head)];
+    let mut shown: Vec<_> = listeners(&frame.summary).iter().collect();
+    let more = shown.len().checked_sub(most).filter(|more| *more > 0);
+    if more.is_some() {
+        shown.sort_by_key(|listener| Reverse(concern(listener)));
+        shown.truncate(most);
+    }
     let ms = |of: &Value| of["monotonic_ms"].as_u64().unwrap_or(0);
-    for listener in listeners(&frame.summary) {
+    for listener in shown {
         let both = |name: &str| of_both(&listener[name]);
         let was = frame.before.as_ref().and_then(|before| {
             let same = |l: &&Value| l["listener"] == listener["listener"];
@@ -299,7 +312,7 @@ fn overview(frame: &Frame) -> Vec<String> {
             None => listener["active"].to_string(),
         };
         lines.push(line([
-            listener["listener"].as_str().unwrap_or("-"),
+            &cut(listener["listener"].as_str().unwrap_or("-"), NAME),
             &sessions,
             &listener["queued"].to_string(),
             &both("half_open").to_string(),
@@ -309,7 +322,38 @@ fn overview(frame: &Frame) -> Vec<String> {
             &was.map_or_else(|| "-".to_owned(), |rate| rate.to_string()),
         ]));
     }
+    lines.extend(more.map(|more| format!("and {more} listeners with less to look after")));
+    lines.extend(out_of_use(&frame.summary));
     lines
+}
+
+/// The listeners that have endpoints which are down or ejected, and how many of how many.
+fn out_of_use(summary: &Value) -> Option<String> {
+    let of = |listener: &Value| {
+        let (all, lost) = (listener["endpoints"].as_u64()?, lost(listener));
+        let name = listener["listener"].as_str()?;
+        (lost > 0).then(|| format!("{name} {lost} of {all}"))
+    };
+    let lost: Vec<_> = listeners(summary).iter().filter_map(of).collect();
+    (!lost.is_empty()).then(|| format!("Endpoints down or ejected: {}", lost.join(", ")))
+}
+
+fn lost(listener: &Value) -> u64 {
+    let count = |name: &str| listener[name].as_u64().unwrap_or(0);
+    count("endpoints").saturating_sub(count("endpoints_up"))
+}
+
+/// How much a listener needs somebody: clients and services that are gone or hang, who waits, what was found, sessions.
+fn concern(listener: &Value) -> [u64; 4] {
+    let both = |name: &str| of_both(&listener[name]);
+    let one = |name: &str| listener[name].as_u64().unwrap_or(0);
+    let hung = both("stalled") + both("undelivered") + one("phantom");
+    [
+        both("half_open") + hung + lost(listener),
+        one("queued"),
+        one("found"),
+        one("active"),
+    ]
 }
 
 fn listeners(summary: &Value) -> &[Value] {
@@ -417,7 +461,7 @@ fn of_session(legs: Legs, session: &Value) -> Vec<(String, Cells)> {
         let [id, listener] = match rows.is_empty() {
             true => [
                 session["id"].to_string(),
-                shortened(&text(&session["listener"])),
+                cut(&text(&session["listener"]), PHASE),
             ],
             false => [ms(&session["age_ms"]), text(&session["phase"])],
         };
@@ -442,11 +486,15 @@ fn of_leg<'a>(reason: &'a str, leg: &str) -> &'a str {
         .unwrap_or(reason)
 }
 
-/// A name in as many columns as the longest word for a phase has.
-fn shortened(name: &str) -> String {
+/// As many columns as the longest word for a phase has.
+const PHASE: usize = 11;
+/// Columns for the name in the line of a listener.
+const NAME: usize = 14;
+
+fn cut(name: &str, columns: usize) -> String {
     match name.chars().count() {
-        0..=11 => name.to_owned(),
-        _ => name.chars().take(10).chain(['…']).collect(),
+        n if n <= columns => name.to_owned(),
+        _ => name.chars().take(columns - 1).chain(['…']).collect(),
     }
 }
 
@@ -519,7 +567,7 @@ mod tests {
             "{lines:#?}"
         );
         let expected = [
-            "pulsegate 1.2.3 127.0.0.1:9900 sort age - live",
+            "pulsegate 1.2.3 - live - sort age 127.0.0.1:9900",
             "LISTENER        SESSIONS WAITING HALF-OPEN STALLED UNDELIVERED  FOUND   BYTES/S",
             "db                 20/20       2         1       0           0      7      2000",
             "ID/AGE NAME/PHASE  LEG  PEER            CONDITION  LIFE NEXT",
@@ -579,6 +627,55 @@ mod tests {
         );
         assert_eq!(press(&mut state, "q"), Wish::Quit);
         assert_eq!(state.press(Key::Interrupt, None), Wish::Quit);
+    }
+
+    #[test]
+    fn old_figures_are_told_from_new_ones() {
+        let mut state = State::new("unix:/run/pulsegate/control.sock, 127.0.0.1:9900".into());
+        let why = "127.0.0.1:9900: Connection refused (os error 111)";
+        state.trouble = why.to_owned();
+        (0..5).for_each(|_| drop(state.press(Key::Char('s'), None)));
+        let lines = shown(&state, Colours::Plain);
+        assert!(
+            lines[0].starts_with("pulsegate 1.2.3 - no news - sort last_life"),
+            "{}",
+            lines[0]
+        );
+        assert_eq!(lines.last().map(String::as_str), Some(why));
+    }
+
+    #[test]
+    fn of_many_listeners_those_in_trouble_are_shown_above_the_sessions() {
+        let mut frame = frame();
+        let quiet = |n: u64| json!({ "listener": format!("a-name-that-is-too-long-{n}"), "active": n, "limit": null, "queued": 0, "found": 0 });
+        let all = frame.summary["listeners"].as_array_mut().expect("a list");
+        all.extend((0..999).map(quiet));
+        all.rotate_left(1);
+        all[700]["endpoints"] = json!(2);
+        all[700]["endpoints_up"] = json!(1);
+        for (height, first) in [(24, 10), (10, 3)] {
+            let lines = lines(
+                &State::default(),
+                Some(&frame),
+                (80, height),
+                Colours::Plain,
+            );
+            assert!(lines[2].starts_with("db "), "{lines:#?}");
+            assert!(
+                lines[3].starts_with("a-name-that-i…       700 "),
+                "{lines:#?}"
+            );
+            let more = format!("and {} listeners", 1000 - first);
+            assert!(lines[2 + first].starts_with(&more), "{lines:#?}");
+            assert_eq!(
+                lines[3 + first],
+                "Endpoints down or ejected: a-name-that-is-too-long-700 1 of 2"
+            );
+            assert!(
+                lines.iter().any(|l| l.contains("192.0.2.7:51234")),
+                "{lines:#?}"
+            );
+        }
     }
 
     #[test]
