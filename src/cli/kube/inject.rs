@@ -192,19 +192,7 @@ fn workload(
     let flags = text("pulsegate.io/flags")?.unwrap_or_default();
     let flags = flags.split_whitespace().map(str::to_owned);
     let flags = run_flags(ports, sidecar.flags.iter().cloned().chain(flags).collect());
-    let of_files = [
-        "--tls-",
-        "--upstream-tls-",
-        "--admin-tls-",
-        "--admin-token-file",
-    ];
-    let is_of_files = |flag: &&String| of_files.iter().any(|start| flag.starts_with(start));
-    if let Some(flag) = flags.iter().find(is_of_files) {
-        return Err(format!(
-            "{flag}: a sidecar of flags has no certificates, keys or token; use a configuration file (the library \
-             chart, or the Kustomize component)"
-        ));
-    }
+    need_no_files(&flags)?;
     let drain = drain_time(&flags[1..])?.as_millis().div_ceil(1000);
     // Sessions that drain.timeout ends have two more seconds.
     let wait = u64::try_from(drain).map_err(|_| "the drain has no end")? + 3;
@@ -220,6 +208,24 @@ fn workload(
         before,
         is_reached: false,
     }))
+}
+
+/// A list of flags brings no files.
+fn need_no_files(flags: &[String]) -> Result<(), String> {
+    let of_files = [
+        "--tls-",
+        "--upstream-tls-",
+        "--admin-tls-",
+        "--admin-token-file",
+    ];
+    let is_of_files = |flag: &&String| of_files.iter().any(|start| flag.starts_with(start));
+    if let Some(flag) = flags.iter().find(is_of_files) {
+        return Err(format!(
+            "{flag}: a sidecar of flags has no certificates, keys or token; use a configuration file (the library \
+             chart, or the Kustomize component)"
+        ));
+    }
+    Ok(())
 }
 
 impl Pods {
@@ -359,20 +365,7 @@ fn add(
             }
         }
     }
-    let listens = |c: &Value| ports_of(c).any(|port| port["containerPort"] == ports.app);
-    let app = apps.iter().position(listens);
-    let is_guessed = app.is_none() && apps.len() > 1;
-    let app = apps
-        .get_mut(app.unwrap_or(0))
-        .ok_or("it has no containers")?;
-    if is_guessed {
-        notes.push(format!(
-            "{name}: no container names port {}; {} was taken for the application, which outlives the drain. Name the \
-             port in the container that listens on it",
-            ports.app,
-            app["name"].as_str().unwrap_or("?")
-        ));
-    }
+    let app = application(apps, ports.app, name, notes).ok_or("it has no containers")?;
     outlive(app, wait, was_ours, name, notes);
     let named = ports_of(app).filter(|port| port["containerPort"] == ports.app);
     let names = named.filter_map(|port| port["name"].as_str().map(str::to_owned));
@@ -387,6 +380,27 @@ fn add(
     let needed = grace.unwrap_or(DEFAULT_GRACE).max(wait + APP_STOP);
     spec["terminationGracePeriodSeconds"] = needed.into();
     Ok(Before { names, listen })
+}
+
+/// The container that names the port, else the first.
+fn application<'a>(
+    apps: &'a mut [Value],
+    port: u64,
+    name: &str,
+    notes: &mut Vec<String>,
+) -> Option<&'a mut Value> {
+    let listens = |c: &Value| ports_of(c).any(|at| at["containerPort"] == port);
+    let found = apps.iter().position(listens);
+    let is_guessed = found.is_none() && apps.len() > 1;
+    let app = apps.get_mut(found.unwrap_or(0))?;
+    if is_guessed {
+        notes.push(format!(
+            "{name}: no container names port {port}; {} was taken for the application, which outlives the drain. Name the \
+             port in the container that listens on it",
+            app["name"].as_str().unwrap_or("?")
+        ));
+    }
+    Some(app)
 }
 
 fn ports_of(container: &Value) -> impl Iterator<Item = &Value> {
