@@ -27,7 +27,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{self, Control, Readiness, TokenFile};
-use crate::config::{Config, ConfigErrors, ControlAddress};
+use crate::config::{Config, ConfigErrors, ControlAddress, ListenAddress};
 use crate::exit::{self, Exit};
 use crate::lifecycle::{self, Cause, DrainRequest, Drainable, Drained, EndSignals};
 use crate::liveness::{Close, CloseHow, CloseReason, Span, Turn};
@@ -173,6 +173,26 @@ impl App {
             listeners = places.join(", "),
             "pulsegate has started"
         );
+        self.warn_of_unused_sockets();
+    }
+
+    /// The clients of a socket that systemd holds and no listener uses connect, and then wait.
+    fn warn_of_unused_sockets(&self) {
+        let listeners = self.registry.serving();
+        let is_used = |name: &str| {
+            let own = |address: &ListenAddress| matches!(address, ListenAddress::Activated(own) if own == name);
+            listeners
+                .iter()
+                .any(|listener| own(&listener.config.address))
+        };
+        for (name, _) in sys::passed_descriptors() {
+            if !is_used(name) {
+                tracing::warn!(
+                    name,
+                    "no listener uses a socket of the service manager: its clients are not served"
+                );
+            }
+        }
     }
 
     /// The configuration in force.

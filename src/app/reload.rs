@@ -222,6 +222,7 @@ impl App {
             Ok(report) => {
                 self.metrics.reloaded(ReloadOutcome::Success);
                 tell(&report);
+                self.warn_of_unused_sockets();
                 Ok(report)
             }
             Err(lines) => {

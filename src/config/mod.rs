@@ -23,7 +23,7 @@ mod units;
 mod yaml;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 pub use bytes::{Bytes, Statuses};
@@ -61,9 +61,17 @@ pub fn load_file(path: &Path) -> Result<Config, ConfigErrors> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes));
     match read {
-        Err(error) => Err(ConfigErrors::one(format!(
-            "{name}: cannot be read: {error}"
-        ))),
+        Err(error) => {
+            let advice = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "; the user that pulsegate runs as must be allowed to"
+                }
+                _ => "",
+            };
+            Err(ConfigErrors::one(format!(
+                "{name}: cannot be read: {error}{advice}"
+            )))
+        }
         Ok(n) if n as u64 > MOST_BYTES => Err(ConfigErrors::one(format!(
             "{name}: is larger than {} KiB",
             MOST_BYTES >> 10

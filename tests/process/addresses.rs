@@ -162,12 +162,24 @@ fn sockets_of_the_service_manager_are_used_and_handed_over() {
     let (mut none, log) = activated(copy(), "fd:other", free_address(), &service);
     assert_eq!(none.wait().code(), Some(3), "{}", text(&log));
 
+    let (other, log) = activated(
+        copy(),
+        &free_address().to_string(),
+        free_address(),
+        &service,
+    );
+    ready(&other, &log);
+    let unused = "no listener uses a socket of the service manager";
+    assert!(eventually(PATIENT, || text(&log).contains(unused)));
+    drop(other);
+
     let (mut old, log) = activated(copy(), "fd:web", admin, &service);
     ready(&old, &log);
     let mut held = TcpStream::connect(address).expect("connected");
     ask(&mut held).expect("served");
     // The next one is started by hand.
     let flags = ["--takeover"];
+    assert!(!text(&log).contains(unused), "{}", text(&log));
     let (next, log) = start("fd:web", admin, &service, &flags);
     assert!(eventually(PATIENT, || text(&log).contains("took over")));
     drop(held);
