@@ -273,6 +273,18 @@ const WRONG: &[(&str, &str)] = &[
         "has a tag; set image.tag",
     ),
     (
+        "{image: {pullPolicy: always}}",
+        "it is Always, IfNotPresent or Never",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000, appPort: 8080, servicePort: http}]}",
+        "servicePort of \"a\" is http; it is a number",
+    ),
+    (
+        "{listeners: [{name: a, port: 9000.5, appPort: 8080}]}",
+        "port of \"a\" is 9000.5; it is a number",
+    ),
+    (
         "{image: {tags: a}}",
         "unknown key image.tags; there are digest,",
     ),

@@ -91,6 +91,9 @@ securityContext:
 {{- if contains ":" (splitList "/" $values.image.repository | last) -}}
 {{- fail (printf "pulsegate: image.repository: %s has a tag; set image.tag in its place" $values.image.repository) -}}
 {{- end -}}
+{{- if not (has $values.image.pullPolicy (list "Always" "IfNotPresent" "Never")) -}}
+{{- fail (printf "pulsegate: image.pullPolicy: %v; it is Always, IfNotPresent or Never" $values.image.pullPolicy) -}}
+{{- end -}}
 {{- if ne (len $values.tlsSecrets) (len (uniq $values.tlsSecrets)) -}}
 {{- fail (printf "pulsegate: tlsSecrets: one is there twice: %s" (join ", " $values.tlsSecrets)) -}}
 {{- end -}}
@@ -120,6 +123,13 @@ securityContext:
 {{- fail (printf "pulsegate: listeners: the name %q is used twice" .name) -}}
 {{- end -}}
 {{- $_ := set $names .name true -}}
+{{- $listener := . -}}
+{{- range $key := list "port" "appPort" "servicePort" -}}
+{{- $port := get $listener $key -}}
+{{- if not (or (kindIs "invalid" $port) (regexMatch "^[0-9]*$" (toString $port))) -}}
+{{- fail (printf "pulsegate: listeners: %s of %q is %v; it is a number from 1 to 65535, not a name" $key $listener.name $port) -}}
+{{- end -}}
+{{- end -}}
 {{- if not (and (ge (int .port) 1024) (le (int .port) 65535)) -}}
 {{- fail (printf "pulsegate: listeners: port of %q is %v; it is from 1024 to 65535, because pulsegate has no privilege for less. Clients use servicePort" .name .port) -}}
 {{- end -}}
