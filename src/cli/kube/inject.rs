@@ -349,9 +349,13 @@ fn add(
         return Err("it has no containers".to_owned());
     };
     let taken = |c: &Value| c["name"] == NAME;
-    if apps.iter().any(taken) || (!old.is_empty() && !was_ours) {
+    // That of the library chart, or of the Kustomize component, has more than flags could say.
+    let has_flags = |c: &Value| args_of(c).any(|arg| arg.starts_with("--listen="));
+    let is_injected = was_ours && old.iter().all(has_flags);
+    if apps.iter().any(taken) || (!old.is_empty() && !is_injected) {
         return Err(format!(
-            "a container has the name {NAME}, and `kube inject` did not make it: rename it, or take it away"
+            "a container has the name {NAME}, and `kube inject` did not make it: rename it, take it away, or leave the \
+             workload alone by the annotation pulsegate.io/inject: \"false\""
         ));
     }
     for other in apps.iter().chain(&inits) {
@@ -401,6 +405,11 @@ fn application<'a>(
         ));
     }
     Some(app)
+}
+
+fn args_of(container: &Value) -> impl Iterator<Item = &str> {
+    let args = container["args"].as_sequence();
+    args.into_iter().flatten().filter_map(Value::as_str)
 }
 
 fn ports_of(container: &Value) -> impl Iterator<Item = &Value> {
@@ -591,6 +600,18 @@ spec:
             other.expect("injected").documents,
             fresh.expect("injected").documents
         );
+    }
+
+    #[test]
+    fn a_sidecar_with_a_configuration_file_is_left_alone() {
+        let once = with(vec![yaml(APP)], Some("9000:8080"), &[]).expect("injected");
+        let text = serde_yaml::to_string(&once.documents[0]).expect("YAML");
+        let text = text.replace(
+            "--listen=0.0.0.0:9000",
+            "--config=/etc/pulsegate/pulsegate.yaml",
+        );
+        let said = refused(&text, "9000:8080", &[]);
+        assert!(said.contains("`kube inject` did not make it"), "{said}");
     }
 
     /// A former sidecar's port is one that Services lead to.
