@@ -395,7 +395,8 @@ fn application<'a>(
 ) -> Option<&'a mut Value> {
     let listens = |c: &Value| ports_of(c).any(|at| at["containerPort"] == port);
     let found = apps.iter().position(listens);
-    let is_guessed = found.is_none() && apps.len() > 1;
+    let names_any = |c: &Value| ports_of(c).next().is_some();
+    let is_guessed = found.is_none() && (apps.len() > 1 || apps.iter().any(names_any));
     let app = apps.get_mut(found.unwrap_or(0))?;
     if is_guessed {
         notes.push(format!(
@@ -808,6 +809,9 @@ spec:
             notes[0].contains("no container names port 8080; logs was taken"),
             "{notes:?}"
         );
+        // `--port` is for all workloads, and this one may listen elsewhere.
+        let (_, notes) = second(&APP.replace("containerPort: 8080", "containerPort: 8081"));
+        assert!(notes[0].contains("app was taken"), "{notes:?}");
     }
 
     #[test]
