@@ -275,6 +275,7 @@ fn end(id: u64, seconds_ago: i64) -> End {
         downstream: Some("10.0.3.7:40000".parse().expect("valid")),
         upstream: Some("10.0.0.9:5432".into()),
         silent_ms: Some(29_900),
+        detect_within_ms: 30_000,
         duration_ms: 90_000,
         downstream_received: 1,
         downstream_sent: 2,

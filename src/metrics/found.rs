@@ -36,6 +36,8 @@ pub struct End {
     pub upstream: Option<String>,
     /// From the last sign of life of the peer to the verdict, ms; absent where it was heard.
     pub silent_ms: Option<u64>,
+    /// The promise that was in force for this session, ms.
+    pub detect_within_ms: u64,
     /// Age of the session, ms.
     pub duration_ms: u64,
     /// Bytes read from the client.
@@ -164,6 +166,7 @@ mod tests {
             downstream: Some(client.parse().expect("valid")),
             upstream: Some("10.0.0.9:5432".into()),
             silent_ms: Some(30_000),
+            detect_within_ms: 30_000,
             duration_ms: 90_000,
             downstream_received: 1,
             downstream_sent: 2,

@@ -123,6 +123,7 @@ impl Session {
             downstream: self.shown_client(),
             upstream,
             silent_ms: (close.silent_for > Span::ZERO).then(|| close.silent_for.as_millis()),
+            detect_within_ms: self.params.policy.detect_within.as_millis(),
             duration_ms: Span::from(duration).as_millis(),
             downstream_received: traffic.received[down],
             downstream_sent: traffic.sent[down],

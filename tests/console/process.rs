@@ -404,6 +404,7 @@ fn end(i: u64, known: u64) -> End {
                 30_000 + 110 * (i % 7)
             }
         }),
+        detect_within_ms: if is_plc { 10_000 } else { 30_000 },
         duration_ms: 1_000_000 + 77_777 * i,
         downstream_received: 1_200 + i,
         downstream_sent: 90_000 + i,
