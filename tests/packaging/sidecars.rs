@@ -10,6 +10,11 @@ use super::tools::{Case, documents, read, repo, run, scratch, tool};
 
 pub const CASES: &[Case] = &[
     Case::new(
+        "configurations_of_sidecars_fit_the_hook_that_is_shipped",
+        &[],
+        configurations_of_sidecars_fit_the_hook_that_is_shipped,
+    ),
+    Case::new(
         "the_flags_of_the_sidecars_are_accepted",
         &[],
         the_flags_of_the_sidecars_are_accepted,
@@ -70,6 +75,27 @@ fn the_flags_of_the_sidecars_are_accepted() {
         check(&["--detect-within=10"]).is_err(),
         "`check` accepts a number without a unit"
     );
+}
+
+/// Else the drain would not begin before the application is gone.
+fn configurations_of_sidecars_fit_the_hook_that_is_shipped() {
+    let component = documents(&read("deploy/kustomize/components/sidecar/sidecar.yaml"));
+    let hook = &sidecar(&component[0]).unwrap()["lifecycle"]["preStop"]["exec"]["command"];
+    for path in [
+        "config/sidecar.yaml",
+        "deploy/kustomize/examples/legacy-app/pulsegate.yaml",
+    ] {
+        let config = &documents(&read(path))[0];
+        let control = &config["admin"]["control"];
+        assert!(
+            words(hook).contains(&control.as_str().unwrap_or("none")),
+            "{path}"
+        );
+        // Three seconds more than the drain.
+        assert_eq!(config["drain"]["delay"], "5s", "{path}");
+        assert_eq!(config["drain"]["timeout"], "25s", "{path}");
+        assert!(words(hook).contains(&"33s"));
+    }
 }
 
 /// Standard output, and what was said beside it.
