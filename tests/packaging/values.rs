@@ -202,6 +202,10 @@ const REFUSED: &[(&str, &str)] = &[
         "issuerRef.name: name the Issuer",
     ),
     (
+        "{listeners: [LISTENER], tls: {certManager: {enabled: true, issuerRef: {name: a, kind: clusterissuer}}}}",
+        "cert-manager has Issuer and ClusterIssuer",
+    ),
+    (
         "{listeners: [LISTENER], tls: {existingSecret: a, certManager: {enabled: true}}}",
         "two sources of one certificate",
     ),
@@ -407,6 +411,7 @@ const REFUSED: &[(&str, &str)] = &[
 
 /// Values at the edge of what is refused.
 const TAKEN: &[&str] = &[
+    "{listeners: [LISTENER], tls: {certManager: {enabled: true, issuerRef: {name: a, kind: StepIssuer, group: certmanager.step.sm}}}}",
     "{listeners: [LISTENER], image: {registry: '', repository: 'registry.example:5000/pulsegate'}}",
     "{listeners: [LISTENER], image: {registry: 'localhost:5000', repository: pulsegate}}",
     "{listeners: [LISTENER], env: [{name: A}, {name: B, value: null}, {name: C, valueFrom: {fieldRef: {fieldPath: a}}}]}",

@@ -344,6 +344,10 @@ tlsConfig:
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuerRef.name) -}}
 {{- fail "tls.certManager.issuerRef.name: name the Issuer or ClusterIssuer that signs the certificate" -}}
 {{- end -}}
+{{- $issuer := .Values.tls.certManager.issuerRef -}}
+{{- if and .Values.tls.certManager.enabled (eq (default "cert-manager.io" $issuer.group) "cert-manager.io") (not (has (default "Issuer" $issuer.kind) (list "Issuer" "ClusterIssuer"))) -}}
+{{- fail (printf "tls.certManager.issuerRef.kind: %s: cert-manager has Issuer and ClusterIssuer; another one needs its group" $issuer.kind) -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "pulsegate-gateway.validateMonitors" -}}
