@@ -29,6 +29,7 @@ use crate::host::checks::Checks;
 use crate::liveness::{Span, Time};
 use crate::metrics::{FoundList, TEXT_FORMAT, wall_clock};
 use crate::sys;
+use crate::telemetry::Repeated;
 use crate::view::{SessionView, VerifiedSession, VerifyList};
 
 pub(super) type Reply = Response<Answer>;
@@ -189,6 +190,29 @@ impl From<Refusal> for Reply {
     }
 }
 
+fn is_change(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::DELETE)
+}
+
+fn asker(head: &Parts) -> Option<&str> {
+    head.extensions.get().map(|Asker(by)| &**by)
+}
+
+/// Lines about changes that were refused.
+static REFUSED: Repeated = Repeated::new();
+
+/// A page of another site, or somebody without the token, has tried to change something: that is told.
+fn refused(head: &Parts, refusal: Refusal) -> Refusal {
+    if is_change(&head.method) && REFUSED.begin() {
+        let (method, why) = (&head.method, refusal.why.trim_start_matches("refused: "));
+        tracing::warn!(by = asker(head), %method, request = %head.uri, "admin: a change is refused: {why}");
+        tokio::spawn(REFUSED.sum_up(|more| {
+            tracing::warn!("admin: changes are refused: {more} more in the last 10 s");
+        }));
+    }
+    refusal
+}
+
 /// Places for large answers.
 #[derive(Clone)]
 struct Places {
@@ -297,7 +321,7 @@ impl Router {
     async fn route(&self, head: &Parts) -> Result<Reply, Refusal> {
         let (method, path) = (&head.method, head.uri.path());
         if let Some(why) = refusal(self.guard.reach, &head.headers) {
-            return Err(Refusal::forbidden(why));
+            return Err(refused(head, Refusal::forbidden(why)));
         }
         let Some(route) = Route::of(path) else {
             let why = format!("nothing at {path}; there is\n\n{}", INDEX.trim_end());
@@ -311,10 +335,10 @@ impl Router {
                 ..Refusal::new(StatusCode::METHOD_NOT_ALLOWED, why)
             });
         }
-        if matches!(*method, Method::POST | Method::DELETE) {
-            self.may_change(&head.headers)?;
-            let by = head.extensions.get().map(|Asker(by)| &**by);
-            tracing::info!(by, %method, request = %head.uri, "admin: request of an operator");
+        if is_change(method) {
+            let may = self.may_change(&head.headers);
+            may.map_err(|refusal| refused(head, refusal))?;
+            tracing::info!(by = asker(head), %method, request = %head.uri, "admin: request of an operator");
         }
         match route {
             Route::Index if asks_for(&head.headers, "text/html") => {

@@ -107,7 +107,11 @@ impl Held {
         let unprotected = self.known.values();
         let unprotected = unprotected.filter(|known| known.standing == Standing::Unprotected);
         series.unprotected.set(count(unprotected.count()));
-        series.matching.set(count(survey.connections.len()));
+        let connections = survey.connections.len();
+        series.matching.set(count(connections));
+        if look == 1 {
+            tracing::info!(connections, "looked for the first time");
+        }
         // It may have been refused because another process holds it by now.
         if refused == 0 {
             self.processes = survey.processes;

@@ -1,5 +1,6 @@
 //! Which connections are meant. Pure.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
@@ -69,11 +70,17 @@ impl FromStr for Matching {
     /// Reads `port=6379,process=redis-server`.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut found = Self::default();
+        let mut keys = HashSet::new();
         for part in text.split(',') {
             let (key, value) = part
                 .split_once('=')
                 .filter(|(_, value)| !value.is_empty())
                 .ok_or_else(|| format!("{part:?} has no value: write KEY=VALUE"))?;
+            if !keys.insert(key) {
+                return Err(format!(
+                    "{key}: all keys of one --match must hold; write another --match for another value"
+                ));
+            }
             let number = |what: &str| format!("{key}: {value:?} is no {what}");
             let port = || value.parse().map(Some).map_err(|_| number("port"));
             match key {
@@ -144,6 +151,7 @@ mod tests {
             ("process=", "no value"),
             ("peer=10.0.0", "network"),
             ("name=x", "cgroup"),
+            ("port=6379,port=6380", "another --match"),
             ("", "KEY=VALUE"),
         ] {
             let error = text.parse::<Matching>().expect_err(text);

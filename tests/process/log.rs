@@ -1,6 +1,6 @@
 //! What the log says of the start, of pulsegate and of sessions.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use crate::rig::{
@@ -47,12 +47,10 @@ fn sessions_are_logged_as_asked_for() {
         let mut client = TcpStream::connect(proxy.ports.clients).expect("connected");
         ask(&mut client).expect("served");
         let peer = client.local_addr().expect("bound").to_string();
+        // Lines are written by a thread of their own.
+        let as_asked = || text(&log).contains("session started") == started;
+        assert!(eventually(PATIENT, as_asked), "{access}: {}", text(&log));
         let log_now = text(&log);
-        assert_eq!(
-            log_now.contains("session started"),
-            started,
-            "{access}: {log_now}"
-        );
         if started {
             let found = line(&log_now, "session started");
             let expected = format!("id=1 listener=\"default\" downstream={peer}");
@@ -111,6 +109,14 @@ fn the_log_says_who_asks_for_a_change() {
         let output = pulsegate(arguments).output().expect("ran");
         assert!(output.status.success(), "{output:?}");
     };
+    let mut stranger = TcpStream::connect(proxy.ports.admin).expect("connected");
+    let request = format!(
+        "POST /drain HTTP/1.1\r\nHost: {admin}\r\nOrigin: http://evil.example\r\nConnection: close\r\n\r\n"
+    );
+    stranger.write_all(request.as_bytes()).expect("sent");
+    let mut answer = String::new();
+    stranger.read_to_string(&mut answer).expect("answered");
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
     run(&["kill", "1", "--reason", "it hangs", "--admin", &admin]);
     run(&["drain", "--admin", &path]);
     assert_eq!(proxy.wait().code(), Some(0));
@@ -119,7 +125,14 @@ fn the_log_says_who_asks_for_a_change() {
     for part in ["by=\"127.0.0.1:", "request=/connections/1?reason=it+hangs"] {
         assert!(killed.contains(part), "{part}: {killed}");
     }
-    let drained = line(&log, "method=POST");
+    let refused = line(
+        &log,
+        "admin: a change is refused: cross-site request (Origin)",
+    );
+    for part in ["WARN ", "by=\"127.0.0.1:", "method=POST request=/drain"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    let drained = line(&log, "by=\"uid");
     let user = format!("by=\"uid {}, pid ", rustix::process::geteuid().as_raw());
     assert!(drained.contains(&user), "{user}: {drained}");
     assert!(drained.contains("request=/drain"), "{drained}");

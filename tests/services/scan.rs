@@ -543,6 +543,12 @@ fn guard_changes_nothing_in_a_dry_run() {
             == 3
     };
     assert!(eventually(LONG, told), "{}", guard.output());
+    let first = || {
+        guard
+            .output()
+            .contains("looked for the first time connections=3")
+    };
+    assert!(eventually(LONG, first), "{}", guard.output());
     assert_eq!(rig.options(), before);
 }
 
