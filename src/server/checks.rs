@@ -10,13 +10,12 @@ use tokio::task::JoinSet;
 use super::Listener;
 use super::workers::Pool;
 use crate::config::{CheckKind, OnDown, WhenDown};
-use crate::liveness::{Close, CloseHow, CloseReason, Span};
-use crate::session::{self, Session};
+use crate::liveness::{Close, CloseHow, CloseReason, Method, Span};
+use crate::session::Session;
 use crate::upstream::{Change, Endpoint};
-use crate::view::OnSilent;
 
-/// Sessions that are asked at a time when their endpoint went down.
-const ASKED_AT_ONCE: usize = 64;
+/// Sessions that are asked at a time when their endpoint went down. To ask one whose peer is gone takes 2 to 5 s.
+const ASKED_AT_ONCE: usize = 512;
 
 /// Checks for as long as the listener takes clients.
 pub(super) fn start(pool: &Arc<Pool>, listener: &Arc<Listener>) {
@@ -120,9 +119,8 @@ fn went_down(pool: &Pool, endpoint: &Endpoint, on_down: OnDown) {
     match on_down {
         OnDown::Keep => {}
         OnDown::Verify => {
-            let at_once = Arc::new(Semaphore::new(ASKED_AT_ONCE));
             // Of many sessions that takes long, and the next checks do not wait for it.
-            tokio::spawn(session::verify_all(sessions, OnSilent::End, at_once));
+            tokio::spawn(end_the_silent(sessions));
         }
         OnDown::Close => sessions.iter().for_each(|session| {
             session.order(Close {
@@ -133,4 +131,20 @@ fn went_down(pool: &Pool, endpoint: &Endpoint, on_down: OnDown) {
             });
         }),
     }
+}
+
+/// Asks all of these sessions, however many they are, and ends those whose peer is proven gone. That a peer was heard
+/// just before is no answer: its endpoint went down meanwhile.
+async fn end_the_silent(sessions: Vec<Arc<Session>>) {
+    let at_once = Arc::new(Semaphore::new(ASKED_AT_ONCE));
+    let mut asking = JoinSet::new();
+    for session in sessions {
+        let turn = at_once.clone().acquire_owned().await;
+        asking.spawn(async move {
+            let _turn = turn;
+            let asked = session.verify(Method::TAKEOVER).await;
+            session.end_if_silent(&asked, None);
+        });
+    }
+    asking.join_all().await;
 }

@@ -1,6 +1,7 @@
 //! Verification on demand: a live peer answers at once, a vanished one is proven gone long before
 //! `detect_within`, and nothing is ended unless that was asked for.
 
+use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ pub const TESTS: &[Test] = tests![
     peer_that_forgot_the_connection_is_reported,
     live_peers_are_never_ended,
     many_at_once,
+    sessions_of_an_endpoint_that_went_down_are_all_asked,
     client_in_the_queue_can_be_asked,
     by_the_command_line,
 ];
@@ -369,6 +371,39 @@ fn many_at_once() {
     );
     assert!(live.iter().all(|(c, s)| c.is_open() && s.is_open()));
     drop((live, vanishing));
+    case.expect_nothing_left();
+}
+
+/// With `on_down: verify`. More than take turns in a few seconds, and the last ones have just been heard.
+fn sessions_of_an_endpoint_that_went_down_are_all_asked() {
+    const SESSIONS: u16 = 600;
+    let case = Case::with_all_flags(
+        &[
+            ["--detect-within", "60s"],
+            ["--check", "tcp"],
+            ["--check-port", "9100"],
+            ["--check-interval", "100ms"],
+            ["--check-timeout", "200ms"],
+            ["--check-fall", "2"],
+            ["--check-on-down", "verify"],
+        ]
+        .concat(),
+        Options::default(),
+    );
+    let address = case.net.socket(Host::Service, 9100);
+    let listen = || TcpListener::bind(address).expect("bind");
+    let checked = case.net.host(Host::Service).run(listen).expect("enter");
+    // It ends with the test's process.
+    thread::spawn(move || checked.incoming().for_each(drop));
+    let sessions: Vec<_> = (0..SESSIONS).map(|_| case.session()).collect();
+    case.cut(Host::Service);
+    let ended = || case.proxy.closed("upstream_dead") == f64::from(SESSIONS);
+    assert!(
+        eventually(ms(30_000), ended),
+        "{}",
+        case.proxy.closed("upstream_dead")
+    );
+    drop(sessions);
     case.expect_nothing_left();
 }
 
