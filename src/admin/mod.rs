@@ -68,6 +68,10 @@ pub enum NotReloaded {
 pub trait Control: Send + Sync + 'static {
     /// Fresh figures in the Prometheus text format.
     fn metrics(&self) -> String;
+    /// What `/` shows in place of the routes and the console, of a process that has no sessions.
+    fn index(&self) -> Option<&'static str> {
+        None
+    }
     /// What an overview needs, without a look at any session.
     fn summary(&self) -> Summary;
     /// Whether the process takes new clients.

@@ -341,6 +341,7 @@ impl Router {
             tracing::info!(by = asker(head), %method, request = %head.uri, "admin: request of an operator");
         }
         match route {
+            Route::Index if let Some(index) = self.control.index() => Ok(text(index)),
             Route::Index if asks_for(&head.headers, "text/html") => {
                 let page = console::page(self.guard.changes());
                 Ok(of_console("text/html; charset=utf-8", page))

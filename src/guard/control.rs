@@ -21,6 +21,17 @@ impl Control for Endpoint {
         self.metrics.render()
     }
 
+    fn index(&self) -> Option<&'static str> {
+        Some(
+            "This is pulsegate guard. It has no sessions, and no console.\n\n\
+             GET     /metrics   what is guarded, unprotected and ended\n\
+             GET     /livez     200 as long as the process runs\n\
+             GET     /readyz    the same\n\
+             GET     /config    what it was told to guard\n\
+             POST    /drain     end it\n",
+        )
+    }
+
     fn summary(&self) -> Summary {
         Summary {
             version: env!("CARGO_PKG_VERSION"),

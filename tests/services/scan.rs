@@ -497,10 +497,16 @@ fn guard_finds_the_dead_unattended() {
         "127.0.0.1:9901",
     ]);
     let mut guard = Process::start_in(&rig.net.proxy, &mut command);
-    let metric = |name: &str| {
-        let code = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9901/metrics').read().decode())";
+    let get = |path: &str| {
+        let code = format!(
+            "import urllib.request as r; q = r.Request('http://127.0.0.1:9901{path}', headers={{'Accept': 'text/html'}}); \
+             print(r.urlopen(q).read().decode())"
+        );
         let mut command = tool("python3");
-        let text = rig.run(command.args(["-c", code])).text;
+        rig.run(command.args(["-c", &code])).text
+    };
+    let metric = |name: &str| {
+        let text = get("/metrics");
         let line = text
             .lines()
             .find_map(|l| l.strip_prefix(name)?.trim().parse::<u64>().ok());
@@ -509,6 +515,9 @@ fn guard_finds_the_dead_unattended() {
     let all = || metric("pulsegate_guard_protected_total ") == 100;
     assert!(eventually(LONG, all), "{}", guard.output());
     assert_eq!(metric("pulsegate_guard_unprotected "), 0);
+    // Its zeros in the console of a proxy would look as if all were well.
+    let index = get("/");
+    assert!(index.starts_with("This is pulsegate guard"), "{index}");
 
     rig.net.cut(Host::Client);
     let ended = || metric("pulsegate_guard_ended_total ") == 25;

@@ -82,7 +82,9 @@ pub(super) struct State {
     sort: usize,
     suspects: bool,
     legs: Legs,
+    /// Place of the chosen session in the list, and its number once it was chosen: it may move.
     chosen: usize,
+    chosen_id: Option<u64>,
     pub paused: bool,
     /// What came of the last action.
     pub note: String,
@@ -135,7 +137,7 @@ impl State {
                 Typed::On(text) => self.mode = Mode::Filter(text),
                 Typed::Done(text) => {
                     self.filter = text;
-                    self.chosen = 0;
+                    (self.chosen, self.chosen_id) = (0, None);
                 }
                 Typed::Not => {}
             },
@@ -148,10 +150,20 @@ impl State {
         Wish::Nothing
     }
 
+    /// Where the chosen session is now. In place of one that is gone there is another.
+    fn at(&self, sessions: &[Value]) -> usize {
+        let is_it = |s: &Value| self.chosen_id.is_some() && s["id"].as_u64() == self.chosen_id;
+        let last = sessions.len().saturating_sub(1);
+        let found = sessions.iter().position(is_it);
+        found.unwrap_or_else(|| self.chosen.min(last))
+    }
+
     fn command(&mut self, key: Key, frame: Option<&Frame>) -> Wish {
         self.note.clear();
         let sessions = frame.map_or(&[][..], sessions);
-        let chosen = sessions.get(self.chosen).and_then(|s| s["id"].as_u64());
+        let at = self.at(sessions);
+        let id_at = |at: usize| sessions.get(at).and_then(|s| s["id"].as_u64());
+        let chosen = id_at(at);
         let only = |legs: Legs, wanted| if legs == wanted { Legs::Both } else { wanted };
         match key {
             Key::Char('q') => return Wish::Quit,
@@ -162,8 +174,13 @@ impl State {
             Key::Char('u') => self.legs = only(self.legs, Legs::Upstream),
             Key::Char('p') => self.paused = !self.paused,
             Key::Char('?') => self.mode = Mode::Help,
-            Key::Up => self.chosen = self.chosen.saturating_sub(1),
-            Key::Down => self.chosen = (self.chosen + 1).min(sessions.len().saturating_sub(1)),
+            Key::Up | Key::Down => {
+                self.chosen = match key {
+                    Key::Up => at.saturating_sub(1),
+                    _ => (at + 1).min(sessions.len().saturating_sub(1)),
+                };
+                self.chosen_id = id_at(self.chosen);
+            }
             Key::Char('v') => {
                 if let Some(id) = chosen {
                     self.note = format!("session {id}: asking both peers");
@@ -415,12 +432,13 @@ fn table(
 ) -> Vec<String> {
     let lines_of_one = if state.legs == Legs::Both { 2 } else { 1 };
     let fit = (room / lines_of_one).max(1);
-    let first = state.chosen.saturating_sub(fit - 1);
+    let chosen = state.at(sessions(frame));
+    let first = chosen.saturating_sub(fit - 1);
     let shown = sessions(frame).iter().enumerate().skip(first).take(fit);
     let mut looks = vec![(String::new(), false)];
     let mut rows = vec![head()];
     for (i, session) in shown {
-        let is_chosen = i == state.chosen && room < usize::MAX / 2;
+        let is_chosen = i == chosen && room < usize::MAX / 2;
         for (condition, row) in of_session(state.legs, session) {
             looks.push((condition, is_chosen));
             rows.push(row);
@@ -627,6 +645,20 @@ mod tests {
         );
         assert_eq!(press(&mut state, "q"), Wish::Quit);
         assert_eq!(state.press(Key::Interrupt, None), Wish::Quit);
+    }
+
+    #[test]
+    fn the_chosen_session_is_followed_where_the_order_changes() {
+        let (mut frame, mut state) = (frame(), State::default());
+        assert_eq!(state.press(Key::Down, Some(&frame)), Wish::Nothing);
+        frame.list["connections"]
+            .as_array_mut()
+            .expect("a list")
+            .reverse();
+        let lines = lines(&state, Some(&frame), (80, 24), Colours::Plain);
+        let marked = lines.iter().find(|l| l.starts_with("\x1b[7m"));
+        assert!(marked.is_some_and(|l| l.contains(" 2 db")), "{lines:#?}");
+        assert_eq!(state.press(Key::Char('v'), Some(&frame)), Wish::Verify(2));
     }
 
     #[test]
