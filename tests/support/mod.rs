@@ -45,7 +45,7 @@ pub use endpoint::{End, Endpoint, Options, Service};
 pub use group::MemoryGroup;
 pub use link::Direction;
 pub use net::{Host, Link, Net};
-pub use proxy::{LISTENER, Metrics, Proxy, binary};
+pub use proxy::{ADMIN, LISTENER, Metrics, Proxy, binary};
 pub use victim::{HELLO as VICTIM_HELLO, Victim, become_victim};
 
 /// These tests wait much more than they compute, so far more of them run at a time than there

@@ -17,7 +17,8 @@ use super::{MemoryGroup, Net, eventually, ms};
 
 /// The name that a listener given by flags gets.
 pub const LISTENER: &str = "default";
-const ADMIN: &str = "127.0.0.1:9900";
+/// Where its admin endpoint is, in its own network.
+pub const ADMIN: &str = "127.0.0.1:9900";
 const START_WITHIN: Duration = Duration::from_secs(15);
 
 /// The binary under test. `PULSEGATE_TEST_BINARY` puts another build to the test.
