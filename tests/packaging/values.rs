@@ -294,8 +294,8 @@ const REFUSED: &[(&str, &str)] = &[
         "servicePort of \"a\" is 65536",
     ),
     (
-        "{listeners: [{name: a, port: 9000, nodePort: 80, upstream: {address: 'db:1'}}], service: {type: NodePort}}",
-        "nodePort of \"a\" is 80; it is from 30000 to 32767",
+        "{listeners: [{name: a, port: 9000, nodePort: 65536, upstream: {address: 'db:1'}}], service: {type: NodePort}}",
+        "nodePort of \"a\" is 65536; it is from 1 to 65535",
     ),
     (
         "{listeners: [{name: a, port: 9000, nodePort: 31000, upstream: {address: 'db:1'}}, {name: b, port: 9001, nodePort: 31000, upstream: {address: 'db:1'}}], service: {type: NodePort}}",
@@ -415,8 +415,8 @@ const TAKEN: &[&str] = &[
     "{listeners: [LISTENER], image: {registry: '', repository: 'registry.example:5000/pulsegate'}}",
     "{listeners: [LISTENER], image: {registry: 'localhost:5000', repository: pulsegate}}",
     "{listeners: [LISTENER], env: [{name: A}, {name: B, value: null}, {name: C, valueFrom: {fieldRef: {fieldPath: a}}}]}",
-    "{listeners: [{name: fifteen-letters, port: 1024, servicePort: 1, nodePort: 32767, upstream: {address: 'db:1'}}], service: {type: NodePort}}",
-    "{listeners: [{name: a, port: 65535, servicePort: 65535, nodePort: 30000, upstream: {address: 'db:1'}}], service: {type: LoadBalancer}}",
+    "{listeners: [{name: fifteen-letters, port: 1024, servicePort: 1, nodePort: 65535, upstream: {address: 'db:1'}}], service: {type: NodePort}}",
+    "{listeners: [{name: a, port: 65535, servicePort: 65535, nodePort: 1, upstream: {address: 'db:1'}}], service: {type: LoadBalancer}}",
     "{listeners: [LISTENER], resources: {requests: {cpu: 0.1, memory: 1G}, limits: {cpu: 100m, memory: 1e+09}}}",
     "{listeners: [LISTENER], resources: {limits: {memory: 1.5Gi}}, config: {limits: {memory: 1GiB}}}",
     "{listeners: [LISTENER], config: {limits: {memory: 256MiB}}}",

@@ -205,7 +205,7 @@ tlsConfig:
 {{- else if not (or (dig "address" "" (default (dict) .upstream)) (dig "endpoints" "" (default (dict) .upstream))) -}}
 {{- fail (printf "listeners: upstream of %q needs address, or endpoints" .name) -}}
 {{- end -}}
-{{- range $key, $range := dict "port" (list 1024 65535) "servicePort" (list 1 65535) "nodePort" (list 30000 32767) -}}
+{{- range $key, $range := dict "port" (list 1024 65535) "servicePort" (list 1 65535) "nodePort" (list 1 65535) -}}
 {{- $value := get $listener $key -}}
 {{- if and (hasKey $listener $key) (or (lt (int $value) (first $range)) (gt (int $value) (last $range))) -}}
 {{- fail (printf "listeners: %s of %q is %d; it is from %d to %d.%s" $key $listener.name (int $value) (first $range) (last $range) (eq $key "port" | ternary " pulsegate has no privilege for less; clients use servicePort" "")) -}}
