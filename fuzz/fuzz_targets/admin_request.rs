@@ -47,6 +47,7 @@ impl Control for Process {
         Summary {
             version: "0.0.0",
             now: 1,
+            monotonic_ms: 1,
             draining: false,
             sessions: 0,
             listeners: Vec::new(),

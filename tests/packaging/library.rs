@@ -1,5 +1,6 @@
 //! The library chart, in the example that wraps a chart with it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -554,11 +555,14 @@ fn a_chart_with_volumes_and_a_hook_of_its_own_is_wrapped() {
     let block = |what: &str| block(&format!("templates/deployment.yaml, {what}")).concat();
     let hook = block("a hook of the application");
     let volumes = block("a list that may be empty");
+    let checksum = block("new Pods for a new file");
+    let before = before.replacen("    metadata:\n", &format!("    metadata:\n{checksum}"), 1);
     fs::write(template, format!("{before}{hook}{after}{volumes}")).unwrap();
+    let mut checksums = BTreeSet::new();
     for (values, volumes) in [
         ("{pulsegate: {config: {drain: {timeout: 60s}}}}", 2),
         (
-            "{volumes: [{name: own, emptyDir: {}}], pulsegate: {config: {drain: {timeout: 60s}}}}",
+            "{volumes: [{name: own, emptyDir: {}}], pulsegate: {config: {drain: {timeout: 60s}, log: {format: text}}}}",
             3,
         ),
     ] {
@@ -566,7 +570,15 @@ fn a_chart_with_volumes_and_a_hook_of_its_own_is_wrapped() {
         let old = helm3_of(&tool("helm3"), &chart, &values).unwrap();
         let new = objects_of(&helm4_of(&chart, &[values]).remove(0).unwrap());
         assert_eq!(by_name(&old), by_name(&new));
-        let pod = &workloads(&new)[0]["spec"]["template"]["spec"];
+        let template = &workloads(&new)[0]["spec"]["template"];
+        let annotations = &template["metadata"]["annotations"];
+        checksums.insert(
+            annotations["checksum/pulsegate"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
+        );
+        let pod = &template["spec"];
         assert_eq!(items(&pod["volumes"]).len(), volumes);
         let lifecycle = &pod["containers"][0]["lifecycle"];
         assert_eq!(
@@ -575,6 +587,7 @@ fn a_chart_with_volumes_and_a_hook_of_its_own_is_wrapped() {
         );
         assert_eq!(pod["terminationGracePeriodSeconds"], 80);
     }
+    assert_eq!(checksums.len(), 2, "another file, other Pods");
 }
 
 fn notes_say_which_way_clients_go() {
