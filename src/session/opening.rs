@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::view::unmapped;
 use super::{Phase, Session, Watch, aborted, closing};
 use crate::config::{Abandoned, Dial};
 use crate::liveness::{Close, CloseReason, Leg};
@@ -21,7 +22,7 @@ use crate::net::options;
 use crate::net::stream::TcpStream;
 use crate::proxy_protocol::Header;
 use crate::relay::Relay;
-use crate::sys;
+use crate::sys::{self, sockopt};
 use crate::tls::Handshake;
 use crate::upstream::{ActiveSession, Dialling, Endpoint, is_local};
 
@@ -354,6 +355,23 @@ impl Session {
 
     pub(super) fn assign(&self, endpoint: ActiveSession) {
         self.lock().endpoint = Some(endpoint);
+    }
+
+    /// Fails if the client is an upstream leg of this listener: it is of this host, and was accepted at the
+    /// address of an endpoint.
+    pub(super) fn refuse_loop(&self, client: &LegStream) -> io::Result<()> {
+        let fd = client.socket().raw_fd();
+        let ours = sockopt::local_address(fd).map(unmapped);
+        let Some(ours) = ours.filter(|ours| self.params.cluster.is_at(*ours)) else {
+            return Ok(());
+        };
+        match sockopt::peer_address(fd).map(|peer| unmapped(peer).ip()) {
+            Some(peer) if peer.is_loopback() || peer == ours.ip() => {
+                let itself = "it leads back to this listener: a loop";
+                Err(io::Error::new(io::ErrorKind::ConnectionRefused, itself))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The leg to the endpoint that was dialled.

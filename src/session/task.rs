@@ -191,7 +191,10 @@ impl<P: Send + Unpin + 'static> Task<P> {
             let took = !is_layered && relay.try_early(&downstream, upstream, &session.counters)?;
             Ok(took || !greeting.is_empty())
         };
-        match cluster.connect(address, |endpoint| session.assign(endpoint), early) {
+        let connect = session
+            .refuse_loop(&downstream)
+            .and_then(|()| cluster.connect(address, |endpoint| session.assign(endpoint), early));
+        match connect {
             Ok(Connect::Connected(upstream)) => {
                 let legs = [downstream, session.upstream_leg(upstream)];
                 self.connected(relay, legs)

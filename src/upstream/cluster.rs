@@ -3,9 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io;
-use std::net::IpAddr;
-#[cfg(test)]
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::Thread;
@@ -235,6 +233,18 @@ impl Cluster {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether an endpoint is at this address, which is of IPv4 where it can be.
+    #[must_use]
+    pub fn is_at(&self, address: SocketAddr) -> bool {
+        let is_there = |endpoint: &Arc<Endpoint>| match endpoint.address() {
+            UpstreamAddress::Socket(other) => {
+                (other.ip().to_canonical(), other.port()) == (address.ip(), address.port())
+            }
+            _ => false,
+        };
+        self.known.borrow().endpoints.iter().any(is_there)
     }
 
     fn first_round(&self) -> Round<'_> {

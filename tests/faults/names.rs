@@ -28,6 +28,7 @@ pub const TESTS: &[Test] = tests![
     an_address_that_refuses_is_passed_over,
     a_name_that_lies_loses_no_session_that_has_a_choice,
     a_connection_to_itself_is_refused,
+    a_way_back_to_the_listener_is_refused,
     source_ports_that_run_out_have_a_word,
     more_source_addresses_are_more_ports,
     a_service_that_is_down_is_logged_once_and_summed_up,
@@ -387,6 +388,30 @@ fn a_connection_to_itself_is_refused() {
     case.expect_closed_times("connect_refused", 40);
     let output = case.proxy.output();
     assert_eq!(output.matches("cannot connect").count(), 1, "{output}");
+}
+
+/// The file does not show that an address, or a name, is that of the proxy itself.
+fn a_way_back_to_the_listener_is_refused() {
+    let case = Named::with(&[
+        "address: '10.2.0.1:8000'",
+        "address: 'service.test.:8001', resolve_interval: 1s",
+    ]);
+    case.dns.says(Some(&[Ipv4Addr::LOCALHOST]));
+    thread::sleep(ms(2500));
+    for port in [PORT, PORT + 1] {
+        let to = case.entrance(Host::Healthy, port);
+        let host = case.net.host(Host::Healthy);
+        let client = Endpoint::connect(host, to, Speech::Plain, Options::default());
+        // It may be reset before it knows that it is connected.
+        if let Ok(client) = client {
+            assert_eq!(client.wait_end(PROMPT).1, End::Reset, "port {port}");
+        }
+        case.expect_closed(port, "connect_refused");
+        let accepted = case.count("pulsegate_connections_accepted_total", port, &[]);
+        assert!(accepted <= 2.0, "{accepted} connections of one client");
+    }
+    let output = case.proxy.output();
+    assert!(output.contains("a loop"), "{output}");
 }
 
 fn source_ports_that_run_out_have_a_word() {
