@@ -85,21 +85,58 @@ fn write(bytes: &[u8]) -> io::Result<()> {
     out.write_all(bytes).and_then(|()| out.flush())
 }
 
+/// Several may come at once, such as those of a key that is held down.
 fn keys(bytes: &[u8]) -> Vec<Key> {
-    match bytes {
-        b"\x1b[A" | b"\x1bOA" => return vec![Key::Up],
-        b"\x1b[B" | b"\x1bOB" => return vec![Key::Down],
-        // Of a key that means nothing here.
-        [0x1b, _, ..] => return Vec::new(),
-        _ => {}
-    }
     let text = String::from_utf8_lossy(bytes);
-    let key = |c| match c {
-        '\r' | '\n' => Key::Enter,
-        '\x1b' => Key::Escape,
-        '\x08' | '\x7f' => Key::Back,
-        '\x03' => Key::Interrupt,
-        c => Key::Char(c),
-    };
-    text.chars().map(key).collect()
+    let mut rest = text.chars().peekable();
+    let mut keys = Vec::new();
+    while let Some(c) = rest.next() {
+        keys.extend(match c {
+            '\x1b' if rest.peek().is_some() => match sequence(&mut rest) {
+                Some('A') => Some(Key::Up),
+                Some('B') => Some(Key::Down),
+                // Of a key that means nothing here.
+                _ => None,
+            },
+            '\r' | '\n' => Some(Key::Enter),
+            '\x1b' => Some(Key::Escape),
+            '\x08' | '\x7f' => Some(Key::Back),
+            '\x03' => Some(Key::Interrupt),
+            c => Some(Key::Char(c)),
+        });
+    }
+    keys
+}
+
+/// The last character of what follows an escape: `[`, parameters and a letter, or `O` and a letter.
+fn sequence(rest: &mut impl Iterator<Item = char>) -> Option<char> {
+    match rest.next()? {
+        '[' => rest.find(|c| ('@'..='~').contains(c)),
+        'O' => rest.next(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_come_at_once_are_told_apart() {
+        assert_eq!(
+            keys("\x1b[B\x1bOB\x1b[Ak\u{fc}\x7f\r".as_bytes()),
+            [
+                Key::Down,
+                Key::Down,
+                Key::Up,
+                Key::Char('k'),
+                Key::Char('\u{fc}'),
+                Key::Back,
+                Key::Enter
+            ]
+        );
+        // Page down, a function key, and Alt with a letter.
+        assert_eq!(keys(b"\x1b[6~\x1b[15;2~\x1bkq"), [Key::Char('q')]);
+        assert_eq!(keys(b"\x1b"), [Key::Escape]);
+    }
 }
