@@ -373,11 +373,13 @@ impl Router {
             Route::Verify(id) => self.verify(number(id)?, head).await,
             Route::VerifyAll => self.verify_all(head).await,
             Route::Reload => self.reload(head).await,
-            Route::Drain => {
-                self.control.drain();
-                Ok(accepted("draining\n".to_owned()))
-            }
+            Route::Drain => Ok(self.drain()),
         }
+    }
+
+    fn drain(&self) -> Reply {
+        self.control.drain();
+        accepted("draining\n".to_owned())
     }
 
     async fn doctor(&self) -> Result<Reply, Refusal> {
