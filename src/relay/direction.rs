@@ -95,6 +95,8 @@ pub(super) struct Direction {
     pub unflushed: bool,
     /// The source has said FIN.
     pub eof: bool,
+    /// The source was reset before the session was open.
+    pub reset: bool,
     /// Writes to the destination before it gets `TCP_NODELAY`, and 0 from then on. The first
     /// write is sent at once with or without it, so that a short session does not pay for it.
     pub writes_to_nodelay: u8,
@@ -147,6 +149,9 @@ impl Direction {
             if self.eof {
                 return Poll::Ready(Stop::Eof);
             }
+            if self.reset {
+                return Poll::Ready(Stop::SourceFailed(io::ErrorKind::ConnectionReset.into()));
+            }
             if moved >= WAKE_UP_BYTES {
                 yield_now(cx);
                 return Poll::Pending;
@@ -168,9 +173,15 @@ impl Direction {
         sent: &AtomicU64,
     ) -> io::Result<bool> {
         SCRATCH.with_borrow_mut(|scratch| {
-            // What is wrong with the source is found again by the next read.
-            let Ok(n @ 1..) = from.try_read(scratch) else {
-                return Ok(false);
+            let n = match from.try_read(scratch) {
+                Ok(n @ 1..) => n,
+                // The next read finds the FIN again.
+                Ok(_) => return Ok(false),
+                Err(error) => {
+                    // The next read would find a FIN: the kernel tells an error once.
+                    self.reset = error.kind() != io::ErrorKind::WouldBlock;
+                    return Ok(false);
+                }
             };
             Counters::add(received, n);
             self.count_to_nodelay(to);
@@ -319,12 +330,17 @@ impl Direction {
     }
 
     /// Passes one urgent byte on as such, or as an ordinary one where the destination does not take
-    /// it at once. `None`: it cannot be read; the next read tells why.
+    /// it at once. `None`: there is none.
     fn pass_urgent(&mut self, route: &mut Route<'_>) -> Option<Result<usize, Stop>> {
         let mut byte = [0];
-        let Ok(1) = route.from.as_plain()?.try_read(&mut byte) else {
-            return None;
-        };
+        match route.from.as_plain()?.try_read(&mut byte) {
+            Ok(1) => {}
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                // The kernel tells it once: the next read would find a FIN.
+                return Some(Err(Stop::SourceFailed(error)));
+            }
+            _ => return None,
+        }
         Counters::add(route.received, 1);
         self.count_to_nodelay(route.to.socket());
         let to = route.to.as_plain();

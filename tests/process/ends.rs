@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use socket2::SockRef;
 
 use crate::rig::{
     PATIENT, Ports, Proxy, Service, ask, eventually, kept, nobody, pulsegate, text, wait,
@@ -180,4 +181,32 @@ fn sessions_of_one_age_do_not_end_at_once() {
     assert!(ended[0] >= Duration::from_secs(9), "{ended:?}");
     let spread = ended[SESSIONS - 1] - ended[0] + began;
     assert!(spread >= Duration::from_millis(500), "{ended:?}");
+}
+
+/// The kernel tells a reset once, and a FIN from then on.
+#[test]
+fn a_client_that_is_reset_before_it_is_served_has_not_finished() {
+    let service = Service::start();
+    let ports = Ports::free();
+    let (log, output) = kept();
+    let proxy = Proxy::start(ports, service.address, output, &[]);
+    proxy.signal(Signal::STOP);
+    for _ in 0..SESSIONS {
+        let client = TcpStream::connect(ports.clients).expect("in the accept queue");
+        let at_once = Some(Duration::ZERO);
+        SockRef::from(&client).set_linger(at_once).expect("a reset");
+    }
+    proxy.signal(Signal::CONT);
+    let ended = |reason: &str| {
+        let lines = text(&log);
+        let ended = lines.lines().filter(|line| line.contains("session ended"));
+        ended.filter(|line| line.contains(reason)).count()
+    };
+    assert!(eventually(PATIENT, || ended("") == SESSIONS));
+    assert_eq!(
+        ended("reason=\"downstream_reset\""),
+        SESSIONS,
+        "{}",
+        text(&log)
+    );
 }
