@@ -579,7 +579,6 @@ fn a_pod_in_the_network_of_its_node_asks_the_dns_of_the_cluster() {
     let texts = [
         "{listeners: [LISTENER], hostNetwork: true}",
         "{listeners: [LISTENER], hostNetwork: true, dnsPolicy: Default}",
-        "{listeners: [{name: a, port: 9000, upstream: {address: 'db:1', connect_retry: off}, liveness: {stall_timeout: off, idle_timeout: 'off', receive_timeout: {upstream: 0s}}}]}",
         "{listeners: [LISTENER]}",
     ];
     let rendered = rendered("host-network", &texts);
