@@ -20,7 +20,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arguments::Arguments;
 use pulsegate::sys::netns;
@@ -44,10 +44,16 @@ enum View {
     /// The connections page, with this query.
     Connections(&'static str),
     Top,
+    /// Nothing of the proxy: so much work of another process, once a second.
+    Elsewhere(Duration),
 }
 
-const VIEWS: [(&str, View); 5] = [
+const VIEWS: [(&str, View); 6] = [
     ("nobody watches", View::Nothing),
+    (
+        "another process works 20 ms each second",
+        View::Elsewhere(Duration::from_millis(20)),
+    ),
     ("console, overview", View::Overview),
     (
         "console, connections",
@@ -161,6 +167,13 @@ impl Watcher {
                 let child = net.proxy.run(|| command.spawn()).expect("enter");
                 watcher.top = Some(child.expect("start it"));
             }
+            View::Elsewhere(work) => watcher.repeat(net, move |_, _| {
+                let begin = Instant::now();
+                while begin.elapsed() < work {
+                    std::hint::spin_loop();
+                }
+                thread::sleep(EVERY);
+            }),
         }
         watcher
     }

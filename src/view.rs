@@ -16,6 +16,8 @@ pub trait Shown: Send + Sync {
     fn view(&self) -> Option<ConnectionView>;
     /// What is known of it without asking the kernel; `None` once it has ended.
     fn brief(&self) -> Option<Brief>;
+    /// The other ends, by leg.
+    fn peers(&self) -> [Option<SocketAddr>; 2];
     /// What a list does not show.
     fn detail(&self) -> SessionDetail {
         SessionDetail::default()
@@ -29,14 +31,14 @@ pub struct Brief {
     pub listener: Arc<str>,
     /// Where it is in its life. A FIN of a moment ago may be unknown yet.
     pub phase: Phase,
-    /// The other ends, by leg.
-    pub peers: [Option<SocketAddr>; 2],
     /// The conditions, by leg.
     pub conditions: [&'static str; 2],
     /// Since it was accepted, ms.
     pub age_ms: u64,
     /// No byte was known to have moved for so long, ms: no less than is true.
     pub idle_ms: u64,
+    /// No sign of life of one of the peers was known for so long, ms: no less than is true.
+    pub last_life_ms: u64,
     /// Bytes read from both peers.
     pub received_bytes: u64,
     /// Bytes written to both peers.

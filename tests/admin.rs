@@ -229,18 +229,20 @@ impl Shown for Known {
 
     fn brief(&self) -> Option<Brief> {
         let view = self.view()?;
-        let of_leg = |leg: &LegView| (leg.peer, leg.condition);
-        let (peer, condition) = of_leg(&view.downstream);
         Some(Brief {
             listener: "db".into(),
             phase: view.phase,
-            peers: [peer; 2],
-            conditions: [condition; 2],
+            conditions: [view.downstream.condition; 2],
             age_ms: view.age_ms,
             idle_ms: view.idle_ms,
+            last_life_ms: view.downstream.last_life_ms,
             received_bytes: view.legs().map(|leg| leg.received_bytes).sum(),
             sent_bytes: 0,
         })
+    }
+
+    fn peers(&self) -> [Option<SocketAddr>; 2] {
+        [session(self.0).downstream.peer; 2]
     }
 }
 

@@ -1,6 +1,7 @@
 //! The query of `/connections`: filters, order, form.
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -83,6 +84,14 @@ pub(super) struct Chosen {
 enum Peer {
     Host(IpAddr),
     Socket(SocketAddr),
+}
+
+/// What the weight of a session is worth. A look finds no more than was known without one, so that only those that
+/// may be among the first are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Known {
+    AtMost,
+    Exactly,
 }
 
 /// The order of sessions. Except for `Id` the largest is the first.
@@ -190,49 +199,74 @@ impl Query {
     /// Filters, sorts and truncates.
     pub(super) async fn choose(&self, mut sessions: Vec<Arc<dyn Shown>>) -> Chosen {
         let total = sessions.len();
+        let limit = self.limit.unwrap_or(usize::MAX);
+        let sort = self.sort.unwrap_or(Sort::Id);
         sessions.sort_unstable_by_key(|session| session.id());
-        if self.filters() || self.sort.is_some() {
-            let sort = self.sort.unwrap_or(Sort::Id);
-            let mut found = Vec::new();
-            for (i, session) in sessions.into_iter().enumerate() {
-                if i % TURN == TURN - 1 {
-                    yield_now().await;
-                }
-                if let Some(weight) = self.weight(&*session, sort) {
-                    found.push((Reverse(weight), session));
-                }
-            }
-            // Stable: of equal weight, the lower id comes first.
-            found.sort_by_key(|(weight, _)| *weight);
-            sessions = found.into_iter().map(|(_, session)| session).collect();
+        if !self.filters() && sort == Sort::Id {
+            sessions.truncate(limit);
+            return Chosen {
+                total,
+                matched: total,
+                sessions,
+            };
         }
-        let matched = sessions.len();
-        sessions.truncate(self.limit.unwrap_or(usize::MAX));
+        let mut found = Vec::new();
+        for (i, session) in sessions.iter().enumerate() {
+            if i % TURN == TURN - 1 {
+                yield_now().await;
+            }
+            if let Some((weight, known)) = self.weight(&**session, sort) {
+                // Of equal weight, the lower id comes first.
+                found.push((weight, Reverse(i), known));
+            }
+        }
+        let mut matched = found.len();
+        let mut found = BinaryHeap::from(found);
+        let mut chosen = Vec::new();
+        let mut looks = 0;
+        while chosen.len() < limit
+            && let Some((_, Reverse(i), known)) = found.pop()
+        {
+            if known == Known::Exactly {
+                chosen.push(sessions[i].clone());
+                continue;
+            }
+            looks += 1;
+            if looks % TURN == 0 {
+                yield_now().await;
+            }
+            match sessions[i].view() {
+                Some(view) => found.push((sort.weight(&view), Reverse(i), Known::Exactly)),
+                None => matched -= 1,
+            }
+        }
         Chosen {
             total,
             matched,
-            sessions,
+            sessions: chosen,
         }
     }
 
     /// Its weight in this order; `None` where the filters leave it out. The kernel is asked only about a session
-    /// that may pass, and where what is known is not enough.
-    fn weight(&self, session: &dyn Shown, sort: Sort) -> Option<u64> {
+    /// that may pass, and where what is known is not enough for a filter.
+    fn weight(&self, session: &dyn Shown, sort: Sort) -> Option<(u64, Known)> {
         let brief = session.brief().filter(|brief| self.may_match(brief))?;
-        match sort.known_weight(&brief) {
-            Some(weight) if !self.needs_a_look() => Some(weight),
-            _ => {
-                let view = session.view().filter(|view| self.matches(view))?;
-                Some(sort.weight(&view))
-            }
+        // Where nobody asks for a peer, the kernel need not say who it is.
+        let is_peer = |peer: &Peer| session.peers().iter().flatten().any(|a| peer.is(*a));
+        if !self.peer.as_ref().is_none_or(is_peer) {
+            return None;
         }
+        if !self.needs_a_look() {
+            return Some(sort.known_weight(&brief));
+        }
+        let view = session.view().filter(|view| self.matches(view))?;
+        Some((sort.weight(&view), Known::Exactly))
     }
 
     /// What a session was last found to be says that the filters may leave it.
     fn may_match(&self, brief: &Brief) -> bool {
         let phase =
             |wanted: Phase| wanted == brief.phase || is_open(wanted) && is_open(brief.phase);
-        let peer = |peer: &Peer| brief.peers.iter().flatten().any(|a| peer.is(*a));
         let idle = |d: &Duration| u128::from(brief.idle_ms) >= d.as_millis();
         let condition = |wanted: Condition| {
             !is_found(wanted) || brief.conditions.contains(&<&str>::from(wanted))
@@ -241,7 +275,6 @@ impl Query {
             .as_deref()
             .is_none_or(|l| *l == *brief.listener)
             && self.phase.is_none_or(phase)
-            && self.peer.as_ref().is_none_or(peer)
             && self.min_idle.as_ref().is_none_or(idle)
             && self.condition.is_none_or(condition)
     }
@@ -313,14 +346,15 @@ impl FromStr for Peer {
 
 impl Sort {
     /// What is known without a look.
-    fn known_weight(self, brief: &Brief) -> Option<u64> {
-        Some(match self {
-            Self::Id => 0,
-            Self::Age => brief.age_ms,
-            Self::Received => brief.received_bytes,
-            Self::Sent => brief.sent_bytes,
-            Self::Idle | Self::LastLife => return None,
-        })
+    const fn known_weight(self, brief: &Brief) -> (u64, Known) {
+        match self {
+            Self::Id => (0, Known::Exactly),
+            Self::Age => (brief.age_ms, Known::Exactly),
+            Self::Received => (brief.received_bytes, Known::Exactly),
+            Self::Sent => (brief.sent_bytes, Known::Exactly),
+            Self::Idle => (brief.idle_ms, Known::AtMost),
+            Self::LastLife => (brief.last_life_ms, Known::AtMost),
+        }
     }
 
     fn weight(self, c: &ConnectionView) -> u64 {
@@ -367,6 +401,13 @@ mod tests {
         fn brief(&self) -> Option<Brief> {
             Some(brief(self))
         }
+
+        fn peers(&self) -> [Option<SocketAddr>; 2] {
+            [
+                self.downstream.peer,
+                self.upstream.as_ref().and_then(|leg| leg.peer),
+            ]
+        }
     }
 
     /// A session that counts how often it is looked at.
@@ -385,6 +426,10 @@ mod tests {
         fn brief(&self) -> Option<Brief> {
             self.0.brief()
         }
+
+        fn peers(&self) -> [Option<SocketAddr>; 2] {
+            self.0.peers()
+        }
     }
 
     #[tokio::test]
@@ -398,9 +443,11 @@ mod tests {
             ("peer=192.0.2.7&phase=queued", 0),
             ("listener=web&min_idle=1h", 0),
             ("listener=web&sort=idle", 10),
+            ("sort=idle&limit=5", 5),
             ("listener=web&condition=quiet", 10),
             ("listener=web&phase=half_closed", 10),
-            ("sort=last_life&limit=1", 100),
+            ("sort=last_life&limit=1", 1),
+            ("sort=last_life", 100),
         ] {
             let looks = Arc::new(AtomicUsize::new(0));
             let watched = |id| {
@@ -412,6 +459,46 @@ mod tests {
             query_of.choose((1..=100).map(watched).collect()).await;
             assert_eq!(looks.load(Relaxed), expected, "{query}");
         }
+    }
+
+    /// Each session moved bytes since it was observed; the third has ended.
+    struct Moved(ConnectionView);
+
+    impl Shown for Moved {
+        fn id(&self) -> u64 {
+            self.0.id
+        }
+
+        fn view(&self) -> Option<ConnectionView> {
+            (self.0.id != 3).then(|| self.0.clone())
+        }
+
+        fn brief(&self) -> Option<Brief> {
+            let idle_ms = self.0.idle_ms + 100 * self.0.id;
+            Some(Brief {
+                idle_ms,
+                ..brief(&self.0)
+            })
+        }
+
+        fn peers(&self) -> [Option<SocketAddr>; 2] {
+            self.0.peers()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_look_finds_decides_the_order() {
+        let moved = |(id, idle_ms)| {
+            let mut view = session(id);
+            view.idle_ms = idle_ms;
+            Arc::new(Moved(view)) as Arc<dyn Shown>
+        };
+        let sessions = [(1, 900), (2, 950), (3, 990), (4, 500), (5, 500)].map(moved);
+        let query = Query::parse("sort=idle&limit=4").expect("valid");
+        let chosen = query.choose(sessions.to_vec()).await;
+        let ids: Vec<_> = chosen.sessions.iter().map(|s| s.id()).collect();
+        assert_eq!(ids, [2, 1, 4, 5]);
+        assert_eq!((chosen.total, chosen.matched), (5, 4));
     }
 
     async fn ids(query: &str, connections: &[ConnectionView]) -> Vec<u64> {

@@ -396,13 +396,13 @@ pub(super) mod tests {
         Brief {
             listener: view.listener.as_str().into(),
             phase: view.phase,
-            peers: [view.downstream.peer, upstream.and_then(|leg| leg.peer)],
             conditions: [
                 view.downstream.condition,
                 upstream.map_or("alive", |leg| leg.condition),
             ],
             age_ms: view.age_ms,
             idle_ms: view.idle_ms,
+            last_life_ms: view.legs().map(|leg| leg.last_life_ms).max().unwrap_or(0),
             received_bytes: view.legs().map(|leg| leg.received_bytes).sum(),
             sent_bytes: view.legs().map(|leg| leg.sent_bytes).sum(),
         }

@@ -78,16 +78,22 @@ impl Shown for Session {
         Some(Brief {
             listener: self.params.name.clone(),
             phase: shown_phase(&state),
-            peers: [
-                shown_client(state.client),
-                sys::sockopt::peer_address(state.fds[Leg::Upstream as usize]),
-            ],
             conditions: LEGS.map(|leg| state.machine.leg(leg).condition.into()),
             age_ms: (now - state.machine.started()).as_millis(),
             idle_ms: (now - state.machine.last_activity()).as_millis(),
+            last_life_ms: LEGS
+                .map(|leg| (now - state.machine.leg(leg).last_heard).as_millis())
+                .into_iter()
+                .fold(0, u64::max),
             received_bytes: received.iter().sum(),
             sent_bytes: sent.iter().sum(),
         })
+    }
+
+    fn peers(&self) -> [Option<SocketAddr>; 2] {
+        let state = self.lock();
+        let service = sys::sockopt::peer_address(state.fds[Leg::Upstream as usize]);
+        [shown_client(state.client), service]
     }
 }
 

@@ -431,15 +431,22 @@ impl Shown for One {
         Some(Brief {
             listener: view.listener.as_str().into(),
             phase: view.phase,
-            peers: [view.downstream.peer, upstream.and_then(|leg| leg.peer)],
             conditions: [
                 view.downstream.condition,
                 upstream.map_or("alive", |leg| leg.condition),
             ],
             age_ms: view.age_ms,
             idle_ms: view.idle_ms,
+            last_life_ms: view.legs().map(|leg| leg.last_life_ms).max().unwrap_or(0),
             received_bytes: view.legs().map(|leg| leg.received_bytes).sum(),
             sent_bytes: view.legs().map(|leg| leg.sent_bytes).sum(),
+        })
+    }
+
+    fn peers(&self) -> [Option<SocketAddr>; 2] {
+        self.view().map_or([None; 2], |view| {
+            let upstream = view.upstream.and_then(|leg| leg.peer);
+            [view.downstream.peer, upstream]
         })
     }
 

@@ -615,10 +615,14 @@ function take(next) {
   const known = [...select.options].map((o) => o.value);
   next.listeners.filter((l) => !known.includes(l.listener)).forEach((l) => select.append(h("option", {}, l.listener)));
   tell(next.draining ? "draining" : "live", next.draining);
-  // These orders have every session looked at.
-  const isCostly = (view() === "connections" && ["idle", "last_life"].includes(sort))
-    || (view() === "waiting" && next.sessions > MANY);
+  const isCostly = next.sessions > MANY && (view() === "waiting" || (view() === "connections" && asksAll()));
   if (!isCostly || next.now - listed >= 5) refresh();
+}
+
+// Only a look tells whether these filters leave a session.
+function asksAll() {
+  const { min_idle, condition, phase } = $("filters").elements;
+  return min_idle.value || ["alive", "quiet"].includes(condition.value) || ["open", "half_closed"].includes(phase.value);
 }
 
 function tell(text, lost) {
