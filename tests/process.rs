@@ -186,6 +186,8 @@ fn wrong_words_are_refused_before_anything_is_asked() {
         (&["verify", "--all", "--phase", "shut"], "half_closed"),
         (&["verify", "--all", "--peer", "localhost"], "IP address"),
         (&["kill", "seven"], "seven"),
+        (&["kill", "--peer", "192.0.2.7"], "filters go with --all"),
+        (&["verify"], "name sessions"),
     ] {
         let (code, _, errors) = run(&[arguments, &admin].concat());
         assert_eq!(code, Some(2), "{arguments:?}: {errors}");

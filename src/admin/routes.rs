@@ -127,6 +127,14 @@ impl<'a> Route<'a> {
         })
     }
 
+    /// Whether a process without sessions has nothing to say here.
+    const fn needs_sessions(self) -> bool {
+        !matches!(
+            self,
+            Self::Index | Self::Metrics | Self::Livez | Self::Readyz | Self::Config | Self::Drain
+        )
+    }
+
     const fn allowed(self) -> &'static str {
         match self {
             Self::Connections | Self::Connection(_) => "GET, HEAD, DELETE",
@@ -323,10 +331,7 @@ impl Router {
         if let Some(why) = refusal(self.guard.reach, &head.headers) {
             return Err(refused(head, Refusal::forbidden(why)));
         }
-        let Some(route) = Route::of(path) else {
-            let why = format!("nothing at {path}; there is\n\n{}", INDEX.trim_end());
-            return Err(Refusal::new(StatusCode::NOT_FOUND, why));
-        };
+        let route = self.route_of(path)?;
         if !route.allows(method) {
             let allowed = route.allowed();
             let why = format!("{method} is not allowed here; allowed: {allowed}");
@@ -375,6 +380,20 @@ impl Router {
             Route::Reload => self.reload(head).await,
             Route::Drain => Ok(self.drain()),
         }
+    }
+
+    fn route_of<'a>(&self, path: &'a str) -> Result<Route<'a>, Refusal> {
+        let only = self.control.index();
+        let why = match (Route::of(path), only) {
+            (Some(route), None) => return Ok(route),
+            (Some(route), Some(_)) if !route.needs_sessions() => return Ok(route),
+            (Some(_), Some(only)) => only.trim_end().to_owned(),
+            (None, only) => {
+                let index = only.unwrap_or(INDEX).trim_end();
+                format!("nothing at {path}; there is\n\n{index}")
+            }
+        };
+        Err(Refusal::new(StatusCode::NOT_FOUND, why))
     }
 
     fn drain(&self) -> Reply {

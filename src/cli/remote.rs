@@ -193,16 +193,8 @@ pub(super) struct OfListener {
 /// `pulsegate verify`.
 #[derive(Args)]
 pub(super) struct Verify {
-    /// Sessions by the number that `conns` prints
-    #[arg(
-        value_name = "ID",
-        required_unless_present = "all",
-        conflicts_with = "all"
-    )]
-    ids: Vec<u64>,
-    /// All sessions, or those that the filters leave
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    named: Named,
     /// End a session at once if one of its peers is proven gone
     #[arg(long)]
     quick: bool,
@@ -210,30 +202,45 @@ pub(super) struct Verify {
     endpoint: Endpoint,
     #[command(flatten)]
     output: Output,
-    #[command(flatten)]
-    filters: Filters,
 }
 
 /// `pulsegate kill`.
 #[derive(Args)]
 pub(super) struct Kill {
-    /// Sessions by the number that `conns` prints
-    #[arg(
-        value_name = "ID",
-        required_unless_present = "all",
-        conflicts_with = "all"
-    )]
-    ids: Vec<u64>,
-    /// All sessions, or those that the filters leave
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    named: Named,
     /// Why, for the log
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     #[command(flatten)]
     endpoint: Endpoint,
+}
+
+/// Which sessions are asked, or ended.
+#[derive(Args)]
+struct Named {
+    /// Sessions by the number that `conns` prints
+    #[arg(value_name = "ID", conflicts_with = "all")]
+    ids: Vec<u64>,
+    /// All sessions, or those that the filters leave
+    #[arg(long)]
+    all: bool,
     #[command(flatten)]
     filters: Filters,
+}
+
+impl Named {
+    /// The filters. A slip must not name more sessions than was meant.
+    fn filters(&self) -> Result<Vec<(&str, &str)>, String> {
+        let filters = self.filters.query();
+        match (self.all, filters.is_empty(), self.ids.is_empty()) {
+            (false, false, _) => Err("filters go with --all".to_owned()),
+            (false, true, true) => {
+                Err("name sessions: by ID, or --all, with filters or without".to_owned())
+            }
+            _ => client::check(&filters).map(|()| filters),
+        }
+    }
 }
 
 /// Which sessions, and in which order.
@@ -346,17 +353,14 @@ impl OfListener {
 }
 
 pub(super) fn verify(args: &Verify) -> ExitCode {
-    let filters = args.filters.query();
-    if !args.all && !filters.is_empty() {
-        return misused("filters go with --all");
-    }
-    if let Err(why) = client::check(&filters) {
-        return misused(&why);
-    }
-    let which = if args.all {
+    let filters = match args.named.filters() {
+        Ok(filters) => filters,
+        Err(why) => return misused(&why),
+    };
+    let which = if args.named.all {
         Which::All(&filters)
     } else {
-        Which::Ids(&args.ids)
+        Which::Ids(&args.named.ids)
     };
     let on_silent = if args.quick {
         OnSilent::End
@@ -380,23 +384,20 @@ pub(super) fn verify(args: &Verify) -> ExitCode {
 }
 
 pub(super) fn kill(args: &Kill) -> ExitCode {
-    let mut query = args.filters.query();
-    if !args.all && !query.is_empty() {
-        return misused("filters go with --all");
-    }
-    if let Err(why) = client::check(&query) {
-        return misused(&why);
-    }
+    let mut query = match args.named.filters() {
+        Ok(filters) => filters,
+        Err(why) => return misused(&why),
+    };
     query.extend(args.reason.as_deref().map(|reason| ("reason", reason)));
     let target = match args.endpoint.reach() {
         Ok(target) => target,
         Err(why) => return report(Err(why)),
     };
-    if args.all {
+    if args.named.all {
         return report(client::kill_all(&target, &query));
     }
     let mut exit = Exit::Ok.into();
-    for id in &args.ids {
+    for id in &args.named.ids {
         match client::kill(&target, *id, &query) {
             Ok(text) => drop(write_out(&text)),
             Err(error) => exit = report(Err(error)),

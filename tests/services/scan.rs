@@ -518,6 +518,9 @@ fn guard_finds_the_dead_unattended() {
     // Its zeros in the console of a proxy would look as if all were well.
     let index = get("/");
     assert!(index.starts_with("This is pulsegate guard"), "{index}");
+    let conns = rig.pulsegate(&["conns", "--admin", "127.0.0.1:9901"]);
+    assert_eq!(conns.code, 1, "{}", conns.text);
+    assert!(conns.text.contains("It has no sessions"), "{}", conns.text);
 
     rig.net.cut(Host::Client);
     let ended = || metric("pulsegate_guard_ended_total ") == 25;
