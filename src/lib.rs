@@ -2,9 +2,10 @@
 //!
 //! Reading order, from the bottom: [`liveness`] decides (pure), [`heartbeat`] asks applications (pure),
 //! [`sys`] touches the kernel (the only `unsafe`), [`net`] and [`relay`] hold and move bytes, [`tls`] wraps
-//! them, [`host`] reads what bounds the
-//! promise on this machine, [`session`] ties one connection
-//! pair together, [`server`] accepts, [`app`] composes.
+//! them, [`upstream`] dials services, [`config`] reads the file, [`host`] reads what bounds the promise on
+//! this machine, [`session`] ties one connection pair together, [`server`] accepts, [`admin`] answers
+//! operators, [`app`] composes. [`scan`] and [`guard`] judge connections of other processes, [`cli`] starts
+//! all of it.
 
 pub mod admin;
 pub mod app;

@@ -11,7 +11,7 @@ use crate::sys::sock_diag::{self, Listening};
 pub struct AcceptQueue {
     /// Connections that are complete and not accepted yet.
     pub length: u64,
-    /// Beyond this length the kernel drops newcomers.
+    /// Beyond this length the kernel drops new connections.
     pub limit: u64,
 }
 

@@ -10,7 +10,7 @@ use super::sample::{AGE_JITTER, LegSample, TcpState};
 use super::time::{Span, Time};
 
 /// Silence shorter than this is an answer in itself: the kernel asks nobody more often.
-const RECENT: Span = Span::ms(1000);
+pub const RECENT: Span = Span::ms(1000);
 /// Between two observations at most, so that a live peer's answer is soon seen.
 const LONGEST_PAUSE: Span = Span::ms(8);
 
@@ -20,9 +20,9 @@ pub struct Method {
     /// Whether a sign of life of the last second is an answer. If not, the peer must say
     /// something after the inquiry began.
     pub recent_is_alive: bool,
-    /// A peer that answers within this is never called silent, ms.
+    /// A peer that answers within this is never called silent.
     pub patience: Span,
-    /// Where not enough could be asked by then there is no judgement, ms.
+    /// Where not enough could be asked by then there is no judgement.
     pub limit: Span,
 }
 
@@ -33,7 +33,7 @@ impl Method {
         patience: Span::ms(800),
         limit: Span::ms(2500),
     };
-    /// For a newcomer who waits for the place of this one. A peer that was heard just before it
+    /// For a new client that waits for the place of this one. A peer that was heard just before it
     /// vanished cannot be asked for a second; with data in flight the kernel asks at its own pace.
     pub const TAKEOVER: Self = Self {
         recent_is_alive: false,
@@ -47,14 +47,14 @@ impl Method {
 pub enum Answer {
     /// The peer's kernel answers.
     Alive {
-        /// Since the peer was last heard, ms.
+        /// Since the peer was last heard.
         silent_for: Span,
         /// Whether that was after the inquiry began; if not, it was not asked.
         answered: bool,
     },
     /// Every question stayed unanswered.
     Silent {
-        /// Since the peer was last heard, ms.
+        /// Since the peer was last heard.
         silent_for: Span,
         /// Which questions.
         evidence: Evidence,

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use super::policy::{Policy, SLOWEST_QUESTION};
-use super::proof::{APART, PROBE_EVERY, Proof, VOLLEY_PROBES};
+use super::proof::{APART, Counts, PROBE_EVERY, Proof, VOLLEY_PROBES};
 use super::reason::{CloseReason, Evidence, Leg};
 use super::sample::{AGE_JITTER, LegSample, TcpState};
 use super::time::{Span, Time};
@@ -16,7 +16,7 @@ const FINAL_EVERY: Span = Span::ms(100);
 pub(super) const SUSPECT_EVERY: Span = Span::ms(1000);
 /// Where a question was known to be unanswered so long before D, everything was asked that could be.
 const IN_TIME: Span = Span::ms(500);
-/// If even then there is no verdict, it is asked again: the last one had its time long ago.
+/// Without a verdict by then the peer is asked again: the answer to the last question is long overdue.
 const ASK_AGAIN_AFTER: Span = Span::ms(2000);
 /// From this D on there is time to ask a quiet peer enough.
 const ENOUGH_TIME: Span = Span::ms(3000);
@@ -227,7 +227,7 @@ impl Judge {
         };
         self.unanswered_since = Later::default();
         self.last_probe = Later::default();
-        self.proof = Proof::after_life(now - self.last_heard, false, sample);
+        self.proof = Proof::after_life(now - self.last_heard, Counts::Older, sample);
         self.last_sample = Later::at(now, self.last_heard);
         self.note_stuck(now, before, sample);
         if self.stream == Stream::Bequeathed {
@@ -427,8 +427,13 @@ impl Judge {
         self.unanswered_since = Later::default();
         self.last_probe = Later::default();
         // At the first observation everything that the kernel has counted came after it.
-        let counts_from_life = dated || self.last_sample.get(self.last_heard).is_none();
-        self.proof = Proof::after_life(now - self.last_heard, counts_from_life, sample);
+        let is_first = self.last_sample.get(self.last_heard).is_none();
+        let counts = if dated || is_first {
+            Counts::FromLife
+        } else {
+            Counts::Older
+        };
+        self.proof = Proof::after_life(now - self.last_heard, counts, sample);
         true
     }
 

@@ -217,7 +217,7 @@ impl Machine {
     }
 
     /// Somebody asks the peer of a leg now: the longest gap that the kernel is to leave between two
-    /// questions meanwhile, ms, where that is to be set.
+    /// questions meanwhile, where that is to be set.
     pub fn hasten(&mut self, leg: Leg, sample: &LegSample) -> Option<Span> {
         self.legs[leg as usize].hasten(sample)
     }

@@ -60,14 +60,14 @@ mod time;
 mod verdict;
 mod window;
 
-pub use inquiry::{Answer, Inquiry, Method, Step};
+pub use inquiry::{Answer, Inquiry, Method, RECENT, Step};
 pub use judge::Judge;
 pub use machine::Machine;
 pub use policy::Policy;
 pub use pressure::{Pressure, Reading};
 pub use pulse::{Asking, Beat, Moment, Other, Peer, Pulse, Then};
 pub use reason::{CloseHow, CloseReason, Evidence, LEGS, Leg};
-pub use sample::{LegSample, Observation, TcpState, Traffic};
+pub use sample::{AGE_JITTER, LegSample, Observation, TcpState, Traffic};
 pub use shed::{Candidate, Rank};
 pub use spread::Turn;
 pub use time::{Span, Time};

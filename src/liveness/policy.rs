@@ -7,15 +7,15 @@ use super::time::{Span, Time};
 
 /// The keepalive options of the kernel count whole seconds.
 const SECOND: Span = Span::ms(1000);
-/// The kernel's questions to a peer that owes an answer are so far apart at most, ms.
+/// The kernel's questions to a peer that owes an answer are so far apart at most.
 pub(super) const SLOWEST_QUESTION: Span = Span::ms(1000);
-/// Its timers, coarse at this length, may be late by this, ms.
+/// Its timers, coarse at this length, may be late by this.
 pub(super) const LATE_QUESTION: Span = Span::ms(125);
 
-/// Of the tolerance, what is left to the monitor and the kernel, ms.
+/// Of the tolerance, what is left to the monitor and the kernel.
 const MONITOR: Span = Span::ms(50);
 
-/// How long before D the last questions begin, and how long where they are all there are, ms.
+/// How long before D the last questions begin, and how long where they are all there are.
 const LAST_QUESTIONS: Span = Span::ms(1200);
 const ALL_QUESTIONS: Span = Span::ms(2300);
 
@@ -26,7 +26,7 @@ pub struct Policy {
     pub detect_within: Span,
     /// I: a quiet peer is asked this often. At least 1000 and below `detect_within`.
     pub probe_interval: Span,
-    /// Whether keepalive asks the peer of a leg, by [`super::Leg`]. Without, a quiet one is not judged.
+    /// Whether keepalive asks the peer of a leg, by [`super::Leg`]. Where it is false, a quiet peer is not judged.
     pub probes: [bool; 2],
     /// A session without a byte for this long is ended.
     pub idle_timeout: Option<Span>,
@@ -129,7 +129,7 @@ impl Policy {
         last_heard + self.detect_within + self.grace() * 2 - MONITOR
     }
 
-    /// An outage shorter than this ends nothing, ms. Under suspicion the kernel's questions are up to
+    /// An outage shorter than this ends nothing. Under suspicion the kernel's questions are up to
     /// a second apart, so the peer has to be back a second before D; and when the outage began, it
     /// had been heard a second before, or `probe_interval`.
     #[must_use]

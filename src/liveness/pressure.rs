@@ -98,7 +98,7 @@ impl Pressure {
         }
     }
 
-    /// Whether newcomers have to wait: each would end another one's session, or the process.
+    /// Whether new clients have to wait: each would end another one's session, or the process.
     #[must_use]
     pub const fn is_full(self, now: Reading) -> bool {
         matches!(self, Self::Short { .. }) && now.used >= now.high()
@@ -141,7 +141,10 @@ mod tests {
         assert!(short.is_full(at(95)));
         let short = short.next(at(90), 20);
         assert_eq!(short.most(at(90)), 20);
-        assert!(!short.is_full(at(90)), "there is room for newcomers again");
+        assert!(
+            !short.is_full(at(90)),
+            "there is room for new clients again"
+        );
         assert_eq!(short.next(at(89), 20), Pressure::Calm);
     }
 
@@ -190,7 +193,7 @@ mod tests {
             pressure = pressure.next(at(95), 20);
         }
         assert_eq!(rounds, 5);
-        assert!(!pressure.is_full(at(95)), "newcomers are let in");
+        assert!(!pressure.is_full(at(95)), "new clients are let in");
         pressure = pressure.next(at(95), 0);
         assert_eq!(pressure.most(at(95)), 0);
         assert!(pressure.next(at(96), 0).most(at(96)) > 0);

@@ -24,11 +24,11 @@ const VOLLEY: u8 = 10;
 pub const VOLLEY_PROBES: u8 = 3;
 /// The current one is complete, and was counted as such.
 const WHOLE: u8 = u8::MAX;
-/// They are this far apart: two ticks of the slowest kernel clock, ms.
+/// They are this far apart: two ticks of the slowest kernel clock.
 pub const PROBE_EVERY: Span = Span::ms(20);
-/// Probes closer together than this are one question (`tcp_invalid_ratelimit`), ms.
+/// Probes closer together than this are one question (`tcp_invalid_ratelimit`).
 pub const APART: Span = Span::ms(500);
-/// The kernel sends no keepalive probe before so much silence, ms.
+/// The kernel sends no keepalive probe before so much silence.
 const FIRST_PROBE: Span = Span::ms(1000);
 /// What has to be added up before a peer is gone.
 const PROOF: u8 = 41;
@@ -48,11 +48,20 @@ pub struct Proof {
     counted: u32,
 }
 
+/// Since when the kernel counts its unanswered questions: an acknowledgement sets its counts to 0, another
+/// segment does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counts {
+    /// Since the last sign of life.
+    FromLife,
+    /// Some of them may be older.
+    Older,
+}
+
 impl Proof {
-    /// After a sign of life, as told by a sample taken `silent` after it. An acknowledgement has set
-    /// the counts of the kernel to 0, another segment has not.
-    pub fn after_life(silent: Span, dated: bool, sample: &LegSample) -> Self {
-        let earlier = |count: u8| if dated { 0 } else { count };
+    /// After a sign of life, as told by a sample taken `silent` after it.
+    pub fn after_life(silent: Span, counts: Counts, sample: &LegSample) -> Self {
+        let earlier = |count: u8| if counts == Counts::FromLife { 0 } else { count };
         let sent_since = sample.last_sent_age + AGE_JITTER < silent;
         let transmissions = match sample.unacked {
             0 => 0,
@@ -70,7 +79,7 @@ impl Proof {
     /// What the kernel has asked on its own, where nobody has observed it: its probes are a second apart at
     /// least, its retransmissions further and further.
     pub fn of_the_past(silent: Span, sample: &LegSample) -> Self {
-        let mut proof = Self::after_life(silent, true, sample);
+        let mut proof = Self::after_life(silent, Counts::FromLife, sample);
         let most = u32::try_from(2 + silent / FIRST_PROBE).unwrap_or(u32::MAX);
         if sample.unacked > 0 && sample.last_sent_age + AGE_JITTER < silent {
             proof.add(byte(sample.retransmits.min(most)).saturating_add(1));

@@ -113,10 +113,10 @@ pub enum CloseReason {
     ConnectCancelled,
     /// The session waited longer than `queue_timeout` for a free place.
     QueueTimeout,
-    /// There was no place for the newcomer, and none could be made; or it waited for one, and
+    /// There was no place for the new client, and none could be made; or it waited for one, and
     /// descriptors or memory ran short.
     Rejected,
-    /// Ended to make room for a newcomer (`on_full: replace`).
+    /// Ended to make room for a new client (`on_full: replace`).
     Replaced,
     /// Ended under pressure of a limit (`on_full: shed`, descriptors, memory).
     Shed,

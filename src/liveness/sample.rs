@@ -6,9 +6,9 @@ use super::time::Span;
 
 /// Ages come from jiffies and are rounded; a shift this small is not a new sign of life.
 pub const AGE_JITTER: Span = Span::ms(20);
-/// A question has had its time after this, and after one and a half round trips, ms.
+/// A question has had its time after this, and after one and a half round trips.
 pub const ANSWER_TAKES: Span = Span::ms(50);
-/// But not longer than this, ms.
+/// But not longer than this.
 const ANSWER_TAKES_AT_MOST: Span = Span::ms(1000);
 
 /// The TCP states the verdict distinguishes (`enum` in `include/net/tcp_states.h`).
@@ -147,7 +147,7 @@ impl LegSample {
         }
     }
 
-    /// From a transmission to the first retransmission, ms (`tcp_set_rto`, net/ipv4/tcp_input.c).
+    /// From a transmission to the first retransmission (`tcp_set_rto`, net/ipv4/tcp_input.c).
     pub(super) fn usual_rto(&self) -> Span {
         let variation = (u64::from(self.rttvar_us) * 4).max(200_000);
         Span::ms((u64::from(self.rtt_us) + variation) / 1000)
@@ -159,7 +159,7 @@ impl LegSample {
         self.usual_rto().max(SLOWEST_QUESTION)
     }
 
-    /// How long a question has to be unanswered, ms.
+    /// How long a question has to be unanswered.
     pub(super) fn answer_takes(&self) -> Span {
         Span::ms(u64::from(self.rtt_us) * 3 / 2000).clamp(ANSWER_TAKES, ANSWER_TAKES_AT_MOST)
     }

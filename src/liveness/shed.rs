@@ -3,9 +3,9 @@
 
 use super::time::Span;
 
-/// A session that moved a byte within this time is active, ms.
+/// A session that moved a byte within this time is active.
 pub const ACTIVE: Span = Span::ms(5000);
-/// How long a half-closed session may be quiet before it is one of the first to go, ms.
+/// How long a half-closed session may be quiet before it is one of the first to go.
 const HALF_CLOSED_GRACE: Span = Span::ms(2000);
 
 /// What the order is made of.
@@ -19,9 +19,9 @@ pub struct Candidate {
     pub sheds: bool,
     /// The client has sent a byte.
     pub client_spoke: bool,
-    /// Since it was accepted, ms.
+    /// Since it was accepted.
     pub age: Span,
-    /// Since a byte moved, ms.
+    /// Since a byte moved.
     pub idle: Span,
 }
 

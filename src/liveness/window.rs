@@ -76,7 +76,7 @@ pub fn longest_gap(now: Time, since: Time, policy: &Policy, sample: &LegSample) 
     gap.min(KERNELS_OWN)
 }
 
-/// Where in this stretch of silence a retransmission has to be for another to be at `last` in the end.
+/// When in this stretch of silence to retransmit, so that a later retransmission falls at `last`.
 /// Each has to come after half as much silence again at least, and a part of that may be lost on late
 /// timers; and not after much more, since the gap before it, doubled, has to suffice.
 fn stop_within(stretch: RangeInclusive<Span>, last: Span) -> Option<Span> {

@@ -58,10 +58,10 @@ pub struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn new(socket: TcpStream, is_local: bool) -> Self {
+    pub(crate) fn new(socket: TcpStream) -> Self {
         Self {
             socket,
-            is_local,
+            is_local: false,
             full: false,
             is_read_now: false,
             sent: 0,
@@ -152,8 +152,11 @@ impl LegStream {
     #[must_use]
     pub fn under(self, layer: Box<dyn Layer>) -> Self {
         let wire = match self {
-            Self::Plain(socket) => Wire::new(socket, false),
-            Self::Local(socket) => Wire::new(*socket, true),
+            Self::Plain(socket) => Wire::new(socket),
+            Self::Local(socket) => Wire {
+                is_local: true,
+                ..Wire::new(*socket)
+            },
             Self::Layered(layered) => layered.wire,
         };
         let last_words = None;
@@ -378,7 +381,10 @@ impl DetachedLeg {
                 layer,
                 last_words,
             } => {
-                let wire = Wire::new(TcpStream::new(fd)?, is_local);
+                let wire = Wire {
+                    is_local,
+                    ..Wire::new(TcpStream::new(fd)?)
+                };
                 LegStream::Layered(Box::new(Layered {
                     wire,
                     layer,

@@ -30,7 +30,7 @@ const TAIL_WAIT: Duration = Duration::from_millis(2);
 /// The mark is set once this much has come without a byte in the other direction: requests and
 /// answers never wait for it.
 const STEADY_BYTES: usize = 2 * 1024 * 1024;
-/// A pipe is emptied for others when its destination has taken nothing between two looks so far
+/// A pipe is emptied for others when its destination has taken nothing between two checks so far
 /// apart.
 const STALL_WAIT: Duration = Duration::from_secs(1);
 /// A wake-up that moved less than this ends bulk.

@@ -44,7 +44,7 @@ pub struct AcceptQueue {
     pub process: String,
     /// How many wait.
     pub length: u32,
-    /// Beyond this length the kernel drops newcomers.
+    /// Beyond this length the kernel drops new connections.
     pub limit: u32,
 }
 
@@ -165,7 +165,7 @@ fn held(
     let ports: HashSet<u16> = listening.iter().map(|l| l.address.port()).collect();
     let now = sys::now();
     let mut found: Vec<(Seen, u32)> = Vec::new();
-    // Where a newcomer moves the others along, the kernel tells of one twice.
+    // Where a new one moves the others along, the kernel tells of one twice.
     let mut told = HashSet::new();
     diag.each(|c: &Connected| {
         let ends = (c.id.local(), c.id.peer());

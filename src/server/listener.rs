@@ -349,7 +349,7 @@ pub(super) fn places(config: &ListenerConfig) -> Option<usize> {
     config.limits.max_connections.map(|n| n as usize)
 }
 
-/// Those of a listener that is replaced where the limits stay: who has used up a burst gets no other one.
+/// The rates of the listener that is replaced, if the limits stay: a source that used up its burst gets no new one.
 fn rates(limits: &Limits, before: Option<&Listener>) -> Option<Arc<Mutex<Rates>>> {
     let (rate, burst) = (limits.rate_per_source, limits.burst_per_source);
     let stays = |before: &&Listener| {

@@ -17,7 +17,7 @@ use crate::sys;
 
 /// Between two readings.
 const TICK: Duration = Duration::from_secs(1);
-/// Readings without a round after one that found nobody to end: it asks many and observes all.
+/// Readings to skip after a round that found nobody to end: a round is expensive.
 const REST: u32 = 5;
 
 /// What watches.

@@ -3,7 +3,7 @@
 //! Each worker that wakes up for a message pays for the wake-up, and two workers that are nearly
 //! idle pay it more often than one that has the work of both. So one worker begins, another one is
 //! taken into use when one runs all the time, and it is given up when the others can
-//! do its work. A session migrates between two messages, when it holds no byte: its sockets are
+//! do its work. A session migrates when it was woken up, with the bytes it holds: its sockets are
 //! registered with the other worker's epoll.
 
 use std::cell::Cell;
@@ -17,11 +17,11 @@ use super::{Session, Table};
 use crate::liveness::{Span, Time};
 use crate::sys;
 
-/// A worker is measured over at least this long, ms.
+/// A worker is measured over at least this long.
 const WINDOW: Span = Span::ms(200);
 /// Wake-ups of sessions between two readings of the clock.
 const READ_CLOCK_EVERY: u32 = 64;
-/// A measurement older than this says nothing: the worker has hardly woken up since, ms.
+/// A measurement older than this says nothing: the worker has hardly woken up since.
 const STALE: Span = Span::ms(1000);
 /// A worker that runs for longer than this is full, permille of the time. One that waits for a
 /// processor is not: where there is none left, another worker has none, either.
@@ -30,9 +30,9 @@ const FULL: u32 = 900;
 const UNEVEN: u32 = 300;
 /// One worker less will do when the others would not be busier than this, permille, ...
 const CALM: u32 = 500;
-/// ... for so long, ms.
+/// ... for so long.
 const CALM_FOR: Span = Span::ms(1000);
-/// A worker that gave sessions away is given time to show what that brought, ms.
+/// A worker that gave sessions away is given time to show what that brought.
 const SETTLES: Span = Span::ms(500);
 /// A worker has clearly more sessions than another when it has more than 9/8 of them.
 const MORE: (usize, usize) = (9, 8);
@@ -62,7 +62,7 @@ pub struct Worker {
     all: Weak<Balancer>,
 }
 
-/// Whoever accepts clients, and a session whose books are being closed: a drain waits for them.
+/// Makes a drain wait: held while clients are accepted, and while a session's books are closed.
 #[derive(Debug)]
 pub struct Coming(Arc<Balancer>);
 
@@ -281,7 +281,7 @@ impl Worker {
     }
 }
 
-/// Sessions of a worker that are to migrate as soon as they wake up and hold no byte.
+/// Sessions of a worker that are to migrate as soon as they wake up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Advice {
     /// To this worker.

@@ -1,4 +1,4 @@
-//! Looks at the sessions of one worker when their time has come, apart from the relay.
+//! Observes the sessions of one worker when their time has come, apart from the relay.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,13 +11,13 @@ use crate::liveness::{
 use crate::net::options;
 use crate::sys;
 
-/// Looks between two turns of the other tasks of the worker: where all end their sessions, these wait
+/// Observations between two turns of the other tasks of the worker: where all end their sessions, these wait
 /// for so many ends at most.
 const BATCH: usize = 16;
 /// An observation that is not urgent is put off to the next multiple of this, so that many share one
-/// wake-up, ms.
+/// wake-up.
 const GRID: Span = Span::ms(100);
-/// What is due so much later than now, or more, is not urgent, ms.
+/// What is due so much later than now, or more, is not urgent.
 const URGENT: Span = Span::ms(1500);
 
 /// Runs for as long as the worker.

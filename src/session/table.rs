@@ -15,7 +15,7 @@ use crate::liveness::{Span, Time};
 const WATCH_AFTER: Span = Span::ms(250);
 /// So many entries of the queue beyond twice the sessions are not worth the work.
 const STALE: usize = 1024;
-/// Sessions that come one after the other are put under watch together, at a multiple of this, ms.
+/// Sessions that come one after the other are put under watch together, at a multiple of this.
 const WATCH_GRID: Span = Span::ms(50);
 
 /// The sessions of one worker. Locked for moments only: at a session's begin and end, and by the

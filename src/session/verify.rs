@@ -8,8 +8,8 @@ use tokio::task::JoinSet;
 
 use super::{Phase, Session};
 use crate::liveness::{
-    Answer, Candidate, Close, CloseHow, Condition, Inquiry, LEGS, Leg, LegSample, Method, Span,
-    Step, TcpState, Time,
+    AGE_JITTER, Answer, Candidate, Close, CloseHow, Condition, Inquiry, LEGS, Leg, LegSample,
+    Method, RECENT, Span, Step, TcpState, Time,
 };
 use crate::net::{options, sample};
 use crate::sys;
@@ -18,10 +18,6 @@ use crate::view::{AnswerWord, OnSilent, VerifiedLeg, VerifiedSession};
 
 /// Of many sessions, those whose turn has not come after this are not asked.
 const TURN_WITHIN: Duration = Duration::from_secs(7);
-/// A peer that was heard so lately cannot be asked: it is there, ms.
-const HEARD: Span = Span::ms(1000);
-/// The kernel's ages are rounded to its clock, ms.
-const AGE_JITTER: Span = Span::ms(20);
 
 /// What came of asking one peer.
 #[derive(Clone, Copy, Debug)]
@@ -126,10 +122,10 @@ impl Session {
     /// Waits until a client that did not answer is heard; whoever ends the session ends this.
     pub async fn until_client_is_heard(&self) {
         while let Some(sample) = self.sample(Leg::Downstream) {
-            if sample.last_heard_age() < HEARD {
+            if sample.last_heard_age() < RECENT {
                 return;
             }
-            tokio::time::sleep((HEARD / 4).into()).await;
+            tokio::time::sleep((RECENT / 4).into()).await;
         }
         std::future::pending::<()>().await;
     }

@@ -1,22 +1,13 @@
 //! The allocator's settings, and memory that it keeps.
 
-use std::ffi::c_char;
-
 /// Two arenas: threads that allocate much are few, and each arena keeps pages of its own. What is
 /// freed is given back after a second at most, and at once to the kernel rather than marked for it.
-#[repr(transparent)]
-pub struct Settings(*const c_char);
-
-// SAFETY: it points to a constant.
-unsafe impl Sync for Settings {}
-
 /// Read by jemalloc when it starts (jemalloc(3), TUNING).
-// SAFETY: no other definition of this symbol is linked; jemalloc's own is weak, of this type, and it
-// reads a string that ends with NUL.
+// SAFETY: no other definition of this symbol is linked; jemalloc's own is weak. It is a pointer to a
+// string that ends with NUL, as jemalloc reads it; the string is never written.
 #[unsafe(export_name = "_rjem_malloc_conf")]
 #[used]
-pub static SETTINGS: Settings =
-    Settings(c"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0".as_ptr());
+pub static SETTINGS: &[u8; 47] = b"narenas:2,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
 
 /// Gives memory that the allocator keeps for later back to the kernel. It takes each arena's lock for
 /// a moment: for times of need only.

@@ -23,6 +23,8 @@ pub use pidfd::Foreign;
 pub use register::register;
 pub use signals::{hold_end_signals, release_end_signals};
 pub use sockopt::duplicate;
+pub use tcp_info::{TcpInfo, UNKNOWN_WINDOW, state_name, tcp_info};
+
 /// Takes an answer of the kernel apart in each way that this module knows; how many messages it has.
 #[cfg(fuzzing)]
 pub fn parse_netlink(datagram: &[u8]) -> usize {
@@ -31,5 +33,3 @@ pub fn parse_netlink(datagram: &[u8]) -> usize {
         .inspect(|message| sock_diag::parse(message))
         .count()
 }
-
-pub use tcp_info::{TcpInfo, UNKNOWN_WINDOW, state_name, tcp_info};

@@ -51,7 +51,7 @@ pub struct Listening {
     pub dual_stack: bool,
     /// Connections that are complete and not accepted yet.
     pub length: u32,
-    /// Beyond this length the kernel drops newcomers.
+    /// Beyond this length the kernel drops new connections.
     pub limit: u32,
     /// Of `/proc/PID/fd`.
     pub inode: u32,

@@ -39,7 +39,7 @@ pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
 ///
 /// # Errors
 /// The server refuses with an alert. With TLS 1.3 a client learns only behind the handshake that its
-/// certificate does not do.
+/// certificate is not accepted.
 pub async fn end<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     within: Duration,

@@ -801,7 +801,7 @@ async fn layer() -> (Wire, Box<Tls>, TlsStream<Socket>) {
     let mut handshake = Handshake::new(ours(server()), Vec::new()).unwrap();
     poll_fn(|cx| handshake.poll(&socket, cx)).await.unwrap();
     (
-        Wire::new(socket, false),
+        Wire::new(socket),
         handshake.layer,
         peer.await.unwrap().unwrap().into(),
     )

@@ -21,7 +21,7 @@ fn somaxconn(facts: &Facts, demands: &Demands) -> Option<Check> {
         return Some(Check::ok(found, "accept queues are as long as asked for"));
     }
     let meaning = format!(
-        "the kernel cuts each accept queue to {limit}; in a burst of more newcomers it drops the \
+        "the kernel cuts each accept queue to {limit}; in a burst of more new clients it drops the \
          rest, who try again after 1 s and more"
     );
     let setting = format!("sysctl -w net.core.somaxconn={backlog}");
@@ -53,7 +53,7 @@ fn syn_backlog(facts: &Facts, demands: &Demands) -> Option<Check> {
         let meaning = "as many handshakes as the accept queue is long";
         return Some(Check::ok(found, meaning));
     }
-    let meaning = "newcomers are dropped while so many handshakes are in progress";
+    let meaning = "new clients are dropped while so many handshakes are in progress";
     let setting = format!("sysctl -w net.ipv4.tcp_max_syn_backlog={backlog}");
     Some(Check::warn(found, meaning).set(setting))
 }
@@ -90,10 +90,10 @@ fn drops(facts: &Facts, _: &Demands) -> Option<Check> {
         None => drops.to_string(),
     };
     if drops == 0 {
-        let meaning = "no newcomer was dropped in this network namespace";
+        let meaning = "no new client was dropped in this network namespace";
         return Some(Check::ok(found, meaning));
     }
-    let meaning = "newcomers dropped since this network namespace was made, by any of its \
+    let meaning = "new clients dropped since this network namespace was made, by any of its \
                    listening sockets; ss -ltn shows whose queue is full now";
     Some(Check::info(found, meaning))
 }

@@ -166,7 +166,7 @@ fn memory(facts: &Facts, demands: &Demands) -> Option<Check> {
     let room = limit.saturating_sub(need.base) / need.session;
     let then = match demands.memory {
         Memory::Unwatched => "at the limit the kernel kills the process, and all sessions with it",
-        _ => "from 95 % of it on sessions are shed and newcomers wait",
+        _ => "from 95 % of it on sessions are shed and new clients wait",
     };
     Some(match demands.sessions {
         Some(sessions) if sessions > room => {
