@@ -13,9 +13,9 @@ use super::{Limiter, Listener, Permit};
 use crate::config::{Network, OnFull};
 use crate::liveness::{Candidate, Close, CloseHow, CloseReason, Method, Span};
 use crate::metrics::{RejectReason, Shortage, Takeover};
+use crate::net::leg::Layer;
 use crate::session::{Boxed, Client, Preamble, ProxyHeader, Session, SessionParams};
 use crate::sys;
-use crate::tls::Handshake;
 
 /// Holders that are asked at once, the longest quiet first.
 const ASKED_AT_ONCE: usize = 64;
@@ -146,7 +146,7 @@ impl Preamble for Named {
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<Option<Handshake>, Close>> {
+    ) -> Boxed<'a, Result<Option<Box<dyn Layer>>, Close>> {
         Box::pin(async move {
             self.header.read(session, client).await?;
             match self.listener.admits(session.client().ip()) {

@@ -17,13 +17,12 @@ use super::{Phase, Session, Watch, aborted, closing};
 use crate::config::{Abandoned, Dial};
 use crate::liveness::{Close, CloseReason, Leg};
 use crate::metrics::{ConnectFailure, RejectReason};
-use crate::net::leg::LegStream;
+use crate::net::leg::{Layer, LegStream};
 use crate::net::options;
 use crate::net::stream::TcpStream;
 use crate::proxy_protocol::Header;
 use crate::relay::Relay;
 use crate::sys::{self, sockopt};
-use crate::tls::Handshake;
 use crate::upstream::{ActiveSession, Dialling, Endpoint, is_local};
 
 /// How long a client that is turned away may take to acknowledge what it was told, such as an alert of TLS.
@@ -50,12 +49,12 @@ pub trait Preamble: fmt::Debug + Send + Sync {
     /// It takes longer. Returns the reason that the session is closed for.
     fn late(&self, session: &Session) -> CloseReason;
 
-    /// Reads it. Returns the handshake, where that is what it was. Fails with how the session is closed.
+    /// Reads it. Returns the layer that the leg of the client has from now on, if any. Fails with how the session is closed.
     fn read<'a>(
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<Option<Handshake>, Close>>;
+    ) -> Boxed<'a, Result<Option<Box<dyn Layer>>, Close>>;
 }
 
 /// A client that has no upstream yet.
@@ -119,7 +118,7 @@ pub(super) async fn open<P>(
     for preamble in preambles {
         match read(&session, &mut client, &*preamble).await {
             Ok(None) => {}
-            Ok(Some(handshake)) => client.stream = handshake.into_leg(client.stream),
+            Ok(Some(layer)) => client.stream = client.stream.under(layer),
             Err(close) => {
                 session
                     .last_words(Leg::Downstream, &client.stream, &close)
@@ -199,7 +198,7 @@ async fn read(
     session: &Session,
     client: &mut Client,
     preamble: &dyn Preamble,
-) -> Result<Option<Handshake>, Close> {
+) -> Result<Option<Box<dyn Layer>>, Close> {
     tokio::select! {
         biased;
         close = poll_fn(|_| session.take_order()) => Err(close),

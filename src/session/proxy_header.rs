@@ -11,11 +11,11 @@ use super::opening::{Boxed, Client, Preamble};
 use super::{Session, aborted};
 use crate::config::{ListenerConfig, Network, ProxyProtocol, SendProxy};
 use crate::liveness::{Close, CloseReason, Leg};
-use crate::net::leg::LegStream;
+use crate::net::leg::{Layer, LegStream};
 use crate::proxy_protocol::{self, ALPN, AUTHORITY, Addresses, Header, SSL, Ssl, UNIQUE_ID};
 use crate::sys::sockopt;
 use crate::telemetry::Repeated;
-use crate::tls::{Established, Handshake};
+use crate::tls::Established;
 
 /// Read at once. A header seldom has more than some hundred bytes.
 const CHUNK_BYTES: usize = 1024;
@@ -83,7 +83,7 @@ impl Preamble for ProxyHeader {
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<Option<Handshake>, Close>> {
+    ) -> Boxed<'a, Result<Option<Box<dyn Layer>>, Close>> {
         Box::pin(async move {
             let mut bytes = Vec::new();
             let (header, length) = loop {

@@ -10,7 +10,7 @@ use super::opening::{Boxed, Client, Preamble, while_wanted};
 use super::{Phase, Session, aborted};
 use crate::liveness::{Close, CloseReason, Condition, Leg, Span};
 use crate::metrics::HandshakeFailure;
-use crate::net::leg::LegStream;
+use crate::net::leg::{Layer, LegStream};
 use crate::net::stream::TcpStream;
 use crate::relay::Relay;
 use crate::sys;
@@ -35,7 +35,7 @@ impl Preamble for Acceptor {
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<Option<Handshake>, Close>> {
+    ) -> Boxed<'a, Result<Option<Box<dyn Layer>>, Close>> {
         Box::pin(async move {
             let unread = std::mem::take(&mut client.unsent);
             let socket = client.stream.socket();
@@ -49,7 +49,7 @@ impl Preamble for Acceptor {
             let shaken = shake(Side::Server(self.config()), unread, socket).await;
             session
                 .shaken(Leg::Downstream, shaken, sys::now() - began)
-                .map(Some)
+                .map(|handshake| Some(handshake.into_layer()))
         })
     }
 }
@@ -77,7 +77,7 @@ pub(super) async fn upstream(
     match while_wanted(&session, &downstream, shaking).await {
         Ok(handshake) => {
             session.lock().phase = Phase::Open;
-            Ok((relay, [downstream, handshake.into_leg(upstream)]))
+            Ok((relay, [downstream, upstream.under(handshake.into_layer())]))
         }
         Err(close) => {
             session.last_words(Leg::Upstream, &upstream, &close).await;

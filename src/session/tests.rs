@@ -15,7 +15,7 @@ use crate::liveness::Evidence;
 use crate::metrics::Metrics;
 use crate::net::leg::{Layer, LegStream, Wire};
 use crate::net::stream::TcpStream;
-use crate::tls::{Established, Handshake, TlsVersion};
+use crate::tls::{Established, TlsVersion};
 use crate::upstream::Cluster;
 
 /// A listener's parameters, with defaults.
@@ -340,7 +340,7 @@ impl Preamble for Line {
         &'a self,
         session: &'a Session,
         client: &'a mut Client,
-    ) -> Boxed<'a, Result<Option<Handshake>, Close>> {
+    ) -> Boxed<'a, Result<Option<Box<dyn Layer>>, Close>> {
         Box::pin(async move {
             let wrong = || aborted(CloseReason::LocalError);
             let mut said = Vec::new();

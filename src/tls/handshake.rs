@@ -16,7 +16,7 @@ use super::connection::{Connection, Step};
 use super::failure::{HandshakeError, KEPT, Told};
 use super::layer::Tls;
 use crate::metrics::{HandshakeFailure, TlsVersion};
-use crate::net::leg::LegStream;
+use crate::net::leg::Layer;
 use crate::net::stream::TcpStream;
 
 /// Read at once. Most messages of a handshake are shorter.
@@ -159,10 +159,10 @@ impl Handshake {
         }
     }
 
-    /// The leg that it was for, under TLS.
+    /// TLS, for the leg that it was made on.
     #[must_use]
-    pub fn into_leg(self, leg: LegStream) -> LegStream {
-        leg.under(self.layer)
+    pub fn into_layer(self) -> Box<dyn Layer> {
+        self.layer
     }
 }
 

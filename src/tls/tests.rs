@@ -120,7 +120,10 @@ async fn sockets() -> (TcpStream, Socket) {
 async fn shake(side: Side, socket: TcpStream) -> Result<(LegStream, Established), HandshakeError> {
     let mut handshake = Handshake::new(side, Vec::new())?;
     let established = poll_fn(|cx| handshake.poll(&socket, cx)).await?;
-    Ok((handshake.into_leg(socket.into()), established))
+    Ok((
+        LegStream::from(socket).under(handshake.into_layer()),
+        established,
+    ))
 }
 
 /// Both ends of an established connection; ours is the server.
