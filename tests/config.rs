@@ -10,7 +10,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use pulsegate::config::{
     self, Admin, ClientAuth, Config, LogFormat, LogLevel, MemoryLimit, MinVersion, OnDead, OnEnd,
-    OnFull, Ready, keys,
+    OnFull, Ready, Statuses, keys,
 };
 use pulsegate::heartbeat::profiles::Protocol;
 use serde_json::Value;
@@ -802,6 +802,33 @@ fn what_other_tools_make_of_a_value_is_accepted() {
         );
     }
     assert!(load(&format!("{MINIMAL}admin: true\n")).is_err());
+}
+
+#[test]
+fn a_single_status_code_needs_no_quotes() {
+    let schema = config::schema::json();
+    let with = |status: &str| {
+        let text = MINIMAL.replace("8080 }", &format!("8080, check: {{ status: {status} }} }}"));
+        let document: Value = serde_yaml::from_str(&text).unwrap();
+        (load(&text), accept(&schema, &document, ""))
+    };
+    for text in ["200", "\"200\"", "200-200"] {
+        let (config, fits) = with(text);
+        let check = &config.unwrap().listeners[0].upstream.check;
+        assert_eq!(check.status, Statuses(200, 200), "{text}");
+        assert_eq!(fits, Ok(()), "{text}");
+    }
+    for (text, why) in [
+        ("99", "99 is no range"),
+        ("600", "600 is no range"),
+        ("2.5", "2.5 is not accepted"),
+    ] {
+        let (config, fits) = with(text);
+        let errors = config.unwrap_err().to_string();
+        assert!(errors.contains(why), "{errors}");
+        assert!(errors.ends_with("accepted: status codes such as 200 or 200-299"));
+        assert!(fits.is_err() || text == "2.5", "{text}");
+    }
 }
 
 #[test]

@@ -145,11 +145,13 @@ pub(super) fn path() -> Setting<String> {
     value(Type::Text, form, parse, |path| path.as_str().into())
 }
 
-/// Status codes of HTTP.
+/// Status codes of HTTP. A single one is a number without quotes.
 pub(super) fn statuses() -> Setting<Statuses> {
-    let schema = json!({ "type": "string", "pattern": "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$" });
-    let form = form("status codes such as 200-299", "CODES", schema);
-    value(Type::Name, form, str::parse, |codes: &Statuses| {
+    let range = json!({ "type": "string", "pattern": "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$" });
+    let single = json!({ "type": "integer", "minimum": 100, "maximum": 599 });
+    let schema = json!({ "anyOf": [range, single] });
+    let form = form("status codes such as 200 or 200-299", "CODES", schema);
+    value(Type::Code, form, str::parse, |codes: &Statuses| {
         codes.to_string().into()
     })
 }

@@ -46,6 +46,8 @@ pub(super) enum Type {
     Amount,
     /// Text that looks like a fraction, and need not be quoted.
     Version,
+    /// Text that may be a whole number, and need not be quoted then.
+    Code,
     Number,
     Switch,
 }
@@ -80,7 +82,7 @@ fn scalar<T>(
         (_, Content::Null) => Err("has no value".to_owned()),
         (Type::Switch, Content::Bool(on)) => parse(&on.to_string()),
         (Type::Switch, Content::Text(text)) => Err(format!("{} is text", quoted(text))),
-        (Type::Number, Content::Int(n)) => {
+        (Type::Number | Type::Code, Content::Int(n)) => {
             parse(&n.to_string()).map_err(|why| format!("{n} {why}"))
         }
         (Type::Number, Content::Text(text)) => {
