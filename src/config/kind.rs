@@ -14,6 +14,7 @@ use super::bytes::{Bytes, Statuses};
 use super::network::Network;
 use super::section::{Accepted, Form};
 use super::setting::{Items, Setting, Type, list, value};
+use super::table::nearest;
 use super::tls::{MinVersion, Roots};
 use super::types::{ControlAddress, ListenAddress, MemoryLimit, Rate, UpstreamAddress};
 use super::units::{self, show, show_rate, show_size};
@@ -99,11 +100,16 @@ where
 pub(super) fn choice<T: FromStr + Display + VariantNames + 'static>() -> Setting<T> {
     let words = T::VARIANTS;
     let form = form(words.join(", "), words.join("|"), enumeration(words));
-    let parse = |text: &str| {
-        text.parse()
-            .map_err(|_| "is not one of the words".to_owned())
-    };
+    let parse = |text: &str| text.parse().map_err(|_| no_word(text, words));
     value(Type::Text, form, parse, |word: &T| word.to_string().into())
+}
+
+/// Says which word may be meant.
+fn no_word(text: &str, words: &[&str]) -> String {
+    match nearest(text, words.iter().copied()) {
+        Some(near) => format!("is not one of the words, did you mean {near}?"),
+        None => "is not one of the words".to_owned(),
+    }
 }
 
 /// A protocol in which an application is asked. Of those in which it cannot be, the message says why.
@@ -113,7 +119,7 @@ pub(super) fn protocol() -> Setting<Protocol> {
     let parse = |text: &str| {
         text.parse().map_err(|_| match refusal(text) {
             Some(reason) => format!("cannot be asked in: {reason}"),
-            None => "is not one of the words".to_owned(),
+            None => no_word(text, words),
         })
     };
     value(Type::Text, form, parse, |word: &Protocol| {

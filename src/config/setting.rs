@@ -64,7 +64,10 @@ pub(super) fn value<T: 'static>(
         let (place, node) = at.given()?;
         match scalar(is, &node.content, &parse) {
             Ok(value) => Some(value),
-            Err(why) => reader.refuse(place, &format!("{why}; accepted: {accepted}")),
+            Err(why) => {
+                let end = if why.ends_with('?') { "" } else { ";" };
+                reader.refuse(place, &format!("{why}{end} accepted: {accepted}"))
+            }
         }
     };
     Setting::new(form, read, show)

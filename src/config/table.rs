@@ -140,15 +140,22 @@ fn in_listener(path: &str) -> (String, Place) {
     }
 }
 
-/// The candidate that differs least from `word`, if it differs little.
-fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+/// The candidate that differs least from `word`, if it differs little; the case does not count.
+pub(super) fn nearest<'a>(
+    word: &str,
+    candidates: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
     let length = word.chars().count();
     let limit = 1 + length / 4;
     candidates
         // Keeps a hostile key of a megabyte from costing anything.
         .filter(|candidate| candidate.len().abs_diff(length) <= limit)
-        .map(|candidate| (strsim::levenshtein(word, candidate), candidate))
-        .filter(|(distance, _)| *distance <= limit)
+        .map(|candidate| {
+            let lower = [word, candidate].map(str::to_ascii_lowercase);
+            (strsim::levenshtein(&lower[0], &lower[1]), candidate)
+        })
+        // Of two letters one may not differ: v3 is not meant to be v1.
+        .filter(|(distance, _)| *distance <= limit && distance * 2 < length)
         .min()
         .map(|(_, candidate)| candidate)
 }
