@@ -18,6 +18,10 @@ const MOST_NODES: usize = 100_000;
 const MOST_TEXT: usize = 1 << 20;
 const MOST_DEPTH: usize = 128;
 
+/// The tags of the core schema of YAML 1.2.
+const OF_SCALARS: [&str; 5] = ["str", "int", "bool", "float", "null"];
+const OF_COLLECTIONS: [&str; 2] = ["map", "seq"];
+
 const TOO_DEEP: &str = "is nested too deeply";
 const TOO_MUCH: &str = "comes to more than 100000 values or 1 MiB of text, aliases expanded";
 
@@ -212,7 +216,8 @@ impl Tree {
     fn event(&mut self, event: Event<'_>, at: Position) -> Result<(), Problem> {
         match event {
             Event::SequenceStart(anchor, tag) | Event::MappingStart(anchor, tag) => {
-                let (is_foreign, items) = (is_foreign(tag.as_deref()), Vec::new());
+                let is_foreign = is_foreign(tag.as_deref(), &OF_COLLECTIONS);
+                let items = Vec::new();
                 self.open.push(Open {
                     at,
                     anchor,
@@ -235,7 +240,7 @@ impl Tree {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_text = tag.as_ref().is_some_and(|tag| tag.suffix == "str");
                 let content = match style {
-                    _ if is_foreign(tag.as_deref()) => Content::Tagged,
+                    _ if is_foreign(tag.as_deref(), &OF_SCALARS) => Content::Tagged,
                     ScalarStyle::Plain if !is_text => Content::of_plain(&text),
                     _ => Content::Text(text.to_string()),
                 };
@@ -281,9 +286,9 @@ fn pairs(items: Vec<Rc<Node>>) -> Vec<(Rc<Node>, Rc<Node>)> {
     std::iter::from_fn(|| items.next().zip(items.next())).collect()
 }
 
-/// Whether a tag is none of YAML's own.
-fn is_foreign(tag: Option<&Tag>) -> bool {
-    tag.is_some_and(|tag| !tag.is_yaml_core_schema())
+/// Whether a tag is none of these of YAML's own: `!!python/object:x` is written like one.
+fn is_foreign(tag: Option<&Tag>, known: &[&str]) -> bool {
+    tag.is_some_and(|tag| !tag.is_yaml_core_schema() || !known.contains(&&*tag.suffix))
 }
 
 #[cfg(test)]
@@ -412,5 +417,22 @@ mod tests {
         let text = Content::Text("5".to_owned());
         assert_eq!(values, [&Content::Int(1), &Content::Tagged, &text]);
         assert_eq!(entries[2].0.content, Content::Tagged);
+        for (value, is_refused) in [
+            ("!!python/object:x \"y\"", true),
+            ("!!python/object:x {}", true),
+            ("!!set []", true),
+            ("!!map y", true),
+            ("!x y", true),
+            ("!!int 5", false),
+            ("!!bool true", false),
+            ("!!float 1.5", false),
+            ("!!null ~", false),
+            ("!!map {}", false),
+            ("!!seq []", false),
+        ] {
+            let node = parse(&format!("a: {value}")).unwrap();
+            let content = &node.get("a").unwrap().content;
+            assert_eq!(*content == Content::Tagged, is_refused, "{value}");
+        }
     }
 }
