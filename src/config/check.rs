@@ -420,7 +420,7 @@ pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&
         for (j, other) in all[..i].iter().enumerate() {
             let Some(other) = other else { continue };
             if other.name == listener.name {
-                let message = format!("{:?} is also the name of listeners[{j}]", other.name);
+                let message = same_name((&place, listener), (&list.nth(j), other));
                 reader.contradict(&place.child("name"), message);
             }
             let name = format!("listeners[{j}]");
@@ -464,6 +464,24 @@ pub(super) fn addresses(at: &Scope<'_>, reader: &mut Reader<'_>, admin: Option<&
             reader.contradict(&upstream, message);
         }
     }
+}
+
+/// Two listeners have one name. Nobody finds a name in the file that is derived.
+fn same_name(
+    (here, listener): (&Scope<'_>, &ListenerConfig),
+    (there, other): (&Scope<'_>, &ListenerConfig),
+) -> String {
+    let derived = |at: &Scope<'_>, listener: &ListenerConfig| match at.child("name").is_own() {
+        true => String::new(),
+        false => format!(" (derived from address {})", listener.address),
+    };
+    let (ours, theirs) = (derived(here, listener), derived(there, other));
+    let advice = match ours.is_empty() && theirs.is_empty() {
+        true => "",
+        false => "; set name",
+    };
+    let (name, there) = (&listener.name, &there.path);
+    format!("{name:?}{ours} is also the name of {there}{theirs}{advice}")
 }
 
 /// Where the admin endpoint listens, and how a message calls that.
