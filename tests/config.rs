@@ -1063,7 +1063,7 @@ fn flag_errors_name_flag_value_and_what_is_accepted() {
 
 #[test]
 fn wrong_usage_exits_with_2() {
-    let cases: [(&[&str], &str); 6] = [
+    let cases: [(&[&str], &str); 9] = [
         (&[], "Usage: pulsegate <COMMAND>"),
         (
             &["check"],
@@ -1090,6 +1090,18 @@ fn wrong_usage_exits_with_2() {
             "a similar argument exists: '--detect-within'",
         ),
         (&["chek"], "unrecognized subcommand 'chek'"),
+        (
+            &["check", "edge.yaml"],
+            "tip: for a configuration file: pulsegate check -c edge.yaml\n",
+        ),
+        (
+            &["run", "--workers", "1", "edge.yaml"],
+            "tip: for a configuration file: pulsegate run -c edge.yaml\n",
+        ),
+        (
+            &["demo", "edge.yaml"],
+            "unexpected argument 'edge.yaml' found\n\nUsage",
+        ),
     ];
     for (args, expected) in cases {
         let output = pulsegate(args);

@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::admin::client::Format;
@@ -195,6 +196,7 @@ pub fn main() -> ExitCode {
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
+            let error = advised(error);
             // Help goes to standard output, errors to standard error; a closed one is no failure.
             let usage = error.use_stderr();
             if !usage || exit::can_complain() {
@@ -233,6 +235,20 @@ pub fn main() -> ExitCode {
         Command::Kube(command) => kube::kube(&command),
         Command::Demo(options) => crate::demo::run(&options),
     }
+}
+
+/// Whoever gives the configuration file as a bare word is told of its flag.
+fn advised(mut error: clap::Error) -> clap::Error {
+    let name = std::env::args_os().nth(1).unwrap_or_default();
+    let name = name.to_string_lossy();
+    let takes_file = ["run", "check", "explain", "doctor"].contains(&&*name);
+    let word = error.get(ContextKind::InvalidArg).map(ToString::to_string);
+    if let Some(word) = word.filter(|word| takes_file && !word.starts_with('-')) {
+        let advice = format!("for a configuration file: pulsegate {name} -c {word}");
+        let advice = ContextValue::StyledStrs(vec![advice.into()]);
+        error.insert(ContextKind::Suggested, advice);
+    }
+    error
 }
 
 /// The files that the configuration names, too.
