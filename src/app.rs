@@ -99,9 +99,8 @@ impl App {
         hooks: &Hooks,
         succession: Succession,
     ) -> Result<Arc<Self>, AppError> {
-        let token = token(&config)?;
         let watched = Watched::new(source.file, &config);
-        let materials = Materials::load(&config, &[], None)?;
+        let materials = Materials::for_start(&config)?;
         let (admin, mut before) = takeover::admin_sockets(config.admin.as_ref(), succession)?;
         let metrics = Arc::new(Metrics::new());
         let descriptor_limit = resources::raise_descriptor_limit();
@@ -140,7 +139,7 @@ impl App {
             readiness: AtomicU8::new(Readiness::Ready as u8),
             drain: DrainRequest::default(),
             admin: Mutex::new(sockets.flatten().collect()),
-            token,
+            token: materials.token(),
             board,
             estate: Mutex::new(estate),
             succeeded: watch::Sender::new(false),
@@ -408,17 +407,6 @@ fn workers(
         watched.map_err(StartError::Thread)?;
     }
     Ok(workers)
-}
-
-/// It must be there at the start: a wrong path is to be noticed now.
-fn token(config: &Config) -> Result<Option<TokenFile>, AppError> {
-    let file = config
-        .admin
-        .as_ref()
-        .and_then(|admin| admin.token_file.clone());
-    file.map(TokenFile::new)
-        .transpose()
-        .map_err(AppError::Token)
 }
 
 fn announce(listeners: &[Arc<Listener>], workers: usize) {

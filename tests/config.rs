@@ -1006,6 +1006,45 @@ fn check_reports_errors_and_exits_with_2() {
     }
 }
 
+/// What cannot be used of the files that a configuration names, by check and by run.
+fn of_files(name: &str, text: &str) -> Vec<String> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = folder.join(name);
+    std::fs::write(&file, text).unwrap();
+    let said = ["check", "run"].map(|command| {
+        let output = pulsegate(&[command, "-c", file.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert_eq!(out(&output), "");
+        err(&output)
+    });
+    assert_eq!(said[0], said[1]);
+    let folder = format!("{}/", folder.display());
+    said[0]
+        .lines()
+        .map(|line| line.replace(&folder, ""))
+        .collect()
+}
+
+#[test]
+fn the_file_of_a_token_is_read_by_check() {
+    let with = |name: &str, file: &Path| {
+        let text = format!(
+            "{MINIMAL}admin:\n  address: 127.0.0.1:1\n  token_file: {}\n",
+            file.display()
+        );
+        of_files(name, &text)
+    };
+    let expected =
+        "admin.token_file: /nope: cannot be read: No such file or directory (os error 2)";
+    let said = with("no-token.yaml", Path::new("/nope"));
+    assert!(said.len() == 1 && said[0].ends_with(expected), "{said:?}");
+    let short = Path::new(env!("CARGO_TARGET_TMPDIR")).join("short-token");
+    std::fs::write(&short, "short").unwrap();
+    let expected = "admin.token_file: short-token: must hold a token: 16 to 4096 printable characters on one line, no blanks";
+    let said = with("short-token.yaml", &short);
+    assert!(said.len() == 1 && said[0].ends_with(expected), "{said:?}");
+}
+
 #[test]
 fn explain_prints_the_worst_case_of_each_fault() {
     let args = ["--listen", "0.0.0.0:9000", "--upstream", "127.0.0.1:8080"];

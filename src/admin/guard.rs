@@ -16,6 +16,7 @@ use hyper::{HeaderMap, StatusCode};
 use rustix::fs::OFlags;
 use strum::IntoStaticStr;
 
+use crate::config::unreadable;
 use crate::telemetry::Repeated;
 
 /// From where the endpoint can be reached.
@@ -111,14 +112,13 @@ pub(super) fn read_token(path: &Path) -> Result<String, String> {
 
 /// What a token file must hold.
 fn token_in(path: &Path, text: io::Result<String>) -> Result<String, String> {
-    let path = path.display();
-    let text = text.map_err(|error| format!("the token file {path} cannot be read: {error}"))?;
+    let text = text.map_err(|error| unreadable(path, &error))?;
     let token = text.trim_end();
     let fits = token.bytes().all(|b| b.is_ascii_graphic());
     if !(SHORTEST_TOKEN..=LONGEST_TOKEN).contains(&token.len()) || !fits {
         return Err(format!(
-            "the token file {path} must hold {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable characters on one \
-             line, no blanks"
+            "{}: must hold a token: {SHORTEST_TOKEN} to {LONGEST_TOKEN} printable characters on one line, no blanks",
+            path.display()
         ));
     }
     Ok(token.to_owned())

@@ -68,7 +68,12 @@ fn certificates(files: Result<TlsFiles, ConfigErrors>) -> Vec<Check> {
         Ok(files) => files,
         Err(errors) => {
             let found = errors.lines().join(" | ");
-            return vec![check(Status::Fail, found, "pulsegate does not start", None)];
+            let failed = check(Status::Fail, found, "pulsegate does not start", None);
+            // A token may be among them.
+            return vec![Check {
+                name: "files",
+                ..failed
+            }];
         }
     };
     let ends = |chain: &&Chain| chain.ends_first.not_after.seconds;

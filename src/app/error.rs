@@ -34,9 +34,6 @@ pub enum AppError {
         /// What the kernel said.
         error: io::Error,
     },
-    /// The token is not to be had.
-    #[error("admin.token_file: {0}")]
-    Token(String),
     /// `--takeover` found nobody, and yet somebody listens there.
     #[error(
         "{error}; it cannot be taken over: no instance of this user has the admin address {address}"

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use crate::admin::TokenFile;
 use crate::config::{Config, ConfigErrors};
 use crate::metrics::{CertificateFigure, Metrics, wall_clock};
 use crate::server::Listener;
@@ -16,6 +17,7 @@ pub(super) struct Materials {
     acceptors: BTreeMap<String, Arc<Acceptor>>,
     connectors: BTreeMap<String, Arc<Connector>>,
     admin: Option<Arc<AdminAcceptor>>,
+    token: Option<TokenFile>,
     /// Of sections that stay, and whose files have changed.
     renewals: Vec<(String, Renewal)>,
     errors: Vec<String>,
@@ -35,6 +37,30 @@ impl Materials {
         serving: &[Arc<Listener>],
         admin: Option<&Arc<AdminAcceptor>>,
     ) -> Result<Self, ConfigErrors> {
+        Self::read(config, serving, admin).finish()
+    }
+
+    /// Reads all files for a start, that of the token, too: a wrong path is to be noticed now. Later it is read
+    /// for each request, so a reload does without.
+    ///
+    /// # Errors
+    /// All that is wrong.
+    pub fn for_start(config: &Config) -> Result<Self, ConfigErrors> {
+        let mut all = Self::read(config, &[], None);
+        let admin = config.admin.as_ref();
+        if let Some(file) = admin.and_then(|admin| admin.token_file.clone()) {
+            let token = TokenFile::new(file);
+            let told = token.map_err(|why| all.errors.push(format!("admin.token_file: {why}")));
+            all.token = told.ok();
+        }
+        all.finish()
+    }
+
+    fn read(
+        config: &Config,
+        serving: &[Arc<Listener>],
+        admin: Option<&Arc<AdminAcceptor>>,
+    ) -> Self {
         let mut all = Self::default();
         for listener in &config.listeners {
             let name = &listener.name;
@@ -54,9 +80,13 @@ impl Materials {
         }
         let tls = config.admin.as_ref().and_then(|admin| admin.tls.as_ref());
         all.admin = tls.and_then(|tls| all.one("admin.tls", tls, admin));
-        match all.errors.is_empty() {
-            true => Ok(all),
-            false => Err(ConfigErrors::of_files(all.errors)),
+        all
+    }
+
+    fn finish(self) -> Result<Self, ConfigErrors> {
+        match self.errors.is_empty() {
+            true => Ok(self),
+            false => Err(ConfigErrors::of_files(self.errors)),
         }
     }
 
@@ -91,6 +121,11 @@ impl Materials {
     /// What the clients of the admin address meet.
     pub fn admin(&self) -> Option<Arc<AdminAcceptor>> {
         self.admin.clone()
+    }
+
+    /// Whose bearer may change something at the admin address.
+    pub fn token(&self) -> Option<TokenFile> {
+        self.token.clone()
     }
 
     /// Has the files that have changed be used by whoever comes from now on. Returns the keys that name them.
@@ -153,7 +188,7 @@ impl Materials {
     }
 }
 
-/// What the files with certificates and keys of a configuration hold.
+/// What the files with certificates and keys of a configuration hold. That of a token is read, too.
 #[derive(Debug)]
 pub struct TlsFiles {
     /// What is shown to peers.
@@ -168,7 +203,7 @@ impl TlsFiles {
     /// # Errors
     /// All that is wrong with them.
     pub fn read(config: &Config) -> Result<Self, ConfigErrors> {
-        let found = Materials::load(config, &[], None)?;
+        let found = Materials::for_start(config)?;
         let (down, up) = (found.acceptors.values(), found.connectors.values());
         Ok(Self::of(down, up, found.admin.as_ref()))
     }

@@ -79,7 +79,10 @@ impl Endpoint {
 
     fn with_token(&self, target: Target) -> Result<Target, String> {
         match &self.token_file {
-            Some(file) => target.with_token(file),
+            Some(file) => {
+                let target = target.with_token(file);
+                target.map_err(|why| format!("--token-file: {why}"))
+            }
             None => Ok(target),
         }
     }

@@ -61,23 +61,23 @@ pub fn load_file(path: &Path) -> Result<Config, ConfigErrors> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes));
     match read {
-        Err(error) => {
-            let advice = match error.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    "; the user that pulsegate runs as must be allowed to"
-                }
-                _ => "",
-            };
-            Err(ConfigErrors::one(format!(
-                "{name}: cannot be read: {error}{advice}"
-            )))
-        }
+        Err(error) => Err(ConfigErrors::one(unreadable(path, &error))),
         Ok(n) if n as u64 > MOST_BYTES => Err(ConfigErrors::one(format!(
             "{name}: is larger than {} KiB",
             MOST_BYTES >> 10
         ))),
         Ok(_) => load(&name, &bytes),
     }
+}
+
+/// Says that a file cannot be read, and what helps.
+#[must_use]
+pub fn unreadable(path: &Path, error: &io::Error) -> String {
+    let advice = match error.kind() {
+        io::ErrorKind::PermissionDenied => "; the user that pulsegate runs as must be allowed to",
+        _ => "",
+    };
+    format!("{}: cannot be read: {error}{advice}", path.display())
 }
 
 /// Checks the text of a file called `name`.

@@ -178,9 +178,9 @@ fn changes_go_by_the_token() {
     let mut command = binary();
     command.arg("--config").arg(setup.file());
     let output = command.output().expect("run it");
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("admin.token_file: the token file"), "{said}");
+    assert!(said.contains("token: must hold a token"), "{said}");
 }
 
 /// In a network of its own: there is no other one to be found.
