@@ -100,7 +100,7 @@ impl App {
         succession: Succession,
     ) -> Result<Arc<Self>, AppError> {
         let watched = Watched::new(source.file, &config);
-        let materials = Materials::for_start(&config)?;
+        let materials = Materials::for_start(&config, watched.file())?;
         let (admin, mut before) = takeover::admin_sockets(config.admin.as_ref(), succession)?;
         let metrics = Arc::new(Metrics::new());
         let descriptor_limit = resources::raise_descriptor_limit();

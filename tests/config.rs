@@ -1046,6 +1046,53 @@ fn the_file_of_a_token_is_read_by_check() {
 }
 
 #[test]
+fn files_that_cannot_be_used_have_the_place_of_their_key() {
+    let text = "\
+defaults:
+  tls: { certificates: [{ certificate: /nope.crt, key: /nope.key }] }
+listeners:
+  - name: own.name
+    address: 127.0.0.1:1
+    tls:
+      certificates:
+        - { certificate: /own.crt, key: /own.key }
+    upstream: { address: 127.0.0.1:2, tls: { ca: /ca } }
+  - name: inherits
+    address: 127.0.0.1:3
+    upstream: { address: 127.0.0.1:2 }
+admin: { token_file: /token, tls: { certificate: /admin.crt, key: /admin.key } }
+";
+    let missing = [
+        (
+            "8:26",
+            "listeners[own.name].tls.certificates[0].certificate: /own.crt",
+        ),
+        (
+            "8:41",
+            "listeners[own.name].tls.certificates[0].key: /own.key",
+        ),
+        ("9:50", "listeners[own.name].upstream.tls.ca: /ca"),
+        (
+            "2:40",
+            "listeners[inherits].tls.certificates[0].certificate: /nope.crt",
+        ),
+        (
+            "2:56",
+            "listeners[inherits].tls.certificates[0].key: /nope.key",
+        ),
+        ("13:50", "admin.tls.certificate: /admin.crt"),
+        ("13:67", "admin.tls.key: /admin.key"),
+        ("13:22", "admin.token_file: /token"),
+    ];
+    let expected = missing.map(|(place, what)| {
+        format!(
+            "places.yaml:{place}: {what}: cannot be read: No such file or directory (os error 2)"
+        )
+    });
+    assert_eq!(of_files("places.yaml", text), expected);
+}
+
+#[test]
 fn explain_prints_the_worst_case_of_each_fault() {
     let args = ["--listen", "0.0.0.0:9000", "--upstream", "127.0.0.1:8080"];
     let output = pulsegate(&[&["explain"], &args[..]].concat());

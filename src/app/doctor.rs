@@ -1,6 +1,7 @@
 //! What `pulsegate doctor` says, of a host on which pulsegate is to run, and of one on which it does.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use rustix::process::{Resource, getrlimit};
 
@@ -13,11 +14,11 @@ use crate::host::checks::{self, Check, Demands, Facts, Memory, Status, Upstream}
 use crate::metrics::wall_clock;
 use crate::tls::{Chain, Concern};
 
-/// Judges this host by a configuration, else by the defaults. Takes 1.1 s.
+/// Judges this host by a configuration, which may be from a file, else by the defaults. Takes 1.1 s.
 #[must_use]
-pub fn of_host(config: Option<&Config>) -> Vec<Check> {
+pub fn of_host(config: Option<&Config>, file: Option<&Path>) -> Vec<Check> {
     let mut checks = checks::all(&Facts::of(Abilities::find()), &demands(config));
-    let files = config.map(TlsFiles::read);
+    let files = config.map(|config| TlsFiles::read(config, file));
     checks.extend(files.into_iter().flat_map(certificates));
     checks
 }

@@ -2,6 +2,7 @@
 //! all or nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::admin::TokenFile;
@@ -20,7 +21,8 @@ pub(super) struct Materials {
     token: Option<TokenFile>,
     /// Of sections that stay, and whose files have changed.
     renewals: Vec<(String, Renewal)>,
-    errors: Vec<String>,
+    /// Each with the path of its key.
+    errors: Vec<(String, String)>,
 }
 
 /// A chain in force, and where it is configured.
@@ -28,7 +30,8 @@ pub(super) type InForce = (CertificateFigure, Chain);
 
 impl Materials {
     /// Reads all files. Sections that `serving` listeners and the admin address have already go on to be
-    /// used, with what is in the files now once that is [put in force](Self::put_in_force).
+    /// used, with what is in the files now once that is [put in force](Self::put_in_force). `file` is the
+    /// one that the configuration is from.
     ///
     /// # Errors
     /// All that is wrong.
@@ -36,8 +39,9 @@ impl Materials {
         config: &Config,
         serving: &[Arc<Listener>],
         admin: Option<&Arc<AdminAcceptor>>,
+        file: Option<&Path>,
     ) -> Result<Self, ConfigErrors> {
-        Self::read(config, serving, admin).finish()
+        Self::read(config, serving, admin).finish(file)
     }
 
     /// Reads all files for a start, that of the token, too: a wrong path is to be noticed now. Later it is read
@@ -45,15 +49,16 @@ impl Materials {
     ///
     /// # Errors
     /// All that is wrong.
-    pub fn for_start(config: &Config) -> Result<Self, ConfigErrors> {
+    pub fn for_start(config: &Config, file: Option<&Path>) -> Result<Self, ConfigErrors> {
         let mut all = Self::read(config, &[], None);
         let admin = config.admin.as_ref();
         if let Some(file) = admin.and_then(|admin| admin.token_file.clone()) {
-            let token = TokenFile::new(file);
-            let told = token.map_err(|why| all.errors.push(format!("admin.token_file: {why}")));
-            all.token = told.ok();
+            let key = "admin.token_file";
+            let refused = |why| (key.to_owned(), format!("{key}: {why}"));
+            let token = TokenFile::new(file).map_err(|why| all.errors.push(refused(why)));
+            all.token = token.ok();
         }
-        all.finish()
+        all.finish(file)
     }
 
     fn read(
@@ -62,37 +67,41 @@ impl Materials {
         admin: Option<&Arc<AdminAcceptor>>,
     ) -> Self {
         let mut all = Self::default();
-        for listener in &config.listeners {
+        for (i, listener) in config.listeners.iter().enumerate() {
             let name = &listener.name;
             let old = serving.iter().find(|old| old.config.name == *name);
             let old = old.map(|old| &old.params);
-            let at = format!("listeners[{name}].tls");
+            let [at, path] = [name, &i.to_string()].map(|it| format!("listeners[{it}].tls"));
             let acceptor = listener.tls.as_ref();
+            let place = [&*at, &*path];
             let acceptor =
-                acceptor.and_then(|tls| all.one(&at, tls, old.and_then(|old| old.tls.as_ref())));
+                acceptor.and_then(|tls| all.one(place, tls, old.and_then(|old| old.tls.as_ref())));
             all.acceptors.extend(acceptor.map(|it| (name.clone(), it)));
-            let at = format!("listeners[{name}].upstream.tls");
+            let [at, path] =
+                [name, &i.to_string()].map(|it| format!("listeners[{it}].upstream.tls"));
             let connector = listener.upstream.tls.as_ref();
-            let connector =
-                connector.and_then(|tls| all.one(&at, tls, old.and_then(|old| old.cluster.tls())));
+            let place = [&*at, &*path];
+            let connector = connector
+                .and_then(|tls| all.one(place, tls, old.and_then(|old| old.cluster.tls())));
             all.connectors
                 .extend(connector.map(|it| (name.clone(), it)));
         }
         let tls = config.admin.as_ref().and_then(|admin| admin.tls.as_ref());
-        all.admin = tls.and_then(|tls| all.one("admin.tls", tls, admin));
+        all.admin = tls.and_then(|tls| all.one(["admin.tls"; 2], tls, admin));
         all
     }
 
-    fn finish(self) -> Result<Self, ConfigErrors> {
+    fn finish(self, file: Option<&Path>) -> Result<Self, ConfigErrors> {
         match self.errors.is_empty() {
             true => Ok(self),
-            false => Err(ConfigErrors::of_files(self.errors)),
+            false => Err(ConfigErrors::of_files(&self.errors, file)),
         }
     }
 
+    /// The section is `at` for people, and at this path in the file.
     fn one<S: Section>(
         &mut self,
-        at: &str,
+        [at, path]: [&str; 2],
         section: &S,
         old: Option<&Arc<Material<S>>>,
     ) -> Option<Arc<Material<S>>> {
@@ -104,7 +113,11 @@ impl Materials {
             }),
             None => Material::load(section).map(Arc::new),
         };
-        let told = loaded.map_err(|error| self.errors.extend(error.lines(at)));
+        let told = loaded.map_err(|error| {
+            let lines = error.lines(at);
+            self.errors
+                .extend(lines.map(|(key, line)| (format!("{path}.{key}"), line)));
+        });
         told.ok()
     }
 
@@ -198,12 +211,12 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    /// Reads them.
+    /// Reads them. `file` is the one that the configuration is from.
     ///
     /// # Errors
     /// All that is wrong with them.
-    pub fn read(config: &Config) -> Result<Self, ConfigErrors> {
-        let found = Materials::for_start(config)?;
+    pub fn read(config: &Config, file: Option<&Path>) -> Result<Self, ConfigErrors> {
+        let found = Materials::for_start(config, file)?;
         let (down, up) = (found.acceptors.values(), found.connectors.values());
         Ok(Self::of(down, up, found.admin.as_ref()))
     }

@@ -95,6 +95,11 @@ impl Watched {
         watched
     }
 
+    /// The configuration file.
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     /// Whether there is nothing to look at.
     fn is_empty(&self) -> bool {
         self.tried.is_empty()
@@ -213,7 +218,7 @@ impl App {
     fn read_again(self: &Arc<Self>, watched: &mut Watched, by: AskedBy) -> Outcome {
         let wanted = watched.read(&self.running());
         let wanted = wanted.map_err(|errors| errors.lines().to_vec());
-        let outcome = wanted.and_then(|wanted| self.take_up(&wanted));
+        let outcome = wanted.and_then(|wanted| self.take_up(&wanted, watched.file()));
         // What is over is forgotten, whether or not somebody asks for metrics.
         drop(self.registry.listeners());
         self.history
@@ -236,14 +241,18 @@ impl App {
     }
 
     /// Has a configuration be in force, as far as it can be. The error says why it is not at all.
-    fn take_up(self: &Arc<Self>, wanted: &Config) -> Result<ReloadReport, Vec<String>> {
+    fn take_up(
+        self: &Arc<Self>,
+        wanted: &Config,
+        file: Option<&Path>,
+    ) -> Result<ReloadReport, Vec<String>> {
         let before = self.running();
         let after = before.within_reach(wanted);
         let workers = resources::workers(&after);
         let capacity = resources::session_capacity(&after, self.descriptor_limit, workers);
         let capacity = capacity.map_err(|error| vec![error.to_string()])?;
         let serving = self.registry.serving();
-        let materials = Materials::load(&after, &serving, self.board.tls());
+        let materials = Materials::load(&after, &serving, self.board.tls(), file);
         let mut materials = materials.map_err(|errors| errors.lines().to_vec())?;
         let removed = self
             .serve_on(&after, &materials)

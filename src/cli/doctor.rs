@@ -47,7 +47,7 @@ pub(super) fn doctor(args: &Doctor) -> ExitCode {
         Ok(config) => config,
         Err(errors) => return refuse(&errors),
     };
-    let found = Checks::of(app::doctor::of_host(config.as_ref()));
+    let found = Checks::of(app::doctor::of_host(config.as_ref(), args.run.file()));
     let worst = found.worst;
     let printed = write_out(&match args.output.format() {
         Format::Json => format!("{:#}\n", json!(found)),

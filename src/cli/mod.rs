@@ -254,7 +254,7 @@ fn advised(mut error: clap::Error) -> clap::Error {
 /// The files that the configuration names, too.
 fn check(args: &RunArgs) -> ExitCode {
     let text = args.load().and_then(|config| {
-        let files = crate::app::TlsFiles::read(&config)?;
+        let files = crate::app::TlsFiles::read(&config, args.file())?;
         Ok(explain::summary(&args.source(), &config) + &explain::files(&files))
     });
     print(text)

@@ -94,8 +94,9 @@ fn notice(admin: Admin) -> Result<Notice, String> {
     let certificate = tls
         .map(|tls| first_certificate(&tls.certificate))
         .transpose();
-    let wrong = |error: LoadError| error.lines("admin.tls").collect::<String>();
-    Ok(Notice::new(admin, certificate.map_err(wrong)?))
+    let wrong = |error: LoadError| error.lines("admin.tls").map(|(_, line)| line).collect();
+    let certificate: Result<_, String> = certificate.map_err(wrong);
+    Ok(Notice::new(admin, certificate?))
 }
 
 /// Where each pulsegate answers that runs in this network, with the user that it runs as.

@@ -1,10 +1,12 @@
 //! What is wrong with a configuration, all of it, one line each.
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::path::Path;
+use std::{fmt, fs};
 
+use super::read::Scope;
 use super::table::Table;
-use super::yaml::Position;
+use super::yaml::{self, Position};
 
 /// At most so many problems are printed; a file with more is the wrong file.
 const MOST: usize = 100;
@@ -28,9 +30,27 @@ impl ConfigErrors {
         Self { lines: vec![line] }
     }
 
-    /// What is wrong with the files that a configuration names.
-    pub(crate) fn of_files(lines: Vec<String>) -> Self {
-        Self { lines }
+    /// What is wrong with the files that a configuration names, each with the path of its key. The
+    /// configuration does not know where its keys stand, so its own file is read again.
+    pub(crate) fn of_files(found: &[(String, String)], file: Option<&Path>) -> Self {
+        // A FIFO would be waited for.
+        let text = file.filter(|file| file.is_file());
+        let text = text.and_then(|file| fs::read_to_string(file).ok());
+        let root = text.and_then(|text| yaml::parse(&text).ok());
+        let place = |path: &str| {
+            let Some(file) = file.map(Path::display) else {
+                return String::new();
+            };
+            let root = root.as_ref().map(Scope::of_root);
+            match root.and_then(|root| root.descendant(path).at()) {
+                Some(Position { line, column }) => format!("{file}:{line}:{column}: "),
+                None => format!("{file}: "),
+            }
+        };
+        let lines = found.iter().map(|(path, line)| place(path) + line);
+        Self {
+            lines: lines.collect(),
+        }
     }
 
     pub(super) fn new(mut problems: Vec<Problem>, source: Source<'_>, table: Table<'_>) -> Self {

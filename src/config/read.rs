@@ -36,6 +36,10 @@ impl<'a> Scope<'a> {
         }
     }
 
+    pub fn of_root(root: &'a Node) -> Self {
+        Self::new(String::new(), Some(root), None)
+    }
+
     /// The place of a key of this section.
     pub fn child(&self, name: &str) -> Self {
         let node = self.node.and_then(|node| node.get(name));
@@ -63,6 +67,23 @@ impl<'a> Scope<'a> {
         }
     }
 
+    /// The place of a key, as its path has it: `listeners[0].tls.certificates[0].key`.
+    pub fn descendant(&self, path: &str) -> Self {
+        let defaults = self.child("defaults");
+        path.split('.').fold(self.clone(), |at, part| {
+            let (name, rest) = part.split_once('[').unwrap_or((part, ""));
+            let at = at.child(name);
+            let template = (name == "listeners").then_some(&defaults);
+            let i: Option<usize> = rest.trim_end_matches(']').parse().ok();
+            match (i, at.given().map(|(list, node)| (list, &node.content))) {
+                (Some(i), Some((list, Content::List(items)))) if i < items.len() => {
+                    list.item(i, items, template)
+                }
+                _ => at,
+            }
+        })
+    }
+
     /// The same place with something given.
     pub fn with<'b>(&self, node: &'b Node) -> Scope<'b> {
         Scope::new(self.path.clone(), Some(node), None)
@@ -88,7 +109,8 @@ impl<'a> Scope<'a> {
         self.node.is_some()
     }
 
-    fn at(&self) -> Option<Position> {
+    /// Where that stands; of what is missing, the section that it is missing in.
+    pub fn at(&self) -> Option<Position> {
         self.given().map_or(self.nearest, |(_, node)| node.at)
     }
 }
@@ -128,7 +150,7 @@ impl<'a> Reader<'a> {
     }
 
     pub fn root(&self) -> Scope<'a> {
-        Scope::new(String::new(), Some(self.root), None)
+        Scope::of_root(self.root)
     }
 
     /// The value, if there was no problem.

@@ -24,10 +24,12 @@ const MOST_BYTES: u64 = 1 << 20;
 pub struct LoadError(Vec<Problem>);
 
 impl LoadError {
-    /// The lines, where the section is at this place: `listeners[orders].tls`.
-    pub fn lines(&self, section: &str) -> impl Iterator<Item = String> {
+    /// The lines, where the section is at this place: `listeners[orders].tls`. Each with its key below that.
+    pub fn lines(&self, section: &str) -> impl Iterator<Item = (&str, String)> {
         let line = move |problem: &Problem| format!("{section}.{problem}");
-        self.0.iter().map(line)
+        self.0
+            .iter()
+            .map(move |problem| (&*problem.key, line(problem)))
     }
 }
 
@@ -545,7 +547,7 @@ mod tests {
             let key = lab.path("x.key").display().to_string();
             line.replace(&crt, "X.crt").replace(&key, "X.key")
         };
-        error.lines("s").map(short).collect()
+        error.lines("s").map(|(_, line)| short(line)).collect()
     }
 
     /// A chain of three; the second of them ends on this day of 2090.

@@ -153,7 +153,7 @@ fn what_openssl_makes_can_be_used() {
         sh(&format!("rm -f server.key; {make}"));
         let said = check(2);
         assert!(
-            said.starts_with("listeners[orders].tls.certificates[0].key: server.key: "),
+            said.contains(": listeners[orders].tls.certificates[0].key: server.key: "),
             "{said}"
         );
         assert!(said.contains(wrong), "{make}: {said}");
