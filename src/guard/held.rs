@@ -126,10 +126,13 @@ impl Held {
     /// `Err` if it was refused.
     fn take(&mut self, survey: &Survey, seen: &Seen) -> Result<(), ()> {
         let cookie = seen.id.cookie();
-        let before = self.known.get(&cookie).map(|known| known.standing);
+        let known = self.known.get(&cookie);
+        let before = known.map(|known| known.standing);
         let taken = match before {
             None if seen.silent < NEW => return Ok(()),
-            Some(standing @ (Standing::Guarded(_) | Standing::Strict)) if is_kept(seen) => {
+            Some(standing @ (Standing::Guarded(_) | Standing::Strict))
+                if is_kept(seen, known.map(|known| known.seen.word)) =>
+            {
                 Ok(standing)
             }
             _ => self.guard(survey, seen, before),
@@ -155,11 +158,14 @@ impl Held {
         let socket = scan::copy(seen)?;
         let own = read(&socket)?;
         if own.keep(self.policy.detect_within) {
-            return Ok(Standing::Strict);
+            return Ok(match before {
+                Some(guarded @ Standing::Guarded(_)) => guarded,
+                _ => Standing::Strict,
+            });
         }
         // A scan puts them back within seconds, unless it was killed.
-        if scan::is_asking(&own) && before.is_none() && self.mode == Mode::Act {
-            return Ok(Standing::Unprotected);
+        if self.mode == Mode::Act && scan::is_asking(&own) && scan::is_underway() {
+            return Ok(before.unwrap_or(Standing::Unprotected));
         }
         let wanted = self.wanted(&own);
         let (local, peer, process) = (seen.id.local(), seen.id.peer(), survey.process(seen));
@@ -238,9 +244,14 @@ impl Held {
     }
 }
 
-/// Whether the kernel will ask in time: options that were given, or strict, may have been changed since.
-fn is_kept(seen: &Seen) -> bool {
-    !matches!(seen.word, Word::Unprotected | Word::Late)
+/// Whether nothing tells that options that were given, or strict, have been changed since. Once in each silence, and
+/// while questions are unanswered, that is to be read: the next timer does not tell when the kernel gives up.
+fn is_kept(seen: &Seen, before: Option<Word>) -> bool {
+    match seen.word {
+        Word::Unprotected | Word::Late | Word::Suspect => false,
+        Word::Quiet => before == Some(Word::Quiet),
+        _ => true,
+    }
 }
 
 fn read(socket: &Foreign) -> Result<Options, Refusal> {

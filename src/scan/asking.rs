@@ -313,6 +313,12 @@ pub fn is_asking(has: &Options) -> bool {
     has.count == NEVER || is_verdict
 }
 
+/// Whether a scan of this namespace asks just now.
+pub fn is_underway() -> bool {
+    let alone = Namespace::current().and_then(|here| here.lock());
+    alone.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
 /// Has the kernel end the connection, unless the peer has answered.
 fn verdict(fd: RawFd) -> io::Result<()> {
     sockopt::set_int(fd, KEEPCNT, ENOUGH.cast_signed())?;

@@ -65,6 +65,12 @@ pub const CASES: &[Case] = &[
     )
     .isolated(),
     Case::new(
+        "guard_keeps_its_promise_whatever_others_change",
+        PYTHON,
+        guard_keeps_its_promise_whatever_others_change,
+    )
+    .isolated(),
+    Case::new(
         "two_guards_end_with_the_stricter_one",
         PYTHON,
         two_guards_end_with_the_stricter_one,
@@ -127,7 +133,7 @@ if role == "hidden":
     PR_SET_DUMPABLE = 4
     assert ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0
 pool = []
-def ping(at, word):
+def exchange(at, word):
     text = b"%s of connection %d;" % (word, at)
     pool[at].sendall(text)
     back = b""
@@ -141,7 +147,7 @@ while rest:
     rest = rest[3:]
     for _ in range(count):
         pool.append(socket.create_connection(address))
-        ping(len(pool) - 1, b"begin")
+        exchange(len(pool) - 1, b"begin")
 if role == "shared":
     PR_SET_PDEATHSIG = 1
     for name in ["a child", "another", "pulsegate"]:
@@ -173,14 +179,18 @@ def strict(at):
     return keep(at, 1, 2, 1, 2)
 def lax(at):
     return keep(at, 0)
-def pinged(at):
-    ping(at, b"again")
+def forgotten(at):
+    return keep(at, 1, 1, 2, 127)
+def patient(at):
+    pool[at].setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 120000)
+    return "set"
+def ping(at):
+    exchange(at, b"again")
     return "ping"
 print("ready", flush=True)
 for line in sys.stdin:
     what, first, end = line.split()
-    ask = {"options": options, "noticed": noticed, "ping": pinged, "strict": strict, "lax": lax}[what]
-    found = collections.Counter(ask(at) for at in range(int(first), int(end)))
+    found = collections.Counter(globals()[what](at) for at in range(int(first), int(end)))
     print(";".join("%s=%d" % one for one in sorted(found.items())), flush=True)
 "#;
 
@@ -592,6 +602,26 @@ fn guard_heeds_what_others_change() {
         first.keys().all(|one| before.contains_key(one)),
         "{first:?}"
     );
+    rig.living_notice_nothing();
+}
+
+/// Options by which the kernel asks in time and gives up too late: those of a scan that was killed, and a
+/// user timeout.
+fn guard_keeps_its_promise_whatever_others_change() {
+    let mut rig = Rig::new(1, 4);
+    let matching = format!("port={PORT}");
+    let guard = pulsegate(&["guard", "--match", &matching, D]);
+    let guard = Process::start_in(&rig.net.proxy, &mut { guard });
+    let guarded = || guard.output().matches("INFO guarded").count() >= 5;
+    assert!(eventually(LONG, guarded), "{}", guard.output());
+    rig.ask("forgotten", 1..3);
+    rig.ask("patient", 3..5);
+    rig.net.cut(Host::Client);
+    let port = format!("--port={PORT}");
+    let left =
+        || rig.pulsegate(&["scan", &port, D, "--json"]).json()["total"]["connections"].clone();
+    assert!(eventually(LONG / 2, || left() == 1), "{}", guard.output());
+    assert_eq!(rig.ask("noticed", 1..5), one("TimeoutError", 4));
     rig.living_notice_nothing();
 }
 
