@@ -18,7 +18,7 @@ const NEW: Span = Span::ms(1000);
 /// What was done about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
-    /// It was given keepalive; it had these options.
+    /// It was given keepalive; these are the options that it gets back.
     Guarded(Options),
     /// Its application has asked for as much.
     Strict,
@@ -183,7 +183,20 @@ impl Held {
         drop(socket);
         self.metrics.series.protected.inc();
         tracing::info!(%local, %peer, process, pid, had = %own, "guarded");
-        Ok(Standing::Guarded(own))
+        Ok(Standing::Guarded(match before {
+            Some(Standing::Guarded(first)) => self.returned(&own, &first),
+            _ => own,
+        }))
+    }
+
+    /// What a guarded connection that has these options gets back.
+    fn returned(&self, has: &Options, first: &Options) -> Options {
+        let given = self.wanted(first);
+        let has = match scan::is_question(has) {
+            true => &given,
+            false => has,
+        };
+        has.returned(&given, first, self.policy.detect_within)
     }
 
     fn wanted(&self, own: &Options) -> Options {
@@ -214,34 +227,45 @@ impl Held {
         }
     }
 
-    /// Gives every connection its own options back, those excepted that another has changed since; how many
-    /// there were.
+    /// Gives every connection its own options back, those excepted that another has changed since.
     ///
     /// # Errors
     /// What sock_diag(7) or `/proc` say.
-    pub fn restore(&mut self) -> io::Result<usize> {
+    pub fn restore(&mut self) -> io::Result<Restored> {
         // A process that held one may have ended, and left it to another.
         self.processes = Processes::default();
         let survey = self.survey()?;
-        let restored = survey.connections.iter().filter(|seen| {
+        let mut restored = Restored::default();
+        for seen in &survey.connections {
             let known = self.known.get(&seen.id.cookie());
-            let Some(Standing::Guarded(own)) = known.map(|known| known.standing) else {
-                return false;
-            };
-            scan::copy(seen).is_ok_and(|socket| {
-                read(&socket).is_ok_and(|has| {
-                    // A scan may have raised it.
-                    let count = has.count;
-                    let given = Options {
-                        count,
-                        ..self.wanted(&own)
-                    };
-                    has == given && own.give(socket.as_raw_fd(), &has).is_ok()
-                })
-            })
-        });
-        Ok(restored.count())
+            if let Some(Standing::Guarded(first)) = known.map(|known| known.standing) {
+                match self.give_back(seen, &first) {
+                    Ok(back) if back == first => restored.whole += 1,
+                    _ => restored.rest += 1,
+                }
+            }
+        }
+        Ok(restored)
     }
+
+    /// The options that it has then.
+    fn give_back(&self, seen: &Seen, first: &Options) -> Result<Options, Refusal> {
+        let socket = scan::copy(seen)?;
+        let has = read(&socket)?;
+        let back = self.returned(&has, first);
+        back.give(socket.as_raw_fd(), &has)
+            .map_err(|error| Refusal::Other(error.to_string()))?;
+        Ok(back)
+    }
+}
+
+/// How many connections were given their options back.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Restored {
+    /// They have those that they had.
+    pub whole: usize,
+    /// Another has changed some since, or they could not be put back.
+    pub rest: usize,
 }
 
 /// Whether nothing tells that options that were given, or strict, have been changed since. Once in each silence, and

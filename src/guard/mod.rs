@@ -133,7 +133,8 @@ async fn guard(orders: Orders) -> Result<(), (Exit, String)> {
     if orders.at_the_end == AtTheEnd::Restore {
         match held.restore() {
             Ok(restored) => tracing::info!(
-                connections = restored,
+                connections = restored.whole,
+                others = restored.rest,
                 "the connections have their own socket options again"
             ),
             Err(error) => tracing::warn!(%error, "cannot put the options back"),

@@ -310,7 +310,12 @@ fn question(fd: RawFd, own: &mut Options) -> io::Result<()> {
 /// Whether these are the options of a question, or of a verdict.
 pub fn is_asking(has: &Options) -> bool {
     let is_verdict = has.count == ENOUGH.cast_signed() && has.keepalive == 1 && has.idle == 1;
-    has.count == NEVER || is_verdict
+    is_question(has) || is_verdict
+}
+
+/// Whether these are the options of a question.
+pub fn is_question(has: &Options) -> bool {
+    has.count == NEVER
 }
 
 /// Whether a scan of this namespace asks just now.

@@ -15,7 +15,7 @@ mod refusal;
 mod survey;
 mod verdict;
 
-pub use asking::{Outcome, Purpose, ask, copy, end, is_asking, is_underway};
+pub use asking::{Outcome, Purpose, ask, copy, end, is_asking, is_question, is_underway};
 pub use matching::{Matching, network};
 pub use options::Options;
 pub use processes::{Owner, Processes};

@@ -93,6 +93,32 @@ impl Options {
         }
     }
 
+    /// What a connection that has these gets back that was `given` its options in place of the `first`: each that
+    /// nobody has changed since. Where another made keepalive stricter, it wants it, and all stays.
+    #[must_use]
+    pub fn returned(&self, given: &Self, first: &Self, within: Span) -> Self {
+        // A scan may have raised the count.
+        let count = self.count.min(given.count);
+        let is_stricter = (self.idle, self.interval, count)
+            != (given.idle, given.interval, given.count)
+            && self.keep(within);
+        if is_stricter {
+            return *self;
+        }
+        let of = |has: i32, given: i32, first: i32| if has == given { first } else { has };
+        Self {
+            keepalive: of(self.keepalive, given.keepalive, first.keepalive),
+            idle: of(self.idle, given.idle, first.idle),
+            interval: of(self.interval, given.interval, first.interval),
+            count: of(count, given.count, first.count),
+            user_timeout: of(self.user_timeout, given.user_timeout, first.user_timeout),
+            rto_max: match self.rto_max == given.rto_max {
+                true => first.rto_max,
+                false => self.rto_max,
+            },
+        }
+    }
+
     /// Whether a quiet peer that vanished is ended within this time already.
     #[must_use]
     pub fn keep(&self, within: Span) -> bool {
@@ -171,6 +197,45 @@ mod tests {
         assert!(!own(1, 10, 5, 9, 0).keep(within));
         assert!(own(1, 10, 5, 9, 20_000).keep(within));
         assert!(!own(1, 60, 5, 9, 20_000).keep(within));
+    }
+
+    #[test]
+    fn what_nobody_changed_since_goes_back() {
+        let within = Span::ms(30_000);
+        let first = Options {
+            keepalive: 0,
+            idle: 7200,
+            interval: 75,
+            count: 9,
+            user_timeout: 0,
+            rto_max: Some(120_000),
+        };
+        let given = Options::to_keep(&policy(Duration::from_secs(30)));
+        let back = |has: Options| has.returned(&given, &first, within);
+        assert_eq!(back(given), first);
+        let raised = Options { count: 12, ..given };
+        assert_eq!(back(raised), first);
+        let off = Options {
+            keepalive: 0,
+            ..given
+        };
+        assert_eq!(back(off), first);
+        let slow = Options { idle: 600, ..given };
+        assert_eq!(back(slow), Options { idle: 600, ..first });
+        let user_timeout = 20_000;
+        let timed = Options {
+            user_timeout,
+            ..given
+        };
+        assert_eq!(
+            back(timed),
+            Options {
+                user_timeout,
+                ..first
+            }
+        );
+        let stricter = Options::to_keep(&policy(Duration::from_secs(5)));
+        assert_eq!(back(stricter), stricter);
     }
 
     #[test]

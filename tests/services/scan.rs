@@ -71,6 +71,12 @@ pub const CASES: &[Case] = &[
     )
     .isolated(),
     Case::new(
+        "guard_puts_back_what_nobody_changed",
+        PYTHON,
+        guard_puts_back_what_nobody_changed,
+    )
+    .isolated(),
+    Case::new(
         "two_guards_end_with_the_stricter_one",
         PYTHON,
         two_guards_end_with_the_stricter_one,
@@ -622,6 +628,39 @@ fn guard_keeps_its_promise_whatever_others_change() {
         || rig.pulsegate(&["scan", &port, D, "--json"]).json()["total"]["connections"].clone();
     assert!(eventually(LONG / 2, || left() == 1), "{}", guard.output());
     assert_eq!(rig.ask("noticed", 1..5), one("TimeoutError", 4));
+    rig.living_notice_nothing();
+}
+
+/// The application changes one option of each, and guard gives some of them anew.
+fn guard_puts_back_what_nobody_changed() {
+    let mut rig = Rig::new(4, 0);
+    let own = rig.options();
+    let matching = format!("port={PORT}");
+    let within = "--detect-within=30s";
+    let mut command = pulsegate(&["guard", "--match", &matching, within, "--restore-on-exit"]);
+    let mut guard = Process::start_in(&rig.net.proxy, &mut command);
+    let guarded = |n| {
+        let lines = || guard.output().matches("INFO guarded").count();
+        assert!(eventually(LONG, || lines() == n), "{}", guard.output());
+    };
+    guarded(4);
+    rig.ask("lax", 0..2);
+    rig.ask("patient", 2..3);
+    guarded(6);
+    rig.ask("lax", 1..2);
+    guard.signal(Signal::TERM);
+    assert!(guard.wait(LONG).success());
+    let patient = own
+        .keys()
+        .map(|options| options.replace(" 9 0", " 9 120000"));
+    let patient = patient.map(|options| (options, 1)).collect();
+    assert_eq!(rig.ask("options", 2..3), patient);
+    for at in [0, 1, 3] {
+        let has = rig.ask("options", at..at + 1);
+        assert!(has.keys().all(|one| own.contains_key(one)), "{at}: {has:?}");
+    }
+    let said = guard.output();
+    assert!(said.contains("again connections=3 others=1"), "{said}");
     rig.living_notice_nothing();
 }
 
