@@ -83,6 +83,12 @@ struct Asked {
     last: Last,
 }
 
+impl Asked {
+    fn unanswered(&self, found: &Connected) -> u32 {
+        u32::from(found.info.probes).saturating_sub(self.before)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
     /// One more question.
@@ -116,8 +122,17 @@ pub async fn ask(
             ask_all(diag, seen, purpose, &mut asked, &mut outcomes).await
         } => done,
     };
-    for Asked { at, own, tries, .. } in &asked {
-        give_back(&seen[*at], own, *tries);
+    // Where it was ended early, the last questions may be answered yet.
+    if let Some(due) = asked.iter().map(|one| one.due).max() {
+        sleep((due - sys::now()).into()).await;
+    }
+    for one in &asked {
+        let seen = &seen[one.at];
+        let unanswered = match diag.find(&seen.id) {
+            Ok(found) => found.map_or(0, |found| one.unanswered(&found)),
+            Err(_) => one.tries,
+        };
+        give_back(seen, &one.own, unanswered);
     }
     done.map(|()| outcomes)
 }
@@ -242,7 +257,7 @@ fn step(
             return Ok(Some(outcome));
         }
     };
-    let unanswered = u32::from(found.info.probes).saturating_sub(asked.before);
+    let unanswered = asked.unanswered(found);
     let is_proven = unanswered >= ENOUGH;
     let outcome = if heard(found) < now - asked.since {
         Some(Outcome::Answered)

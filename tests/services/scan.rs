@@ -22,6 +22,12 @@ pub const CASES: &[Case] = &[
     )
     .isolated(),
     Case::new(
+        "a_scan_that_is_interrupted_changes_nothing",
+        PYTHON,
+        a_scan_that_is_interrupted_changes_nothing,
+    )
+    .isolated(),
+    Case::new(
         "scan_ends_a_named_connection",
         WITHOUT_RIGHTS,
         scan_ends_a_named_connection,
@@ -185,6 +191,8 @@ def strict(at):
     return keep(at, 1, 2, 1, 2)
 def lax(at):
     return keep(at, 0)
+def kept(at):
+    return keep(at, 1)
 def forgotten(at):
     return keep(at, 1, 1, 2, 127)
 def patient(at):
@@ -408,6 +416,24 @@ fn scan_ends_exactly_the_dead() {
     assert_eq!(rig.ask("options", 0..1500), living);
     let again = rig.pulsegate(&["scan", &port, D, "--verify", "--json"]);
     assert_eq!(again.code, 0, "{again:?}");
+}
+
+/// Their own keepalive is on, so that the questions may count.
+fn a_scan_that_is_interrupted_changes_nothing() {
+    let mut rig = Rig::new(1000, 0);
+    rig.ask("kept", 0..1000);
+    let before = rig.options();
+    let port = format!("--port={PORT}");
+    let late = || rig.pulsegate(&["scan", &port, D, "--json"]).json()["total"]["late"] == 1000;
+    assert!(eventually(LONG, late));
+    let mut command = pulsegate(&["scan", &port, D, "--verify"]);
+    let mut scan = Process::start_in(&rig.net.proxy, &mut command);
+    assert!(eventually(LONG, || rig.options() != before));
+    scan.signal(Signal::INT);
+    scan.wait(LONG);
+    assert!(scan.output().contains("a signal came"), "{}", scan.output());
+    assert_eq!(rig.options(), before);
+    rig.living_notice_nothing();
 }
 
 /// By SOCK_DESTROY, and where that is not allowed by connect(2) with AF_UNSPEC. Its process learns what is
