@@ -34,7 +34,7 @@ every option back. It needs the right to trace the process: the same user, or CA
 --end dead ends those that left three questions unanswered: their application reads ETIMEDOUT.
 
 Exit codes: 0 nothing found; 1 failed; 2 wrong flags; 9 an unprotected or suspect connection was found.
-With --verify: 4 a peer did not answer, or could not be asked; else 0.";
+With --verify: 4 a peer did not answer, could not be asked, or is suspect or unprotected and busy; else 0.";
 
 /// `pulsegate scan`.
 #[derive(Args)]
@@ -261,7 +261,7 @@ impl Report<'_> {
             Some(_) => {
                 let lives = |(seen, outcome): (&Seen, &Outcome)| match outcome {
                     Outcome::Answered | Outcome::Over => true,
-                    Outcome::Busy => seen.word != Word::Suspect,
+                    Outcome::Busy => !seen.word.is_found(),
                     _ => false,
                 };
                 match self.asked().all(lives) {

@@ -63,7 +63,7 @@ pub enum Outcome {
     Ended,
     /// It was over before.
     Over,
-    /// Data is in flight or waits, or it is half-closed: it is judged by the kernel's own questions.
+    /// Data is in flight or waits: it is judged by the kernel's own questions. Or the peer has said FIN.
     Busy,
     /// It could not be asked.
     Refused(Refusal),
@@ -176,9 +176,12 @@ async fn ask_all(
 /// Whether it can be asked now; if not, what that means.
 fn askable(found: Option<&Connected>) -> Result<&Connected, Outcome> {
     const ESTABLISHED: u8 = 1;
+    /// This end has said FIN, which was acknowledged, and its process waits for the peer.
+    const FIN_WAIT2: u8 = 5;
     let found = found.ok_or(Outcome::Over)?;
     let info = &found.info;
-    if info.state != ESTABLISHED || info.unacked > 0 || info.notsent_bytes > 0 {
+    let is_open = [ESTABLISHED, FIN_WAIT2].contains(&info.state);
+    if !is_open || info.unacked > 0 || info.notsent_bytes > 0 {
         return Err(Outcome::Busy);
     }
     Ok(found)
@@ -249,17 +252,21 @@ fn step(
         return Ok(None);
     }
     let found = diag.find(&seen.id)?;
+    let is_heard = |found: &Connected| heard(found) < now - asked.since;
     let found = match askable(found.as_ref()) {
         Ok(found) => found,
         Err(Outcome::Over) if asked.last == Last::Verdict => return Ok(Some(Outcome::Ended)),
         Err(outcome) => {
             give_back(seen, &asked.own, 0);
-            return Ok(Some(outcome));
+            return Ok(Some(match found.as_ref().is_some_and(is_heard) {
+                true => Outcome::Answered,
+                false => outcome,
+            }));
         }
     };
     let unanswered = asked.unanswered(found);
     let is_proven = unanswered >= ENOUGH;
-    let outcome = if heard(found) < now - asked.since {
+    let outcome = if is_heard(found) {
         Some(Outcome::Answered)
     } else if is_proven && (purpose == Purpose::Tell || asked.tries >= TRIES) {
         Some(Outcome::Silent)

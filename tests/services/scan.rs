@@ -28,6 +28,12 @@ pub const CASES: &[Case] = &[
     )
     .isolated(),
     Case::new(
+        "scan_asks_those_that_wait_after_their_fin",
+        PYTHON,
+        scan_asks_those_that_wait_after_their_fin,
+    )
+    .isolated(),
+    Case::new(
         "scan_ends_a_named_connection",
         WITHOUT_RIGHTS,
         scan_ends_a_named_connection,
@@ -193,6 +199,9 @@ def lax(at):
     return keep(at, 0)
 def kept(at):
     return keep(at, 1)
+def shut(at):
+    pool[at].shutdown(socket.SHUT_WR)
+    return "shut"
 def forgotten(at):
     return keep(at, 1, 1, 2, 127)
 def patient(at):
@@ -220,7 +229,7 @@ struct Rig {
     net: Net,
     pool: Process,
     answers: usize,
-    _servers: [Process; 2],
+    servers: [Process; 2],
     living: usize,
     all: usize,
 }
@@ -254,7 +263,7 @@ impl Rig {
             net,
             pool,
             answers: 1,
-            _servers: servers,
+            servers,
             living,
             all: living + cut,
         }
@@ -434,6 +443,38 @@ fn a_scan_that_is_interrupted_changes_nothing() {
     assert!(scan.output().contains("a signal came"), "{}", scan.output());
     assert_eq!(rig.options(), before);
     rig.living_notice_nothing();
+}
+
+/// No timer of the kernel runs in FIN-WAIT-2 while a process holds it. A peer that has said FIN is not asked,
+/// which the exit code tells.
+fn scan_asks_those_that_wait_after_their_fin() {
+    let mut rig = Rig::new(1, 2);
+    let port = format!("--port={PORT}");
+    // It acknowledges a FIN, and says none.
+    rig.servers[1].signal(Signal::STOP);
+    rig.ask("shut", 1..3);
+    rig.until_unprotected(3);
+    let scan =
+        |rig: &Rig, how: &[&str]| rig.pulsegate(&[&["scan", &port, D, "--json"], how].concat());
+    let lives = scan(&rig, &["--verify"]);
+    assert_eq!(lives.code, 0, "{lives:?}");
+    lives.verified(3, 0, 0);
+    rig.net.cut(Host::Client);
+    rig.until_unprotected(3);
+    let ended = scan(&rig, &["--end=dead"]);
+    assert_eq!(ended.code, 4, "{ended:?}");
+    ended.verified(1, 0, 2);
+    assert_eq!(rig.ask("noticed", 1..3), one("TimeoutError", 2));
+    rig.servers[1].signal(Signal::KILL);
+
+    rig.living_notice_nothing();
+    rig.servers[0].signal(Signal::KILL);
+    let is_told = || {
+        let busy = scan(&rig, &["--verify"]);
+        assert_eq!(busy.json()["verified"][0]["peers"]["silent"], 0, "{busy:?}");
+        busy.code == 4
+    };
+    assert!(eventually(LONG / 4, is_told));
 }
 
 /// By SOCK_DESTROY, and where that is not allowed by connect(2) with AF_UNSPEC. Its process learns what is
