@@ -85,10 +85,15 @@ impl Target {
         if text == "dead" {
             return Ok(Self::Dead);
         }
+        // As the ends of connections are shown.
+        let end = |text: &str| {
+            let end: SocketAddr = text.parse().ok()?;
+            Some(SocketAddr::new(end.ip().to_canonical(), end.port()))
+        };
         let ends = text.split_once('-').and_then(|(local, peer)| {
             Some(Self::One {
-                local: local.parse().ok()?,
-                peer: peer.parse().ok()?,
+                local: end(local)?,
+                peer: end(peer)?,
             })
         });
         ends.ok_or_else(|| {
@@ -526,6 +531,8 @@ mod tests {
         let local = "10.0.0.1:5".parse().expect("an address");
         let peer = "[fe80::1]:6".parse().expect("an address");
         assert_eq!(one, Target::One { local, peer });
+        let mapped = Target::parse("[::ffff:10.0.0.1]:5-[fe80::1]:6");
+        assert_eq!(mapped, Ok(one));
         for text in ["", "alive", "10.0.0.1:5", "10.0.0.1-10.0.0.2", "a:1-b:2"] {
             assert!(Target::parse(text).is_err(), "{text}");
         }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 /// All that is given must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -57,10 +57,15 @@ impl Matching {
     }
 }
 
-/// A network, or one address.
+/// A network, or one address. An IPv4-mapped one is that of IPv4, as the ends of connections are.
 pub fn network(text: &str) -> Result<IpNet, String> {
+    let canonical = |net: IpNet| match (net.addr().to_canonical(), net.prefix_len()) {
+        (IpAddr::V4(four), bits @ 96..) => Ipv4Net::new(four, bits - 96).map_or(net, IpNet::V4),
+        _ => net,
+    };
     let one = text.parse::<IpAddr>().map(IpNet::from);
     one.or_else(|_| text.parse())
+        .map(canonical)
         .map_err(|_| format!("{text:?} is neither an address nor a network such as 10.0.0.0/8"))
 }
 
@@ -121,6 +126,11 @@ mod tests {
             ("peer-port=6379,peer=10.9.0.0/16", true),
             ("peer-port=6379,peer=10.8.0.0/16", false),
             ("peer=10.9.0.2", true),
+            ("peer=::ffff:10.9.0.2", true),
+            ("peer=::ffff:10.8.0.2", false),
+            ("peer=::ffff:10.9.0.0/112", true),
+            ("peer=::ffff:0:0/96", true),
+            ("peer=::/0", false),
         ] {
             assert_eq!(read(text).ends(local, peer), holds, "{text}");
         }
