@@ -138,6 +138,12 @@ fn run(args: &Scan) -> Result<(String, Exit), String> {
             "cannot look into processes that are meant: {hidden}"
         ));
     }
+    if survey.connections.is_empty()
+        && let Some(name) = &args.process
+        && !scan::has_holder(&matching[0]).map_err(cannot)?
+    {
+        return Err(format!("there is no process called {name}"));
+    }
     if let Some(Target::One { local, peer }) = args.end {
         return end_one(&mut diag, &survey, (local, peer), args.reason.as_deref());
     }

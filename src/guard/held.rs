@@ -111,10 +111,21 @@ impl Held {
         series.matching.set(count(connections));
         if look == 1 {
             tracing::info!(connections, "looked for the first time");
+            self.tell_whom_nobody_is();
         }
         // It may have been refused because another process holds it by now.
         if refused == 0 {
             self.processes = survey.processes;
+        }
+    }
+
+    /// A process that is to be guarded may start later; a name that is wrong looks the same.
+    fn tell_whom_nobody_is(&self) {
+        let nobody = |rule: &&Matching| scan::has_holder(rule).is_ok_and(|is_there| !is_there);
+        for rule in self.matching.iter().filter(nobody) {
+            let (process, cgroup) = (rule.process.as_deref(), rule.cgroup.as_deref());
+            let pid = rule.pid;
+            tracing::warn!(process, pid, cgroup, "no process matches this --match yet");
         }
     }
 

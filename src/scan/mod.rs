@@ -18,7 +18,7 @@ mod verdict;
 pub use asking::{Outcome, Purpose, ask, copy, end, is_asking, is_question, is_underway};
 pub use matching::{Matching, network};
 pub use options::Options;
-pub use processes::{Owner, Processes};
+pub use processes::{Owner, Processes, has_holder};
 pub use refusal::Refusal;
 pub use survey::{AcceptQueue, Row, Seen, Survey, UNKNOWN, survey};
 pub use verdict::{Word, judge};

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use socket2::{Domain, Socket, Type};
 
+use super::matching::Matching;
 use super::refusal::Refusal;
 
 /// One of those who hold a socket.
@@ -48,14 +49,8 @@ impl Processes {
     /// Where `/proc` cannot be read.
     pub fn read(inodes: &[u32]) -> io::Result<Self> {
         let mut found = Self::default();
-        for entry in fs::read_dir("/proc")?.flatten() {
-            if let Some(pid) = entry
-                .file_name()
-                .to_str()
-                .and_then(|name| name.parse().ok())
-            {
-                found.add(pid, inodes);
-            }
+        for pid in pids()? {
+            found.add(pid, inodes);
         }
         Ok(found)
     }
@@ -116,6 +111,20 @@ impl Processes {
         }
         reasons
     }
+}
+
+fn pids() -> io::Result<impl Iterator<Item = u32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    Ok(entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+}
+
+/// Whether a process runs that is meant by this number, name and control group.
+///
+/// # Errors
+/// Where `/proc` cannot be read.
+pub fn has_holder(matching: &Matching) -> io::Result<bool> {
+    let is_meant = |pid| matching.holder(pid, &name(pid), || cgroup(pid));
+    Ok(pids()?.any(is_meant))
 }
 
 /// The descriptors of a process that are sockets, with their inodes.

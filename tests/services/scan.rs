@@ -389,6 +389,12 @@ fn scan_ends_exactly_the_dead() {
     rig.until_unprotected(2000);
     let port = format!("--port={PORT}");
 
+    let typo = rig.pulsegate(&["scan", "--process=pyhton3", D]);
+    assert_eq!(typo.code, 1, "{typo:?}");
+    assert!(typo.text.contains("no process called pyhton3"), "{typo:?}");
+    let idle = rig.pulsegate(&["scan", "--process=python3", "--port=1", D]);
+    assert_eq!(idle.code, 0, "{idle:?}");
+
     let table = rig.pulsegate(&["scan", &port, D]);
     assert_eq!(table.code, 9, "{table:?}");
     assert!(
@@ -628,6 +634,7 @@ fn guard_changes_nothing_in_a_dry_run() {
     let before = rig.options();
     let mut command = Command::new(env!("CARGO_BIN_EXE_pulsegate"));
     command.args(["guard", "--match", &format!("port={PORT}"), D, "--dry-run"]);
+    command.args(["--match=process=pyhton3", "--match=process=python3"]);
     let guard = Process::start_in(&rig.net.proxy, &mut command);
     let told = || {
         guard
@@ -644,6 +651,12 @@ fn guard_changes_nothing_in_a_dry_run() {
             .contains("looked for the first time connections=3")
     };
     assert!(eventually(LONG, first), "{}", guard.output());
+    let log = guard.output();
+    let nobody: Vec<&str> = log.lines().filter(|l| l.contains("WARN")).collect();
+    assert!(
+        nobody.len() == 1 && nobody[0].ends_with(r#"this --match yet process="pyhton3""#),
+        "{log}"
+    );
     assert_eq!(rig.options(), before);
 }
 
