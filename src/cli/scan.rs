@@ -13,7 +13,7 @@ use clap::Args;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{Output, write_out};
+use super::{Output, remote, write_out};
 use crate::admin::client::Format;
 use crate::exit::{self, Exit};
 use crate::lifecycle::EndSignals;
@@ -102,7 +102,24 @@ impl Target {
     }
 }
 
+/// What no rule of clap can say.
+fn misuse(args: &Scan) -> Option<&'static str> {
+    match args.end {
+        Some(Target::Dead) if args.reason.is_some() => Some("--reason goes with --end LOCAL-PEER"),
+        Some(Target::One { .. }) if args.verify => {
+            Some("--end LOCAL-PEER asks nobody: it does not go with --verify")
+        }
+        Some(Target::One { .. }) if args.sockets => {
+            Some("--end LOCAL-PEER lists nothing: it does not go with --sockets")
+        }
+        _ => None,
+    }
+}
+
 pub(super) fn scan(args: &Scan) -> ExitCode {
+    if let Some(why) = misuse(args) {
+        return remote::misused(why);
+    }
     match run(args) {
         Ok((text, exit)) => match write_out(&text) {
             written if exit == Exit::Ok => written,
@@ -145,7 +162,7 @@ fn run(args: &Scan) -> Result<(String, Exit), String> {
         return Err(format!("there is no process called {name}"));
     }
     if let Some(Target::One { local, peer }) = args.end {
-        return end_one(&mut diag, &survey, (local, peer), args.reason.as_deref());
+        return end_one(&mut diag, &survey, (local, peer), args);
     }
     let outcomes = match (args.end, args.verify) {
         (None, false) => None,
@@ -214,18 +231,32 @@ fn end_one(
     diag: &mut SockDiag,
     survey: &Survey,
     (local, peer): (SocketAddr, SocketAddr),
-    reason: Option<&str>,
+    args: &Scan,
 ) -> Result<(String, Exit), String> {
     let is_it = |seen: &&Seen| (seen.id.local(), seen.id.peer()) == (local, peer);
     let seen = survey.connections.iter().find(is_it);
     let seen = seen.ok_or_else(|| format!("no process here holds {local}-{peer}"))?;
     let how = scan::end(diag, seen).map_err(|why| format!("cannot end {local}-{peer}: {why}"))?;
-    let process = holder(survey, seen);
-    let reason = reason.map_or(String::new(), |text| format!(" ({text})"));
-    Ok((
-        format!("ended {local}-{peer} of {process}{reason} by {how}\n"),
-        Exit::Ok,
-    ))
+    let text = match args.output.format() {
+        Format::Json => {
+            let ended = json!({
+                "local": local,
+                "peer": peer,
+                "process": survey.process(seen),
+                "pid": seen.owner.map(|owner| owner.pid),
+                "reason": args.reason,
+                "by": how,
+            });
+            format!("{:#}\n", json!({ "ended": ended }))
+        }
+        Format::Text => {
+            let process = holder(survey, seen);
+            let reason = args.reason.as_ref();
+            let reason = reason.map_or(String::new(), |text| format!(" ({text})"));
+            format!("ended {local}-{peer} of {process}{reason} by {how}\n")
+        }
+    };
+    Ok((text, Exit::Ok))
 }
 
 /// The process and its number.

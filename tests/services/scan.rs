@@ -497,6 +497,15 @@ fn scan_ends_a_named_connection() {
     assert_eq!(seen["total"]["connections"], 5, "{seen}");
 
     let peer = rig.net.socket(Host::Client, PORT);
+    for wrong in [
+        ["--end=dead", "--reason=moved"],
+        ["--end=10.0.0.1:1-10.0.0.2:2", "--verify"],
+        ["--end=10.0.0.1:1-10.0.0.2:2", "--sockets"],
+    ] {
+        let said = rig.pulsegate(&[&["scan", D], &wrong[..]].concat());
+        assert_eq!(said.code, 2, "{wrong:?}: {said:?}");
+    }
+
     let ip = peer.ip().to_string();
     let json = rig.pulsegate(&["scan", "--peer", &ip, D, "--sockets", "--json"]);
     let json = json.json();
@@ -530,6 +539,12 @@ fn scan_ends_a_named_connection() {
         let again = rig.pulsegate(&["scan", "--end", end]);
         assert_eq!(again.code, 1, "{again:?}");
     }
+    rig.until_unprotected(3);
+    let json = rig.pulsegate(&["scan", D, "--sockets", "--json"]).json();
+    let socket = &json["sockets"][0];
+    let ends = [&socket["local"], &socket["peer"]].map(|end| end.as_str().expect("an end"));
+    let ended = rig.pulsegate(&["scan", "--json", "--end", &ends.join("-")]);
+    assert_eq!(ended.json()["ended"]["process"], "python3", "{ended:?}");
 }
 
 /// The youngest has it; one of the name of pulsegate only looks at it.
