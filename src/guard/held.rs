@@ -151,9 +151,15 @@ impl Held {
         if let Err(refusal) = &taken {
             self.note_refusal(survey, seen, before, refusal);
         }
+        // What cannot be read again is taken for what it was, as long as the kernel asks in time.
+        let otherwise = match seen.word {
+            Word::Unprotected | Word::Late => None,
+            _ => before,
+        };
+        let otherwise = otherwise.unwrap_or(Standing::Unprotected);
         let known = Known {
             seen: *seen,
-            standing: *taken.as_ref().unwrap_or(&Standing::Unprotected),
+            standing: *taken.as_ref().unwrap_or(&otherwise),
             look: self.look,
         };
         self.known.insert(cookie, known);
