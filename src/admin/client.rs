@@ -27,6 +27,7 @@ use super::guard::{TokenFile, read_token};
 use super::notice::{Notice, Place};
 use super::query::Query;
 pub use super::query::{Format, Sort};
+use super::routes::OURS;
 use super::server::Stream;
 use super::table;
 pub use super::table::age;
@@ -398,7 +399,7 @@ fn sessions(addr: &Target) -> io::Result<u64> {
     serde_json::from_str::<serde_json::Value>(&body)
         .ok()
         .and_then(|list| list.get("total")?.as_u64())
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a pulsegate admin address"))
+        .ok_or_else(|| foreign("it does not count its sessions"))
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -491,11 +492,14 @@ async fn ask(addr: &Target, method: &Method, path: &str) -> Answer {
         .await
         .map_err(|e| failure(&e))?;
     let status = answer.status();
+    if !answer.headers().contains_key(OURS) {
+        return Err(foreign(&format!("it answers {status}")));
+    }
     let is_busy =
         status == StatusCode::SERVICE_UNAVAILABLE && answer.headers().contains_key(RETRY_AFTER);
     let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
     let body = body.map_err(|e| failure(&*e))?.to_bytes();
-    let body = String::from_utf8(body.into()).map_err(|_| not_http())?;
+    let body = String::from_utf8(body.into()).map_err(|_| foreign("the answer is not text"))?;
     if is_busy {
         let kind = io::ErrorKind::ResourceBusy;
         return Err(io::Error::new(kind, body.trim().to_owned()));
@@ -509,7 +513,7 @@ fn failure(error: &(dyn Error + 'static)) -> io::Error {
         return io::Error::other("the answer is too long");
     }
     if error.downcast_ref().is_some_and(hyper::Error::is_parse) {
-        return not_http();
+        return foreign("the answer is not HTTP");
     }
     let cause = error.source().and_then(|e| e.downcast_ref());
     match cause.and_then(io::Error::raw_os_error) {
@@ -518,8 +522,9 @@ fn failure(error: &(dyn Error + 'static)) -> io::Error {
     }
 }
 
-fn not_http() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the answer is not HTTP")
+fn foreign(why: &str) -> io::Error {
+    let why = format!("not a pulsegate: {why}");
+    io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
 /// A listener on all addresses is reached on loopback.
@@ -558,9 +563,10 @@ mod tests {
 
     #[test]
     fn answers() {
-        let ok = answered(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n").expect("valid");
+        let ok = answered(b"HTTP/1.1 200 OK\r\nPulsegate: admin\r\nContent-Length: 3\r\n\r\nok\n")
+            .expect("valid");
         assert_eq!(ok, (StatusCode::OK, "ok\n".to_owned()));
-        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+        let chunked = b"HTTP/1.1 200 OK\r\nPulsegate: admin\r\nTransfer-Encoding: chunked\r\n\r\n\
             4\r\nabcd\r\nA\r\n0123456789\r\n0\r\n\r\n";
         let all = answered(chunked).expect("valid");
         assert_eq!(all, (StatusCode::OK, "abcd0123456789".to_owned()));
@@ -570,13 +576,21 @@ mod tests {
         }
         for (answer, kind) in [
             (
-                &b"HTTP/1.1 503 x\r\nRetry-After: 1\r\n\r\n"[..],
+                &b"HTTP/1.1 503 x\r\nPulsegate: admin\r\nRetry-After: 1\r\n\r\n"[..],
                 io::ErrorKind::ResourceBusy,
             ),
             (b"", io::ErrorKind::UnexpectedEof),
             (
-                b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok\n",
+                b"HTTP/1.1 200 OK\r\nPulsegate: admin\r\ncontent-length: 9\r\n\r\nok\n",
                 io::ErrorKind::UnexpectedEof,
+            ),
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok\n",
+                io::ErrorKind::InvalidData,
+            ),
+            (
+                b"HTTP/1.1 503 x\r\nRetry-After: 1\r\n\r\n",
+                io::ErrorKind::InvalidData,
             ),
             (b"SSH-2.0-OpenSSH\r\n", io::ErrorKind::InvalidData),
             (b"SSH-2.0-OpenSSH\r\n\r\n", io::ErrorKind::InvalidData),

@@ -48,6 +48,9 @@ const LONGEST_WORK: Span = Span::ms(100);
 /// A body up to this size is ignored; no route takes one.
 const MAX_BODY: u64 = 4096;
 
+/// By this header of every answer the subcommands know a pulsegate. Not `Server`, which proxies replace.
+pub(super) const OURS: HeaderName = HeaderName::from_static("pulsegate");
+
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 const INDEX: &str = "\
@@ -623,6 +626,7 @@ fn accepted(body: String) -> Reply {
 fn reply(kind: &'static str, body: impl Into<Answer>) -> Reply {
     let mut reply = Response::new(body.into());
     for (name, value) in [
+        (OURS, "admin"),
         (CONTENT_TYPE, kind),
         (CACHE_CONTROL, "no-store"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),

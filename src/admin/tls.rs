@@ -22,7 +22,7 @@ const HANDSHAKE: u8 = 22;
 /// A client that speaks HTTP may take so long to hear what is wrong, and say so much meanwhile.
 const FAREWELL: Duration = Duration::from_secs(1);
 const FAREWELL_BYTES: u64 = 64 * 1024;
-const NOT_HTTPS: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
+const NOT_HTTPS: &str = "HTTP/1.1 400 Bad Request\r\nPulsegate: admin\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Content-Length: 40\r\nConnection: close\r\n\r\nthis address speaks HTTPS: use https://\n";
 
 /// Lines about clients without TLS.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -191,4 +191,35 @@ fn a_screen_is_printed_where_there_is_no_terminal() {
     assert_eq!(none.status.code(), Some(2));
     let why = String::from_utf8_lossy(&none.stderr);
     assert!(why.contains("--once and --json do without"), "{why}");
+}
+
+#[test]
+fn another_server_is_no_pulsegate() {
+    let other = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let at = other.local_addr().expect("bound").to_string();
+    thread::spawn(move || {
+        for mut client in other.incoming().flatten() {
+            let _asked = client.read(&mut [0; 4096]);
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n{\"hello\":1}";
+            let _gone = client.write_all(answer);
+        }
+    });
+    let expected = format!("pulsegate: {at}: not a pulsegate: it answers 200 OK\n");
+    for command in [
+        &["reload"][..],
+        &["healthcheck"],
+        &["drain", "--wait"],
+        &["conns"],
+        &["found"],
+        &["upstreams"],
+        &["verify", "1"],
+        &["kill", "--all"],
+        &["top", "--once"],
+    ] {
+        let output = pulsegate(command).args(["--admin", &at]).output();
+        let output = output.expect("run");
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), expected);
+        assert!(output.stdout.is_empty(), "{command:?}: {output:?}");
+    }
 }

@@ -265,6 +265,8 @@ fn https_and_other_clients() {
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     assert!(answer.contains("speaks HTTPS"), "{answer}");
     assert!(!answer.contains("pulsegate_"), "{answer}");
+    let plain = says(&ask(&["conns", "--admin", &setup.admin.to_string()]));
+    assert!(plain.contains("use https://"), "{plain}");
     // Others only see the end, and a check of the port leaves no line.
     said(b"\0\x01garbage");
     drop(TcpStream::connect(setup.admin).expect("connected"));
