@@ -330,7 +330,7 @@ pub fn verify(
         Format::Json => serde_json::to_string(&list).map_err(|e| e.to_string())? + "\n",
     };
     Ok(Verification {
-        text,
+        text: printable(text),
         answered: list.skipped == 0 && list.sessions.iter().all(answers),
         errors,
     })
@@ -385,12 +385,22 @@ fn parsed<T: DeserializeOwned>(addr: &Target, answer: Answer) -> Result<T, Strin
 
 /// Why an answer is not the one that was asked for.
 fn why(addr: &Target, answer: Answer) -> String {
-    match answer {
-        Ok((_, body)) => format!("{addr}: {}", body.trim()),
-        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            format!("{addr}: no answer in time")
-        }
-        Err(error) => format!("{addr}: {error}"),
+    let why = match answer {
+        Ok((status, body)) if body.trim().is_empty() => status.to_string(),
+        Ok((_, body)) => body.trim().to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::TimedOut => "no answer in time".to_owned(),
+        // It may quote a certificate.
+        Err(error) => printable(error.to_string()),
+    };
+    format!("{addr}: {why}")
+}
+
+/// Names that strangers chose must not command a terminal.
+fn printable(text: String) -> String {
+    let commands = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    match text.contains(commands) {
+        true => text.replace(commands, "\u{fffd}"),
+        false => text,
     }
 }
 
@@ -500,6 +510,7 @@ async fn ask(addr: &Target, method: &Method, path: &str) -> Answer {
     let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
     let body = body.map_err(|e| failure(&*e))?.to_bytes();
     let body = String::from_utf8(body.into()).map_err(|_| foreign("the answer is not text"))?;
+    let body = printable(body);
     if is_busy {
         let kind = io::ErrorKind::ResourceBusy;
         return Err(io::Error::new(kind, body.trim().to_owned()));
@@ -597,6 +608,18 @@ mod tests {
         ] {
             assert_eq!(answered(answer).expect_err("bad").kind(), kind);
         }
+    }
+
+    #[test]
+    fn what_is_printed_commands_no_terminal_and_says_something() {
+        let said = answered(
+            b"HTTP/1.1 404 Not Found\r\nPulsegate: admin\r\nContent-Length: 14\r\n\r\n\x1b[31m\ta\r\n\xc2\x9bb\x07\n",
+        );
+        let addr = Target::from(SocketAddr::from(([127, 0, 0, 1], 1)));
+        let expected = "127.0.0.1:1: \u{fffd}[31m\ta\u{fffd}\n\u{fffd}b\u{fffd}";
+        assert_eq!(why(&addr, said), expected);
+        let empty = Ok((StatusCode::MOVED_PERMANENTLY, "\n".to_owned()));
+        assert_eq!(why(&addr, empty), "127.0.0.1:1: 301 Moved Permanently");
     }
 
     #[test]
