@@ -106,6 +106,13 @@ fn sessions_are_watched_and_ended_in_a_terminal() {
     terminal.until(&peer);
     terminal.press("v");
     terminal.until("downstream alive");
+    terminal.press("/ listener=nope\r");
+    terminal.until("there is none of the name 'nope'");
+    terminal.press("s");
+    terminal.until("- live - sort idle");
+    let back = "\u{7f}".repeat(" listener=nope".len());
+    terminal.press(&format!("/{back}\r"));
+    terminal.until(&peer);
     terminal.press("knot this\u{1b}");
     terminal.until("q quit");
     terminal.press("kit hangs\r");

@@ -96,8 +96,8 @@ fn print(target: &Target, args: &Top) -> ExitCode {
     let (_nobody, pause) = channel::<()>();
     loop {
         let frame = match fetch(target, &state.query(PLAIN_SESSIONS), summary.take()) {
-            Ok(frame) => frame,
-            Err(why) => return report(Err(why)),
+            Ok(frame) if frame.trouble.is_empty() => frame,
+            Ok(Frame { trouble: why, .. }) | Err(why) => return report(Err(why)),
         };
         let text = if args.output.json {
             let both = json!({ "summary": frame.summary, "connections": frame.list });
@@ -212,12 +212,19 @@ fn fetch(target: &Target, query: &Query, before: Option<Value>) -> Result<Frame,
         .iter()
         .map(|(n, v)| (n.as_str(), v.as_str()))
         .collect();
-    let list = client::connections(target, &query, Format::Json)?;
-    let summary = client::summary(target)?;
+    let read = |text: String| serde_json::from_str::<Value>(&text).map_err(wrong);
+    let summary = client::summary(target).and_then(read)?;
+    // A filter that is refused hides no figures.
+    let list = client::connections(target, &query, Format::Json).and_then(read);
+    let (list, trouble) = match list {
+        Ok(list) => (list, String::new()),
+        Err(why) => (Value::Null, why),
+    };
     Ok(Frame {
         before,
-        summary: serde_json::from_str(&summary).map_err(wrong)?,
-        list: serde_json::from_str(&list).map_err(wrong)?,
+        summary,
+        list,
+        trouble,
     })
 }
 

@@ -52,6 +52,8 @@ pub(super) struct Frame {
     pub summary: Value,
     /// The sessions that are shown.
     pub list: Value,
+    /// Why none are.
+    pub trouble: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -240,13 +242,18 @@ pub(super) fn lines(
         let room = height.saturating_sub(lines.len() + 2);
         lines.extend(table(state, frame, (width, room), colours));
     }
+    let refused = frame.map_or("", |frame| &frame.trouble);
+    let trouble = match state.trouble.as_str() {
+        "" => refused,
+        trouble => trouble,
+    };
     let last = match &state.mode {
         Mode::Filter(text) => format!("filter: {text}_"),
         Mode::Reason(id, text) => {
             format!("end session {id}, because (Enter ends, Escape does not): {text}_")
         }
         _ if !state.note.is_empty() => state.note.clone(),
-        _ if !state.trouble.is_empty() => state.trouble.clone(),
+        _ if !trouble.is_empty() => trouble.to_owned(),
         _ => "s sort  / filter  d suspects  l/u leg  v verify  k end  p pause  ? help  q quit"
             .to_owned(),
     };
@@ -566,6 +573,7 @@ mod tests {
             before: Some(summary(10, 1000)),
             summary: summary(12, 5000),
             list: json!({ "total": 20, "matched": 20, "connections": all }),
+            trouble: String::new(),
         }
     }
 
