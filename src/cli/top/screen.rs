@@ -11,7 +11,8 @@ use crate::telemetry::Colours;
 pub(super) const HELP: &str = "\
 Keys:
   s     next order: age, idle, id, received, sent, last_life
-  /     filter: a peer (IP or IP:port), a listener, or phase=, condition=, min_idle= as in conns
+  /     filter: a peer (IP or IP:port), a listener, or phase=, condition=,
+        min_idle= as in conns
   d     suspects only, and all again
   l, u  downstream legs only, upstream legs only, and both again
   p     pause, and go on
@@ -608,6 +609,13 @@ mod tests {
             "{}",
             coloured[6]
         );
+    }
+
+    #[test]
+    fn the_help_fits_into_80_columns() {
+        for line in HELP.lines() {
+            assert!(line.len() <= 80, "{line}");
+        }
     }
 
     #[test]
