@@ -130,6 +130,22 @@ fn sessions_are_watched_and_ended_in_a_terminal() {
 }
 
 #[test]
+fn an_error_says_what_was_not_done() {
+    let service = Service::start();
+    let proxy = Proxy::start(Ports::free(), service.address, kept().1, &[]);
+    let mut client = TcpStream::connect(proxy.ports.clients).expect("connected");
+    ask(&mut client).expect("served");
+    let mut terminal = Terminal::start(&["top", "--admin", &proxy.ports.admin.to_string()]);
+    terminal.until(&client.local_addr().expect("bound").to_string());
+    drop(proxy);
+    terminal.until("- no news");
+    terminal.press("v");
+    terminal.until("session 1: not verified: ");
+    terminal.press("q");
+    assert_eq!(wait(&mut terminal.top, PATIENT).code(), Some(0));
+}
+
+#[test]
 fn a_signal_leaves_the_terminal_as_it_was() {
     let service = Service::start();
     let proxy = Proxy::start(Ports::free(), service.address, kept().1, &[]);

@@ -20,6 +20,7 @@ use super::{Output, exit_of, put_out};
 use crate::admin::client::{self, Format, Target, Which};
 use crate::exit::Exit;
 use crate::lifecycle::EndSignals;
+use crate::sys;
 use crate::telemetry::Colours;
 use crate::view::OnSilent;
 use screen::{Frame, Query, State, Wish};
@@ -138,6 +139,7 @@ fn watch(target: &Target, mut terminal: Terminal, is_over: &AtomicBool) -> io::R
     thread::spawn(move || ask(&asked, &wanted, &told));
     let mut frame = None;
     let mut query = None;
+    let mut noted = sys::now();
     let mut shown = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
         let (width, height) = terminal.size();
@@ -150,10 +152,10 @@ fn watch(target: &Target, mut terminal: Terminal, is_over: &AtomicBool) -> io::R
             match said {
                 News::Frame(next) if !state.paused => {
                     frame = Some(*next);
-                    state.trouble.clear();
+                    state.refreshed((sys::now() - noted).into());
                 }
                 News::Frame(_) => {}
-                News::Note(note) => state.note = note,
+                News::Note(note) => (state.note, noted) = (note, sys::now()),
                 News::Failed(why) => state.trouble = why,
             }
         }
@@ -164,6 +166,7 @@ fn watch(target: &Target, mut terminal: Terminal, is_over: &AtomicBool) -> io::R
             shown = lines;
         }
         for key in terminal.keys(GLANCE)? {
+            noted = sys::now();
             match state.press(key, frame.as_ref()) {
                 Wish::Nothing => {}
                 Wish::Quit => return Ok(()),
@@ -234,8 +237,8 @@ fn verify(target: &Target, id: u64) -> String {
     let found = client::verify(target, Which::Ids(&ids), OnSilent::Report, Format::Json);
     let found = match found {
         Ok(found) if found.errors.is_empty() => found,
-        Ok(found) => return found.errors.join("; "),
-        Err(why) => return why,
+        Ok(found) => return format!("session {id}: not verified: {}", found.errors.join("; ")),
+        Err(why) => return format!("session {id}: not verified: {why}"),
     };
     let told: Value = serde_json::from_str(&found.text).unwrap_or_default();
     let session = &told["sessions"][0];
@@ -252,5 +255,6 @@ fn verify(target: &Target, id: u64) -> String {
 fn end(target: &Target, id: u64, reason: &str) -> String {
     let query = [("reason", reason)];
     let query = if reason.is_empty() { &[][..] } else { &query };
-    client::kill(target, id, query).unwrap_or_else(|why| why)
+    let ended = client::kill(target, id, query);
+    ended.unwrap_or_else(|why| format!("session {id}: not ended: {why}"))
 }

@@ -1,6 +1,7 @@
 //! What `top` shows, and what a key does. Pure: figures and keys in, lines out.
 
 use std::cmp::Reverse;
+use std::time::Duration;
 
 use serde_json::Value;
 use strum::VariantNames;
@@ -21,6 +22,9 @@ Keys:
   k     end it; asks for the reason, Enter ends, Escape does not
   ?     these keys
   q     quit";
+
+/// A note can be read for so long.
+const NOTE: Duration = Duration::from_secs(10);
 
 /// Parameters of `/connections`.
 pub(super) type Query = Vec<(String, String)>;
@@ -126,6 +130,14 @@ impl State {
             }
         }));
         query
+    }
+
+    /// There is news, so long after the last key or note.
+    pub fn refreshed(&mut self, after: Duration) {
+        self.trouble.clear();
+        if after >= NOTE {
+            self.note.clear();
+        }
     }
 
     pub fn press(&mut self, key: Key, frame: Option<&Frame>) -> Wish {
@@ -675,6 +687,19 @@ mod tests {
         let marked = lines.iter().find(|l| l.starts_with("\x1b[7m"));
         assert!(marked.is_some_and(|l| l.contains(" 2 db")), "{lines:#?}");
         assert_eq!(state.press(Key::Char('v'), Some(&frame)), Wish::Verify(2));
+    }
+
+    #[test]
+    fn a_note_can_be_read_and_is_gone_with_later_news() {
+        let mut state = State {
+            note: "session 1 is being ended".to_owned(),
+            trouble: "Connection refused".to_owned(),
+            ..State::default()
+        };
+        state.refreshed(Duration::from_secs(9));
+        assert_eq!((state.note.len(), state.trouble.as_str()), (24, ""));
+        state.refreshed(Duration::from_secs(10));
+        assert_eq!(state.note, "");
     }
 
     #[test]
