@@ -150,6 +150,7 @@ pub fn healthcheck(addr: &Target, timeout: Duration, health: Health) -> Result<(
         Health::Ready => "/readyz",
     };
     let deadline = Instant::now() + timeout;
+    let mut evicted = None;
     loop {
         match exchange_once(addr, &Method::GET, path, deadline) {
             Ok((StatusCode::OK, _)) => return Ok(()),
@@ -161,6 +162,11 @@ pub fn healthcheck(addr: &Target, timeout: Duration, health: Health) -> Result<(
                     && Instant::now() < deadline =>
             {
                 sleep(EVICTED_PAUSE);
+                evicted = Some(error);
+            }
+            // The last try had no time left: what the others met says more.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                return Err(why(addr, Err(evicted.unwrap_or(error))));
             }
             other => return Err(why(addr, other)),
         }
@@ -630,6 +636,21 @@ mod tests {
         let result = healthcheck(&addr.into(), Duration::from_millis(200), Health::Live);
         assert_eq!(result, Err(format!("{addr}: no answer in time")));
         assert!(start.elapsed() < Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_server_that_resets_is_told_from_a_silent_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+        let addr = listener.local_addr().expect("bound");
+        // Closed with a request that was not read: RST.
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let _asked = stream.peek(&mut [0]);
+            }
+        });
+        let result = healthcheck(&addr.into(), Duration::from_millis(200), Health::Live);
+        let why = result.expect_err("no answer");
+        assert!(why.contains("Connection reset"), "{why}");
     }
 
     #[test]
