@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 pub enum Exit {
     /// Done as asked.
     Ok = 0,
-    /// Failed while running.
+    /// Failed while running, or named a listener that is not there.
     Failure = 1,
     /// Flags or configuration are wrong.
     Usage = 2,

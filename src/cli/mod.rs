@@ -34,7 +34,7 @@ use scan::Scan;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done as asked
-  1  failed while running
+  1  failed while running, or named a listener that is not there
   2  flags, filters or configuration are wrong
   3  an address could not be listened on
   4  verify: a peer did not answer, or could not be asked enough to tell

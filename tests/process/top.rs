@@ -204,6 +204,11 @@ fn a_screen_is_printed_where_there_is_no_terminal() {
         both["connections"]["connections"][0]["downstream"]["peer"],
         peer
     );
+    for (listener, limit, code) in [("nope", "1", 1), ("default", "x", 2)] {
+        let filters = ["conns", "--listener", listener, "--limit", limit];
+        let wrong = pulsegate(&filters).args(["--admin", &admin]).output();
+        assert_eq!(wrong.expect("run").status.code(), Some(code), "{filters:?}");
+    }
     // As `head` does it.
     let mut endless = pulsegate(&["top", "--admin", &admin, "--json"]);
     let mut endless = endless.stdout(Stdio::piped()).spawn().expect("started");
