@@ -252,21 +252,19 @@ fn step(
         return Ok(None);
     }
     let found = diag.find(&seen.id)?;
-    let is_heard = |found: &Connected| heard(found) < now - asked.since;
+    let is_heard = found.as_ref().is_some_and(|c| heard(c) < now - asked.since);
     let found = match askable(found.as_ref()) {
         Ok(found) => found,
         Err(Outcome::Over) if asked.last == Last::Verdict => return Ok(Some(Outcome::Ended)),
         Err(outcome) => {
             give_back(seen, &asked.own, 0);
-            return Ok(Some(match found.as_ref().is_some_and(is_heard) {
-                true => Outcome::Answered,
-                false => outcome,
-            }));
+            let answered = is_heard.then_some(Outcome::Answered);
+            return Ok(answered.or(Some(outcome)));
         }
     };
     let unanswered = asked.unanswered(found);
     let is_proven = unanswered >= ENOUGH;
-    let outcome = if is_heard(found) {
+    let outcome = if is_heard {
         Some(Outcome::Answered)
     } else if is_proven && (purpose == Purpose::Tell || asked.tries >= TRIES) {
         Some(Outcome::Silent)
