@@ -90,7 +90,7 @@ async fn us(input: &Input, socket: TcpStream) -> (Vec<u8>, bool) {
     if poll_fn(|cx| handshake.poll(&socket, cx)).await.is_err() {
         return (got, false);
     }
-    let mut leg = handshake.into_leg(LegStream::local(socket));
+    let mut leg = LegStream::local(socket).under(handshake.into_layer());
     let mut buf = vec![0; 1 << 16];
     for size in input.reads.iter().cycle().chain(std::iter::repeat(&u16::MAX)) {
         let size = usize::from(*size).max(1);
